@@ -1,0 +1,60 @@
+"""Errors for users: each says what happened, why, and what to do about it.
+
+They pickle, so that they survive a Ray task boundary unchanged, and inherit the standard library type a
+caller would expect to catch.
+"""
+
+from __future__ import annotations
+
+
+class CasaError(Exception):
+    """Base of every error this project raises on purpose.
+
+    Args:
+        what: What went wrong, in one sentence that names the thing (path, key, id).
+        why: The cause, or what was expected instead.
+        remedy: What the reader can do now.
+    """
+
+    def __init__(self, what: str, why: str = "", remedy: str = "") -> None:
+        self.what = what
+        self.why = why
+        self.remedy = remedy
+        super().__init__(what, why, remedy)
+
+    def __str__(self) -> str:
+        lines = [self.what]
+        if self.why:
+            lines.append(f"  why: {self.why}")
+        if self.remedy:
+            lines.append(f"  try: {self.remedy}")
+        return "\n".join(lines)
+
+
+class ConfigError(CasaError, ValueError):
+    """A setting, or a combination of settings, that cannot work."""
+
+
+class MediaError(CasaError, ValueError):
+    """An image or video that cannot be used. ``reason`` is a short stable slug for quarantine tables.
+
+    Args:
+        reason: For example ``truncated_image``, ``empty_file``, ``not_an_image``, ``decompression_bomb``.
+    """
+
+    def __init__(self, reason: str, what: str, why: str = "", remedy: str = "") -> None:
+        super().__init__(what, why, remedy)
+        self.reason = reason
+        self.args = (reason, what, why, remedy)
+
+
+class DataError(CasaError, ValueError):
+    """A record or a file of records that does not follow its documented layout."""
+
+
+class StoreError(CasaError, RuntimeError):
+    """An artifact that is missing, incomplete, or not what its manifest says."""
+
+
+class ClusterError(CasaError, RuntimeError):
+    """Ray, a job, or an endpoint that cannot be reached or has failed."""

@@ -1,0 +1,28 @@
+"""The benchmarks: one small file each."""
+
+from __future__ import annotations
+
+from casa_core.errors import DataError
+from casa_core.types import Sample
+from pipelines.evaluate.benchmarks.base import Benchmark
+from pipelines.evaluate.benchmarks.live import Live
+from pipelines.evaluate.benchmarks.vqa import Vqa
+
+BENCHMARKS: tuple[Benchmark, ...] = (Live(), Vqa())
+"""In order of preference: the first that accepts a source's first held-out sample examines that source."""
+
+
+def benchmark_for(sample: Sample) -> Benchmark:
+    """The benchmark that fits a sample's shape.
+
+    Raises:
+        DataError: Where none does.
+    """
+    for benchmark in BENCHMARKS:
+        if benchmark.accepts(sample):
+            return benchmark
+    raise DataError(
+        f"no benchmark can examine a model on samples like {sample.source}/{sample.sample_id}",
+        "it has neither a trained answer nor live frames",
+        "leave the source out of the held-out split, or add a benchmark in pipelines/evaluate/benchmarks",
+    )

@@ -1,0 +1,174 @@
+"""The evaluate stage: every model over every held-out split, then scores, a table and three files.
+
+Files of the artifact:
+
+* ``results.parquet``: one row a question or clip and model (`RESULT_SCHEMA`).
+* ``captions.json``: ``{model: {source: [clip, …]}}``, a clip being ``{sample_id, row, query, frames}`` with
+  ``{timestamp, truth, spoken, truncated}`` for each frame.
+* ``metrics.json``: ``{source: Scoreboard}``, see `pipelines.evaluate.benchmarks.base`.
+
+Times are left out of the files, so that the same models give the same bytes; they go into the summary.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.table import Table
+
+from casa_core.errors import DataError
+from pipelines.dag.context import StageContext
+from pipelines.data.store import CleanReader
+from pipelines.evaluate.benchmarks import BENCHMARKS
+from pipelines.evaluate.benchmarks.base import BLIND, MODEL, Scoreboard, Settings
+from pipelines.evaluate.examine import OUTCOME_SCHEMA, SPLIT, chunks, examine, outcome_from_row
+from pipelines.evaluate.metrics import Estimate
+
+ROLES = {"train": MODEL, "blind": BLIND}
+"""Input role of the stage → name of the examinee. Every other role is a source."""
+
+RESULT_SCHEMA = pa.schema([field for field in OUTCOME_SCHEMA if field.name != "frames"])
+
+
+def run_stage(context: StageContext) -> dict[str, Any]:
+    """Examine the models of this run and write what they said and what it is worth.
+
+    Inputs: ``train`` (and ``blind``) with a checkpoint in ``model/``; every other role is a clean artifact.
+
+    Returns:
+        The headline numbers, named ``<source>_<measure>``, and the latency of live frames in milliseconds.
+
+    Raises:
+        DataError: Where no source has a held-out split.
+    """
+    settings = Settings.of_recipe(context.what["evaluate"])
+    checkpoints = {ROLES[role]: path / "model" for role, path in context.inputs.items() if role in ROLES}
+    sources = {role: path for role, path in context.inputs.items() if role not in ROLES}
+    work = chunks({source: CleanReader(path, SPLIT) for source, path in sources.items()}, settings)
+    if not work:
+        raise DataError(
+            "there is nothing to evaluate on",
+            f"none of the sources {sorted(sources)} has a held-out split",
+            "give at least one source test rows or test clips",
+        )
+    total = len(checkpoints) * sum(len(chunk.rows) for chunk in work)
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        context.progress(min(done, total), total, "held-out samples answered")
+
+    _connect()
+    workers = int(context.where["data"]["workers"])
+    rows = examine(checkpoints, sources, work, settings, workers=workers, on_rows=advance)
+    boards = score(rows, settings)
+    write(context.output, rows, boards)
+    for source, board in boards.items():
+        print_board(source, board)
+    return summary(rows, boards)
+
+
+def score(rows: Sequence[Mapping[str, Any]], settings: Settings) -> dict[str, Scoreboard]:
+    """One score board a source, from rows of `OUTCOME_SCHEMA`."""
+    by_source: dict[str, dict[str, list]] = defaultdict(lambda: defaultdict(list))
+    names = {}
+    for row in rows:
+        by_source[row["source"]][row["model"]].append(outcome_from_row(row))
+        names[row["source"]] = row["benchmark"]
+    benchmarks = {benchmark.name: benchmark for benchmark in BENCHMARKS}
+    return {
+        source: benchmarks[names[source]].score(by_source[source], settings) for source in sorted(by_source)
+    }
+
+
+def summary(rows: Sequence[Mapping[str, Any]], boards: Mapping[str, Scoreboard]) -> dict[str, Any]:
+    """Headline numbers, and the model's latency on live frames in milliseconds."""
+    numbers = {
+        f"{source}_{key}": value for source, b in boards.items() for key, value in b.headlines().items()
+    }
+    latencies = [frame["latency_s"] for row in rows if row["model"] == MODEL for frame in row["frames"]]
+    if latencies:
+        p50, p95 = np.quantile(latencies, [0.5, 0.95])
+        numbers |= {"live_frame_ms_p50": 1000 * float(p50), "live_frame_ms_p95": 1000 * float(p95)}
+    return {name: round(value, 4) for name, value in numbers.items()}
+
+
+def write(output: Path, rows: Sequence[Mapping[str, Any]], boards: Mapping[str, Scoreboard]) -> None:
+    """Write the three files; each appears whole or not at all."""
+    results = pa.Table.from_pylist(
+        [{name: row[name] for name in RESULT_SCHEMA.names} for row in rows], RESULT_SCHEMA
+    )
+    partial = output / "results.parquet.partial"
+    pq.write_table(results, partial)
+    os.replace(partial, output / "results.parquet")
+    _write_json(output / "captions.json", captions(rows))
+    _write_json(output / "metrics.json", {source: asdict(board) for source, board in boards.items()})
+
+
+def captions(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """Every clip frame by frame: model → source → clips in row order."""
+    told: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for row in rows:
+        if row["frames"]:
+            frames = [
+                {k: frame[k] for k in ("timestamp", "truth", "spoken", "truncated")}
+                for frame in row["frames"]
+            ]
+            clip = {
+                "sample_id": row["sample_id"],
+                "row": row["row"],
+                "query": row["question"],
+                "frames": frames,
+            }
+            told.setdefault(row["model"], {}).setdefault(row["source"], []).append(clip)
+    return told
+
+
+def print_board(source: str, board: Scoreboard) -> None:
+    """Print models and baselines against columns, with 95 % intervals."""
+    table = Table(
+        title=f"{board.title} ({source}): {board.measure}", title_justify="left", title_style="bold"
+    )
+    table.add_column("")
+    for column in board.columns:
+        table.add_column(column, justify="right", style="bold" if column == board.headline else "")
+    for line in board.lines:
+        table.add_row(line.name, *(_percent(line.cells.get(column)) for column in board.columns))
+    console = Console(width=110)
+    console.print(table)
+    for note in board.notes:
+        console.print(f"  {note}", style="dim")
+
+
+def _percent(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return "-"
+    value = f"{100 * estimate.value:.1f} %"
+    if estimate.low == estimate.high:
+        return value
+    return f"{value} [{100 * estimate.low:.1f} to {100 * estimate.high:.1f}]"
+
+
+def _write_json(path: Path, content: Any) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _connect() -> None:
+    """Join the Ray cluster the stage's job runs on (its address is in the job's environment)."""
+    import ray
+
+    if not ray.is_initialized():
+        ray.init(log_to_driver=True)

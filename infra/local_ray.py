@@ -1,0 +1,222 @@
+"""One Ray head on this machine, shared by every run on the same store, listening on loopback only.
+
+``start`` brings it up in a process group of its own, so that it outlives the command that started it; a session
+file lets the next command find it again; ``stop`` ends every process it ever started, and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+
+from casa_core.errors import ClusterError
+from infra.processes import MARK, end_session, is_alive
+
+SESSION_FILE = "ray.json"
+LOG_FILE = "ray.log"
+START_TIMEOUT_S = 60.0
+
+LOOPBACK_ENVIRONMENT = {
+    # Ray's core (GCS, raylet, workers) binds to loopback when this is off; on Linux it is on by default.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    # Nobody outside this machine can reach the head, so it needs no token.
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Workers for a driver that may never ask for any would cost 80 MB each.
+    "RAY_prestart_worker_first_driver": "0",
+    # torch.distributed's gloo otherwise picks the interface of the host's name.
+    "GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RaySession:
+    """A running local head.
+
+    Attributes:
+        session_id: Marks every process of the session (see ``infra.processes``).
+        address: URL of the dashboard and of the job API.
+        pid, started: The head's process id and its start, epoch seconds; together they survive pid reuse.
+        folder: Ray's temporary folder of this session.
+    """
+
+    session_id: str
+    address: str
+    pid: int
+    started: float
+    folder: str
+
+
+def read_session(folder: Path) -> RaySession | None:
+    """The session that was last started from ``folder``, running or not; ``None`` if there is none."""
+    try:
+        return RaySession(**json.loads((folder / SESSION_FILE).read_text()))
+    except FileNotFoundError:
+        return None
+
+
+def is_healthy(session: RaySession, timeout_s: float = 5.0) -> bool:
+    """Whether the head's process lives and its job API answers."""
+    if not is_alive(session.pid, session.started):
+        return False
+    try:
+        with urllib.request.urlopen(f"{session.address}/api/version", timeout=timeout_s) as response:
+            return response.status == 200
+    except (urllib.error.URLError, TimeoutError, ConnectionError):
+        return False
+
+
+def find(folder: Path) -> RaySession | None:
+    """The healthy session of ``folder``, or ``None``."""
+    session = read_session(folder)
+    return session if session is not None and is_healthy(session) else None
+
+
+def start(
+    folder: Path, *, num_cpus: int, object_store_mb: int, python_path: Path | None = None
+) -> RaySession:
+    """Find the head of ``folder``, or start one.
+
+    Args:
+        folder: Where the session file and the head's log live; one head a folder.
+        num_cpus: CPUs that Ray may hand out. More than the machine has is fine: stages share them.
+        object_store_mb: Size of Ray's shared-memory object store, MiB.
+        python_path: Folder that jobs import this project from, where it is not installed.
+
+    Raises:
+        ClusterError: If the head does not come up; holds the end of its log.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder):
+        if session := find(folder):
+            return session
+        _end(folder)  # A head that died can leave workers behind: they must not write beside the new ones.
+        return _launch(folder, num_cpus, object_store_mb, python_path)
+
+
+def stop(folder: Path) -> list[int]:
+    """End the session of ``folder`` with everything it started. Safe to call when nothing runs.
+
+    Returns:
+        The ids of the processes that were ended.
+    """
+    if not (folder / SESSION_FILE).exists():
+        return []
+    with _locked(folder):
+        return _end(folder)
+
+
+def _end(folder: Path) -> list[int]:
+    session = read_session(folder)
+    if session is None:
+        return []
+    head = session.pid if is_alive(session.pid, session.started) else None
+    ended = end_session(session.session_id, Path(session.folder), head=head)
+    shutil.rmtree(session.folder, ignore_errors=True)
+    (folder / SESSION_FILE).unlink(missing_ok=True)
+    return ended
+
+
+def _launch(folder: Path, num_cpus: int, object_store_mb: int, python_path: Path | None) -> RaySession:
+    session_id = uuid.uuid4().hex[:12]
+    temporary = _short_temporary_folder(session_id)
+    dashboard_port, client_port = _free_ports(2)
+    environment = {**os.environ, **LOOPBACK_ENVIRONMENT, MARK: session_id, "PYTHONUNBUFFERED": "1"}
+    environment.pop("RAY_ADDRESS", None)  # It would make jobs join some other cluster.
+    if python_path is not None:
+        paths = [str(python_path), *filter(None, [environment.get("PYTHONPATH")])]
+        environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
+    command = [
+        *(sys.executable, "-c", "from ray.scripts.scripts import main; main()", "start", "--head", "--block"),
+        *("--node-ip-address=127.0.0.1", "--port=0", f"--num-cpus={num_cpus}"),
+        *("--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}"),
+        *("--dashboard-agent-listen-port=0", f"--ray-client-server-port={client_port}"),
+        *(f"--object-store-memory={object_store_mb * 2**20}", f"--temp-dir={temporary}"),
+        "--disable-usage-stats",
+    ]
+    with (folder / LOG_FILE).open("wb") as log:
+        head = subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+        )
+    session = RaySession(
+        session_id=session_id,
+        address=f"http://127.0.0.1:{dashboard_port}",
+        pid=head.pid,
+        started=psutil.Process(head.pid).create_time(),
+        folder=str(temporary),
+    )
+    # Written before the head is up: should this process die now, the next one still knows what to clean up.
+    partial = folder / f"{SESSION_FILE}.partial"
+    partial.write_text(json.dumps(asdict(session), indent=2))
+    partial.replace(folder / SESSION_FILE)
+    _await_ready(session, head, folder)
+    return session
+
+
+def _await_ready(session: RaySession, head: subprocess.Popen[bytes], folder: Path) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline and head.poll() is None:
+        # The job API is up a little before the raylet; a job that is submitted in between simply waits.
+        if is_healthy(session, timeout_s=1.0):
+            return
+        time.sleep(0.1)
+    why = f"it ended with code {head.returncode}" if head.poll() is not None else "it did not answer in time"
+    log = (folder / LOG_FILE).read_text(errors="replace")
+    _end(folder)
+    raise ClusterError(
+        "The local Ray head did not come up.",
+        f"{why}; the end of its log:\n{_tail(log)}",
+        "`casa doctor` checks memory, disk and Ray; `where.ray.object_store_mb` sets the object store's size.",
+    )
+
+
+def _short_temporary_folder(session_id: str) -> Path:
+    """A private folder for Ray. Its sockets lie 63 characters deeper and may not pass 107 in all."""
+    for base in (tempfile.gettempdir(), "/tmp"):
+        folder = Path(base) / f"casa-{session_id}"
+        if len(str(folder)) <= 40:
+            folder.mkdir(mode=0o700)
+            return folder
+    raise ClusterError(
+        f"No folder for Ray's sockets: {tempfile.gettempdir()} is too long a path.",
+        "a Unix socket's path may have 107 characters at most, and Ray adds 63",
+        "set TMPDIR to a folder with a path of at most 22 characters",
+    )
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def _tail(text: str, lines: int = 20) -> str:
+    without_colours = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    return "\n".join(without_colours.splitlines()[-lines:])
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One starter or stopper at a time; the kernel frees the lock when its holder dies."""
+    with (folder / "ray.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,93 @@
+"""Finding and ending the processes of one Ray session, and no others.
+
+Ray gives its workers new process groups, renames them (which can overwrite their environment) and lets them
+outlive a head that was killed. So a process belongs to a session when it shows any of three marks: the
+session's id in its environment, the session's folder in its command line, or an open file in that folder.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import psutil
+
+MARK = "CASA_RAY_SESSION"
+"""Environment variable that every process of a session inherits; its value is the session's id."""
+
+
+def is_alive(pid: int, started: float) -> bool:
+    """Whether ``pid`` is still the process that started at ``started`` (epoch seconds), and not a zombie."""
+    try:
+        process = psutil.Process(pid)
+        return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - started) < 1.0
+    except psutil.NoSuchProcess:
+        return False
+
+
+def session_processes(session_id: str, folder: Path) -> list[psutil.Process]:
+    """Every living process of a session, this one excepted.
+
+    Args:
+        session_id: Value of ``MARK`` in the environment of the session's processes.
+        folder: The session's own temporary folder.
+    """
+    found = []
+    for process in psutil.process_iter():
+        if process.pid != os.getpid() and _belongs(process, session_id, str(folder)):
+            found.append(process)
+    return found
+
+
+def end_processes(processes: Iterable[psutil.Process], grace_s: float = 3.0) -> None:
+    """Ask processes to end, then kill those that have not after ``grace_s`` seconds."""
+    remaining = list(processes)
+    for process in remaining:
+        _signal(process, kill=False)
+    _, remaining = psutil.wait_procs(remaining, timeout=grace_s)
+    for process in remaining:
+        _signal(process, kill=True)
+    psutil.wait_procs(remaining, timeout=grace_s)
+
+
+def end_session(session_id: str, folder: Path, *, head: int | None = None, grace_s: float = 5.0) -> list[int]:
+    """End a session: its head first, so that it can take its children along, then whatever is left.
+
+    Returns:
+        The ids of the processes that were ended.
+    """
+    processes = session_processes(session_id, folder)
+    ended = [process.pid for process in processes]
+    end_processes([process for process in processes if process.pid == head], grace_s)
+    deadline = time.monotonic() + 10.0
+    # A worker may start another process while it is being ended, hence the loop.
+    while (processes := session_processes(session_id, folder)) and time.monotonic() < deadline:
+        ended += [process.pid for process in processes if process.pid not in ended]
+        end_processes(processes, grace_s=1.0)
+    return ended
+
+
+def _belongs(process: psutil.Process, session_id: str, folder: str) -> bool:
+    try:
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return False
+        if process.environ().get(MARK) == session_id:
+            return True
+        inside = folder + os.sep
+        if any(inside in argument for argument in process.cmdline()):
+            return True
+        return any(file.path.startswith(inside) for file in process.open_files())
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return False  # Gone meanwhile, or another user's: not ours either way.
+
+
+def _signal(process: psutil.Process, *, kill: bool) -> None:
+    try:
+        if kill:
+            process.kill()
+        else:
+            process.terminate()
+    except psutil.NoSuchProcess:
+        return

@@ -1,0 +1,1 @@
+"""Small corpora made on the spot, written in the published layouts of the large ones."""

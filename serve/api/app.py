@@ -1,0 +1,52 @@
+"""The whole HTTP and WebSocket surface over one engine. No Ray in here: any ASGI server can run it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from starlette.middleware import Middleware
+
+from serve.api.chat import chat_router
+from serve.api.errors import install_error_handlers
+from serve.api.live import live_router
+from serve.api.page import page_router
+from serve.api.requests import BodyLimitMiddleware, RequestMiddleware
+from serve.api.sessions import SessionSlots
+from serve.api.status import status_router
+from serve.engine_client import EngineClient
+from serve.settings import ServeSettings
+
+
+def build_app(client: EngineClient, settings: ServeSettings) -> FastAPI:
+    """Assemble the app.
+
+    Args:
+        client: Closed when the app shuts down.
+        settings: Names and limits.
+    """
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        client.close()
+
+    app = FastAPI(
+        title="casa",
+        summary="Questions about pictures in OpenAI's shape, and live captions.",
+        lifespan=lifespan,
+        docs_url=None,  # the interactive pages load scripts from a CDN; /openapi.json stays
+        redoc_url=None,
+        middleware=[
+            Middleware(RequestMiddleware),
+            Middleware(BodyLimitMiddleware, limit=settings.limits.body_bytes),
+        ],
+    )
+    install_error_handlers(app)
+    slots = SessionSlots(settings.limits.sessions)
+    app.include_router(status_router(client, settings, slots))
+    app.include_router(chat_router(client, settings))
+    app.include_router(live_router(client, settings, slots))
+    app.include_router(page_router(settings))
+    return app

@@ -1,0 +1,159 @@
+"""Every error leaves in OpenAI's shape: {"error": {"message", "type", "param", "code"}}."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from casa_core.errors import CasaError, ConfigError, DataError, MediaError
+from serve.engine_client import Overloaded
+
+INVALID_REQUEST = "invalid_request_error"
+SERVER_ERROR = "server_error"
+
+
+class ApiError(HTTPException):
+    """A refusal the client can read and act on.
+
+    Args:
+        status: HTTP status.
+        message: What is wrong and what to do instead.
+        code: Short stable slug.
+        param: The offending field, for example `messages[0].content[1].image_url.url`.
+        kind: OpenAI's error `type`.
+    """
+
+    # An HTTPException: FastAPI turns anything else that is raised while it reads a body into a vague 400.
+
+    def __init__(
+        self, status: int, message: str, *, code: str, param: str | None = None, kind: str = INVALID_REQUEST
+    ) -> None:
+        super().__init__(status_code=status, detail=message)
+        self.message = message
+        self.code = code
+        self.param = param
+        self.kind = kind
+
+    def body(self) -> dict[str, Any]:
+        """The JSON object clients receive, over HTTP, inside SSE and on WebSockets alike."""
+        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
+
+    def response(self) -> JSONResponse:
+        """The whole HTTP answer."""
+        return JSONResponse(self.body(), status_code=self.status_code, headers=self.headers)
+
+
+def internal_error(request_id: str) -> ApiError:
+    """A 500 that tells the client nothing but where to look."""
+    return ApiError(
+        500,
+        f"The server failed on this request. Its log has the details under request id {request_id}.",
+        code="internal_error",
+        kind=SERVER_ERROR,
+    )
+
+
+def model_not_found(asked: str, served: str) -> ApiError:
+    """404 for a model name that is not the one served here."""
+    return ApiError(
+        404,
+        f"The model {asked!r} does not exist here; this endpoint serves {served!r}.",
+        code="model_not_found",
+        param="model",
+    )
+
+
+def invalid_image(error: MediaError, param: str | None = None) -> ApiError:
+    """400 for bytes that are not a usable image; keeps the reason's slug in the message."""
+    detail = f"{error.what} {error.why}".strip()
+    return ApiError(400, f"{detail} ({error.reason})", code="invalid_image", param=param)
+
+
+def as_api_error(error: Exception) -> ApiError | None:
+    """The client's share of the blame, or None when the failure is ours (a 500)."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, Overloaded):
+        return ApiError(
+            429,
+            f"The server is busy: {error}. Try again shortly.",
+            code="overloaded",
+            kind="rate_limit_error",
+        )
+    if isinstance(error, MediaError):
+        return invalid_image(error)
+    if isinstance(error, ConfigError | DataError):
+        return ApiError(400, _one_line(error), code="invalid_request")
+    return None
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Give every refusal OpenAI's shape. Unexpected exceptions are the request middleware's business."""
+
+    async def on_validation_error(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        return _validation_error(error).response()
+
+    async def on_http_error(request: Request, error: Exception) -> JSONResponse:
+        if isinstance(error, ApiError):
+            return error.response()
+        assert isinstance(error, HTTPException)
+        if error.status_code == 404:
+            return ApiError(404, f"There is nothing at {request.url.path}.", code="not_found").response()
+        if error.status_code == 405:
+            refusal = ApiError(
+                405, f"{request.method} is not allowed at {request.url.path}.", code="method_not_allowed"
+            )
+        else:
+            refusal = ApiError(error.status_code, str(error.detail), code="invalid_request")
+        response = refusal.response()
+        response.headers.update(error.headers or {})
+        return response
+
+    async def on_known_error(_: Request, error: Exception) -> JSONResponse:
+        refusal = as_api_error(error)
+        if refusal is None:
+            raise error
+        return refusal.response()
+
+    app.add_exception_handler(RequestValidationError, on_validation_error)
+    app.add_exception_handler(HTTPException, on_http_error)
+    app.add_exception_handler(CasaError, on_known_error)
+    app.add_exception_handler(Overloaded, on_known_error)
+
+
+def _validation_error(error: RequestValidationError) -> ApiError:
+    """The first thing wrong with a body, with its place written as the client would write it."""
+    first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        reason = first.get("ctx", {}).get("error", "it cannot be parsed")
+        return ApiError(400, f"The request body is not valid JSON: {reason}.", code="invalid_json")
+    param = field_path(first["loc"])
+    if first["type"] == "extra_forbidden":
+        return ApiError(400, f"Unsupported parameter: {param!r}.", code="unsupported_parameter", param=param)
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, ApiError):
+        return ApiError(cause.status_code, cause.message, code=cause.code, param=cause.param or param)
+    code = "missing_required_parameter" if first["type"] == "missing" else "invalid_value"
+    return ApiError(
+        400, f"Invalid {param or 'request body'}: {first['msg']}.", code=code, param=param or None
+    )
+
+
+def field_path(location: tuple[int | str, ...]) -> str:
+    """("body", "messages", 0, "content") → "messages[0].content"."""
+    path = ""
+    for step in location:
+        if isinstance(step, int):
+            path += f"[{step}]"
+        elif step != "body":
+            path += f".{step}" if path else step
+    return path
+
+
+def _one_line(error: CasaError) -> str:
+    return ". ".join(part.rstrip(".") for part in (error.what, error.why, error.remedy) if part) + "."

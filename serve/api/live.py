@@ -1,0 +1,306 @@
+"""WebSocket /v1/live: frames in, captions out. The messages are documented in `live_messages`.
+
+A viewer wants what is on the screen *now*, so a session keeps a short queue: when frames arrive faster than
+they can be captioned, the oldest waiting frame is dropped and named in a `dropped` event, and the captions
+stay close to the picture. A client that needs every frame (a file, not a camera) keeps at most
+`limits.queued_frames` of them unanswered; then nothing is ever dropped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+from fastapi import APIRouter, WebSocket, WebSocketDisconnect
+from starlette.types import Message
+
+from casa_core.errors import MediaError
+from casa_core.media import decode_image
+from serve.api.errors import ApiError, as_api_error, internal_error, invalid_image, model_not_found
+from serve.api.live_messages import BadFrame, Frame, SessionEnd, SessionStart, error_event, parse_message
+from serve.api.sessions import SessionSlots
+from serve.engine_client import EngineClient, LiveSession
+from serve.settings import ServeSettings
+
+logger = logging.getLogger("casa.serve")
+
+CLOSE_NORMAL, CLOSE_POLICY, CLOSE_INTERNAL, CLOSE_TRY_LATER = 1000, 1008, 1011, 1013
+
+
+def live_router(client: EngineClient, settings: ServeSettings, slots: SessionSlots) -> APIRouter:
+    """The live route over one engine."""
+    router = APIRouter()
+
+    @router.websocket("/v1/live")
+    async def live(socket: WebSocket) -> None:
+        await socket.accept()
+        connection = LiveConnection(socket, client, settings)
+        try:
+            _check_origin(socket)
+            with slots.taken():
+                await connection.run()
+        except WebSocketDisconnect:
+            logger.debug("live %s: the client left", connection.id)
+        except ApiError as error:
+            await connection.refuse(error)
+        except Exception:
+            logger.exception("live %s failed", connection.id)
+            await connection.refuse(internal_error(connection.id))
+
+    return router
+
+
+@dataclass(slots=True)
+class _Totals:
+    """What `session.ended` reports."""
+
+    frames: int = 0
+    dropped: int = 0
+    refused: int = 0
+    tokens: int = 0
+    started: float = field(default_factory=time.monotonic)
+
+
+class LiveConnection:
+    """One client: a reader that queues frames and a captioner that works them off, in order.
+
+    Args:
+        socket: Accepted already.
+        client: Shared with all requests of the replica; the session opened on it is this connection's own.
+        settings: The deployment's name and limits.
+    """
+
+    def __init__(self, socket: WebSocket, client: EngineClient, settings: ServeSettings) -> None:
+        self.id = f"live-{uuid.uuid4().hex[:16]}"
+        self._socket = socket
+        self._client = client
+        self._settings = settings
+        self._limits = settings.limits
+        self._queue: deque[tuple[Frame, float]] = deque()
+        self._wake = asyncio.Event()
+        self._no_more = False
+        self._captioning = False
+        self._received = 0
+        self._last_timestamp = -1.0
+        self._totals = _Totals()
+
+    async def run(self) -> None:
+        """Serve the connection until the client ends it.
+
+        Raises:
+            ApiError: Fatal for this connection; the caller reports it and closes.
+            WebSocketDisconnect: The client left.
+        """
+        start = await self._receive_start()
+        session = await self._client.open_session(
+            start.query,
+            max_tokens_per_frame=start.max_tokens_per_frame or self._settings.max_tokens_per_frame,
+        )
+        try:
+            await self._socket.send_json(self._started())
+            await _first_failure(self._read_frames(), self._caption_frames(session))
+            await self._socket.send_json(self._ended(session))
+        finally:
+            session.close()
+        await self._socket.close(CLOSE_NORMAL)
+
+    async def refuse(self, error: ApiError) -> None:
+        """Report a fatal error and close, unless the client has gone already."""
+        codes = {429: CLOSE_TRY_LATER, 500: CLOSE_INTERNAL}
+        try:
+            await self._socket.send_json(error_event(error, fatal=True))
+            await self._socket.close(codes.get(error.status_code, CLOSE_POLICY))
+        except (
+            WebSocketDisconnect,
+            RuntimeError,
+        ):  # RuntimeError: Starlette's word for a socket closed meanwhile
+            logger.debug("live %s: the client left before its error", self.id)
+
+    async def _receive_start(self) -> SessionStart:
+        message = parse_message(await self._receive(), self._limits)
+        if not isinstance(message, SessionStart):
+            raise ApiError(
+                400, "The first message of a connection must be session.start.", code="session_not_started"
+            )
+        if message.model is not None and message.model != self._settings.model_name:
+            raise model_not_found(message.model, self._settings.model_name)
+        if len(message.query) > self._limits.query_characters:
+            raise ApiError(
+                400,
+                f"The query is longer than {self._limits.query_characters} characters.",
+                code="invalid_value",
+                param="query",
+            )
+        ceiling = self._limits.completion_tokens
+        if (message.max_tokens_per_frame or 0) > ceiling:
+            raise ApiError(
+                400,
+                f"At most {ceiling} tokens per frame are accepted.",
+                code="invalid_value",
+                param="max_tokens_per_frame",
+            )
+        return message
+
+    async def _receive(self) -> Message:
+        """The next message; a silent client is cut off unless it is waiting for captions we still owe it."""
+        waiting = asyncio.ensure_future(self._socket.receive())
+        try:
+            while not (await asyncio.wait({waiting}, timeout=self._limits.idle_seconds))[0]:
+                if not self._queue and not self._captioning:
+                    raise ApiError(
+                        408,
+                        f"Nothing was sent for {self._limits.idle_seconds:g} seconds.",
+                        code="session_idle",
+                    )
+            message = waiting.result()
+        finally:
+            waiting.cancel()
+        if message["type"] == "websocket.disconnect":
+            raise WebSocketDisconnect(message.get("code", CLOSE_NORMAL))
+        return message
+
+    async def _read_frames(self) -> None:
+        """Queue frames until session.end; a message that is refused leaves the session as it was."""
+        while not self._no_more:
+            raw = await self._receive()
+            try:
+                match parse_message(raw, self._limits):
+                    case SessionEnd():
+                        self._no_more = True
+                    case SessionStart():
+                        raise ApiError(
+                            400, "The session has started already.", code="session_already_started"
+                        )
+                    case Frame() as frame:
+                        await self._enqueue(frame)
+            except _SessionOver:
+                raise
+            except ApiError as error:
+                self._totals.refused += 1
+                await self._socket.send_json(error_event(error, fatal=False))
+            self._wake.set()
+
+    async def _enqueue(self, frame: Frame) -> None:
+        if frame.timestamp <= self._last_timestamp:
+            refusal = ApiError(
+                400,
+                f"Timestamps must increase: {frame.timestamp:g} came after {self._last_timestamp:g}. "
+                "Open a new session to start over.",
+                code="timestamp_not_increasing",
+                param="timestamp",
+            )
+            raise BadFrame(refusal, frame.timestamp)
+        if self._received >= self._limits.session_frames:
+            raise _SessionOver(
+                400,
+                f"A session takes at most {self._limits.session_frames} frames. Open a new one.",
+                code="frame_limit",
+            )
+        self._received += 1
+        self._last_timestamp = frame.timestamp
+        if len(self._queue) >= self._limits.queued_frames:
+            oldest, _ = self._queue.popleft()
+            self._totals.dropped += 1
+            await self._socket.send_json(
+                {"type": "dropped", "timestamp": oldest.timestamp, "reason": "queue_full"}
+            )
+        self._queue.append((frame, time.monotonic()))
+
+    async def _caption_frames(self, session: LiveSession) -> None:
+        while True:
+            while not self._queue:
+                if self._no_more:
+                    return
+                self._wake.clear()
+                await self._wake.wait()
+            frame, arrived = self._queue.popleft()
+            self._captioning = True
+            try:
+                await self._caption(session, frame, arrived)
+            finally:
+                self._captioning = False
+
+    async def _caption(self, session: LiveSession, frame: Frame, arrived: float) -> None:
+        try:
+            picture = await asyncio.to_thread(decode_image, frame.data, max_pixels=self._limits.image_pixels)
+        except MediaError as error:
+            self._totals.refused += 1
+            refusal = BadFrame(invalid_image(error, "image"), frame.timestamp)
+            await self._socket.send_json(error_event(refusal, fatal=False))
+            return
+        try:
+            caption = await session.push_frame(picture, frame.timestamp)
+        except Exception as error:
+            # The engine's state after a failed frame is unknown, so the session cannot go on.
+            if (refusal := as_api_error(error)) is None:
+                raise
+            raise refusal from error
+        self._totals.frames += 1
+        self._totals.tokens += len(caption.token_ids)
+        await self._socket.send_json(
+            {
+                "type": "caption",
+                "timestamp": caption.timestamp,
+                "text": caption.text,
+                "latency_ms": round((time.monotonic() - arrived) * 1000, 2),
+                "engine_ms": round(caption.latency_s * 1000, 2),
+                "text_tokens": caption.text_tokens,
+                "tokens": len(caption.token_ids),
+                "truncated": caption.truncated,
+            }
+        )
+
+    def _started(self) -> dict[str, Any]:
+        names = ("queued_frames", "frame_bytes", "session_frames", "idle_seconds")
+        limits = {name: getattr(self._limits, name) for name in names}
+        return {
+            "type": "session.started",
+            "session_id": self.id,
+            "model": self._settings.model_name,
+            "limits": limits,
+        }
+
+    def _ended(self, session: LiveSession) -> dict[str, Any]:
+        totals = self._totals
+        return {
+            "type": "session.ended",
+            "session_id": self.id,
+            "frames": totals.frames,
+            "dropped": totals.dropped,
+            "refused": totals.refused,
+            "tokens": totals.tokens,
+            "text_tokens": session.text_tokens,
+            "seconds": round(time.monotonic() - totals.started, 3),
+        }
+
+
+class _SessionOver(ApiError):
+    """An error about a message that the session does not survive."""
+
+
+def _check_origin(socket: WebSocket) -> None:
+    """Browsers let any web page open a WebSocket to this machine; answer only pages this server sent.
+
+    Raises:
+        ApiError: 403 where a browser names another origin. Other clients send no `Origin`.
+    """
+    origin = socket.headers.get("origin")
+    if origin is not None and urlsplit(origin).netloc != socket.headers.get("host"):
+        raise ApiError(403, f"Pages of {origin} may not open live sessions here.", code="origin_not_allowed")
+
+
+async def _first_failure(*coroutines: Any) -> None:
+    """Run all to their end; when one raises, cancel the others and raise just that."""
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

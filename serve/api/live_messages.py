@@ -1,0 +1,150 @@
+"""The wire format of /v1/live: what a client may send, and what it is sent.
+
+Client → server
+    {"type": "session.start", "query": "…", "model": "…", "max_tokens_per_frame": 16}    first, once
+    {"type": "frame", "timestamp": 0.5, "image": "data:image/jpeg;base64,…"}
+    binary: the timestamp as a little-endian float64 (8 bytes), then the encoded image
+    {"type": "session.end"}
+Server → client
+    {"type": "session.started", "session_id", "model", "limits": {…}}
+    {"type": "caption", "timestamp", "text", "latency_ms", "engine_ms", "text_tokens", "tokens", "truncated"}
+        one for each frame, in order; `text` is "" where the model stays silent
+    {"type": "dropped", "timestamp", "reason": "queue_full"}    in place of a caption
+    {"type": "error", "error": {…OpenAI's shape…}, "timestamp" or null, "fatal": bool}
+    {"type": "session.ended", "frames", "dropped", "refused", "tokens", "text_tokens", "seconds"}
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from starlette.types import Message
+
+from serve.api.conversation import image_bytes
+from serve.api.errors import ApiError, field_path
+from serve.settings import Limits
+
+_HEADER = struct.Struct("<d")
+
+
+class SessionStart(BaseModel):
+    """Opens the session: the query steers what the captions speak of."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+    type: Literal["session.start"]
+    query: str = ""
+    model: str | None = None
+    max_tokens_per_frame: Annotated[int, Field(ge=1)] | None = None
+
+
+class FrameText(BaseModel):
+    """A frame in JSON."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+    type: Literal["frame"]
+    timestamp: float
+    image: str
+
+
+class SessionEnd(BaseModel):
+    """No more frames: caption those that wait, then report the totals."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+    type: Literal["session.end"]
+
+
+_ClientMessage = TypeAdapter(Annotated[SessionStart | FrameText | SessionEnd, Field(discriminator="type")])
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A frame as it came in: its time in the stream (seconds) and its encoded bytes."""
+
+    timestamp: float
+    data: bytes
+
+
+class BadFrame(ApiError):
+    """A refused frame, with the timestamp it claimed where that much could be read."""
+
+    def __init__(self, refusal: ApiError, timestamp: float | None) -> None:
+        super().__init__(refusal.status_code, refusal.message, code=refusal.code, param=refusal.param)
+        self.timestamp = timestamp
+
+
+def parse_message(message: Message, limits: Limits) -> SessionStart | SessionEnd | Frame:
+    """One WebSocket message of the client.
+
+    Raises:
+        ApiError: For a message that follows no documented form (BadFrame for a frame).
+    """
+    if (data := message.get("bytes")) is not None:
+        return _binary_frame(data, limits)
+    try:
+        parsed = _ClientMessage.validate_python(json.loads(message["text"]))
+    except (ValueError, RecursionError) as error:
+        raise _malformed(error) from error
+    if not isinstance(parsed, FrameText):
+        return parsed
+    timestamp = _checked_time(parsed.timestamp)
+    # Base64 is 4/3 of its bytes: refuse by length before decoding.
+    _check_length(len(parsed.image) * 3 // 4, timestamp, limits, slack=128)
+    try:
+        frame = Frame(timestamp, image_bytes(parsed.image, "image"))
+    except ApiError as error:
+        raise BadFrame(error, timestamp) from error
+    _check_length(len(frame.data), timestamp, limits)
+    return frame
+
+
+def error_event(error: ApiError, *, fatal: bool) -> dict[str, Any]:
+    """An error as a live client sees it; after a fatal one the server closes the connection."""
+    return {"type": "error", **error.body(), "timestamp": getattr(error, "timestamp", None), "fatal": fatal}
+
+
+def _binary_frame(data: bytes, limits: Limits) -> Frame:
+    if len(data) < _HEADER.size:
+        raise ApiError(
+            400,
+            "A binary message is a little-endian float64 timestamp followed by the encoded image.",
+            code="invalid_message",
+        )
+    timestamp = _checked_time(_HEADER.unpack_from(data)[0])
+    _check_length(len(data) - _HEADER.size, timestamp, limits)
+    return Frame(timestamp, data[_HEADER.size :])
+
+
+def _checked_time(timestamp: float) -> float:
+    if not math.isfinite(timestamp) or timestamp < 0:
+        raise ApiError(
+            400,
+            "A timestamp is a finite number of seconds, 0 or more.",
+            code="invalid_value",
+            param="timestamp",
+        )
+    return timestamp
+
+
+def _check_length(length: int, timestamp: float, limits: Limits, slack: int = 0) -> None:
+    if length > limits.frame_bytes + slack:
+        refusal = ApiError(
+            413,
+            f"The frame is larger than {limits.frame_bytes} bytes.",
+            code="frame_too_large",
+            param="image",
+        )
+        raise BadFrame(refusal, timestamp)
+
+
+def _malformed(error: Exception) -> ApiError:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        # The first step of the path is the union's tag, the message's own type.
+        param = field_path(first["loc"][1:])
+        return ApiError(400, f"Invalid message: {first['msg']}.", code="invalid_message", param=param or None)
+    return ApiError(400, "The message is not valid JSON.", code="invalid_json")

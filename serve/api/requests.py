@@ -1,0 +1,87 @@
+"""What surrounds every HTTP request: an id, a bound on the body, and a 500 in the right shape."""
+
+from __future__ import annotations
+
+import logging
+import re
+import uuid
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve.api.errors import ApiError, internal_error
+
+logger = logging.getLogger("casa.serve")
+_SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+class RequestMiddleware:
+    """Give each request an id and turn what nobody expected into a logged 500.
+
+    The id is the client's `x-request-id` where it has a harmless form, else a new one. It is in
+    `scope["state"]`, in the response's headers and in the log line of a failure.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        offered = Headers(scope=scope).get("x-request-id", "")
+        request_id = offered if _SAFE_ID.fullmatch(offered) else f"req-{uuid.uuid4().hex}"
+        scope.setdefault("state", {})["request_id"] = request_id
+        started = False
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except Exception:
+            logger.exception("request %s: %s %s failed", request_id, scope["method"], scope["path"])
+            if started:
+                raise  # half an answer is out: only breaking the connection tells the client
+            await internal_error(request_id).response()(scope, receive, send_with_id)
+
+
+class BodyLimitMiddleware:
+    """Refuse a body over `limit` bytes with 413: by its declared length or, without one, while it arrives."""
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self._app = app
+        self._limit = limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        declared = Headers(scope=scope).get("content-length", "")
+        if declared.isdigit() and int(declared) > self._limit:
+            response = self._refusal().response()
+            response.headers["connection"] = "close"
+            await response(scope, receive, send)
+            return
+        received = 0
+
+        async def receive_counted() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self._limit:
+                raise self._refusal()
+            return message
+
+        await self._app(scope, receive_counted, send)
+
+    def _refusal(self) -> ApiError:
+        return ApiError(
+            413,
+            f"The request body is larger than {self._limit} bytes. Send fewer or smaller images.",
+            code="request_too_large",
+        )

@@ -1,0 +1,94 @@
+"""The Ray Serve shell, started by its import string `serve.app:build` with the settings as JSON arguments.
+
+Everything that matters is in `serve.api` and `serve.engine_client`; here it is only put on replicas.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from typing import Any
+
+from fastapi import FastAPI
+from ray import serve as ray_serve
+from ray.serve import Application
+
+from casa_core.errors import ConfigError
+from serve.api.app import build_app
+from serve.engine_client import Engine, EngineClient
+from serve.loopback import keep_replica_on_loopback
+from serve.settings import ServeSettings
+
+logger = logging.getLogger("casa.serve")
+DEPLOYMENT_NAME = "endpoint"
+
+
+def load_engine(settings: ServeSettings) -> Engine:
+    """Import the engine class that the settings name and load the checkpoint with it.
+
+    Raises:
+        ConfigError: The name leads nowhere.
+    """
+    module, _, name = settings.engine.partition(":")
+    try:
+        engine_class = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"cannot load the engine {settings.engine!r}", str(error), "name it as module:Class"
+        ) from error
+    return engine_class.from_pretrained(settings.model_folder)
+
+
+def client_for(engine: Engine, settings: ServeSettings) -> EngineClient:
+    """The event loop's side of an engine, with the settings' limits."""
+    limits = settings.limits
+    return EngineClient(
+        engine,
+        batch_size=limits.batch_size,
+        batch_wait_s=limits.batch_wait_ms / 1000,
+        waiting_limit=limits.waiting_requests,
+    )
+
+
+@ray_serve.deployment(name=DEPLOYMENT_NAME)
+@ray_serve.ingress()
+class Endpoint:
+    """One replica: one engine, one worker thread, one app.
+
+    Args:
+        settings: `ServeSettings` as JSON.
+    """
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self._settings = ServeSettings.model_validate(settings)
+        if self._settings.loopback_only:
+            keep_replica_on_loopback()
+        self._client = client_for(load_engine(self._settings), self._settings)
+        logger.info("serving %s from %s", self._settings.model_name, self._settings.model_folder)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return build_app(self._client, self._settings)
+
+
+def build(args: dict[str, Any]) -> Application:
+    """The application Ray Serve runs.
+
+    Args:
+        args: `ServeSettings` as JSON.
+    """
+    settings = ServeSettings.model_validate(args)
+    limits = settings.limits
+    # A live connection counts as one ongoing request for as long as it is open, so the bound covers both.
+    ongoing = limits.sessions + limits.waiting_requests + limits.batch_size
+    options: dict[str, Any] = {
+        "max_ongoing_requests": ongoing,
+        "autoscaling_config": {
+            "min_replicas": settings.replicas.min,
+            "initial_replicas": settings.replicas.min,
+            "max_replicas": max(settings.replicas.min, settings.replicas.max),
+            "target_ongoing_requests": max(1, limits.sessions // 2),
+        },
+        "ray_actor_options": {"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus},
+        "graceful_shutdown_timeout_s": 5,
+    }
+    return Endpoint.options(**options).bind(settings.model_dump(mode="json"))

@@ -1,0 +1,197 @@
+"""Blocking engine calls, kept off the event loop.
+
+One worker thread per replica makes every engine call, so the engine needs no locks. Work is done first come
+first served in small units: a batch of plain requests, *one* token of a streamed answer, one frame of a live
+session. Streams, captions and batches therefore take turns, and a stream whose reader is slow or gone costs
+nothing: its next token is made only when it is asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Protocol, TypeVar
+
+from casa_core.engine.requests import CaptionEvent, GenerationDelta, GenerationRequest, GenerationResult
+
+logger = logging.getLogger("casa.serve")
+T = TypeVar("T")
+
+
+class StreamSession(Protocol):
+    """A live stream's state inside the engine."""
+
+    @property
+    def text_tokens(self) -> int: ...
+    def push_frame(self, image: Any, timestamp: float) -> CaptionEvent: ...
+    def close(self) -> None: ...
+
+
+class Engine(Protocol):
+    """What serving needs of an engine: `casa_core.engine.engine.Engine`, or a fake in tests."""
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[GenerationResult]: ...
+    def stream(self, request: GenerationRequest) -> Iterator[GenerationDelta]: ...
+    def open_session(self, query: str = "", *, max_tokens_per_frame: int = 16) -> StreamSession: ...
+
+
+class Overloaded(Exception):
+    """More requests wait for the engine than the replica accepts."""
+
+
+class MicroBatcher:
+    """Collects requests that arrive together into one engine call.
+
+    While one batch runs, later requests pile up and form the next one, so the wait matters only when idle.
+
+    Args:
+        run: Answers a list of requests in order.
+        size: Most requests in one call.
+        wait_s: How long the first request of an idle batcher waits for company.
+        waiting_limit: Requests that may wait; one more raises `Overloaded`.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[list[GenerationRequest]], Awaitable[list[GenerationResult]]],
+        *,
+        size: int,
+        wait_s: float,
+        waiting_limit: int,
+    ) -> None:
+        self._run = run
+        self._size = size
+        self._wait_s = wait_s
+        self._waiting_limit = waiting_limit
+        self._waiting: deque[tuple[GenerationRequest, asyncio.Future[GenerationResult]]] = deque()
+        self._drainer: asyncio.Task[None] | None = None
+
+    async def submit(self, request: GenerationRequest) -> GenerationResult:
+        """The answer to one request; raises what the engine raised for it."""
+        if len(self._waiting) >= self._waiting_limit:
+            raise Overloaded(f"{len(self._waiting)} requests are already waiting")
+        answer: asyncio.Future[GenerationResult] = asyncio.get_running_loop().create_future()
+        self._waiting.append((request, answer))
+        if self._drainer is None or self._drainer.done():
+            self._drainer = asyncio.create_task(self._drain())
+        return await answer
+
+    async def _drain(self) -> None:
+        if len(self._waiting) < self._size:
+            await asyncio.sleep(self._wait_s)
+        while self._waiting:
+            count = min(self._size, len(self._waiting))
+            taken = [self._waiting.popleft() for _ in range(count)]
+            batch = [(request, answer) for request, answer in taken if not answer.cancelled()]
+            if batch:
+                await self._answer(batch)
+
+    async def _answer(self, batch: list[tuple[GenerationRequest, asyncio.Future[GenerationResult]]]) -> None:
+        """Settle a batch's futures; where it fails it is retried one by one, so a bad request fails alone."""
+        try:
+            results = await self._run([request for request, _ in batch])
+        except Exception as error:
+            if len(batch) > 1:
+                for pair in batch:
+                    await self._answer([pair])
+            elif not batch[0][1].done():
+                batch[0][1].set_exception(error)
+            return
+        for (_, answer), result in zip(batch, results, strict=True):
+            if not answer.done():
+                answer.set_result(result)
+
+
+class EngineClient:
+    """The event loop's side of one engine.
+
+    Args:
+        engine: Used from the worker thread only, from now on.
+        batch_size, batch_wait_s, waiting_limit: See `MicroBatcher`.
+    """
+
+    def __init__(
+        self, engine: Engine, *, batch_size: int = 16, batch_wait_s: float = 0.003, waiting_limit: int = 64
+    ) -> None:
+        self._engine = engine
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="casa-engine")
+        self._batcher = MicroBatcher(
+            lambda requests: self._call(engine.generate, requests),
+            size=batch_size,
+            wait_s=batch_wait_s,
+            waiting_limit=waiting_limit,
+        )
+
+    async def generate(self, request: GenerationRequest) -> GenerationResult:
+        """Answer a plain request, batched with those that arrive at the same time."""
+        return await self._batcher.submit(request)
+
+    async def stream(self, request: GenerationRequest) -> AsyncGenerator[GenerationDelta, None]:
+        """Yield an answer's pieces as they are made. Closing the iterator early ends the generation."""
+        deltas = iter(await self._call(self._engine.stream, request))
+        try:
+            while (delta := await self._call(_next_or_none, deltas)) is not None:
+                yield delta
+        finally:
+            self._release(getattr(deltas, "close", None))
+
+    async def open_session(self, query: str, *, max_tokens_per_frame: int) -> LiveSession:
+        """Open a live stream of its own in the engine."""
+        session = await self._call(
+            lambda: self._engine.open_session(query, max_tokens_per_frame=max_tokens_per_frame)
+        )
+        return LiveSession(self, session)
+
+    async def ping(self) -> None:
+        """Return once the worker thread gets to a new call.
+
+        Raises:
+            RuntimeError: The client was closed.
+        """
+        await self._call(lambda: None)
+
+    def close(self) -> None:
+        """Stop the worker thread after the call in progress; waiting work is given up."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def _call(self, function: Callable[..., T], *args: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
+
+    def _release(self, close: Callable[[], None] | None) -> None:
+        """Queue a clean-up call; it happens even when the coroutine that asks for it is being cancelled."""
+        if close is not None:
+            self._thread.submit(close).add_done_callback(_log_failure)
+
+
+class LiveSession:
+    """The event loop's side of one live stream."""
+
+    def __init__(self, client: EngineClient, session: StreamSession) -> None:
+        self._client = client
+        self._session = session
+
+    @property
+    def text_tokens(self) -> int:
+        """Text tokens held in the stream's cache."""
+        return self._session.text_tokens
+
+    async def push_frame(self, image: Any, timestamp: float) -> CaptionEvent:
+        """What the model says after this frame; `image` is encoded bytes or an RGB uint8 array (H, W, 3)."""
+        return await self._client._call(self._session.push_frame, image, timestamp)
+
+    def close(self) -> None:
+        """Free the stream's state once the frame in progress is done. Safe to call while being cancelled."""
+        self._client._release(self._session.close)
+
+
+def _next_or_none(deltas: Iterator[GenerationDelta]) -> GenerationDelta | None:
+    """`StopIteration` cannot pass through a future, so the end is None."""
+    return next(deltas, None)
+
+
+def _log_failure(finished: Future[None]) -> None:
+    if not finished.cancelled() and (error := finished.exception()) is not None:
+        logger.error("releasing engine state failed", exc_info=error)

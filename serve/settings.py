@@ -1,0 +1,86 @@
+"""What one deployment serves and within which limits. The deploy stage sends it as JSON."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+MIB = 1024 * 1024
+Count = Annotated[int, Field(ge=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class Limits(_Section):
+    """Bounds of one replica. A request beyond one is refused with a 4xx that names the limit."""
+
+    body_bytes: Count = Field(
+        default=20 * MIB, description="Largest HTTP request body, counted while it arrives."
+    )
+    images_per_request: Count = Field(
+        default=16, description="Images in one chat request, over all its turns."
+    )
+    image_pixels: Count = Field(
+        default=40_000_000, description="Pixels of one image or frame before resizing."
+    )
+    messages_per_request: Count = Field(default=256, description="Messages in one chat request.")
+    completion_tokens: Count = Field(
+        default=4096, description="Highest max_completion_tokens a client may ask for."
+    )
+    stop_strings: Count = Field(default=4, description="Stop strings in one request.")
+    waiting_requests: Count = Field(
+        default=64, description="Plain requests waiting for the engine; beyond: 429."
+    )
+    batch_size: Count = Field(default=16, description="Plain requests answered in one engine call.")
+    batch_wait_ms: float = Field(
+        default=3.0, ge=0, description="How long a request waits for company to batch with."
+    )
+    sessions: Count = Field(default=16, description="Live connections open at once; beyond: refused.")
+    frame_bytes: Count = Field(default=4 * MIB, description="Encoded bytes of one live frame.")
+    session_frames: Count = Field(
+        default=14_400, description="Frames in one live session (two hours at 2 fps)."
+    )
+    queued_frames: Count = Field(
+        default=8, description="Frames of a session waiting for the engine; beyond: oldest dropped."
+    )
+    query_characters: Count = Field(default=4000, description="Length of a live session's query.")
+    idle_seconds: float = Field(
+        default=60.0, gt=0, description="A live connection that says nothing this long is closed."
+    )
+
+
+class Replicas(_Section):
+    """How far Ray Serve may scale."""
+
+    min: Count = 1
+    max: Count = 2
+
+
+class ServeSettings(_Section):
+    """One deployment: which checkpoint, under which name, with what limits."""
+
+    model_folder: Path = Field(
+        description="Exported checkpoint folder: config, weights, tokenizer, processor."
+    )
+    model_name: str = Field(min_length=1, description="The name clients put in `model`.")
+    fingerprint: str = Field(default="", description="Identity of this deployment; /healthz reports it.")
+    checkpoint: str = Field(default="", description="Fingerprint of the training run the weights come from.")
+    max_new_tokens: Count = Field(
+        default=128, description="Completion tokens when a request names no maximum."
+    )
+    max_tokens_per_frame: Count = Field(
+        default=16, description="Tokens a live session may say after one frame."
+    )
+    demo_clips: Path | None = Field(default=None, description="Folder of mp4 files the live page offers.")
+    engine: str = Field(default="casa_core.engine.engine:Engine", description="Engine class, as module:name.")
+    replicas: Replicas = Replicas()
+    num_cpus: float = Field(default=0.5, ge=0, description="CPUs that Ray reserves for each replica.")
+    num_gpus: float = Field(default=0.0, ge=0, description="GPUs that Ray reserves for each replica.")
+    loopback_only: bool = Field(
+        default=True, description="Keep the replicas' internal ports on 127.0.0.1 as well."
+    )
+    limits: Limits = Limits()

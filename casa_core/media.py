@@ -247,7 +247,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _deep_grey_to_rgb(image: Image.Image) -> Image.Image:
-    """Integer grey counts as 16-bit; floating-point grey as 0 to 1 where it stays within, otherwise to 255."""
+    """Integer grey counts as 16-bit; floating-point grey as 0 to 1 if it stays within, otherwise to 255."""
     grey = np.asarray(image, dtype=np.float64)
     if image.mode == "F":
         scaled = grey * 255.0 if grey.size and grey.max() <= 1.0 else grey

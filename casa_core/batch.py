@@ -1,0 +1,104 @@
+"""Packed sequences → the tensors of one training forward.
+
+Everything is flat: sequences and the documents in them stand one after the other in a single row, and attention
+segments keep them apart. Nothing is padded, so the number of sequences in a batch is free.
+
+Shape suffixes: T text tokens, P patches, E values of a patch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from casa_core.fusion.attention import Segments
+from casa_core.model import ImageInputs
+from casa_core.windows import Windows, window_layout
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedSequence:
+    """Some documents and the places of their images, as the pack artifact stores them.
+
+    Attributes:
+        input_ids, loss_mask: One entry a text token.
+        document_starts: Ascending, the first at 0.
+        image_positions: For each image, the text token that follows it.
+        image_tokens: Tokens of each image.
+        image_grids: (rows, columns) of patches of each image.
+        patches_PE: Patches of each image.
+    """
+
+    input_ids: Sequence[int]
+    loss_mask: Sequence[bool]
+    document_starts: Sequence[int]
+    image_positions: Sequence[int]
+    image_tokens: Sequence[int]
+    image_grids: Sequence[tuple[int, int]]
+    patches_PE: Sequence[torch.Tensor]
+
+    def without_images(self) -> PackedSequence:
+        """The same text with every image withheld: what the blind baseline is trained on."""
+        return replace(self, image_positions=(), image_tokens=(), image_grids=(), patches_PE=())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedBatch:
+    """Keyword arguments of :meth:`casa_core.model.CasaForConditionalGeneration.forward`."""
+
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    loss_mask: torch.Tensor
+    documents: Segments | None
+    windows: Windows
+    images: ImageInputs | None
+
+    def inputs(self) -> dict[str, Any]:
+        """Spread these into the model's forward."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    @property
+    def text_tokens(self) -> int:
+        """Text tokens in the batch."""
+        return self.input_ids.numel()
+
+    @property
+    def image_tokens(self) -> int:
+        """Image tokens in the batch."""
+        return len(self.windows.image_window_N)
+
+    @property
+    def trained_tokens(self) -> int:
+        """Answer tokens in the batch."""
+        return int(self.loss_mask.sum())
+
+
+def collate(sequences: Sequence[PackedSequence], device: torch.device | str = "cpu") -> PackedBatch:
+    """Join packed sequences into one flat batch on ``device``."""
+    lengths = [len(sequence.input_ids) for sequence in sequences]
+    offsets = np.concatenate([[0], np.cumsum(lengths)])[:-1].tolist()
+    input_ids_T = np.concatenate([np.asarray(s.input_ids, dtype=np.int64) for s in sequences])
+    loss_mask_T = np.concatenate([np.asarray(s.loss_mask, dtype=bool) for s in sequences])
+    starts = [start + offset for s, offset in zip(sequences, offsets, strict=True) for start in s.document_starts]
+    windows = window_layout(
+        text_length=len(input_ids_T),
+        document_starts=starts,
+        image_positions=[p + offset for s, offset in zip(sequences, offsets, strict=True) for p in s.image_positions],
+        image_tokens=[tokens for s in sequences for tokens in s.image_tokens],
+    )
+    document_T = np.searchsorted(starts, np.arange(len(input_ids_T)), side="right") - 1
+    position_T = np.arange(len(input_ids_T)) - np.asarray(starts, dtype=np.int64)[document_T]
+    patches = [patches_PE for s in sequences for patches_PE in s.patches_PE]
+    grids = [grid for s in sequences for grid in s.image_grids]
+    return PackedBatch(
+        input_ids=torch.from_numpy(input_ids_T)[None].to(device),
+        position_ids=torch.from_numpy(position_T)[None].to(device),
+        loss_mask=torch.from_numpy(loss_mask_T)[None].to(device),
+        documents=Segments.build(document_T, document_T, len(starts), device),
+        windows=windows,
+        images=ImageInputs(torch.cat(patches).to(device), grids) if patches else None,
+    )

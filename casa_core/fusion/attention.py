@@ -1,0 +1,183 @@
+"""Attention inside segments: one function for packed self-attention and for cross-attention windows.
+
+A *segment* pairs a group of query tokens with a group of key tokens: a document with itself (causal
+self-attention of packed text), a window's text with its image tokens (cross-attention), an image's patches with
+themselves (the vision tower). Tokens of different segments never see each other.
+
+Two backends compute the same thing:
+
+* ``reference``: one dense mask over all queries and keys. Readable, quadratic; tests and audits use it.
+* ``padded``: segments padded into a batch for ``scaled_dot_product_attention``. The fast path: its cost is the
+  sum over segments of queries × keys (plus padding), not all queries × all keys.
+
+Shape suffixes: T query tokens, N key tokens, S segments, Q/K longest query/key run of a segment, H query heads,
+G key/value heads, D head size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn.functional import scaled_dot_product_attention
+
+Backend = Literal["padded", "reference"]
+
+
+@dataclass(frozen=True, slots=True)
+class Segments:
+    """Index tensors that move tokens between their flat order and the padded batch, built once per forward.
+
+    Attributes:
+        query_segment_T, key_segment_N: Segment of each token, −1 for queries outside every segment.
+        query_index_SQ, key_index_SK: Flat index of each padded slot (0 where the slot is padding).
+        query_slot_T: Slot of each query in the flattened (S·Q) batch; S·Q, an appended zero row, for −1.
+        key_mask_S11K: True where a key slot is real; ``None`` when no key slot is padding.
+        uniform: No padding and flat order equals slot order, for queries and keys alike: views suffice.
+    """
+
+    query_segment_T: torch.Tensor
+    key_segment_N: torch.Tensor
+    query_index_SQ: torch.Tensor
+    query_slot_T: torch.Tensor
+    key_index_SK: torch.Tensor
+    key_mask_S11K: torch.Tensor | None
+    uniform_queries: bool
+    uniform_keys: bool
+
+    @classmethod
+    def build(
+        cls, query_segment_T: NDArray[np.int64], key_segment_N: NDArray[np.int64], count: int, device: torch.device | str
+    ) -> Segments | None:
+        """Segments that have both a query and a key; ``None`` when there is none at all."""
+        queries_S = np.bincount(query_segment_T[query_segment_T >= 0], minlength=count)
+        keys_S = np.bincount(key_segment_N, minlength=count)
+        live_S = (queries_S > 0) & (keys_S > 0)
+        if not live_S.any():
+            return None
+        renumber_S = np.where(live_S, np.cumsum(live_S) - 1, -1)
+        query_T = np.where(query_segment_T >= 0, renumber_S[query_segment_T], -1)
+        key_N = renumber_S[key_segment_N]
+        segments = int(live_S.sum())
+        query_index, query_slot, _, uniform_q = _pad(query_T, segments)
+        key_index, _, key_real, uniform_k = _pad(key_N, segments)
+        tensor = lambda array: torch.from_numpy(array).to(device)  # noqa: E731
+        return cls(
+            query_segment_T=tensor(query_T),
+            key_segment_N=tensor(key_N),
+            query_index_SQ=tensor(query_index),
+            query_slot_T=tensor(query_slot),
+            key_index_SK=tensor(key_index),
+            key_mask_S11K=None if key_real.all() else tensor(key_real)[:, None, None, :],
+            uniform_queries=uniform_q,
+            uniform_keys=uniform_k,
+        )
+
+
+def _pad(
+    segment_T: NDArray[np.int64], segments: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_], bool]:
+    """Padded slots of tokens grouped by segment: index (S, L), slot of each token, real slots, no-op or not."""
+    order = np.argsort(segment_T, kind="stable")
+    order = order[segment_T[order] >= 0]
+    lengths_S = np.bincount(segment_T[order], minlength=segments)
+    longest = int(lengths_S.max())
+    real_SL = np.arange(longest) < lengths_S[:, None]
+    index_SL = np.zeros((segments, longest), dtype=np.int64)
+    index_SL[real_SL] = order
+    slot_T = np.full(len(segment_T), segments * longest, dtype=np.int64)
+    slot_T[order] = np.flatnonzero(real_SL)
+    uniform = bool(real_SL.all() and len(order) == len(segment_T) and (order == np.arange(len(order))).all())
+    return index_SL, slot_T, real_SL, uniform
+
+
+def segment_attention(
+    query_THD: torch.Tensor,
+    key_NGD: torch.Tensor,
+    value_NGD: torch.Tensor,
+    segments: Segments | None,
+    *,
+    causal: bool,
+    scale: float | None = None,
+    backend: Backend = "padded",
+) -> torch.Tensor:
+    """Multi-head attention of each query over the keys of its own segment (paper, eq. 2, inside windows).
+
+    Args:
+        query_THD: Queries, already rotated where positions apply.
+        key_NGD: Keys; H must be a multiple of G (grouped-query attention).
+        value_NGD: Values.
+        segments: Who attends to whom; ``None`` when nobody attends to anything.
+        causal: Queries and keys are the same tokens and a query sees no later key.
+        scale: Softmax scale; D^-1/2 by default.
+        backend: ``padded`` or ``reference``.
+
+    Returns:
+        (T, H, D); zero for queries outside every segment.
+    """
+    if segments is None:
+        return torch.zeros_like(query_THD)
+    attend = _attend_reference if backend == "reference" else _attend_padded
+    return attend(query_THD, key_NGD, value_NGD, segments, causal, scale)
+
+
+def _attend_padded(
+    query_THD: torch.Tensor,
+    key_NGD: torch.Tensor,
+    value_NGD: torch.Tensor,
+    segments: Segments,
+    causal: bool,
+    scale: float | None,
+) -> torch.Tensor:
+    tokens, heads, size = query_THD.shape
+    query_SHQD = _to_batch(query_THD, segments.query_index_SQ, segments.uniform_queries)
+    key_SGKD = _to_batch(key_NGD, segments.key_index_SK, segments.uniform_keys)
+    value_SGKD = _to_batch(value_NGD, segments.key_index_SK, segments.uniform_keys)
+    # Padding stands at the right end, so a causal mask already hides it from every real query.
+    mask = None if causal else segments.key_mask_S11K
+    out_SHQD = scaled_dot_product_attention(
+        query_SHQD,
+        key_SGKD,
+        value_SGKD,
+        attn_mask=mask,
+        is_causal=causal,
+        scale=scale,
+        enable_gqa=key_NGD.shape[1] != heads,
+    )
+    out_XHD = out_SHQD.transpose(1, 2).reshape(-1, heads, size)
+    if segments.uniform_queries:
+        return out_XHD
+    zero_row = out_XHD.new_zeros(1, heads, size)
+    return torch.cat([out_XHD, zero_row]).index_select(0, segments.query_slot_T).view(tokens, heads, size)
+
+
+def _to_batch(tokens_XHD: torch.Tensor, index_SL: torch.Tensor, uniform: bool) -> torch.Tensor:
+    """(X, H, D) → (S, H, L, D)."""
+    rows = tokens_XHD if uniform else tokens_XHD.index_select(0, index_SL.flatten())
+    return rows.view(*index_SL.shape, *tokens_XHD.shape[1:]).transpose(1, 2)
+
+
+def _attend_reference(
+    query_THD: torch.Tensor,
+    key_NGD: torch.Tensor,
+    value_NGD: torch.Tensor,
+    segments: Segments,
+    causal: bool,
+    scale: float | None,
+) -> torch.Tensor:
+    heads, size = query_THD.shape[1:]
+    key_NHD = key_NGD.repeat_interleave(heads // key_NGD.shape[1], dim=1)
+    value_NHD = value_NGD.repeat_interleave(heads // key_NGD.shape[1], dim=1)
+    visible_TN = segments.query_segment_T[:, None] == segments.key_segment_N[None, :]
+    if causal:
+        index_T = torch.arange(len(query_THD), device=query_THD.device)
+        visible_TN &= index_T[:, None] >= index_T[None, :]
+    visible_TN &= segments.query_segment_T[:, None] >= 0
+    scores_HTN = torch.einsum("thd,nhd->htn", query_THD, key_NHD) * (size**-0.5 if scale is None else scale)
+    scores_HTN = scores_HTN.masked_fill(~visible_TN, float("-inf"))
+    # A row without any visible key is all −inf: its softmax is NaN by definition and its update zero by eq. 2.
+    weights_HTN = torch.softmax(scores_HTN, dim=-1).nan_to_num(0.0)
+    return cast(torch.Tensor, torch.einsum("htn,nhd->thd", weights_HTN, value_NHD))

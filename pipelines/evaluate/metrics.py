@@ -115,27 +115,30 @@ def word_events(texts: Sequence[str]) -> list[Event]:
     return [(frame, word) for frame, word in words if word]
 
 
-def matched_events(spoken: Iterable[Event], true: Iterable[Event], tolerance: int) -> int:
-    """Size of the largest one-to-one pairing of equal words at most ``tolerance`` frames apart.
+def paired_events(
+    spoken: Iterable[Event], true: Iterable[Event], tolerance: int
+) -> list[tuple[Event, Event]]:
+    """The largest one-to-one pairing ``(spoken, true)`` of equal words at most ``tolerance`` frames apart.
 
     Words do not compete with one another, and for one word the frames lie on a line: there, pairing the
     earliest spoken with the earliest true event whenever they are close enough is optimal (by exchange: the
     tests check it against all pairings).
     """
     spoken_frames, true_frames = _frames_by_word(spoken), _frames_by_word(true)
-    matched = 0
+    pairs: list[tuple[Event, Event]] = []
     for word, frames in spoken_frames.items():
         others = true_frames.get(word, [])
         i = j = 0
         while i < len(frames) and j < len(others):
             gap = frames[i] - others[j]
             if abs(gap) <= tolerance:
-                matched, i, j = matched + 1, i + 1, j + 1
+                pairs.append(((frames[i], word), (others[j], word)))
+                i, j = i + 1, j + 1
             elif gap < 0:
                 i += 1
             else:
                 j += 1
-    return matched
+    return pairs
 
 
 def _frames_by_word(events: Iterable[Event]) -> dict[str, list[int]]:
@@ -157,7 +160,7 @@ class EventCounts:
     def of_clip(cls, spoken: Sequence[str], truth: Sequence[str], tolerance: int) -> EventCounts:
         """Count a clip from what was said and what should have been said at each of its frames."""
         said, meant = word_events(spoken), word_events(truth)
-        return cls(matched_events(said, meant, tolerance), len(said), len(meant))
+        return cls(len(paired_events(said, meant, tolerance)), len(said), len(meant))
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
 
 from casa_core.media import VideoFrames
-
 from casa_core.types import Image, Sample, Text
 from pipelines.evaluate.benchmarks.base import (
     Answerer,
@@ -112,15 +113,19 @@ def _caption(engine: Answerer, held: HeldOut) -> Outcome:
     )
 
 
-def _decode(images: Sequence[Image]) -> list:
+def _decode(images: Sequence[Image]) -> list[np.ndarray]:
     """RGB arrays ``[height, width, 3]`` of the frames; each video is opened once."""
     times: dict[int, list[float]] = {}
+    videos: dict[int, bytes] = {}
     for image in images:
         assert image.data is not None, "held-out samples carry their bytes"
         assert image.timestamp is not None, "a live frame has a time"
         times.setdefault(image.media, []).append(image.timestamp)
-    data = {image.media: image.data for image in images}
-    decoded = {media: iter(VideoFrames(data[media]).at(stamps)) for media, stamps in times.items()}
+        videos[image.media] = image.data
+    decoded: dict[int, Iterator[np.ndarray]] = {}
+    for media, data in videos.items():
+        with VideoFrames(data) as video:
+            decoded[media] = iter(video.at(times[media]))
     return [next(decoded[image.media]) for image in images]
 
 

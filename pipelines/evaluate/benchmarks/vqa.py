@@ -58,7 +58,7 @@ class Vqa:
                 row=held.row,
                 turn=turn,
                 sample_id=held.sample.sample_id,
-                question_type=question_type(held.meta, turn),
+                question_type=str(held.meta.get("question_type", "all")),
                 question=_last_question(sample),
                 truth=truth,
                 answer=result.text.strip(),
@@ -99,14 +99,6 @@ def questions(sample: Sample) -> Iterator[tuple[Sample, str]]:
 def without_images(sample: Sample) -> Sample:
     """The same conversation with its images withheld, as the blind model was trained."""
     return replace(sample, parts=tuple(part for part in sample.parts if isinstance(part, Text)))
-
-
-def question_type(meta: Mapping[str, object], turn: int) -> str:
-    """The corpus' own grouping of its questions: one for the sample or one a turn; ``all`` without any."""
-    kind = meta.get("question_type", "all")
-    if isinstance(kind, list):
-        return str(kind[turn])
-    return str(kind)
 
 
 def _last_question(sample: Sample) -> str:

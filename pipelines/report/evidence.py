@@ -1,0 +1,114 @@
+"""What the report knows: the run's artifacts and their manifests, behind a few names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from pipelines.dag.context import StageContext
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One finished stage: its artifact folder and what its manifest tells.
+
+    Attributes:
+        name: Unique in the run, such as ``clean-vqa``.
+        kind: Such as ``clean``.
+        fingerprint: Identity of the artifact.
+        folder: Where its files lie.
+        what: The part of the recipe that decided it.
+        inputs: Role → fingerprint of the artifact it was made from.
+        summary: The numbers the stage reported.
+        code_version: Version of the stage's code.
+        started: When the attempt that finished began; ``None`` when the manifest does not say.
+        seconds: How long it took; ``None`` when the manifest does not say.
+        size: Bytes of all its files.
+        provenance: Everything else that is true of the making but not of the result.
+    """
+
+    name: str
+    kind: str
+    fingerprint: str
+    folder: Path
+    what: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    summary: Mapping[str, Any]
+    code_version: str
+    started: datetime | None
+    seconds: float | None
+    size: int
+    provenance: Mapping[str, Any]
+
+    def json(self, name: str) -> Any:
+        """The content of a JSON file of the artifact, or ``None`` where there is no such file."""
+        path = self.folder / name
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """Every stage the report may speak of.
+
+    Attributes:
+        stages: By name, in the order the stages depend on one another.
+        model_name: Name under which the endpoint serves the model.
+    """
+
+    stages: Mapping[str, Stage]
+    model_name: str
+
+    def get(self, name: str) -> Stage | None:
+        """The stage of that name, if the run has it."""
+        return self.stages.get(name)
+
+    def of_kind(self, kind: str) -> list[Stage]:
+        """Every stage of a kind."""
+        return [stage for stage in self.stages.values() if stage.kind == kind]
+
+
+def gather(context: StageContext) -> Run:
+    """The run behind a report stage's inputs (role = stage name)."""
+    stages = {name: _stage(name, folder, context.manifests[name]) for name, folder in context.inputs.items()}
+    return Run(stages=_in_order(stages), model_name=str(context.what.get("model_name", "model")))
+
+
+def _stage(name: str, folder: Path, manifest: Mapping[str, Any]) -> Stage:
+    provenance = manifest.get("provenance", {})
+    started = provenance.get("started")
+    return Stage(
+        name=name,
+        kind=str(manifest["kind"]),
+        fingerprint=str(manifest["fingerprint"]),
+        folder=folder,
+        what=manifest.get("what", {}),
+        inputs=manifest.get("inputs", {}),
+        summary=manifest.get("summary", {}),
+        code_version=str(manifest.get("code_version", "")),
+        started=datetime.fromisoformat(started) if started else None,
+        seconds=provenance.get("seconds"),
+        size=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
+        provenance=provenance,
+    )
+
+
+def _in_order(stages: Mapping[str, Stage]) -> dict[str, Stage]:
+    """Inputs before what is made from them; otherwise as given."""
+    names = {stage.fingerprint: name for name, stage in stages.items()}
+    ordered: dict[str, Stage] = {}
+
+    def visit(name: str) -> None:
+        if name in ordered:
+            return
+        for fingerprint in stages[name].inputs.values():
+            if fingerprint in names:
+                visit(names[fingerprint])
+        ordered[name] = stages[name]
+
+    for name in stages:
+        visit(name)
+    return ordered

@@ -1,0 +1,76 @@
+"""The whole page: sections in reading order, with style and script inside, and nothing from anywhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import resources
+
+from pipelines.report.evidence import Run
+from pipelines.report.html import Html, tag
+from pipelines.report.sections.captions import captions
+from pipelines.report.sections.gallery import gallery
+from pipelines.report.sections.lineage import lineage
+from pipelines.report.sections.making import making
+from pipelines.report.sections.packing import packing
+from pipelines.report.sections.quarantine import quarantine
+from pipelines.report.sections.results import headline, results
+from pipelines.report.sections.training import training
+
+SECTIONS: dict[str, Callable[[Run], Html]] = {
+    "Results": results,
+    "Live captions": captions,
+    "Gallery": gallery,
+    "Training": training,
+    "Packing": packing,
+    "Quarantine": quarantine,
+    "Lineage": lineage,
+    "How it was made": making,
+}
+"""Title → section, in reading order."""
+
+ANCHORS = {title: title.lower().replace(" ", "-") for title in SECTIONS}
+
+
+def render(run: Run) -> str:
+    """The report as one HTML document."""
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("title", f"{run.model_name}: report"),
+        tag("style", Html(_asset("report.css"))),
+    )
+    links = (tag("a", title, href=f"#{anchor}") for title, anchor in ANCHORS.items())
+    header = tag(
+        "header",
+        tag("p", "Run report", class_="kicker"),
+        tag("h1", run.model_name),
+        tag("p", _subtitle(run), class_="subtitle"),
+        headline(run),
+        tag("nav", *links),
+    )
+    sections = [section(run) for section in SECTIONS.values()]
+    body = tag("body", header, tag("main", *sections), _footer(run), tag("script", Html(_asset("report.js"))))
+    return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
+
+
+def _subtitle(run: Run) -> str:
+    trained = run.get("train")
+    sources = [stage.name.removeprefix("clean-") for stage in run.of_kind("clean")]
+    backbone = trained.what.get("model", {}).get("backbone") if trained else None
+    words = ["A vision-language model"]
+    words.append(f"on the {backbone} backbone" if backbone else "")
+    words.append(f"trained on {' and '.join(sources)}" if trained and sources else "")
+    return " ".join(word for word in words if word) + "."
+
+
+def _footer(run: Run) -> Html:
+    begun = [stage.started for stage in run.stages.values() if stage.started]
+    when = f"First stage begun {min(begun):%Y-%m-%d %H:%M} UTC. " if begun else ""
+    return tag(
+        "footer", tag("p", f"{when}Every number is read from the run's artifacts; the file needs no network.")
+    )
+
+
+def _asset(name: str) -> str:
+    return resources.files("pipelines.report").joinpath(name).read_text(encoding="utf-8")

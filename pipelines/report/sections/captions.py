@@ -1,0 +1,111 @@
+"""Live captions on a timeline: under each frame the words that were due and the words that were said."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from casa_core.media import VideoFrames
+from pipelines.data.store import CleanReader
+from pipelines.evaluate.examine import SPLIT
+from pipelines.evaluate.metrics import Event, EventCounts, event_score, paired_events, word_events
+from pipelines.report.evidence import Run, Stage
+from pipelines.report.html import Html, tag
+from pipelines.report.sections.layout import section
+from pipelines.report.sections.pictures import picture
+
+SIDE = 96
+
+
+def captions(run: Run) -> Html:
+    """The section; a run without live clips has one sentence instead."""
+    stage = run.get("evaluate")
+    told = (stage.json("captions.json") if stage else None) or {}
+    sources = told.get("model", {})
+    if stage is None or not sources:
+        return section("captions", "Live captions", "This run captioned no clips.")
+    tolerance = int(stage.what["evaluate"]["frame_tolerance"])
+    lead = (
+        "Frames arrive one by one; the model sees none before its time. The upper words were due at that "
+        f"frame, the lower ones were said. A word counts when it is said within {tolerance} frame of its due."
+    )
+    keys = tag(
+        "p",
+        tag("span", "said in time", class_="word hit"),
+        tag("span", "due, but not said", class_="word missed"),
+        tag("span", "said, but not due", class_="word extra"),
+        class_="legend",
+    )
+    strips = []
+    for source, clips in sources.items():
+        for name, clip in _examples(clips, tolerance):
+            strips.append(_strip(run.get(f"clean-{source}"), source, name, clip, tolerance))
+    return section("captions", "Live captions", lead, keys, *strips)
+
+
+def _examples(clips: Sequence[dict[str, Any]], tolerance: int) -> list[tuple[str, dict[str, Any]]]:
+    """The worst, the median and the best clip by F1: not picked by hand."""
+    ranked = sorted(clips, key=lambda clip: (_f1(clip, tolerance), clip["row"]))
+    chosen = {"worst clip": 0, "median clip": len(ranked) // 2, "best clip": len(ranked) - 1}
+    # With few clips two of them are the same one: it is shown once, under its last name.
+    return [(name, ranked[at]) for at, name in {at: name for name, at in chosen.items()}.items()]
+
+
+def _f1(clip: dict[str, Any], tolerance: int) -> float:
+    spoken, truth = _texts(clip)
+    return event_score([EventCounts.of_clip(spoken, truth, tolerance)], resamples=1).f1.value
+
+
+def _texts(clip: dict[str, Any]) -> tuple[list[str], list[str]]:
+    return [frame["spoken"] for frame in clip["frames"]], [frame["truth"] for frame in clip["frames"]]
+
+
+def _strip(stage: Stage | None, source: str, name: str, clip: dict[str, Any], tolerance: int) -> Html:
+    spoken, truth = (word_events(texts) for texts in _texts(clip))
+    pairs = paired_events(spoken, truth, tolerance)
+    said = _marked(spoken, [pair[0] for pair in pairs], "extra")
+    due = _marked(truth, [pair[1] for pair in pairs], "missed")
+    thumbnails = _thumbnails(stage, clip)
+    frames = [
+        tag(
+            "li",
+            thumbnails[index] if thumbnails else "",
+            tag("time", f"{frame['timestamp']:.1f} s"),
+            tag("div", *due.get(index, []), class_="due"),
+            tag("div", *said.get(index, []), class_="said"),
+        )
+        for index, frame in enumerate(clip["frames"])
+    ]
+    title = tag(
+        "p",
+        tag("b", f"{name}: {clip['sample_id']}"),
+        f" ({source}, row {clip['row']}), F1 {100 * _f1(clip, tolerance):.0f} %",
+        class_="striptitle",
+    )
+    return tag("div", title, tag("ol", *frames, class_="strip"), class_="clip")
+
+
+def _marked(events: Sequence[Event], paired: Sequence[Event], otherwise: str) -> dict[int, list[Html]]:
+    """Words by frame; those without a partner carry the class ``otherwise``."""
+    left = list(paired)
+    words: dict[int, list[Html]] = {}
+    for event in events:
+        style = otherwise
+        if event in left:
+            left.remove(event)
+            style = "hit"
+        words.setdefault(event[0], []).append(tag("span", event[1], class_=f"word {style}"))
+    return words
+
+
+def _thumbnails(stage: Stage | None, clip: dict[str, Any]) -> list[Html]:
+    """The clip's frames; none without the clean artifact, or where one stream cuts between several videos."""
+    if stage is None:
+        return []
+    reader = CleanReader(stage.folder, SPLIT)
+    if len(reader[clip["row"]]["media"]) != 1:
+        return []
+    times = [frame["timestamp"] for frame in clip["frames"]]
+    with VideoFrames(reader.media(clip["row"], 0)) as video:
+        shown = zip(video.at(times), times, strict=True)
+        return [picture(pixels, alt=f"frame at {time:.1f} s", side=SIDE) for pixels, time in shown]

@@ -1,0 +1,106 @@
+"""Held-out pictures with what was asked, what the model said and what is true: right and wrong ones."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from casa_core.media import decode_image
+from pipelines.data.store import CleanReader
+from pipelines.evaluate.examine import SPLIT
+from pipelines.report.evidence import Run
+from pipelines.report.html import Html, tag
+from pipelines.report.sections.layout import section
+from pipelines.report.sections.pictures import picture
+
+RIGHT, WRONG, SIDE = 12, 12, 160
+
+
+def gallery(run: Run) -> Html:
+    """The section; a run without answered questions has one sentence instead."""
+    stage = run.get("evaluate")
+    path = stage.folder / "results.parquet" if stage else None
+    answers = pq.read_table(path).to_pylist() if path and path.is_file() else []
+    questions = [row for row in answers if row["correct"] is not None and row["model"] == "model"]
+    if not questions:
+        return section("gallery", "Gallery", "This run answered no questions about pictures.")
+    blind = {_key(row): row["answer"] for row in answers if row["model"] == "blind"}
+    right = [row for row in questions if row["correct"]]
+    wrong = [row for row in questions if not row["correct"]]
+    lead = (
+        f"{len(right)} of {len(questions)} held-out answers are right. Shown are {min(RIGHT, len(right))} "
+        f"right ones and {_amount(len(wrong))} wrong ones, spread evenly over question types and rows, "
+        "not picked by hand."
+    )
+    body = [tag("h3", "Wrong"), _cards(run, spread(wrong, WRONG), blind)] if wrong else []
+    body += [tag("h3", "Right"), _cards(run, spread(right, RIGHT), blind)] if right else []
+    return section("gallery", "Gallery", lead, *body)
+
+
+def spread(rows: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """``count`` rows that take turns over the question types, evenly spaced within each."""
+    by_type: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        by_type[row["question_type"]].append(row)
+    share = -(-count // max(len(by_type), 1))
+    spaced = [_evenly(by_type[name], share) for name in sorted(by_type)]
+    taken: list[dict[str, Any]] = []
+    for position in range(share):
+        taken += [group[position] for group in spaced if position < len(group)]
+    return taken[:count]
+
+
+def _evenly(rows: Sequence[Any], count: int) -> list[Any]:
+    if len(rows) <= count:
+        return list(rows)
+    return [rows[index * len(rows) // count] for index in range(count)]
+
+
+def _amount(wrong: int) -> str:
+    return f"all {wrong}" if wrong <= WRONG else str(WRONG)
+
+
+def _key(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["source"], row["row"], row["turn"]
+
+
+def _cards(run: Run, rows: Sequence[dict[str, Any]], blind: dict[tuple[Any, ...], str]) -> Html:
+    readers: dict[str, CleanReader] = {}
+    cards = []
+    for row in rows:
+        stage = run.get(f"clean-{row['source']}")
+        if stage and row["source"] not in readers:
+            readers[row["source"]] = CleanReader(stage.folder, SPLIT)
+        images = list(_images(readers[row["source"]], row)) if stage else []
+        cards.append(_card(row, images, blind.get(_key(row))))
+    return tag("div", *cards, class_="gallery")
+
+
+def _images(reader: CleanReader, row: dict[str, Any]) -> Iterator[Html]:
+    for index, media in enumerate(reader[row["row"]]["media"]):
+        if media["kind"] == "image":
+            yield picture(
+                decode_image(reader.media(row["row"], index)), alt="the picture asked about", side=SIDE
+            )
+
+
+def _card(row: dict[str, Any], images: Sequence[Html], blind: str | None) -> Html:
+    verdict = "right" if row["correct"] else "wrong"
+    lines = [
+        tag("p", row["question"], class_="question"),
+        tag(
+            "p",
+            tag("span", "✓ " if row["correct"] else "✗ ", class_="mark"),
+            row["answer"],
+            class_=f"answer {verdict}",
+        ),
+    ]
+    if not row["correct"]:
+        lines.append(tag("p", f"truth: {row['truth']}", class_="truth"))
+    if blind is not None:
+        lines.append(tag("p", f"blind twin: {blind}", class_="truth"))
+    where = f"{row['source']} · row {row['row']} · {row['question_type']}"
+    return tag("article", *images, tag("div", *lines, tag("small", where)), class_=f"card {verdict}")

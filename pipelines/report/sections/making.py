@@ -1,0 +1,42 @@
+"""How the run can be made again: settings, seed, packages, machine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from pipelines.report.evidence import Run
+from pipelines.report.html import Html, tag
+from pipelines.report.sections.layout import fold, section, table
+
+
+def making(run: Run) -> Html:
+    """The section; folds stay closed until asked for."""
+    if not run.stages:
+        return section("making", "How it was made", "There is no artifact to tell it.")
+    seeds = {stage.what["seed"] for stage in run.stages.values() if "seed" in stage.what}
+    said = f"The seed was {', '.join(map(str, sorted(seeds)))}. " if seeds else ""
+    lead = (
+        f"{said}What each stage was told is below, word for word: the same words give the same fingerprints."
+    )
+    settings = [
+        fold(name, tag("pre", json.dumps(stage.what, indent=2, ensure_ascii=False)))
+        for name, stage in run.stages.items()
+    ]
+    return section("making", "How it was made", lead, *settings, *_surroundings(run))
+
+
+def _surroundings(run: Run) -> list[Html]:
+    """Packages and machine, from the stage that has most to do with the result."""
+    stage = run.get("train") or next(iter(run.stages.values()))
+    packages = stage.provenance.get("packages", {})
+    folds = []
+    if isinstance(packages, Mapping) and packages:
+        rows = [[name, version] for name, version in sorted(packages.items())]
+        folds.append(fold(f"Packages ({stage.name})", table(["package", "version"], rows)))
+    scalars = {k: v for k, v in stage.provenance.items() if isinstance(v, str | int | float)}
+    if scalars:
+        folds.append(
+            fold(f"Machine and times ({stage.name})", table(["", ""], [[k, v] for k, v in scalars.items()]))
+        )
+    return folds

@@ -1,0 +1,90 @@
+"""How full the packed sequences are: both budgets against the fewest sequences that could hold the corpus."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipelines.report.charts import histogram
+from pipelines.report.evidence import Run
+from pipelines.report.html import Html, tag
+from pipelines.report.scale import number
+from pipelines.report.sections.layout import figure, section, tile, tiles
+
+BUDGETS = {"text": "model", "image": "video"}
+"""Budget → colour class."""
+
+
+def packing(run: Run) -> Html:
+    """The section; a run without packed sequences has one sentence instead."""
+    stage = run.get("pack")
+    card = stage.json("card.json") if stage else None
+    if not card:
+        return section("packing", "Packing", "This run packed no sequences.")
+    lead = (
+        "Samples of all sources share sequences under two budgets, one for text tokens and one for image "
+        "tokens. The lower bound is what no packing could beat: tokens divided by budget, the larger of the two."
+    )
+    return section("packing", "Packing", lead, _tiles(card), _shares(card), _histograms(card))
+
+
+def _tiles(card: Mapping[str, Any]) -> Html:
+    over = card["sequences"] / max(card["lower_bound"], 1) - 1
+    return tiles(
+        tile(
+            number(card["sequences"]),
+            "sequences",
+            f"{over:.1%} above the lower bound of {card['lower_bound']}",
+        ),
+        *(
+            tile(
+                f"{100 * card['fill'][name]:.1f} %",
+                f"of the {name} budget",
+                f"{number(card[f'{name}_tokens'])} tokens",
+            )
+            for name in BUDGETS
+        ),
+    )
+
+
+def _shares(card: Mapping[str, Any]) -> Html:
+    """One bar a measure, split by source."""
+    sources = card["sources"]
+    bars = []
+    for measure in ("samples", "text_tokens", "image_tokens"):
+        total = sum(entry[measure] for entry in sources.values())
+        if total == 0:
+            continue
+        parts = [
+            tag(
+                "span",
+                f"{name} {entry[measure] / total:.0%}",
+                style=f"flex-grow:{entry[measure]}",
+                class_=f"share share-{index % 6}",
+                data_tip=f"{name}: {number(entry[measure])} {measure.replace('_', ' ')}",
+                tabindex="0",
+            )
+            for index, (name, entry) in enumerate(sources.items())
+            if entry[measure]
+        ]
+        bars.append(
+            tag(
+                "div",
+                tag("label", measure.replace("_", " ")),
+                tag("div", *parts, class_="shares"),
+                class_="sharerow",
+            )
+        )
+    return figure("Shares by source", *bars)
+
+
+def _histograms(card: Mapping[str, Any]) -> Html:
+    drawings = []
+    for name, style in BUDGETS.items():
+        found = card.get("histograms", {}).get(name)
+        if found:
+            chart = histogram(
+                found["counts"], found["edges"], style=style, label=f"fill of the {name} budget"
+            )
+            drawings.append(figure(f"Sequences by fill of the {name} budget", chart))
+    return tag("div", *drawings, class_="columns") if drawings else Html()

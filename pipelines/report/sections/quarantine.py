@@ -1,0 +1,52 @@
+"""Every record that was set aside: where it came from and why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from pipelines.report.evidence import Run
+from pipelines.report.html import Html, tag
+from pipelines.report.sections.layout import fold, section, table
+
+AT_MOST = 200
+COLUMNS = ("source", "file", "row", "sample_id", "reason", "detail")
+
+
+def quarantine(run: Run) -> Html:
+    """The section; it also says so when nothing was set aside."""
+    stages = run.of_kind("clean")
+    if not stages:
+        return section("quarantine", "Quarantine", "This run cleaned no data.")
+    rows = _rows(run)
+    if not rows:
+        names = ", ".join(stage.name.removeprefix("clean-") for stage in stages)
+        return section("quarantine", "Quarantine", f"No record of {names} had to be set aside.")
+    counts = Counter((row["source"], row["reason"]) for row in rows)
+    lead = (
+        f"{len(rows)} records could not be used. They are left out of training and evaluation, and listed, "
+        "so that nothing disappears in silence."
+    )
+    totals = table(
+        ["source", "reason", "records"], [[*key, n] for key, n in counts.most_common()], numeric=[2]
+    )
+    shown = [
+        [tag("code", row[c]) if c in ("file", "sample_id") else row[c] for c in COLUMNS]
+        for row in rows[:AT_MOST]
+    ]
+    listing = table(COLUMNS, shown, numeric=[2])
+    rest = tag("p", f"The first {AT_MOST} are shown.", class_="note") if len(rows) > AT_MOST else ""
+    if len(rows) <= 20:
+        return section("quarantine", "Quarantine", lead, listing)
+    return section("quarantine", "Quarantine", lead, totals, fold("Each record", listing, rest))
+
+
+def _rows(run: Run) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for stage in run.of_kind("clean"):
+        path = stage.folder / "quarantine.parquet"
+        if path.is_file():
+            rows += pq.read_table(path).to_pylist()
+    return rows

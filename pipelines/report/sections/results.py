@@ -1,0 +1,96 @@
+"""What the model is worth: every benchmark's scores beside the baselines, with confidence intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipelines.report.charts import Bar, grouped_bars, legend
+from pipelines.report.evidence import Run
+from pipelines.report.html import Html, tag
+from pipelines.report.scale import number
+from pipelines.report.sections.layout import figure, section, table, tile, tiles
+
+STYLES = {"model": "model", "blind": "blind"}
+"""Examinee → colour class; every fixed baseline shares ``baseline``."""
+
+NAMES = {
+    "blind": "blind: the same recipe, trained without images",
+    "chance": "chance: always the most frequent answer",
+    "silent": "silent: never says a word",
+}
+
+
+def results(run: Run) -> Html:
+    """The section; a run without evaluation has one sentence instead."""
+    stage = run.get("evaluate")
+    boards = stage.json("metrics.json") if stage else None
+    if not boards:
+        return section("results", "Results", "This run has no evaluation, so there is nothing to claim.")
+    lead = (
+        "Held-out data only. Whiskers are 95 % confidence intervals. A model that learned to see must leave "
+        "both its blind twin and the fixed guess far behind."
+    )
+    charts = [_chart(source, board, run.model_name) for source, board in boards.items()]
+    return section("results", "Results", lead, tag("div", *charts, class_="columns"))
+
+
+def headline(run: Run) -> Html:
+    """The numbers at the top of the page."""
+    stage = run.get("evaluate")
+    boards: Mapping[str, Any] = (stage.json("metrics.json") if stage else None) or {}
+    items = []
+    for source, board in boards.items():
+        model, *others = board["lines"]
+        cell = model["cells"][board["headline"]]
+        beside = ", ".join(f"{o['name']} {100 * o['cells'][board['headline']]['value']:.1f}" for o in others)
+        label = f"{board['title']} ({source}): {board['measure']}"
+        items.append(
+            tile(tag("span", f"{100 * cell['value']:.1f}", tag("i", "%")), label, beside, style="big")
+        )
+    train = run.get("train")
+    if train:
+        steps = train.summary.get("steps")
+        items += [tile(number(float(steps)), "training steps")] if isinstance(steps, int) else []
+    return tiles(*items) if items else Html()
+
+
+def _chart(source: str, board: Mapping[str, Any], model_name: str) -> Html:
+    lines, columns, headline_column = board["lines"], board["columns"], board["headline"]
+    groups = []
+    for column in columns:
+        bars = [_bar(line, column, model_name) for line in lines if column in line["cells"]]
+        groups.append((column, bars))
+    title = tag("span", tag("b", board["title"]), " ", tag("small", f"{source}: {board['measure']}"))
+    chart = grouped_bars(groups, label=f"{board['title']}: {board['measure']}", emphasised=headline_column)
+    keys = legend([(_style(line["name"]), _label(line["name"], model_name)) for line in lines])
+    rows = [[_label(line["name"], model_name), *(_cell(line, c) for c in columns)] for line in lines]
+    numbers = table(["", *columns], rows, numeric=range(1, len(columns) + 1))
+    note = "; ".join(board["notes"]) + "."
+    return figure(title, tag("div", chart, class_="scroll"), keys, numbers, note=note)
+
+
+def _style(name: str) -> str:
+    return STYLES.get(name, "baseline")
+
+
+def _label(name: str, model_name: str) -> str:
+    return model_name if name == "model" else NAMES.get(name, name)
+
+
+def _bar(line: Mapping[str, Any], column: str, model_name: str) -> Bar:
+    cell = line["cells"][column]
+    tip = f"{_label(line['name'], model_name)}\n{column}: {_interval(cell)}\n{cell['count']} items"
+    return Bar(value=cell["value"], low=cell["low"], high=cell["high"], style=_style(line["name"]), tip=tip)
+
+
+def _cell(line: Mapping[str, Any], column: str) -> Html:
+    cell = line["cells"].get(column)
+    return Html("–") if cell is None else tag("span", _interval(cell))  # noqa: RUF001 (a dash for "none")
+
+
+def _interval(cell: Mapping[str, Any]) -> str:
+    value = f"{100 * cell['value']:.1f} %"
+    if cell["low"] == cell["high"]:
+        return value
+    return f"{value} [{100 * cell['low']:.1f}, {100 * cell['high']:.1f}]"

@@ -1,0 +1,83 @@
+"""How training went: the loss of each kind of step, the learning rate, and where the time went."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipelines.report.charts import Series, legend, loss_chart, moving_mean
+from pipelines.report.evidence import Run, Stage
+from pipelines.report.html import Html, tag
+from pipelines.report.scale import duration, number
+from pipelines.report.sections.layout import figure, section, tile, tiles
+
+WINDOW = 31
+"""Steps in the moving mean."""
+
+KINDS = {"image": "picture sequences", "video": "video sequences"}
+
+Steps = Sequence[Mapping[str, Any]]
+
+
+def training(run: Run) -> Html:
+    """The section; a run without training has one sentence instead."""
+    stage = run.get("train")
+    steps = _steps(stage)
+    if not steps:
+        return section("training", "Training", "This run trained no model, or its steps were not recorded.")
+    blind = _steps(run.get("train-blind"))
+    series = [_series(kind, steps) for kind in KINDS if any(step["kind"] == kind for step in steps)]
+    if blind:
+        points = [(step["step"], step["loss"]) for step in blind]
+        smooth = moving_mean(points, WINDOW)
+        series.append(Series(label="blind twin", style="blind", points=points, smooth=smooth, dots=False))
+    rate = [(step["step"], step["learning_rate"]) for step in steps]
+    lead = (
+        f"Loss per trained token over {len(steps)} steps: every step a dot, lines are means over {WINDOW} "
+        "points. Steps of packed pictures and steps of video alternate."
+    )
+    chart = loss_chart(series, rate, label="training loss over steps")
+    keys = legend([(one.style, one.label) for one in series])
+    drawing = figure("Loss (logarithmic scale)", tag("div", chart, class_="scroll"), keys)
+    return section("training", "Training", lead, _accounts(steps), drawing)
+
+
+def _steps(stage: Stage | None) -> list[dict[str, Any]]:
+    path = stage.folder / "metrics.jsonl" if stage else None
+    if path is None or not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines if line.strip()]
+
+
+def _series(kind: str, steps: Steps) -> Series:
+    points = [(step["step"], step["loss"]) for step in steps if step["kind"] == kind]
+    return Series(label=KINDS[kind], style=kind, points=points, smooth=moving_mean(points, WINDOW))
+
+
+def _accounts(steps: Steps) -> Html:
+    """Totals and rates; the rates leave out the waiting that is not part of a step."""
+    seconds = sum(step["seconds"] for step in steps)
+    text, image, trained = (
+        sum(step[name] for step in steps) for name in ("text_tokens", "image_tokens", "trained_tokens")
+    )
+    last = [step["loss"] for step in steps[-WINDOW:]]
+    items = [
+        tile(f"{sum(last) / len(last):.3f}", "final loss", f"mean of the last {len(last)} steps"),
+        tile(number(text), "text tokens", f"{number(trained)} of them trained"),
+        tile(number(image), "image tokens"),
+    ]
+    if seconds > 0:
+        wait = sum(step["loader_wait_s"] for step in steps) / seconds
+        items += [
+            tile(
+                number(text / seconds), "text tokens a second", f"and {number(image / seconds)} image tokens"
+            ),
+            tile(
+                duration(seconds),
+                "in steps",
+                f"{1000 * seconds / len(steps):.0f} ms a step, {wait:.1%} waiting for data",
+            ),
+        ]
+    return tiles(*items)

@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from casa_core.errors import CasaError, ConfigError, DataError, MediaError
+from serve.api.schemas import UNION_TAG
 from serve.engine_client import Overloaded
 
 INVALID_REQUEST = "invalid_request_error"
@@ -25,14 +26,22 @@ class ApiError(HTTPException):
         code: Short stable slug.
         param: The offending field, for example `messages[0].content[1].image_url.url`.
         kind: OpenAI's error `type`.
+        headers: More HTTP headers of the answer.
     """
 
     # An HTTPException: FastAPI turns anything else that is raised while it reads a body into a vague 400.
 
     def __init__(
-        self, status: int, message: str, *, code: str, param: str | None = None, kind: str = INVALID_REQUEST
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str,
+        param: str | None = None,
+        kind: str = INVALID_REQUEST,
+        headers: dict[str, str] | None = None,
     ) -> None:
-        super().__init__(status_code=status, detail=message)
+        super().__init__(status_code=status, detail=message, headers=headers)
         self.message = message
         self.code = code
         self.param = param
@@ -132,12 +141,11 @@ def _validation_error(error: RequestValidationError) -> ApiError:
     if first["type"] == "json_invalid":
         reason = first.get("ctx", {}).get("error", "it cannot be parsed")
         return ApiError(400, f"The request body is not valid JSON: {reason}.", code="invalid_json")
-    param = field_path(first["loc"])
+    param = first.get("ctx", {}).get("param") or field_path(first["loc"])
     if first["type"] == "extra_forbidden":
         return ApiError(400, f"Unsupported parameter: {param!r}.", code="unsupported_parameter", param=param)
-    cause = first.get("ctx", {}).get("error")
-    if isinstance(cause, ApiError):
-        return ApiError(cause.status_code, cause.message, code=cause.code, param=cause.param or param)
+    if first["type"] == "unsupported_parameter":
+        return ApiError(400, f"{first['msg']}.", code="unsupported_parameter", param=param)
     code = "missing_required_parameter" if first["type"] == "missing" else "invalid_value"
     return ApiError(
         400, f"Invalid {param or 'request body'}: {first['msg']}.", code=code, param=param or None
@@ -150,7 +158,7 @@ def field_path(location: tuple[int | str, ...]) -> str:
     for step in location:
         if isinstance(step, int):
             path += f"[{step}]"
-        elif step != "body":
+        elif step != "body" and not step.startswith(UNION_TAG):
             path += f".{step}" if path else step
     return path
 

@@ -63,9 +63,7 @@ class BodyLimitMiddleware:
             return
         declared = Headers(scope=scope).get("content-length", "")
         if declared.isdigit() and int(declared) > self._limit:
-            response = self._refusal().response()
-            response.headers["connection"] = "close"
-            await response(scope, receive, send)
+            await self._refusal().response()(scope, receive, send)
             return
         received = 0
 
@@ -84,4 +82,5 @@ class BodyLimitMiddleware:
             413,
             f"The request body is larger than {self._limit} bytes. Send fewer or smaller images.",
             code="request_too_large",
+            headers={"connection": "close"},  # or the server would go on reading what it has refused
         )

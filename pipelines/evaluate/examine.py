@@ -16,10 +16,9 @@ import pyarrow as pa
 
 from pipelines.data.rows import sample_from_row
 from pipelines.data.store import CleanReader
+from pipelines.evaluate import HELD_OUT
 from pipelines.evaluate.benchmarks import benchmark_for
 from pipelines.evaluate.benchmarks.base import Answerer, HeldOut, Outcome, Settings, SpokenFrame
-
-SPLIT = "test"
 
 FRAME_TYPE = pa.struct(
     [
@@ -106,12 +105,13 @@ class Examinee:
 
     def __init__(self, model: str, checkpoint: Path, sources: Mapping[str, Path], settings: Settings) -> None:
         import torch
+
         from casa_core.engine.engine import Engine
 
         torch.set_num_threads(1)  # as many actors as cores: more threads each would only fight
         self._model = model
         self._engine = Engine.from_pretrained(checkpoint)
-        self._readers = {source: CleanReader(folder, SPLIT) for source, folder in sources.items()}
+        self._readers = {source: CleanReader(folder, HELD_OUT) for source, folder in sources.items()}
         self._settings = settings
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -148,7 +148,7 @@ def examine(
         on_rows: Called with the number of new outcomes as they arrive.
 
     Returns:
-        Rows of `OUTCOME_SCHEMA` by model (in the order given), source, row and turn.
+        Rows of `OUTCOME_SCHEMA` by model and source (in the orders given), row and turn.
     """
     import ray.data
     from ray.data import ActorPoolStrategy
@@ -173,8 +173,10 @@ def examine(
     for batch in _tables(first.union(*others) if others else first):
         rows += batch.to_pylist()
         on_rows(batch.num_rows)
-    order = list(checkpoints)
-    return sorted(rows, key=lambda r: (order.index(r["model"]), r["source"], r["row"], r["turn"]))
+    models, names = list(checkpoints), list(sources)
+    return sorted(
+        rows, key=lambda r: (models.index(r["model"]), names.index(r["source"]), r["row"], r["turn"])
+    )
 
 
 def _tables(dataset: Any) -> Iterator[pa.Table]:

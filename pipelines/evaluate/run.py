@@ -29,13 +29,14 @@ from rich.table import Table
 from casa_core.errors import DataError
 from pipelines.dag.context import StageContext
 from pipelines.data.store import CleanReader
+from pipelines.evaluate import HELD_OUT
 from pipelines.evaluate.benchmarks import BENCHMARKS
 from pipelines.evaluate.benchmarks.base import BLIND, MODEL, Scoreboard, Settings
-from pipelines.evaluate.examine import OUTCOME_SCHEMA, SPLIT, chunks, examine, outcome_from_row
+from pipelines.evaluate.examine import OUTCOME_SCHEMA, chunks, examine, outcome_from_row
 from pipelines.evaluate.metrics import Estimate
 
 ROLES = {"train": MODEL, "blind": BLIND}
-"""Input role of the stage → name of the examinee. Every other role is a source."""
+"""Input role of the stage → name of the examinee. Every other role is a source's clean artifact."""
 
 RESULT_SCHEMA = pa.schema([field for field in OUTCOME_SCHEMA if field.name != "frames"])
 
@@ -53,8 +54,8 @@ def run_stage(context: StageContext) -> dict[str, Any]:
     """
     settings = Settings.of_recipe(context.what["evaluate"])
     checkpoints = {ROLES[role]: path / "model" for role, path in context.inputs.items() if role in ROLES}
-    sources = {role: path for role, path in context.inputs.items() if role not in ROLES}
-    work = chunks({source: CleanReader(path, SPLIT) for source, path in sources.items()}, settings)
+    sources = {source: context.inputs[source] for source in context.what["sources"]}
+    work = chunks({source: CleanReader(path, HELD_OUT) for source, path in sources.items()}, settings)
     if not work:
         raise DataError(
             "there is nothing to evaluate on",
@@ -80,16 +81,14 @@ def run_stage(context: StageContext) -> dict[str, Any]:
 
 
 def score(rows: Sequence[Mapping[str, Any]], settings: Settings) -> dict[str, Scoreboard]:
-    """One score board a source, from rows of `OUTCOME_SCHEMA`."""
+    """One score board a source, in the order of the sources' first rows (of `OUTCOME_SCHEMA`)."""
     by_source: dict[str, dict[str, list]] = defaultdict(lambda: defaultdict(list))
     names = {}
     for row in rows:
         by_source[row["source"]][row["model"]].append(outcome_from_row(row))
         names[row["source"]] = row["benchmark"]
     benchmarks = {benchmark.name: benchmark for benchmark in BENCHMARKS}
-    return {
-        source: benchmarks[names[source]].score(by_source[source], settings) for source in sorted(by_source)
-    }
+    return {source: benchmarks[names[source]].score(by_source[source], settings) for source in by_source}
 
 
 def summary(rows: Sequence[Mapping[str, Any]], boards: Mapping[str, Scoreboard]) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def grouped_bars(groups: Sequence[tuple[str, Sequence[Bar]]], *, label: str, emp
             text(start + len(bars) * bar / 2 - 3, top + height + 20, name, anchor="middle", class_=style)
         )
     # As wide as drawn and no wider: two bars must not fill a page.
-    return svg(width, top + height + 30, *parts, label=label, style=f"max-width:{width * 1.25:.0f}px")
+    return svg(width, top + height + 30, *parts, label=label, style=f"max-width:{width:.0f}px")
 
 
 def _bar(item: Bar, x: float, width: float, y: Scale) -> Html:
@@ -95,7 +95,7 @@ def _bar(item: Bar, x: float, width: float, y: Scale) -> Html:
 
 def loss_chart(series: Sequence[Series], rate: Sequence[tuple[float, float]], *, label: str) -> Html:
     """Loss over steps on a logarithmic axis, and under it the learning rate over the same steps."""
-    width, left, right, top, height, strip = 960.0, 46.0, 12.0, 14.0, 260.0, 56.0
+    width, left, right, top, height, strip = 960.0, 54.0, 20.0, 14.0, 260.0, 56.0
     values = [value for one in series for _, value in one.points if value > 0]
     steps = [step for one in series for step, _ in one.points]
     if not values:
@@ -157,9 +157,8 @@ def histogram(counts: Sequence[int], edges: Sequence[float], *, style: str, labe
             bar = tag("rect", x=x(start) + 0.5, y=y(count), width=max(x(end) - x(start) - 1, 0.5),
                       height=top + height - y(count), rx=1, class_=f"fill-{style}")  # fmt: skip
             parts.append(tag("g", bar, data_tip=tip, tabindex="0"))
-    parts += [
-        text(x(v), top + height + 16, f"{v:.0%}", anchor="middle", class_="tick") for v in (0.02, 0.5, 0.98)
-    ]
+    for share, anchor in ((0.0, "start"), (0.5, "middle"), (1.0, "end")):
+        parts.append(text(x(share), top + height + 16, f"{share:.0%}", anchor=anchor, class_="tick"))
     return svg(width, top + height + 22, *parts, label=label)
 
 

@@ -57,10 +57,14 @@ class Run:
     Attributes:
         stages: By name, in the order the stages depend on one another.
         model_name: Name under which the endpoint serves the model.
+        gallery: How many pictures to show.
+        timelines: How many live clips of a source to show.
     """
 
     stages: Mapping[str, Stage]
     model_name: str
+    gallery: int
+    timelines: int
 
     def get(self, name: str) -> Stage | None:
         """The stage of that name, if the run has it."""
@@ -74,7 +78,12 @@ class Run:
 def gather(context: StageContext) -> Run:
     """The run behind a report stage's inputs (role = stage name)."""
     stages = {name: _stage(name, folder, context.manifests[name]) for name, folder in context.inputs.items()}
-    return Run(stages=_in_order(stages), model_name=str(context.what.get("model_name", "model")))
+    return Run(
+        stages=_in_order(stages),
+        model_name=context.what["model_name"],
+        gallery=context.what["report"]["gallery"],
+        timelines=context.what["report"]["timelines"],
+    )
 
 
 def _stage(name: str, folder: Path, manifest: Mapping[str, Any]) -> Stage:

@@ -46,7 +46,7 @@ class Vqa:
         sampling = SamplingParams(max_new_tokens=settings.max_new_tokens)
         requests = [
             GenerationRequest(
-                sample=without_images(sample) if blind else sample,
+                sample=without_bytes(sample) if blind else sample,
                 sampling=sampling,
                 request_id=f"{held.row}/{turn}",
             )
@@ -96,9 +96,10 @@ def questions(sample: Sample) -> Iterator[tuple[Sample, str]]:
             yield replace(sample, parts=sample.parts[:index]), part.text
 
 
-def without_images(sample: Sample) -> Sample:
-    """The same conversation with its images withheld, as the blind model was trained."""
-    return replace(sample, parts=tuple(part for part in sample.parts if isinstance(part, Text)))
+def without_bytes(sample: Sample) -> Sample:
+    """The same conversation with every image's place kept and its bytes gone: nothing is left to look at."""
+    parts = tuple(replace(part, data=None) if isinstance(part, Image) else part for part in sample.parts)
+    return replace(sample, parts=parts)
 
 
 def _last_question(sample: Sample) -> str:

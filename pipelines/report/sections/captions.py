@@ -7,7 +7,7 @@ from typing import Any
 
 from casa_core.media import VideoFrames
 from pipelines.data.store import CleanReader
-from pipelines.evaluate.examine import SPLIT
+from pipelines.evaluate import HELD_OUT
 from pipelines.evaluate.metrics import Event, EventCounts, event_score, paired_events, word_events
 from pipelines.report.evidence import Run, Stage
 from pipelines.report.html import Html, tag
@@ -26,8 +26,8 @@ def captions(run: Run) -> Html:
         return section("captions", "Live captions", "This run captioned no clips.")
     tolerance = int(stage.what["evaluate"]["frame_tolerance"])
     lead = (
-        "Frames arrive one by one; the model sees none before its time. The upper words were due at that "
-        f"frame, the lower ones were said. A word counts when it is said within {tolerance} frame of its due."
+        "Frames arrive one by one; the model sees none before its time. Words were due at the frame they "
+        f"stand under. A word counts when it is said within {tolerance} frame of its due."
     )
     keys = tag(
         "p",
@@ -38,17 +38,20 @@ def captions(run: Run) -> Html:
     )
     strips = []
     for source, clips in sources.items():
-        for name, clip in _examples(clips, tolerance):
+        for name, clip in _examples(clips, tolerance, run.timelines):
             strips.append(_strip(run.get(f"clean-{source}"), source, name, clip, tolerance))
     return section("captions", "Live captions", lead, keys, *strips)
 
 
-def _examples(clips: Sequence[dict[str, Any]], tolerance: int) -> list[tuple[str, dict[str, Any]]]:
-    """The worst, the median and the best clip by F1: not picked by hand."""
+def _examples(
+    clips: Sequence[dict[str, Any]], tolerance: int, count: int
+) -> list[tuple[str, dict[str, Any]]]:
+    """Clips evenly spaced from the worst to the best by F1: not picked by hand."""
     ranked = sorted(clips, key=lambda clip: (_f1(clip, tolerance), clip["row"]))
-    chosen = {"worst clip": 0, "median clip": len(ranked) // 2, "best clip": len(ranked) - 1}
-    # With few clips two of them are the same one: it is shown once, under its last name.
-    return [(name, ranked[at]) for at, name in {at: name for name, at in chosen.items()}.items()]
+    last = len(ranked) - 1
+    places = sorted({round(index * last / max(count - 1, 1)) for index in range(count)})
+    names = {0: "worst clip", last: "best clip"}
+    return [(names.get(at, f"clip {at + 1} of {len(ranked)} from the worst"), ranked[at]) for at in places]
 
 
 def _f1(clip: dict[str, Any], tolerance: int) -> float:
@@ -69,20 +72,21 @@ def _strip(stage: Stage | None, source: str, name: str, clip: dict[str, Any], to
     frames = [
         tag(
             "li",
-            thumbnails[index] if thumbnails else "",
+            thumbnails[index] if thumbnails else tag("span"),
             tag("time", f"{frame['timestamp']:.1f} s"),
             tag("div", *due.get(index, []), class_="due"),
             tag("div", *said.get(index, []), class_="said"),
         )
         for index, frame in enumerate(clip["frames"])
     ]
+    labels = tag("li", tag("b", "due"), tag("b", "said"), class_="labels")
     title = tag(
         "p",
         tag("b", f"{name}: {clip['sample_id']}"),
         f" ({source}, row {clip['row']}), F1 {100 * _f1(clip, tolerance):.0f} %",
         class_="striptitle",
     )
-    return tag("div", title, tag("ol", *frames, class_="strip"), class_="clip")
+    return tag("div", title, tag("ol", labels, *frames, class_="strip"), class_="clip")
 
 
 def _marked(events: Sequence[Event], paired: Sequence[Event], otherwise: str) -> dict[int, list[Html]]:
@@ -102,7 +106,7 @@ def _thumbnails(stage: Stage | None, clip: dict[str, Any]) -> list[Html]:
     """The clip's frames; none without the clean artifact, or where one stream cuts between several videos."""
     if stage is None:
         return []
-    reader = CleanReader(stage.folder, SPLIT)
+    reader = CleanReader(stage.folder, HELD_OUT)
     if len(reader[clip["row"]]["media"]) != 1:
         return []
     times = [frame["timestamp"] for frame in clip["frames"]]

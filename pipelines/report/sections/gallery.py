@@ -10,13 +10,14 @@ import pyarrow.parquet as pq
 
 from casa_core.media import decode_image
 from pipelines.data.store import CleanReader
-from pipelines.evaluate.examine import SPLIT
+from pipelines.evaluate import HELD_OUT
 from pipelines.report.evidence import Run
 from pipelines.report.html import Html, tag
 from pipelines.report.sections.layout import section
 from pipelines.report.sections.pictures import picture
 
-RIGHT, WRONG, SIDE = 12, 12, 160
+SIDE = 160
+"""Longest side of an embedded picture, pixels."""
 
 
 def gallery(run: Run) -> Html:
@@ -30,13 +31,14 @@ def gallery(run: Run) -> Html:
     blind = {_key(row): row["answer"] for row in answers if row["model"] == "blind"}
     right = [row for row in questions if row["correct"]]
     wrong = [row for row in questions if not row["correct"]]
+    shown_wrong = spread(wrong, run.gallery // 2)
+    shown_right = spread(right, run.gallery - len(shown_wrong))
     lead = (
-        f"{len(right)} of {len(questions)} held-out answers are right. Shown are {min(RIGHT, len(right))} "
-        f"right ones and {_amount(len(wrong))} wrong ones, spread evenly over question types and rows, "
-        "not picked by hand."
+        f"{len(right)} of {len(questions)} held-out answers are right. Shown are {len(shown_right)} right "
+        f"and {len(shown_wrong)} wrong ones, spread evenly over question types and rows, not picked by hand."
     )
-    body = [tag("h3", "Wrong"), _cards(run, spread(wrong, WRONG), blind)] if wrong else []
-    body += [tag("h3", "Right"), _cards(run, spread(right, RIGHT), blind)] if right else []
+    body = [tag("h3", "Wrong"), _cards(run, shown_wrong, blind)] if shown_wrong else []
+    body += [tag("h3", "Right"), _cards(run, shown_right, blind)] if shown_right else []
     return section("gallery", "Gallery", lead, *body)
 
 
@@ -59,10 +61,6 @@ def _evenly(rows: Sequence[Any], count: int) -> list[Any]:
     return [rows[index * len(rows) // count] for index in range(count)]
 
 
-def _amount(wrong: int) -> str:
-    return f"all {wrong}" if wrong <= WRONG else str(WRONG)
-
-
 def _key(row: dict[str, Any]) -> tuple[Any, ...]:
     return row["source"], row["row"], row["turn"]
 
@@ -73,7 +71,7 @@ def _cards(run: Run, rows: Sequence[dict[str, Any]], blind: dict[tuple[Any, ...]
     for row in rows:
         stage = run.get(f"clean-{row['source']}")
         if stage and row["source"] not in readers:
-            readers[row["source"]] = CleanReader(stage.folder, SPLIT)
+            readers[row["source"]] = CleanReader(stage.folder, HELD_OUT)
         images = list(_images(readers[row["source"]], row)) if stage else []
         cards.append(_card(row, images, blind.get(_key(row))))
     return tag("div", *cards, class_="gallery")

@@ -35,7 +35,7 @@ def table(head: Sequence[object], rows: Sequence[Sequence[object]], *, numeric: 
         return join(tag(name, cell, class_="number" if i in numeric else None) for i, cell in enumerate(row))
 
     body = tag("tbody", *(tag("tr", cells("td", row)) for row in rows))
-    return tag("div", tag("table", tag("thead", tag("tr", cells("th", head))), body), class_="scroll")
+    return tag("div", tag("table", tag("thead", tag("tr", cells("th", head))), body), class_="scroll sheet")
 
 
 def figure(title: object, *body: object, note: object = "") -> Html:

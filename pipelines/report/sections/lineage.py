@@ -31,8 +31,9 @@ def lineage(run: Run) -> Html:
     if not run.stages:
         return section("lineage", "Lineage", "The report was made from no artifact at all.")
     lead = (
-        "Each box is an artifact; its number is a fingerprint of the settings, the code and the inputs it was "
-        "made from. Equal fingerprints mean equal making, on whatever machine."
+        "Each box is an artifact; its number is a fingerprint of the settings, the code and the inputs it "
+        "was made from. Equal fingerprints mean equal making, on whatever machine. An artifact that is also "
+        "read further on is drawn with its first line only."
     )
     graph = tag("div", _draw(nodes(run)), class_="scroll")
     return section("lineage", "Lineage", lead, figure("From raw files to the endpoint", graph), _times(run))
@@ -76,6 +77,19 @@ def columns(found: Sequence[Node]) -> dict[str, int]:
     return at
 
 
+def direct_edges(found: Sequence[Node]) -> list[tuple[str, Node]]:
+    """Edges that no longer path implies: data that reaches training through packing is not drawn twice."""
+    above: dict[str, set[str]] = {}
+    for node in found:  # parents come first
+        above[node.name] = set(node.parents).union(*(above[parent] for parent in node.parents))
+    return [
+        (parent, node)
+        for node in found
+        for parent in node.parents
+        if not any(parent in above[other] for other in node.parents)
+    ]
+
+
 def _draw(found: Sequence[Node]) -> Html:
     column = columns(found)
     members: dict[int, list[Node]] = {}
@@ -91,7 +105,7 @@ def _draw(found: Sequence[Node]) -> Html:
         for row, node in enumerate(ordered):
             top = (height - used) / 2 + row * (BOX_HEIGHT + GAP_Y)
             place[node.name] = (MARGIN + index * (BOX_WIDTH + GAP_X), top)
-    edges = [_edge(place[parent], place[node.name]) for node in found for parent in node.parents]
+    edges = [_edge(place[parent], place[node.name]) for parent, node in direct_edges(found)]
     boxes = [_box(node, *place[node.name]) for node in found]
     return svg(width, height, *edges, *boxes, label="lineage of the run", class_="chart graph")
 
@@ -106,7 +120,6 @@ def _edge(start: tuple[float, float], end: tuple[float, float]) -> Html:
     x1, y1 = start[0] + BOX_WIDTH, start[1] + BOX_HEIGHT / 2
     x2, y2 = end[0], end[1] + BOX_HEIGHT / 2
     bend = GAP_X * 0.6
-    # Bend only in the last gap: a long edge stays level and passes beside the boxes in between.
     path = f"M{x1:.1f},{y1:.1f} C{x1 + bend:.1f},{y1:.1f} {x2 - bend:.1f},{y2:.1f} {x2:.1f},{y2:.1f}"
     return tag("path", d=path, class_="edge")
 

@@ -22,8 +22,8 @@ def packing(run: Run) -> Html:
     if not card:
         return section("packing", "Packing", "This run packed no sequences.")
     lead = (
-        "Samples of all sources share sequences under two budgets, one for text tokens and one for image "
-        "tokens. The lower bound is what no packing could beat: tokens divided by budget, the larger of the two."
+        "Samples of all sources share sequences under two budgets: text tokens and image tokens. No packing "
+        "could beat the lower bound: tokens divided by budget, the larger of the two."
     )
     return section("packing", "Packing", lead, _tiles(card), _shares(card), _histograms(card))
 
@@ -58,7 +58,7 @@ def _shares(card: Mapping[str, Any]) -> Html:
         parts = [
             tag(
                 "span",
-                f"{name} {entry[measure] / total:.0%}",
+                f"{name} {entry[measure] / total:.0%}" if entry[measure] > 0.08 * total else "",
                 style=f"flex-grow:{entry[measure]}",
                 class_=f"share share-{index % 6}",
                 data_tip=f"{name}: {number(entry[measure])} {measure.replace('_', ' ')}",

@@ -7,7 +7,7 @@ from typing import Any
 
 from pipelines.report.charts import Bar, grouped_bars, legend
 from pipelines.report.evidence import Run
-from pipelines.report.html import Html, tag
+from pipelines.report.html import Html, join, tag
 from pipelines.report.scale import number
 from pipelines.report.sections.layout import figure, section, table, tile, tiles
 
@@ -19,6 +19,10 @@ NAMES = {
     "chance": "chance: always the most frequent answer",
     "silent": "silent: never says a word",
 }
+
+
+COLUMNS = {"yes_no": "yes/no"}
+"""Columns whose name in the corpus is not what one would print."""
 
 
 def results(run: Run) -> Html:
@@ -48,10 +52,18 @@ def headline(run: Run) -> Html:
         items.append(
             tile(tag("span", f"{100 * cell['value']:.1f}", tag("i", "%")), label, beside, style="big")
         )
-    train = run.get("train")
-    if train:
-        steps = train.summary.get("steps")
-        items += [tile(number(float(steps)), "training steps")] if isinstance(steps, int) else []
+    frame_ms = stage.summary.get("live_frame_ms_p50") if stage else None
+    if stage and frame_ms is not None:
+        slow = stage.summary["live_frame_ms_p95"]
+        value = tag("span", number(frame_ms), tag("i", "ms"))
+        items.append(
+            tile(
+                value,
+                "to watch and caption a live frame (median)",
+                f"95 % within {number(slow)} ms",
+                style="big",
+            )
+        )
     return tiles(*items) if items else Html()
 
 
@@ -60,14 +72,23 @@ def _chart(source: str, board: Mapping[str, Any], model_name: str) -> Html:
     groups = []
     for column in columns:
         bars = [_bar(line, column, model_name) for line in lines if column in line["cells"]]
-        groups.append((column, bars))
+        groups.append((_column(column), bars))
     title = tag("span", tag("b", board["title"]), " ", tag("small", f"{source}: {board['measure']}"))
-    chart = grouped_bars(groups, label=f"{board['title']}: {board['measure']}", emphasised=headline_column)
+    chart = grouped_bars(
+        groups, label=f"{board['title']}: {board['measure']}", emphasised=_column(headline_column)
+    )
     keys = legend([(_style(line["name"]), _label(line["name"], model_name)) for line in lines])
-    rows = [[_label(line["name"], model_name), *(_cell(line, c) for c in columns)] for line in lines]
-    numbers = table(["", *columns], rows, numeric=range(1, len(columns) + 1))
+    rows = [
+        [model_name if line["name"] == "model" else line["name"], *(_cell(line, c) for c in columns)]
+        for line in lines
+    ]
+    numbers = table(["", *map(_column, columns)], rows, numeric=range(1, len(columns) + 1))
     note = "; ".join(board["notes"]) + "."
     return figure(title, tag("div", chart, class_="scroll"), keys, numbers, note=note)
+
+
+def _column(name: str) -> str:
+    return COLUMNS.get(name, name.replace("_", " "))
 
 
 def _style(name: str) -> str:
@@ -85,8 +106,12 @@ def _bar(line: Mapping[str, Any], column: str, model_name: str) -> Bar:
 
 
 def _cell(line: Mapping[str, Any], column: str) -> Html:
+    """The value, and its interval on a line of its own."""
     cell = line["cells"].get(column)
-    return Html("–") if cell is None else tag("span", _interval(cell))  # noqa: RUF001 (a dash for "none")
+    if cell is None:
+        return Html()
+    interval = "" if cell["low"] == cell["high"] else f"{100 * cell['low']:.1f} to {100 * cell['high']:.1f}"
+    return join([f"{100 * cell['value']:.1f} %", tag("small", interval)])
 
 
 def _interval(cell: Mapping[str, Any]) -> str:

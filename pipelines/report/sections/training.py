@@ -12,8 +12,8 @@ from pipelines.report.html import Html, tag
 from pipelines.report.scale import duration, number
 from pipelines.report.sections.layout import figure, section, tile, tiles
 
-WINDOW = 31
-"""Steps in the moving mean."""
+LAST = 30
+"""Steps whose mean is called the final loss."""
 
 KINDS = {"image": "picture sequences", "video": "video sequences"}
 
@@ -30,12 +30,13 @@ def training(run: Run) -> Html:
     series = [_series(kind, steps) for kind in KINDS if any(step["kind"] == kind for step in steps)]
     if blind:
         points = [(step["step"], step["loss"]) for step in blind]
-        smooth = moving_mean(points, WINDOW)
-        series.append(Series(label="blind twin", style="blind", points=points, smooth=smooth, dots=False))
+        series.append(
+            Series(label="blind twin", style="blind", points=points, smooth=_smooth(points), dots=False)
+        )
     rate = [(step["step"], step["learning_rate"]) for step in steps]
     lead = (
-        f"Loss per trained token over {len(steps)} steps: every step a dot, lines are means over {WINDOW} "
-        "points. Steps of packed pictures and steps of video alternate."
+        f"Loss per trained token over {len(steps)} steps: every step a dot, lines are moving means. "
+        "Steps of packed pictures and steps of video alternate."
     )
     chart = loss_chart(series, rate, label="training loss over steps")
     keys = legend([(one.style, one.label) for one in series])
@@ -53,7 +54,12 @@ def _steps(stage: Stage | None) -> list[dict[str, Any]]:
 
 def _series(kind: str, steps: Steps) -> Series:
     points = [(step["step"], step["loss"]) for step in steps if step["kind"] == kind]
-    return Series(label=KINDS[kind], style=kind, points=points, smooth=moving_mean(points, WINDOW))
+    return Series(label=KINDS[kind], style=kind, points=points, smooth=_smooth(points))
+
+
+def _smooth(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """A window that follows the number of points, so that few points are not flattened."""
+    return moving_mean(points, min(max(len(points) // 25, 5), 31))
 
 
 def _accounts(steps: Steps) -> Html:
@@ -62,7 +68,7 @@ def _accounts(steps: Steps) -> Html:
     text, image, trained = (
         sum(step[name] for step in steps) for name in ("text_tokens", "image_tokens", "trained_tokens")
     )
-    last = [step["loss"] for step in steps[-WINDOW:]]
+    last = [step["loss"] for step in steps[-LAST:]]
     items = [
         tile(f"{sum(last) / len(last):.3f}", "final loss", f"mean of the last {len(last)} steps"),
         tile(number(text), "text tokens", f"{number(trained)} of them trained"),

@@ -1,7 +1,7 @@
 """One Ray head on this machine, shared by every run on the same store, listening on loopback only.
 
-``start`` brings it up in a process group of its own, so that it outlives the command that started it; a session
-file lets the next command find it again; ``stop`` ends every process it ever started, and nothing else.
+``start`` brings it up in a process group of its own, so that it outlives the command that started it; a
+session file lets the next command find it again; ``stop`` ends every process it started, and nothing else.
 """
 
 from __future__ import annotations
@@ -183,7 +183,7 @@ def _await_ready(session: RaySession, head: subprocess.Popen[bytes], folder: Pat
     raise ClusterError(
         "The local Ray head did not come up.",
         f"{why}; the end of its log:\n{_tail(log)}",
-        "`casa doctor` checks memory, disk and Ray; `where.ray.object_store_mb` sets the object store's size.",
+        "`casa doctor` checks memory, disk and Ray; `where.ray.object_store_mb` sizes the object store",
     )
 
 

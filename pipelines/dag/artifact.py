@@ -1,0 +1,186 @@
+"""Artifacts: a folder of files that is whole exactly when its manifest is there.
+
+The manifest is written last, in one atomic step after everything else has reached the disk. It keeps apart
+what the files *are* (names, sizes, SHA-256, and one content digest over them) and how they came about
+(times, host, packages, commit), so that two runs can be compared for the same result.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from casa_core.errors import StoreError
+from pipelines.dag.fingerprint import canonical_json, file_digest
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+PACKAGES = ("torch", "transformers", "ray", "deepspeed", "pyarrow", "tokenizers", "numpy", "av", "pillow")
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a whole artifact; ``None`` where there is none.
+
+    Raises:
+        StoreError: If there is a manifest that cannot be read: someone else wrote it.
+    """
+    try:
+        text = (folder / MANIFEST).read_text()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        manifest = json.loads(text)
+    except json.JSONDecodeError as error:
+        manifest, why = None, str(error)
+    else:
+        why = (
+            f"its format is {manifest.get('format')!r}, and this code reads {FORMAT}"
+            if manifest
+            else "it is empty"
+        )
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise StoreError(
+            f"{folder / MANIFEST} is not a manifest.", why, f"remove {folder} to have it made again"
+        )
+    return manifest
+
+
+def begin(folder: Path) -> None:
+    """Open an artifact's folder for writing: without a manifest, it exists for no reader."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MANIFEST).unlink(missing_ok=True)
+    _sync_folder(folder)
+
+
+def commit(
+    folder: Path, identity: Mapping[str, Any], summary: Any, provenance: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Declare a folder whole: all its files reach the disk, then the manifest appears.
+
+    Args:
+        folder: The artifact's folder, with all its files.
+        identity: What was asked for: fingerprint, kind, what, inputs, …
+        summary: The stage's headline results, JSON.
+        provenance: How it came about: not part of any digest.
+
+    Returns:
+        The manifest as written.
+    """
+    files = _list_files(folder, sync=True)
+    manifest = {
+        "format": FORMAT,
+        **identity,
+        "content_digest": content_digest(files),
+        "summary": summary,
+        "files": files,
+        "provenance": dict(provenance),
+    }
+    text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+    write_atomically(folder / MANIFEST, text)
+    return manifest
+
+
+def content_digest(files: Mapping[str, Mapping[str, Any]]) -> str:
+    """One digest over names, sizes and hashes of files: equal exactly when the contents are."""
+    listing = {name: [entry["bytes"], entry["sha256"]] for name, entry in files.items()}
+    return hashlib.sha256(canonical_json(listing).encode()).hexdigest()
+
+
+def verify(folder: Path) -> None:
+    """Compare an artifact's files with its manifest, byte for byte.
+
+    Raises:
+        StoreError: If it has no manifest, or a file is missing, altered or added.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise StoreError(f"{folder} is not an artifact.", f"it has no {MANIFEST}", "run its stage again")
+    recorded, found = manifest["files"], _list_files(folder, sync=False)
+    problems = [f"{name} is missing" for name in recorded.keys() - found.keys()]
+    problems += [f"{name} was added" for name in found.keys() - recorded.keys()]
+    problems += [
+        f"{name} was altered" for name in recorded.keys() & found.keys() if recorded[name] != found[name]
+    ]
+    if problems:
+        shown = "; ".join(sorted(problems)[:5]) + (" …" if len(problems) > 5 else "")
+        raise StoreError(f"{folder} is not what its manifest says.", shown, f"remove {folder} and run again")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file in one step that survives a crash: readers see the old one or the new one, whole."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with partial.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    _sync_folder(path.parent)
+
+
+def provenance() -> dict[str, Any]:
+    """Where and with what an artifact was made."""
+    return {
+        "host": platform.node(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "packages": {name: version for name in PACKAGES if (version := _version(name))},
+        "git_commit": _git_commit(),
+    }
+
+
+def _list_files(folder: Path, *, sync: bool) -> dict[str, dict[str, Any]]:
+    files: dict[str, dict[str, Any]] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_dir():
+            if sync:
+                _sync_folder(path)
+            continue
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink() or not path.is_file():
+            raise StoreError(
+                f"{path} is a link or a device.", "artifacts hold plain files only", "copy the file"
+            )
+        if name == MANIFEST or path.name.startswith(f".{MANIFEST}."):
+            continue
+        if sync:
+            _sync_file(path)
+        files[name] = {"bytes": path.stat().st_size, "sha256": file_digest(path)}
+    return files
+
+
+def _sync_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+_sync_folder = _sync_file  # The same call, on a folder's entries.
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    """Commit of the checkout this code runs from, with ``+`` for local changes; ``None`` outside of git."""
+    root = Path(__file__).resolve().parents[2]
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"],
+            cwd=root, capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,169 @@
+"""Entry point inside a stage's job: builds the context, calls the function, declares the artifact whole.
+
+python -m pipelines.dag.job_main <store>/jobs/<job id>.json
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib
+import json
+import os
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from casa_core.errors import CasaError, ClusterError, ConfigError, StoreError
+from pipelines.dag import artifact
+from pipelines.dag.context import StageContext
+from pipelines.dag.progress import ProgressPrinter
+from pipelines.dag.records import JobSpec, Outcome, Records
+
+StageFunction = Callable[[StageContext], dict[str, Any]]
+
+
+def run_job(spec: JobSpec) -> Outcome:
+    """Run a stage and record how it ended. Every error is recorded; only a kill leaves no outcome."""
+    records = Records(Path(spec.store))
+    try:
+        with records.writing(spec.kind, spec.fingerprint):
+            _make(spec, records)
+        outcome = Outcome(ok=True)
+    except CasaError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        retry = isinstance(error, ClusterError)
+        outcome = Outcome(ok=False, what=error.what, why=error.why, remedy=error.remedy, retry=retry)
+    except Exception as error:
+        traceback.print_exc()
+        what = "".join(traceback.format_exception_only(error)).strip()
+        outcome = Outcome(ok=False, what=what, why=_place(error), retry=_was_lost(error))
+    records.write_outcome(spec.job_id, outcome)
+    return outcome
+
+
+def _make(spec: JobSpec, records: Records) -> None:
+    """Fill the output folder and commit it, unless another attempt has done so meanwhile."""
+    output = Path(spec.output)
+    if not spec.state and artifact.read_manifest(output) is not None:
+        print(f"{output} is whole already", flush=True)
+        return
+    inputs = {role: Path(folder) for role, folder in spec.inputs.items()}
+    manifests = {role: _input_manifest(role, folder) for role, folder in inputs.items()}
+    function = load_function(spec.function)
+    artifact.begin(output)
+    started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
+    context = StageContext(
+        name=spec.stage,
+        what={**spec.what, **spec.location},
+        where=spec.where,
+        inputs=inputs,
+        output=output,
+        manifests=manifests,
+        fingerprint=spec.fingerprint,
+        progress=ProgressPrinter(),
+    )
+    summary = _as_json(function(context), spec.function)
+    identity = {
+        "fingerprint": spec.fingerprint,
+        "kind": spec.kind,
+        "what": {**spec.what, **spec.location},
+        "location": spec.location,
+        "inputs": {role: manifest["fingerprint"] for role, manifest in manifests.items()},
+        "code_version": spec.code_version,
+    }
+    made = {
+        "stage": spec.stage,
+        "job_id": spec.job_id,
+        "started": started.isoformat(timespec="seconds"),
+        "seconds": round(time.monotonic() - clock, 3),
+        "where": spec.where,
+        **artifact.provenance(),
+    }
+    artifact.commit(output, identity, summary, made)
+    if spec.state:
+        records.write_state(spec.kind, spec.fingerprint, summary)
+
+
+def load_function(path: str) -> StageFunction:
+    """Import ``package.module:function``.
+
+    Raises:
+        ConfigError: If it names no such function.
+    """
+    module_name, _, name = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module_name), name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not module_name.startswith(error.name):
+            raise  # The module is there, and something that it imports is not.
+        raise ConfigError(
+            f"There is no stage function {path}.", str(error), "check the module's name"
+        ) from None
+    except AttributeError as error:
+        raise ConfigError(
+            f"There is no stage function {path}.", str(error), "define it in the module"
+        ) from None
+
+
+def _input_manifest(role: str, folder: Path) -> dict[str, Any]:
+    manifest = artifact.read_manifest(folder)
+    if manifest is None:
+        raise StoreError(
+            f"Input {role} is not there: {folder}.", "it was removed since the run was planned", "run again"
+        )
+    return manifest
+
+
+def _as_json(summary: Any, function: str) -> Any:
+    try:
+        return json.loads(json.dumps(summary, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"The summary that {function} returned is not JSON.",
+            str(error),
+            "return plain dicts, lists, texts and finite numbers (`.item()` for NumPy and torch scalars)",
+        ) from None
+
+
+def _was_lost(error: BaseException) -> bool:
+    """Whether something outside the stage's code was lost: a worker, a node, a connection."""
+    if isinstance(error, ConnectionError):
+        return True
+    ray_exceptions = sys.modules.get("ray.exceptions")
+    if ray_exceptions is None:
+        return False
+    own_fault = isinstance(error, ray_exceptions.RayTaskError)
+    return isinstance(error, ray_exceptions.RayError) and not own_fault
+
+
+def _place(error: BaseException) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"raised at {frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name}" if frames else ""
+
+
+def _tee_to(log: Path) -> None:
+    """Send everything this process and its children print to ``log`` too.
+
+    ``tee`` is a process of its own: what was printed reaches the log even if this one is killed.
+    """
+    tee = subprocess.Popen(["tee", "-a", str(log)], stdin=subprocess.PIPE)
+    assert tee.stdin is not None
+    os.dup2(tee.stdin.fileno(), sys.stdout.fileno())
+    os.dup2(tee.stdin.fileno(), sys.stderr.fileno())
+    tee.stdin.close()
+
+
+def main() -> int:
+    """Run the job whose spec is named on the command line; 0 when its artifact is whole."""
+    spec = JobSpec(**json.loads(Path(sys.argv[1]).read_text()))
+    _tee_to(Records(Path(spec.store)).log_path(spec.job_id))
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    return 0 if run_job(spec).ok else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

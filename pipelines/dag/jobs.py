@@ -1,0 +1,141 @@
+"""Ray jobs: the only door between the walker and a Ray cluster, our own local head or somebody else's."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from casa_core.errors import ClusterError
+from infra import local_ray
+from pipelines.dag.records import JobSpec
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+
+JobState = Literal["active", "succeeded", "failed"]
+ROOT = Path(__file__).resolve().parents[2]
+T = TypeVar("T")
+
+
+class Unreachable(ClusterError):
+    """The cluster's job API does not answer."""
+
+
+class Cluster:
+    """The Ray cluster of a run; reached, or started where it is our own local head, on first use.
+
+    Args:
+        ray: The recipe's ``where.ray``.
+        session: Folder of the local head's session file.
+        entrypoint_module: Module that runs a job, given the path of its spec.
+    """
+
+    def __init__(
+        self, ray: Mapping[str, Any], session: Path, entrypoint_module: str = "pipelines.dag.job_main"
+    ) -> None:
+        self._ray = ray
+        self._session = session
+        self._module = entrypoint_module
+        self._client: JobSubmissionClient | None = None
+
+    @property
+    def is_local(self) -> bool:
+        return self._ray["address"] == "local"
+
+    def address(self) -> str:
+        """URL of the dashboard; starts the local head if need be.
+
+        Raises:
+            ClusterError: If the local head does not come up.
+        """
+        if not self.is_local:
+            return str(self._ray["address"])
+        return local_ray.start(
+            self._session,
+            num_cpus=self._ray["num_cpus"],
+            object_store_mb=self._ray["object_store_mb"],
+            python_path=ROOT,
+        ).address
+
+    def submit(self, spec: JobSpec, spec_path: Path) -> None:
+        """Start a stage's job.
+
+        Raises:
+            ClusterError: If Ray refuses it; Ray never takes a job id twice.
+            Unreachable: If there is no answer.
+        """
+        python = sys.executable if self.is_local else "python"
+        entrypoint = f"exec {shlex.quote(python)} -m {self._module} {shlex.quote(str(spec_path))}"
+        runtime_env = {"working_dir": self._ray["working_dir"]} if self._ray.get("working_dir") else None
+        metadata = {"stage": spec.stage, "fingerprint": spec.fingerprint}
+        self._call(
+            lambda client: client.submit_job(
+                entrypoint=entrypoint, submission_id=spec.job_id, runtime_env=runtime_env, metadata=metadata
+            )
+        )
+
+    def state(self, job_id: str) -> JobState | None:
+        """State of a job; ``None`` if this cluster never heard of it (a head started since then)."""
+        details = self._call(lambda client: _info(client, job_id))
+        return None if details is None else _state(details.status.value)
+
+    def message(self, job_id: str) -> str:
+        """What Ray says about a job: why it failed to start, the code it ended with."""
+        details = self._call(lambda client: _info(client, job_id))
+        return "" if details is None else str(details.message or "")
+
+    def driver_log(self, job_id: str) -> str:
+        """What Ray has of a job's output: all there is when the job failed before it began."""
+        return self._call(lambda client: client.get_job_logs(job_id))
+
+    def stop(self, job_id: str) -> None:
+        """Ask a job to end."""
+        self._call(lambda client: client.stop_job(job_id))
+
+    def active_jobs(self) -> list[str]:
+        """Ids of the jobs that are waiting or running."""
+        listed = self._call(lambda client: client.list_jobs())
+        active = (job.submission_id for job in listed if _state(job.status.value) == "active")
+        return [job_id for job_id in active if job_id]
+
+    def forget(self) -> None:
+        """Drop the connection: the next call looks for the cluster anew, or starts a local head that died."""
+        self._client = None
+
+    def _call(self, action: Callable[[JobSubmissionClient], T]) -> T:
+        import requests
+
+        try:
+            if self._client is None:
+                from ray.job_submission import JobSubmissionClient
+
+                self._client = JobSubmissionClient(self.address())
+            return action(self._client)
+        except (requests.exceptions.RequestException, ConnectionError) as error:
+            raise Unreachable(
+                f"The Ray cluster at {self._ray['address']} does not answer.",
+                str(error).splitlines()[0],
+                "`casa status` shows the session; `casa run` starts a local head again and resumes",
+            ) from None
+        except RuntimeError as error:
+            if isinstance(error, ClusterError):
+                raise
+            raise ClusterError("Ray refused the request.", str(error).strip()[-2000:], "") from None
+
+
+def _info(client: JobSubmissionClient, job_id: str) -> Any:
+    try:
+        return client.get_job_info(job_id)
+    except RuntimeError as error:
+        if "does not exist" in str(error):
+            return None
+        raise
+
+
+def _state(status: str) -> JobState:
+    if status in ("PENDING", "RUNNING"):
+        return "active"
+    return "succeeded" if status == "SUCCEEDED" else "failed"

@@ -1,0 +1,154 @@
+"""The plan of a run: stages in order, each with its fingerprint and whether it would run, and why."""
+
+from __future__ import annotations
+
+import graphlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from casa_core.errors import ConfigError
+from pipelines.dag.artifact import read_manifest
+from pipelines.dag.fingerprint import stage_fingerprint
+
+Status = Literal["done", "run", "check"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageSpec:
+    """One stage of a run.
+
+    Attributes:
+        name: Unique in the run, for example ``clean-vqa``.
+        kind: What sort of stage it is, for example ``clean``; names its folder in the store.
+        what: JSON settings that decide the output: hashed.
+        function: ``package.module:function``, imported inside the stage's job only.
+        inputs: Role → name of the stage whose artifact plays it.
+        where: JSON settings that only say on what it runs: not hashed.
+        location: Further entries of the context's ``what`` that only say where raw input lies: not hashed,
+            because the input's content is.
+        state: The stage brings about a state (a running endpoint) rather than files: checked on every run.
+        health: For a state: URL that answers 200 while it holds.
+    """
+
+    name: str
+    kind: str
+    what: dict[str, Any]
+    function: str
+    inputs: dict[str, str] = field(default_factory=dict)
+    where: dict[str, Any] = field(default_factory=dict)
+    location: dict[str, str] = field(default_factory=dict)
+    state: bool = False
+    health: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedStage:
+    """A stage with its place in the store.
+
+    Attributes:
+        spec: The stage.
+        fingerprint: Of its output.
+        folder: Its artifact: ``<store>/<kind>/<fingerprint>``.
+        inputs: Role → folder of the input artifact.
+        code_version: Of its kind, part of the fingerprint.
+        status: ``done``: a whole artifact is there; ``run``: it would run; ``check``: a state to look at.
+        reason: Why, for people.
+    """
+
+    spec: StageSpec
+    fingerprint: str
+    folder: Path
+    inputs: dict[str, Path]
+    code_version: int
+    status: Status
+    reason: str
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def job_prefix(self) -> str:
+        """Start of the ids of this stage's jobs; the number of the attempt follows."""
+        return f"{self.spec.name}-{self.fingerprint[:12]}-a"
+
+
+def plan(stages: Sequence[StageSpec], store: Path, versions: Mapping[str, int]) -> list[PlannedStage]:
+    """Order stages, compute their fingerprints and look up which are done.
+
+    Args:
+        stages: In any order.
+        store: Folder of artifacts.
+        versions: Code version of each kind of stage.
+
+    Raises:
+        ConfigError: For a duplicate name, an unknown input, a cycle, a kind without a version or a setting
+            that cannot be part of a fingerprint.
+    """
+    planned: dict[str, PlannedStage] = {}
+    for spec in _ordered(stages):
+        if spec.kind not in versions:
+            raise ConfigError(
+                f"Stage kind {spec.kind} has no code version.",
+                f"kinds with one: {', '.join(sorted(versions))}",
+                "run `python -m pipelines.dag.versions --update` and commit stage_versions.json",
+            )
+        inputs = {role: planned[name] for role, name in sorted(spec.inputs.items())}
+        version = versions[spec.kind]
+        fingerprints = {role: stage.fingerprint for role, stage in inputs.items()}
+        fingerprint = stage_fingerprint(spec.kind, spec.what, fingerprints, version)
+        folder = store / spec.kind / fingerprint
+        status, reason = _status(spec, folder, list(inputs.values()))
+        planned[spec.name] = PlannedStage(
+            spec=spec,
+            fingerprint=fingerprint,
+            folder=folder,
+            inputs={role: stage.folder for role, stage in inputs.items()},
+            code_version=version,
+            status=status,
+            reason=reason,
+        )
+    return list(planned.values())
+
+
+def _ordered(stages: Sequence[StageSpec]) -> list[StageSpec]:
+    by_name = {stage.name: stage for stage in stages}
+    if len(by_name) != len(stages):
+        names = [stage.name for stage in stages]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ConfigError(
+            f"Two stages are called {twice}.", "a stage's name is its identity in a run", "rename one"
+        )
+    for stage in stages:
+        for role, name in stage.inputs.items():
+            if name not in by_name:
+                raise ConfigError(
+                    f"Stage {stage.name} takes its {role} from {name}, which is not part of the run.",
+                    f"stages of the run: {', '.join(by_name)}",
+                    "add that stage or change the input",
+                )
+    try:
+        order = graphlib.TopologicalSorter({s.name: set(s.inputs.values()) for s in stages}).static_order()
+        rank = {name: index for index, name in enumerate(order)}
+    except graphlib.CycleError as error:
+        cycle = " → ".join(error.args[1])
+        raise ConfigError(f"Stages wait for each other: {cycle}.", "", "remove one of these inputs") from None
+    return sorted(stages, key=lambda stage: rank[stage.name])
+
+
+def _status(spec: StageSpec, folder: Path, inputs: list[PlannedStage]) -> tuple[Status, str]:
+    if spec.state:
+        return "check", "a running state: its health is checked on every run"
+    if read_manifest(folder) is not None:
+        return "done", "made by an earlier run"
+    waiting = [stage.name for stage in inputs if stage.status == "run"]
+    if waiting:
+        return "run", f"new input from {', '.join(waiting)}"
+    if folder.exists():
+        return "run", "an earlier attempt did not finish; it resumes or starts over"
+    kind_folder = folder.parent
+    if kind_folder.is_dir() and any(read_manifest(other) for other in kind_folder.iterdir()):
+        return "run", "its settings, inputs or code changed"
+    return "run", "never made in this store"

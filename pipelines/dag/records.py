@@ -1,0 +1,193 @@
+"""What a store keeps about its jobs, beside the artifacts: readable after Ray, or the machine, is gone.
+
+<store>/jobs/<job id>.json           what the job was asked to do
+<store>/jobs/<job id>.log            what it printed
+<store>/jobs/<job id>.outcome.json   how it ended, if it lived to say so
+<store>/session/run.json             the stages of the latest run
+<store>/session/<kind>.json          the state that a state stage last brought about
+<store>/locks/                       held while a stage is being started, and while one writes
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from casa_core.errors import ClusterError
+from pipelines.dag.artifact import write_atomically
+from pipelines.dag.plan import PlannedStage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobSpec:
+    """What a stage's job is asked to do; everything it needs is in the store.
+
+    Attributes:
+        job_id: ``<stage>-<fingerprint12>-a<attempt>``.
+        stage, kind, function, fingerprint, code_version, state: Of the stage.
+        what: Hashed settings. ``location``: further ones that are not hashed. ``where``: on what it runs.
+        inputs: Role → folder of the input artifact.
+        output: Folder to fill.
+        store: The store's folder.
+    """
+
+    job_id: str
+    stage: str
+    kind: str
+    function: str
+    fingerprint: str
+    code_version: int
+    state: bool
+    what: dict[str, Any]
+    location: dict[str, str]
+    where: dict[str, Any]
+    inputs: dict[str, str]
+    output: str
+    store: str
+
+    @classmethod
+    def of(cls, stage: PlannedStage, store: Path, attempt: int) -> JobSpec:
+        """The job for one attempt at a stage."""
+        return cls(
+            job_id=f"{stage.job_prefix}{attempt}",
+            stage=stage.name,
+            kind=stage.spec.kind,
+            function=stage.spec.function,
+            fingerprint=stage.fingerprint,
+            code_version=stage.code_version,
+            state=stage.spec.state,
+            what=stage.spec.what,
+            location=stage.spec.location,
+            where=stage.spec.where,
+            inputs={role: str(folder) for role, folder in stage.inputs.items()},
+            output=str(stage.folder),
+            store=str(store),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a job ended, in its own words.
+
+    Attributes:
+        ok: Whether the artifact was committed.
+        what, why, remedy: Of the error, otherwise empty.
+        retry: Whether another attempt could go better (something was lost, rather than wrong).
+    """
+
+    ok: bool
+    what: str = ""
+    why: str = ""
+    remedy: str = ""
+    retry: bool = False
+
+
+class Records:
+    """The job records of a store."""
+
+    def __init__(self, store: Path) -> None:
+        self.store = store
+        self.jobs = store / "jobs"
+        self.session = store / "session"
+        self.locks = store / "locks"
+        for folder in (self.jobs, self.session, self.locks):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def spec_path(self, job_id: str) -> Path:
+        return self.jobs / f"{job_id}.json"
+
+    def log_path(self, job_id: str) -> Path:
+        return self.jobs / f"{job_id}.log"
+
+    def outcome_path(self, job_id: str) -> Path:
+        return self.jobs / f"{job_id}.outcome.json"
+
+    def write_spec(self, spec: JobSpec) -> Path:
+        """Record a job before it is submitted."""
+        path = self.spec_path(spec.job_id)
+        write_atomically(path, json.dumps(asdict(spec), indent=2, ensure_ascii=False))
+        return path
+
+    def write_outcome(self, job_id: str, outcome: Outcome) -> None:
+        """Record how a job ended."""
+        write_atomically(self.outcome_path(job_id), json.dumps(asdict(outcome), indent=2, ensure_ascii=False))
+
+    def outcome(self, job_id: str) -> Outcome | None:
+        """How a job ended; ``None`` if it did not live to say."""
+        path = self.outcome_path(job_id)
+        return Outcome(**json.loads(path.read_text())) if path.is_file() else None
+
+    def latest_attempt(self, job_prefix: str) -> int:
+        """Number of the latest attempt at a stage; 0 if there was none."""
+        pattern = re.compile(re.escape(job_prefix) + r"(\d+)\.json")
+        matches = (pattern.fullmatch(path.name) for path in self.jobs.iterdir())
+        return max((int(match[1]) for match in matches if match), default=0)
+
+    def write_run(self, recipe: str, address: str, stages: list[PlannedStage]) -> None:
+        """Record the latest run's stages, for ``casa status`` and ``casa logs``."""
+        listed = [{"name": s.name, "kind": s.spec.kind, "fingerprint": s.fingerprint} for s in stages]
+        urls = [s.spec.health for s in stages if s.spec.health]
+        run = {"recipe": recipe, "address": address, "health": urls, "stages": listed}
+        write_atomically(self.session / "run.json", json.dumps(run, indent=2))
+
+    def read_run(self) -> dict[str, Any] | None:
+        """The latest run: ``recipe``, ``address``, ``health`` URLs, ``stages``; ``None`` before the first."""
+        path = self.session / "run.json"
+        return json.loads(path.read_text()) if path.is_file() else None
+
+    def write_state(self, kind: str, fingerprint: str, summary: Any) -> None:
+        """Record the state that a state stage has brought about."""
+        text = json.dumps({"fingerprint": fingerprint, "summary": summary}, indent=2, ensure_ascii=False)
+        write_atomically(self.session / f"{kind}.json", text)
+
+    def read_state(self, kind: str) -> dict[str, Any] | None:
+        """``fingerprint`` and ``summary`` of the state last brought about."""
+        path = self.session / f"{kind}.json"
+        return json.loads(path.read_text()) if path.is_file() else None
+
+    @contextlib.contextmanager
+    def starting(self, stage: PlannedStage) -> Iterator[None]:
+        """Held while looking for a stage's running job and, if there is none, submitting one."""
+        with _locked(self.locks / f"{stage.spec.kind}-{stage.fingerprint}.start", wait_s=60.0):
+            yield
+
+    @contextlib.contextmanager
+    def writing(self, kind: str, fingerprint: str) -> Iterator[None]:
+        """Held by the job that fills an artifact's folder: never two at once."""
+        with _locked(self.locks / f"{kind}-{fingerprint}.write", wait_s=30.0):
+            yield
+
+
+@contextlib.contextmanager
+def _locked(path: Path, wait_s: float) -> Iterator[None]:
+    """An exclusive lock that the kernel frees when its holder dies.
+
+    Raises:
+        ClusterError: If someone else still holds it after ``wait_s`` seconds.
+    """
+    with path.open("a") as file:
+        deadline = time.monotonic() + wait_s
+        while not _try_lock(file):
+            if time.monotonic() > deadline:
+                raise ClusterError(
+                    f"Another process still holds {path.name}.",
+                    f"waited {wait_s:.0f} s; it is starting the same stage, or still writing its artifact",
+                    "`casa status` shows what runs, `casa stop` ends it",
+                )
+            time.sleep(0.05)
+        yield
+
+
+def _try_lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,0 +1,254 @@
+"""The walker: takes a plan to its end, one Ray job a stage.
+
+It keeps nothing in memory that matters. Killed at any moment, the jobs go on; the next walker skips what is
+done, watches what runs, and starts the rest.
+"""
+
+from __future__ import annotations
+
+import time
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from casa_core.errors import CasaError
+from pipelines.dag.artifact import read_manifest
+from pipelines.dag.jobs import Cluster, Unreachable
+from pipelines.dag.plan import PlannedStage
+from pipelines.dag.progress import LogTail, Progress, last_lines, parse_progress
+from pipelines.dag.records import JobSpec, Outcome, Records
+
+POLL_S = 0.25
+UNREACHABLE_S = 60.0
+LOG_LINES = 20
+
+
+class StageFailed(CasaError, RuntimeError):
+    """A stage that failed for good; carries the end of its log."""
+
+
+class Observer(Protocol):
+    """Whoever watches a run."""
+
+    def started(self, stage: PlannedStage, job_id: str, *, attached: bool) -> None:
+        """A stage's job was submitted, or found running (``attached``)."""
+
+    def progressed(self, stage: PlannedStage, progress: Progress) -> None:
+        """A stage's job told how far it is."""
+
+    def printed(self, stage: PlannedStage, line: str) -> None:
+        """A stage's job printed a line."""
+
+    def finished(self, stage: PlannedStage, manifest: dict[str, Any], *, cached: bool) -> None:
+        """A stage's artifact is whole, or its state holds; ``cached``: it was so before the run."""
+
+    def retrying(self, stage: PlannedStage, reason: str) -> None:
+        """A stage's job was lost and another attempt follows."""
+
+    def failed(self, stage: PlannedStage, error: CasaError) -> None:
+        """A stage failed for good."""
+
+
+@dataclass(slots=True)
+class _Running:
+    """A stage whose job is under way."""
+
+    stage: PlannedStage
+    job_id: str
+    tail: LogTail
+
+
+class Walker:
+    """Runs a plan.
+
+    Args:
+        stages: The plan, inputs before what is made from them.
+        records: Of the store.
+        cluster: Reached only when a stage has to run.
+        observer: Told what happens.
+        parallel: Stages that may run side by side.
+        retries: Further attempts at a stage whose process or node was lost.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[PlannedStage],
+        records: Records,
+        cluster: Cluster,
+        observer: Observer,
+        *,
+        parallel: int = 2,
+        retries: int = 1,
+    ) -> None:
+        self._stages = stages
+        self._records = records
+        self._cluster = cluster
+        self._observer = observer
+        self._parallel = parallel
+        self._retries = retries
+        self._manifests: dict[str, dict[str, Any]] = {}
+        self._waiting: list[PlannedStage] = []
+        self._running: dict[str, _Running] = {}
+        self._lost: Counter[str] = Counter()
+        self._failures: list[StageFailed] = []
+        self._reached = False
+        self._silent_since: float | None = None
+
+    def run(self) -> dict[str, dict[str, Any]]:
+        """Take every stage to its end.
+
+        Returns:
+            Manifest of each stage, by name.
+
+        Raises:
+            StageFailed: If a stage failed; raised once the stages beside it have ended.
+            ClusterError: If the cluster cannot be reached, or stays out of reach.
+        """
+        self._skip_done()
+        while True:
+            try:
+                self._start_ready()
+                self._poll()
+            except Unreachable as error:
+                self._wait_for_cluster(error)
+            if not self._running and (self._failures or not self._waiting):
+                break
+            time.sleep(POLL_S)
+        if self._failures:
+            raise self._failures[0]
+        return self._manifests
+
+    @property
+    def active(self) -> list[str]:
+        """Names of the stages whose jobs are under way."""
+        return list(self._running)
+
+    def _skip_done(self) -> None:
+        for stage in self._stages:
+            # A cached stage counts even if its inputs were removed since: nothing needs them.
+            manifest = None if stage.spec.state else read_manifest(stage.folder)
+            if manifest is None:
+                self._waiting.append(stage)
+            else:
+                self._finish(stage, manifest, cached=True)
+
+    def _start_ready(self) -> None:
+        """Start whatever has all its inputs, as far as there is room. After a failure, nothing new starts."""
+        for stage in list(self._waiting):
+            ready = all(name in self._manifests for name in stage.spec.inputs.values())
+            if ready and not self._failures and len(self._running) < self._parallel:
+                self._ensure(stage)
+                self._waiting.remove(stage)
+
+    def _ensure(self, stage: PlannedStage) -> None:
+        """Have the stage's job running: find it, or submit the next attempt. Two walkers submit only one."""
+        if stage.spec.state and (state := held_state(stage, self._records)) is not None:
+            self._finish(stage, state, cached=True)
+            return
+        with self._records.starting(stage):
+            manifest = None if stage.spec.state else read_manifest(stage.folder)
+            if manifest is not None:  # Another walker has made it meanwhile.
+                self._finish(stage, manifest, cached=True)
+                return
+            attempt = self._records.latest_attempt(stage.job_prefix)
+            job_id = f"{stage.job_prefix}{attempt}"
+            attached = attempt > 0 and self._cluster.state(job_id) == "active"
+            if not attached:
+                spec = JobSpec.of(stage, self._records.store, attempt + 1)
+                self._cluster.submit(spec, self._records.write_spec(spec))
+                job_id = spec.job_id
+        self._reach()
+        self._running[stage.name] = _Running(stage, job_id, LogTail(self._records.log_path(job_id)))
+        self._observer.started(stage, job_id, attached=attached)
+
+    def _poll(self) -> None:
+        for running in list(self._running.values()):
+            state = self._cluster.state(running.job_id)
+            self._reach()
+            self._pass_on_output(running)
+            if state != "active":
+                del self._running[running.stage.name]
+                self._settle(running)
+
+    def _settle(self, running: _Running) -> None:
+        """A job has ended: its artifact is there, or it is tried again, or it failed."""
+        stage = running.stage
+        outcome = self._records.outcome(running.job_id)
+        manifest = read_manifest(stage.folder)
+        if manifest is not None and (outcome is None or outcome.ok):
+            self._pass_on_output(running)
+            self._finish(stage, manifest, cached=False)
+            return
+        reason = outcome.what if outcome is not None and not outcome.ok else self._why_lost(running)
+        if (outcome is None or outcome.ok or outcome.retry) and self._lost[stage.name] < self._retries:
+            self._lost[stage.name] += 1
+            self._waiting.insert(0, stage)
+            self._observer.retrying(stage, reason)
+            return
+        error = self._failure(running, outcome, reason)
+        self._failures.append(error)
+        self._observer.failed(stage, error)
+
+    def _finish(self, stage: PlannedStage, manifest: dict[str, Any], *, cached: bool) -> None:
+        self._manifests[stage.name] = manifest
+        self._observer.finished(stage, manifest, cached=cached)
+
+    def _pass_on_output(self, running: _Running) -> None:
+        latest = None
+        for line in running.tail.read():
+            if progress := parse_progress(line):
+                latest = progress
+            else:
+                self._observer.printed(running.stage, line)
+        if latest is not None:
+            self._observer.progressed(running.stage, latest)
+
+    def _reach(self) -> None:
+        self._reached, self._silent_since = True, None
+
+    def _wait_for_cluster(self, error: Unreachable) -> None:
+        """Look for the cluster anew; a dead local head is started again, and its jobs are new attempts."""
+        now = time.monotonic()
+        self._silent_since = self._silent_since or now
+        if not self._reached or now - self._silent_since > UNREACHABLE_S:
+            raise error
+        self._cluster.forget()
+
+    def _why_lost(self, running: _Running) -> str:
+        message = self._cluster.message(running.job_id)
+        return message or "its process ended without a word (killed, out of memory, or its node was lost)"
+
+    def _failure(self, running: _Running, outcome: Outcome | None, reason: str) -> StageFailed:
+        stage = running.stage
+        log = last_lines(self._records.log_path(running.job_id), LOG_LINES)
+        if not log:  # It failed before it could write its own log.
+            log = self._cluster.driver_log(running.job_id).splitlines()[-LOG_LINES:]
+        causes = [reason, outcome.why if outcome is not None else ""]
+        why = "\n".join([*filter(None, causes), "the end of its log:", *(f"    {line}" for line in log)])
+        remedy = outcome.remedy if outcome is not None else ""
+        remedy = remedy or f"`casa logs {stage.name}` shows all of it; run again to resume"
+        attempts = self._lost[stage.name] + 1
+        tried = f" after {attempts} attempts" if attempts > 1 else ""
+        return StageFailed(f"Stage {stage.name} failed{tried}.", why, remedy)
+
+
+def held_state(stage: PlannedStage, records: Records) -> dict[str, Any] | None:
+    """Manifest of a state stage whose state holds now: brought about from this fingerprint, and healthy."""
+    recorded = records.read_state(stage.spec.kind)
+    if recorded is None or recorded["fingerprint"] != stage.fingerprint or not answers(stage.spec.health):
+        return None
+    return read_manifest(stage.folder)
+
+
+def answers(url: str, timeout_s: float = 3.0) -> bool:
+    """Whether a health URL answers 200."""
+    if not url:
+        return False
+    try:
+        with urllib.request.urlopen(url, timeout=timeout_s) as response:
+            return response.status == 200
+    except (urllib.error.URLError, TimeoutError, ConnectionError):
+        return False

@@ -1,0 +1,128 @@
+"""Reading a recipe: YAML, dotted overrides, validation."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from casa_core.errors import ConfigError
+from pipelines.recipe.explain import explain
+from pipelines.recipe.model import Recipe
+
+RECIPES = Path(__file__).resolve().parents[1] / "recipes"
+
+
+def list_recipes() -> list[str]:
+    """Names of the recipes that come with the project."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read and validate a recipe.
+
+    Args:
+        name_or_path: A YAML file, or the name of a recipe that comes with the project.
+        overrides: ``dotted.path=value``; the value is read as YAML.
+
+    Raises:
+        ConfigError: For a wrong key, type or combination: names its path, what was expected, and the closest
+            valid name.
+    """
+    path = _locate(name_or_path)
+    values = _parse(path.read_text(), f"recipe {path}")
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"The recipe {path} is not a mapping of settings.",
+            f"it holds {type(values).__name__}",
+            f"start from {RECIPES / 'quickstart.yaml'}",
+        )
+    for override in overrides:
+        _apply(values, override)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise explain(error, values, Recipe, f"recipe {path.stem}") from None
+
+
+def _locate(name_or_path: str | Path) -> Path:
+    path = Path(name_or_path)
+    if path.suffix in (".yaml", ".yml") or path.is_file():
+        if path.is_file():
+            return path
+        raise ConfigError(
+            f"There is no recipe file {path}.",
+            f"looked in {path.absolute().parent}",
+            f"give a YAML file or one of the recipes that come with the project: {', '.join(list_recipes())}",
+        )
+    embedded = RECIPES / f"{path}.yaml"
+    if embedded.is_file():
+        return embedded
+    close = difflib.get_close_matches(str(path), list_recipes(), n=1, cutoff=0.5)
+    raise ConfigError(
+        f"There is no recipe called {path}.",
+        f"recipes that come with the project: {', '.join(list_recipes())}",
+        f"did you mean `{close[0]}`?" if close else "give one of these names, or the path of a YAML file",
+    )
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    """Set one ``dotted.path=value`` in place. Whether the path exists is for the validation to say."""
+    path, separator, text = override.partition("=")
+    keys = path.strip().split(".")
+    if not separator or not all(keys):
+        raise ConfigError(
+            f"`--set {override}` is not an override.",
+            "expected `dotted.path=value`",
+            "for example `--set train.steps=200`",
+        )
+    section = values
+    for depth, key in enumerate(keys[:-1], start=1):
+        if section.get(key) is None:
+            section[key] = {}
+        section = section[key]
+        if not isinstance(section, dict):
+            raise ConfigError(
+                f"`--set {override}`: {'.'.join(keys[:depth])} is a value, not a section.",
+                f"its value is {section!r}",
+                f"set it with `--set {'.'.join(keys[:depth])}=…`",
+            )
+    section[keys[-1]] = _parse(text, f"the value of `--set {override}`")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with numbers as people write them (``1e-3``) and without keys that silently win over others."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} is given twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+def _parse(text: str, what: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            f"Cannot read {what} as YAML.", str(error), "check quotes, brackets and indentation"
+        ) from None

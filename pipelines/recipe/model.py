@@ -1,0 +1,196 @@
+"""The recipe: one validated object for a whole run.
+
+Everything but ``where`` decides the result and is fingerprinted.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from pipelines.recipe.data import Data
+from pipelines.recipe.fields import Count, Index, ModelName, NonNegative, Positive, Section
+from pipelines.recipe.where import Where
+
+IMAGE_TOKEN_SIDE = 16
+"""Pixels along one side of an image token: patches of 8, merged 2 by 2."""
+
+
+class Fusion(Section):
+    """How image tokens enter the language model; ``casa_core.config.FusionConfig`` explains each setting."""
+
+    kind: Literal["cross_attention"] = Field(
+        default="cross_attention", description="Which layer mixes images in."
+    )
+    placement: Literal["parallel"] = Field(
+        default="parallel", description="Beside self-attention, on the same input."
+    )
+    layers: Literal["all"] | Count | Annotated[list[Index], Field(min_length=1)] = Field(
+        default="all", description="Decoder layers that carry it: all, every n-th, or a list of indices."
+    )
+    positions: Literal["window"] = Field(default="window", description="RoPE positions inside the layer.")
+    image_norm: Literal["block_input_norm"] = Field(
+        default="block_input_norm", description="What normalises image tokens before keys and values."
+    )
+    init: Literal["self_attention", "zero_output"] = Field(
+        default="self_attention",
+        description="Start of the new layers: a copy of self-attention, or the same adding 0.",
+    )
+
+
+class BpeTraining(Section):
+    """A byte-level BPE tokenizer trained on the run's own texts."""
+
+    vocab_size: Annotated[int, Field(ge=300)] = Field(
+        default=512, description="Tokens in all; 256 bytes and the special tokens are always among them."
+    )
+
+
+class Tokenizer(Section):
+    """Where the tokenizer comes from."""
+
+    train_bpe: BpeTraining = Field(
+        default_factory=BpeTraining, description="Train it on the run's own texts."
+    )
+
+
+class Model(Section):
+    """Backbone, fusion, tokenizer and chat template."""
+
+    backbone: Literal["tiny"] = Field(description="Language model and vision tower.")
+    fusion: Fusion = Field(default_factory=Fusion, description="How images enter the language model.")
+    tokenizer: Tokenizer = Field(default_factory=Tokenizer, description="Where the tokenizer comes from.")
+    template: Literal["casa-1"] = Field(default="casa-1", description="Versioned chat template.")
+
+
+class Pack(Section):
+    """Budgets of a packed sequence."""
+
+    text_tokens: Annotated[int, Field(ge=16)] = Field(description="Text tokens a packed sequence may hold.")
+    image_tokens: Count = Field(description="Image tokens a packed sequence may hold.")
+    max_side: Annotated[int, Field(ge=IMAGE_TOKEN_SIDE, multiple_of=IMAGE_TOKEN_SIDE)] = Field(
+        description="R_max: an image is shrunk to the area of a square with this side, in pixels."
+    )
+
+    @model_validator(mode="after")
+    def _an_image_fits(self) -> Self:
+        tokens = (self.max_side // IMAGE_TOKEN_SIDE) ** 2
+        if tokens > self.image_tokens:
+            raise ValueError(
+                f"one image of side max_side = {self.max_side} takes {tokens} image tokens, more than "
+                f"image_tokens = {self.image_tokens}; raise image_tokens or lower max_side"
+            )
+        return self
+
+
+class Train(Section):
+    """Optimisation. The global batch is set here, so that it does not depend on the number of workers."""
+
+    steps: Count = Field(description="Optimiser steps.")
+    sequences_per_step: Count = Field(description="Packed sequences a step, over all workers.")
+    image_video_ratio: Annotated[list[Index], Field(min_length=2, max_length=2)] = Field(
+        default=[1, 1], description="Steps on packed images to steps on video, for example [3, 1]."
+    )
+    learning_rate: Positive = Field(description="Peak of AdamW's learning rate.")
+    warmup_steps: Index = Field(
+        default=0, description="Steps over which the learning rate rises to its peak."
+    )
+    decay_steps: Index = Field(default=0, description="Steps over which it falls to 0 at the end.")
+    weight_decay: NonNegative = Field(default=0.01, description="AdamW's weight decay.")
+    clip_grad_norm: Positive = Field(default=1.0, description="Largest norm of the gradient.")
+    checkpoint_every: Count = Field(default=100, description="Steps between checkpoints.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.warmup_steps + self.decay_steps > self.steps:
+            raise ValueError(
+                f"warmup_steps + decay_steps = {self.warmup_steps + self.decay_steps} is more than "
+                f"steps = {self.steps}; lower decay_steps (now {self.decay_steps}) or raise steps"
+            )
+        if not any(self.image_video_ratio):
+            raise ValueError(
+                "image_video_ratio = [0, 0] leaves nothing to train on; expected for example [3, 1]"
+            )
+        return self
+
+
+class Evaluate(Section):
+    """What the trained model is measured with, and beside what."""
+
+    baselines: list[Literal["blind"]] = Field(
+        default_factory=lambda: ["blind"], description="`blind`: the same recipe, trained without images."
+    )
+    batch_size: Count = Field(default=64, description="Questions answered at once.")
+    max_new_tokens: Count = Field(default=8, description="Longest answer to a question, tokens.")
+    frame_tolerance: Index = Field(default=1, description="Frames by which a live word may be early or late.")
+
+
+class Replicas(Section):
+    """Bounds of the endpoint's autoscaling."""
+
+    min: Count = Field(default=1, description="Replicas that always run.")
+    max: Count = Field(default=1, description="Replicas at the most.")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"min = {self.min} is more than max = {self.max}")
+        return self
+
+
+class Deploy(Section):
+    """The endpoint that serves the trained model."""
+
+    model_name: ModelName = Field(description="Name the endpoint serves the model under.")
+    max_new_tokens: Count = Field(default=128, description="Longest answer a client may ask for, tokens.")
+    replicas: Replicas = Field(default_factory=Replicas, description="Bounds of autoscaling.")
+
+
+class Report(Section):
+    """The run's HTML report."""
+
+    gallery: Index = Field(default=24, description="Pictures shown with question, answer and truth.")
+    timelines: Index = Field(default=4, description="Live clips shown with their caption timeline.")
+
+
+class Recipe(Section):
+    """A run from raw files to a live endpoint."""
+
+    name: ModelName = Field(description="Name of the run.")
+    seed: Index = Field(
+        default=0, description="Seed of everything random: corpora, packing, initial weights, order."
+    )
+    data: Data = Field(description="Where samples come from.")
+    model: Model = Field(description="What is trained.")
+    pack: Pack = Field(description="Budgets of a packed sequence.")
+    train: Train = Field(description="Optimisation.")
+    evaluate: Evaluate = Field(default_factory=Evaluate, description="What the model is measured with.")
+    deploy: Deploy = Field(description="The endpoint.")
+    report: Report = Field(default_factory=Report, description="The report.")
+    where: Where = Field(default_factory=Where, description="On what it runs; never part of a fingerprint.")
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        workers, batch = self.where.train.workers, self.train.sequences_per_step
+        if batch % workers:
+            raise ValueError(
+                f"train.sequences_per_step = {batch} cannot be shared evenly by "
+                f"where.train.workers = {workers}; "
+                f"use a multiple of {workers}, or {_largest_divisor(batch, workers)} workers"
+            )
+        images, videos = self.train.image_video_ratio
+        has_video = any(source.has_video for source in self.data.sources.values())
+        has_pictures = any(not source.has_video for source in self.data.sources.values())
+        if (videos and not has_video) or (images and not has_pictures):
+            missing = "video" if videos and not has_video else "picture"
+            ratio = [1, 0] if missing == "video" else [0, 1]
+            raise ValueError(
+                f"train.image_video_ratio = [{images}, {videos}] asks for {missing} steps, and no source of "
+                f"data.sources has any {missing}; set it to {ratio} or add a source"
+            )
+        return self
+
+
+def _largest_divisor(number: int, limit: int) -> int:
+    return max(divisor for divisor in range(1, limit + 1) if number % divisor == 0)

@@ -1,0 +1,132 @@
+"""From a recipe to the stages of its run: each stage is given exactly the settings that decide its output."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from pipelines.dag.plan import StageSpec
+from pipelines.dag.raw_inputs import identify
+from pipelines.recipe.data import Source
+from pipelines.recipe.model import Recipe
+
+DEFAULT_VIDEO_FPS = 2.0
+
+
+def build_stages(recipe: Recipe) -> list[StageSpec]:
+    """The stages of a run, in an order in which each comes after its inputs.
+
+    Raises:
+        ConfigError: If a source's ``path`` holds nothing.
+    """
+    where = _json(recipe.where)
+    where["store"] = str(store_folder(recipe))
+    stages: list[StageSpec] = []
+    for name, source in recipe.data.sources.items():
+        stages += _source_stages(recipe, name, source, where)
+    clean = {name: f"clean-{name}" for name in recipe.data.sources}
+    stages.append(_pack(recipe, clean, where))
+    stages.append(_train(recipe, clean, where, images=True))
+    examined = {"train": "train", **clean}
+    if "blind" in recipe.evaluate.baselines:
+        stages.append(_train(recipe, clean, where, images=False))
+        examined["blind"] = "train-blind"
+    evaluate = {"evaluate": _json(recipe.evaluate), "sources": list(clean)}
+    stages.append(_stage("evaluate", evaluate, examined, "pipelines.evaluate.run", where))
+    report = {"report": _json(recipe.report), "model_name": recipe.deploy.model_name}
+    everything = {stage.name: stage.name for stage in stages}
+    stages.append(_deploy(recipe, where))
+    stages.append(_stage("report", report, everything, "pipelines.report.run", where))
+    return stages
+
+
+def store_folder(recipe: Recipe) -> Path:
+    """The recipe's store as an absolute path."""
+    return Path(recipe.where.store).expanduser().absolute()
+
+
+def _source_stages(recipe: Recipe, name: str, source: Source, where: dict[str, Any]) -> list[StageSpec]:
+    """``corpus-<name>`` where the source is made, and ``clean-<name>``."""
+    clean: dict[str, Any] = {
+        "source": name,
+        "reader": source.reader,
+        "max_failures": recipe.data.max_failures,
+    }
+    if source.has_video:
+        clean["fps"] = source.fps if source.fps is not None else DEFAULT_VIDEO_FPS
+    if source.make is not None:
+        corpus = {"make": _json(source.make), "seed": recipe.seed}
+        return [
+            _stage("corpus", corpus, {}, "pipelines.data.corpus", where, suffix=name),
+            _stage("clean", clean, {"corpus": f"corpus-{name}"}, "pipelines.data.clean", where, suffix=name),
+        ]
+    assert source.path is not None  # The recipe has checked that a source has one origin.
+    path = Path(source.path).expanduser().absolute()
+    clean["raw"] = identify(path, cache=store_folder(recipe) / "session" / "raw_hashes.json")
+    spec = _stage(
+        "clean", clean, {}, "pipelines.data.clean", where, suffix=name, location={"path": str(path)}
+    )
+    return [spec]
+
+
+def _pack(recipe: Recipe, clean: dict[str, str], where: dict[str, Any]) -> StageSpec:
+    what = {
+        "sources": list(clean),
+        "tokenizer": _json(recipe.model.tokenizer),
+        "template": recipe.model.template,
+        "backbone": recipe.model.backbone,
+        **_json(recipe.pack),
+        "seed": recipe.seed,
+    }
+    return _stage("pack", what, clean, "pipelines.data.pack", where)
+
+
+def _train(recipe: Recipe, clean: dict[str, str], where: dict[str, Any], *, images: bool) -> StageSpec:
+    what = {
+        "model": _json(recipe.model),
+        "train": _json(recipe.train),
+        "seed": recipe.seed,
+        "images": images,
+    }
+    inputs = {"pack": "pack", **clean}
+    return _stage("train", what, inputs, "pipelines.train.run", where, suffix="" if images else "blind")
+
+
+def _deploy(recipe: Recipe, where: dict[str, Any]) -> StageSpec:
+    what = {"deploy": _json(recipe.deploy)}
+    spec = _stage("deploy", what, {"train": "train"}, "pipelines.deploy", where)
+    return replace(spec, state=True, health=f"{endpoint_url(recipe)}/healthz")
+
+
+def endpoint_url(recipe: Recipe) -> str:
+    """Where the endpoint of a run answers, as seen from this machine."""
+    host = recipe.where.serve.host
+    return f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{recipe.where.serve.port}"
+
+
+def _stage(
+    kind: str,
+    what: dict[str, Any],
+    inputs: dict[str, str],
+    module: str,
+    where: dict[str, Any],
+    *,
+    suffix: str = "",
+    location: dict[str, str] | None = None,
+) -> StageSpec:
+    return StageSpec(
+        name=f"{kind}-{suffix}" if suffix else kind,
+        kind=kind,
+        what=what,
+        inputs=inputs,
+        function=f"{module}:run_stage",
+        where=where,
+        location=location or {},
+    )
+
+
+def _json(model: BaseModel) -> dict[str, Any]:
+    return model.model_dump(mode="json")

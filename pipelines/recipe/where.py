@@ -1,0 +1,102 @@
+"""``where``: on what a run executes. Nothing here is part of any fingerprint."""
+
+from __future__ import annotations
+
+from typing import Annotated, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from pipelines.recipe.fields import Count, Index, Port, Section
+
+
+class RayCluster(Section):
+    """The Ray cluster that runs the stages."""
+
+    address: str = Field(
+        default="local",
+        description="`local` for a head of our own, or a cluster's dashboard, http://host:8265.",
+    )
+    num_cpus: Count = Field(
+        default=4, description="CPUs a local head hands out; more than the machine has is fine."
+    )
+    object_store_mb: Annotated[int, Field(ge=80)] = Field(
+        default=256, description="A local head's object store, MiB."
+    )
+    working_dir: str | None = Field(
+        default=None,
+        description="Folder to upload to a remote cluster that does not have this project installed.",
+    )
+
+    @field_validator("address")
+    @classmethod
+    def _known_scheme(cls, value: str) -> str:
+        if value == "local" or value.startswith(("http://", "https://")):
+            return value
+        raise ValueError("expected `local` or the URL of a dashboard, for example http://head:8265")
+
+    @property
+    def is_local(self) -> bool:
+        return self.address == "local"
+
+
+class DataWorkers(Section):
+    """Workers of the data stages and of batch evaluation."""
+
+    workers: Count = Field(default=2, description="Ray Data workers that read, clean, pack and evaluate.")
+
+
+class TrainWorkers(Section):
+    """Workers of training."""
+
+    workers: Count = Field(
+        default=2, description="Training processes; each takes its share of the global batch."
+    )
+    cpus_per_worker: Count = Field(default=1, description="CPUs Ray reserves for each training process.")
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = Field(
+        default=2, description="DeepSpeed ZeRO stage, 0 to 3."
+    )
+
+
+class ServeAddress(Section):
+    """Where the endpoint listens."""
+
+    host: str = Field(
+        default="127.0.0.1", description="Interface to listen on; loopback unless you say otherwise."
+    )
+    port: Port = Field(default=8000, description="HTTP and WebSocket port of the endpoint and the live page.")
+
+
+class Where(Section):
+    """On what the run executes: changing it never re-runs anything."""
+
+    store: str = Field(
+        default="runs", description="Folder of artifacts, seen by every node; relative to where you run."
+    )
+    ray: RayCluster = Field(default_factory=RayCluster, description="The cluster.")
+    data: DataWorkers = Field(default_factory=DataWorkers, description="Workers of data and evaluation.")
+    train: TrainWorkers = Field(default_factory=TrainWorkers, description="Workers of training.")
+    serve: ServeAddress = Field(default_factory=ServeAddress, description="Address of the endpoint.")
+    parallel_stages: Count = Field(default=2, description="Independent stages that may run side by side.")
+    retries: Index = Field(
+        default=1, description="Further attempts at a stage whose process or node was lost."
+    )
+
+    @field_validator("store")
+    @classmethod
+    def _store_is_a_folder(cls, value: str) -> str:
+        if "://" in value:
+            raise ValueError("expected a folder that every node sees (object stores are not supported)")
+        if not value.strip():
+            raise ValueError("expected the path of a folder")
+        return value
+
+    @model_validator(mode="after")
+    def _workers_fit(self) -> Self:
+        needed = self.train.workers * self.train.cpus_per_worker
+        if self.ray.is_local and needed > self.ray.num_cpus:
+            raise ValueError(
+                f"train.workers times train.cpus_per_worker = {needed} is more than "
+                f"ray.num_cpus = {self.ray.num_cpus}, so training would wait for ever; "
+                "raise ray.num_cpus or lower train.workers"
+            )
+        return self

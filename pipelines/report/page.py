@@ -9,6 +9,7 @@ from pipelines.report.evidence import Run
 from pipelines.report.html import Html, tag
 from pipelines.report.sections.captions import captions
 from pipelines.report.sections.gallery import gallery
+from pipelines.report.sections.layout import anchor
 from pipelines.report.sections.lineage import lineage
 from pipelines.report.sections.making import making
 from pipelines.report.sections.packing import packing
@@ -28,8 +29,6 @@ SECTIONS: dict[str, Callable[[Run], Html]] = {
 }
 """Title → section, in reading order."""
 
-ANCHORS = {title: title.lower().replace(" ", "-") for title in SECTIONS}
-
 
 def render(run: Run) -> str:
     """The report as one HTML document."""
@@ -40,7 +39,7 @@ def render(run: Run) -> str:
         tag("title", f"{run.model_name}: report"),
         tag("style", Html(_asset("report.css"))),
     )
-    links = (tag("a", title, href=f"#{anchor}") for title, anchor in ANCHORS.items())
+    links = (tag("a", title, href=f"#{anchor(title)}") for title in SECTIONS)
     header = tag(
         "header",
         tag("p", "Run report", class_="kicker"),

@@ -23,7 +23,7 @@ def captions(run: Run) -> Html:
     told = (stage.json("captions.json") if stage else None) or {}
     sources = told.get("model", {})
     if stage is None or not sources:
-        return section("captions", "Live captions", "This run captioned no clips.")
+        return section("Live captions", "This run captioned no clips.")
     tolerance = int(stage.what["evaluate"]["frame_tolerance"])
     lead = (
         "Frames arrive one by one; the model sees none before its time. Words were due at the frame they "
@@ -40,7 +40,7 @@ def captions(run: Run) -> Html:
     for source, clips in sources.items():
         for name, clip in _examples(clips, tolerance, run.timelines):
             strips.append(_strip(run.get(f"clean-{source}"), source, name, clip, tolerance))
-    return section("captions", "Live captions", lead, keys, *strips)
+    return section("Live captions", lead, keys, *strips)
 
 
 def _examples(

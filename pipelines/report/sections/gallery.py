@@ -27,7 +27,7 @@ def gallery(run: Run) -> Html:
     answers = pq.read_table(path).to_pylist() if path and path.is_file() else []
     questions = [row for row in answers if row["correct"] is not None and row["model"] == "model"]
     if not questions:
-        return section("gallery", "Gallery", "This run answered no questions about pictures.")
+        return section("Gallery", "This run answered no questions about pictures.")
     blind = {_key(row): row["answer"] for row in answers if row["model"] == "blind"}
     right = [row for row in questions if row["correct"]]
     wrong = [row for row in questions if not row["correct"]]
@@ -39,7 +39,7 @@ def gallery(run: Run) -> Html:
     )
     body = [tag("h3", "Wrong"), _cards(run, shown_wrong, blind)] if shown_wrong else []
     body += [tag("h3", "Right"), _cards(run, shown_right, blind)] if shown_right else []
-    return section("gallery", "Gallery", lead, *body)
+    return section("Gallery", lead, *body)
 
 
 def spread(rows: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:

@@ -7,9 +7,14 @@ from collections.abc import Sequence
 from pipelines.report.html import Html, join, tag
 
 
-def section(anchor: str, title: str, lead: object, *body: object) -> Html:
+def anchor(title: str) -> str:
+    """The id of the section of that title."""
+    return title.lower().replace(" ", "-")
+
+
+def section(title: str, lead: object, *body: object) -> Html:
     """A titled part of the page with one sentence that says what is to be seen."""
-    return tag("section", tag("h2", title), tag("p", lead, class_="lead"), *body, id=anchor)
+    return tag("section", tag("h2", title), tag("p", lead, class_="lead"), *body, id=anchor(title))
 
 
 def tile(value: object, label: object, note: object = "", *, style: str = "") -> Html:

@@ -29,14 +29,14 @@ class Node:
 def lineage(run: Run) -> Html:
     """The section: the graph, then one line a stage."""
     if not run.stages:
-        return section("lineage", "Lineage", "The report was made from no artifact at all.")
+        return section("Lineage", "The report was made from no artifact at all.")
     lead = (
         "Each box is an artifact; its number is a fingerprint of the settings, the code and the inputs it "
         "was made from. Equal fingerprints mean equal making, on whatever machine. An artifact that is also "
         "read further on is drawn with its first line only."
     )
     graph = tag("div", _draw(nodes(run)), class_="scroll")
-    return section("lineage", "Lineage", lead, figure("From raw files to the endpoint", graph), _times(run))
+    return section("Lineage", lead, figure("From raw files to the endpoint", graph), _times(run))
 
 
 def nodes(run: Run) -> list[Node]:

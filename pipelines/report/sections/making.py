@@ -13,7 +13,7 @@ from pipelines.report.sections.layout import fold, section, table
 def making(run: Run) -> Html:
     """The section; folds stay closed until asked for."""
     if not run.stages:
-        return section("making", "How it was made", "There is no artifact to tell it.")
+        return section("How it was made", "There is no artifact to tell it.")
     seeds = {stage.what["seed"] for stage in run.stages.values() if "seed" in stage.what}
     said = f"The seed was {', '.join(map(str, sorted(seeds)))}. " if seeds else ""
     lead = (
@@ -23,7 +23,7 @@ def making(run: Run) -> Html:
         fold(name, tag("pre", json.dumps(stage.what, indent=2, ensure_ascii=False)))
         for name, stage in run.stages.items()
     ]
-    return section("making", "How it was made", lead, *settings, *_surroundings(run))
+    return section("How it was made", lead, *settings, *_surroundings(run))
 
 
 def _surroundings(run: Run) -> list[Html]:

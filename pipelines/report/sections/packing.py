@@ -20,12 +20,12 @@ def packing(run: Run) -> Html:
     stage = run.get("pack")
     card = stage.json("card.json") if stage else None
     if not card:
-        return section("packing", "Packing", "This run packed no sequences.")
+        return section("Packing", "This run packed no sequences.")
     lead = (
         "Samples of all sources share sequences under two budgets: text tokens and image tokens. No packing "
         "could beat the lower bound: tokens divided by budget, the larger of the two."
     )
-    return section("packing", "Packing", lead, _tiles(card), _shares(card), _histograms(card))
+    return section("Packing", lead, _tiles(card), _shares(card), _histograms(card))
 
 
 def _tiles(card: Mapping[str, Any]) -> Html:

@@ -19,11 +19,11 @@ def quarantine(run: Run) -> Html:
     """The section; it also says so when nothing was set aside."""
     stages = run.of_kind("clean")
     if not stages:
-        return section("quarantine", "Quarantine", "This run cleaned no data.")
+        return section("Quarantine", "This run cleaned no data.")
     rows = _rows(run)
     if not rows:
         names = ", ".join(stage.name.removeprefix("clean-") for stage in stages)
-        return section("quarantine", "Quarantine", f"No record of {names} had to be set aside.")
+        return section("Quarantine", f"No record of {names} had to be set aside.")
     counts = Counter((row["source"], row["reason"]) for row in rows)
     lead = (
         f"{len(rows)} records could not be used. They are left out of training and evaluation, and listed, "
@@ -39,8 +39,8 @@ def quarantine(run: Run) -> Html:
     listing = table(COLUMNS, shown, numeric=[2])
     rest = tag("p", f"The first {AT_MOST} are shown.", class_="note") if len(rows) > AT_MOST else ""
     if len(rows) <= 20:
-        return section("quarantine", "Quarantine", lead, listing)
-    return section("quarantine", "Quarantine", lead, totals, fold("Each record", listing, rest))
+        return section("Quarantine", lead, listing)
+    return section("Quarantine", lead, totals, fold("Each record", listing, rest))
 
 
 def _rows(run: Run) -> list[dict[str, Any]]:

@@ -30,13 +30,13 @@ def results(run: Run) -> Html:
     stage = run.get("evaluate")
     boards = stage.json("metrics.json") if stage else None
     if not boards:
-        return section("results", "Results", "This run has no evaluation, so there is nothing to claim.")
+        return section("Results", "This run has no evaluation, so there is nothing to claim.")
     lead = (
         "Held-out data only. Whiskers are 95 % confidence intervals. A model that learned to see must leave "
         "both its blind twin and the fixed guess far behind."
     )
     charts = [_chart(source, board, run.model_name) for source, board in boards.items()]
-    return section("results", "Results", lead, tag("div", *charts, class_="columns"))
+    return section("Results", lead, tag("div", *charts, class_="columns"))
 
 
 def headline(run: Run) -> Html:

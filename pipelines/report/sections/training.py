@@ -25,7 +25,7 @@ def training(run: Run) -> Html:
     stage = run.get("train")
     steps = _steps(stage)
     if not steps:
-        return section("training", "Training", "This run trained no model, or its steps were not recorded.")
+        return section("Training", "This run trained no model, or its steps were not recorded.")
     blind = _steps(run.get("train-blind"))
     series = [_series(kind, steps) for kind in KINDS if any(step["kind"] == kind for step in steps)]
     if blind:
@@ -41,7 +41,7 @@ def training(run: Run) -> Html:
     chart = loss_chart(series, rate, label="training loss over steps")
     keys = legend([(one.style, one.label) for one in series])
     drawing = figure("Loss (logarithmic scale)", tag("div", chart, class_="scroll"), keys)
-    return section("training", "Training", lead, _accounts(steps), drawing)
+    return section("Training", lead, _accounts(steps), drawing)
 
 
 def _steps(stage: Stage | None) -> list[dict[str, Any]]:

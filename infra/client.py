@@ -1,0 +1,294 @@
+"""A client of the endpoint, for the command line and for scripts: ask about a picture, caption a video."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import mimetypes
+import struct
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+
+from casa_core.errors import ClusterError, ConfigError, MediaError
+
+if TYPE_CHECKING:
+    from av import VideoFrame
+    from websockets.sync.client import ClientConnection
+
+CONNECT_S = 5.0
+ANSWER_S = 300.0
+JPEG_QUALITY = 95
+_TIMEOUT = httpx.Timeout(ANSWER_S, connect=CONNECT_S)
+_TIME_TOLERANCE = 1e-4
+
+
+def ask(
+    url: str, image: Path, question: str, *, model: str | None = None, stream: bool = True
+) -> Iterator[str]:
+    """Ask a question about a picture and yield the answer as it is made.
+
+    Args:
+        url: Of the endpoint, for example `http://127.0.0.1:8000`.
+        image: A picture file.
+        question: What to ask.
+        model: Name of a served model; the endpoint's first by default.
+        stream: Yield pieces as they come; otherwise the whole answer at once.
+
+    Raises:
+        ClusterError: Nothing listens there, or the endpoint failed.
+        ConfigError: The endpoint refused the request; its reason is in the message.
+        MediaError: The picture cannot be read.
+    """
+    body = {
+        "model": model or served_model(url),
+        "messages": [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "image_url", "image_url": {"url": _data_uri(image)}},
+                    {"type": "text", "text": question},
+                ],
+            }
+        ],
+        "stream": stream,
+    }
+    try:
+        with httpx.stream(
+            "POST", f"{url}/v1/chat/completions", json=body, timeout=_TIMEOUT, trust_env=False
+        ) as response:
+            if response.status_code != 200:
+                response.read()
+                raise _refusal(url, response)
+            if stream:
+                yield from _words(url, response.iter_lines())
+            else:
+                yield json.loads(response.read())["choices"][0]["message"]["content"]
+    except httpx.HTTPError as error:
+        raise _unreachable(url, error) from error
+
+
+def caption(
+    url: str, video: Path, *, query: str = "", fps: float = 2.0, realtime: bool = False
+) -> Iterator[dict[str, Any]]:
+    """Stream a video's frames and yield the endpoint's caption events, one a frame, in order.
+
+    No frame is dropped: at most as many are under way as the endpoint queues. With `realtime`, frames are
+    sent at the pace of the video, as a camera would; a late endpoint then makes the video wait.
+
+    Args:
+        url: Of the endpoint.
+        video: A video file.
+        query: What the captions should speak of.
+        fps: Frames sent for each second of video.
+        realtime: Send at the video's own pace.
+
+    Yields:
+        `{"type": "caption", "timestamp", "text", "latency_ms", "text_tokens", …}`, or, for a frame the
+        endpoint could not use, `{"type": "error", …}`; last `{"type": "session.ended", …}`.
+
+    Raises:
+        ClusterError: Nothing listens there, or the session broke off.
+        ConfigError: The endpoint ended the session; its reason is in the message.
+        MediaError: The video cannot be read.
+    """
+    from websockets.exceptions import InvalidHandshake
+    from websockets.sync.client import connect
+
+    frames = encoded_frames(video, fps)
+    first = next(frames, None)  # an unreadable video is reported before anything is sent
+    address = f"{url.replace('http', 'ws', 1)}/v1/live"
+    try:
+        with connect(address, open_timeout=CONNECT_S, max_size=None, proxy=None) as socket:
+            yield from _session(url, socket, query, _chain(first, frames), realtime)
+    except (OSError, TimeoutError, InvalidHandshake) as error:
+        raise _unreachable(url, error) from error
+
+
+def served_model(url: str) -> str:
+    """Name of the endpoint's first model.
+
+    Raises:
+        ClusterError: Nothing listens there, or it is something else.
+    """
+    try:
+        answer = httpx.get(f"{url}/v1/models", timeout=_TIMEOUT, trust_env=False)
+        return answer.raise_for_status().json()["data"][0]["id"]
+    except httpx.HTTPStatusError as error:
+        raise _refusal(url, error.response) from error
+    except httpx.HTTPError as error:
+        raise _unreachable(url, error) from error
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        raise ClusterError(
+            f"{url} is not an endpoint of this project.", "it lists no models", "check the address"
+        ) from error
+
+
+def encoded_frames(video: Path, fps: float) -> Iterator[tuple[float, bytes]]:
+    """`(timestamp, JPEG bytes)` every 1/fps seconds: the frame on the screen at that time.
+
+    Raises:
+        MediaError: `not_a_video` or `truncated_video`.
+    """
+    import av
+    from av.error import FFmpegError
+
+    if not fps > 0:
+        raise ConfigError(f"fps is {fps}", "it must be above 0", "2.0 is what the models are trained with")
+    try:
+        with av.open(str(video)) as container:
+            if not container.streams.video:
+                raise MediaError("not_a_video", f"{video} has no pictures", "", "choose a video file")
+            yield from _sampled(container.decode(container.streams.video[0]), fps)
+    except FileNotFoundError as error:
+        raise MediaError("not_a_video", f"{video} does not exist", "", "check the path") from error
+    except FFmpegError as error:
+        raise MediaError(
+            "not_a_video", f"{video} cannot be decoded", str(error), "try another file"
+        ) from error
+
+
+def _sampled(frames: Iterator[VideoFrame], fps: float) -> Iterator[tuple[float, bytes]]:
+    """Every frame in presentation order → the one shown at each k/fps, from the video's own start."""
+    shown: VideoFrame | None = None
+    start, number = 0.0, 0
+    for frame in frames:
+        if frame.time is None:
+            continue
+        if shown is None:
+            start, shown = frame.time, frame
+        while frame.time - start > number / fps + _TIME_TOLERANCE:
+            yield number / fps, _jpeg(shown)
+            number += 1
+        shown = frame
+    while shown is not None and number / fps < _shown_until(shown, start) - _TIME_TOLERANCE:
+        yield number / fps, _jpeg(shown)
+        number += 1
+
+
+def _shown_until(last: VideoFrame, start: float) -> float:
+    """When the last frame leaves the screen, seconds from the start."""
+    length = float(last.duration * last.time_base) if last.duration and last.time_base else 0.0
+    return (last.time or 0.0) - start + (length or 2 * _TIME_TOLERANCE)
+
+
+def _session(
+    url: str, socket: ClientConnection, query: str, frames: Iterator[tuple[float, bytes]], realtime: bool
+) -> Iterator[dict[str, Any]]:
+    """A whole session on an open connection."""
+    from websockets.exceptions import ConnectionClosed
+
+    try:
+        socket.send(json.dumps({"type": "session.start", "query": query}))
+        window = _event(url, socket)["limits"]["queued_frames"]
+        yield from _exchange(url, socket, frames, window, realtime)
+        socket.send(json.dumps({"type": "session.end"}))
+        yield _event(url, socket)
+    except ConnectionClosed as closed:
+        # Where sending failed, the reason may still lie among the events that were not read yet.
+        try:
+            while True:
+                _event(url, socket, within_s=0.1)
+        except ConnectionClosed:
+            raise ClusterError(f"The live session at {url} broke off.", str(closed), "run again") from closed
+
+
+def _exchange(
+    url: str, socket: ClientConnection, frames: Iterator[tuple[float, bytes]], window: int, realtime: bool
+) -> Iterator[dict[str, Any]]:
+    """Send frames with at most `window` unanswered; each gets exactly one event."""
+    waiting, began = 0, time.monotonic()
+    for timestamp, jpeg in frames:
+        while realtime and (ahead := began + timestamp - time.monotonic()) > 0:
+            # Captions that come while the next frame is not due yet are passed on at once.
+            if waiting and (event := _event(url, socket, within_s=ahead)) is not None:
+                waiting -= 1
+                yield event
+            elif not waiting:
+                time.sleep(ahead)
+        while waiting >= window:
+            yield _event(url, socket)
+            waiting -= 1
+        socket.send(struct.pack("<d", timestamp) + jpeg)
+        waiting += 1
+    for _ in range(waiting):
+        yield _event(url, socket)
+
+
+def _event(url: str, socket: ClientConnection, within_s: float | None = None) -> Any:
+    """The next event; None when `within_s` is given and passes first. A fatal error event raises."""
+    try:
+        event = json.loads(socket.recv(timeout=within_s or ANSWER_S))
+    except TimeoutError:
+        if within_s is not None:
+            return None
+        raise
+    if event["type"] == "error" and event["fatal"]:
+        raise _error(url, event["error"])
+    return event
+
+
+def _words(url: str, lines: Iterator[str]) -> Iterator[str]:
+    for line in lines:
+        payload = line.removeprefix("data: ")
+        if not payload or payload == "[DONE]":
+            continue
+        chunk = json.loads(payload)
+        if "error" in chunk:
+            raise _error(url, chunk["error"])
+        for choice in chunk["choices"]:
+            if text := choice["delta"].get("content"):
+                yield text
+
+
+def _chain(
+    first: tuple[float, bytes] | None, rest: Iterator[tuple[float, bytes]]
+) -> Iterator[tuple[float, bytes]]:
+    if first is not None:
+        yield first
+        yield from rest
+
+
+def _jpeg(frame: VideoFrame) -> bytes:
+    out = io.BytesIO()
+    frame.to_image().save(out, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+    return out.getvalue()
+
+
+def _data_uri(image: Path) -> str:
+    try:
+        data = image.read_bytes()
+    except OSError as error:
+        raise MediaError("not_an_image", f"{image} cannot be read", str(error), "check the path") from error
+    guessed = mimetypes.guess_type(image.name)[0] or ""
+    media_type = guessed if guessed.startswith("image/") else "image/png"  # the endpoint looks at the bytes
+    return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
+
+
+def _refusal(url: str, response: httpx.Response) -> ClusterError | ConfigError:
+    try:
+        return _error(url, response.json()["error"])
+    except (ValueError, KeyError, TypeError):
+        return ClusterError(
+            f"{url} answered with HTTP {response.status_code}, not as an endpoint of this project.",
+            response.text[:200],
+            "check the address",
+        )
+
+
+def _error(url: str, error: dict[str, Any]) -> ClusterError | ConfigError:
+    if error["type"] == "invalid_request_error":
+        return ConfigError(f"The endpoint refused the request ({error['code']}).", error["message"])
+    return ClusterError(f"The endpoint at {url} failed ({error['code']}).", error["message"], "try again")
+
+
+def _unreachable(url: str, error: Exception) -> ClusterError:
+    return ClusterError(
+        f"No endpoint answers at {url}.",
+        str(error) or type(error).__name__,
+        "`casa run` starts one and `casa status` shows where it listens",
+    )

@@ -32,7 +32,7 @@ def canonical_json(value: Any) -> str:
 
 
 def stage_fingerprint(
-    kind: str, what: Mapping[str, Any], inputs: Mapping[str, str], code_version: int | str
+    kind: str, what: Mapping[str, Any], inputs: Mapping[str, str], code_version: str
 ) -> str:
     """Fingerprint of a stage's output.
 

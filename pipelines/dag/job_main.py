@@ -6,24 +6,21 @@ python -m pipelines.dag.job_main <store>/jobs/<job id>.json
 from __future__ import annotations
 
 import datetime
-import importlib
 import json
 import os
 import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from casa_core.errors import CasaError, ClusterError, ConfigError, StoreError
 from pipelines.dag import artifact
 from pipelines.dag.context import StageContext
+from pipelines.dag.functions import load_function
 from pipelines.dag.progress import ProgressPrinter
 from pipelines.dag.records import JobSpec, Outcome, Records
-
-StageFunction = Callable[[StageContext], dict[str, Any]]
 
 
 def run_job(spec: JobSpec) -> Outcome:
@@ -31,7 +28,7 @@ def run_job(spec: JobSpec) -> Outcome:
     records = Records(Path(spec.store))
     try:
         with records.writing(spec.kind, spec.fingerprint):
-            _make(spec, records)
+            _make(spec)
         outcome = Outcome(ok=True)
     except CasaError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
@@ -45,7 +42,7 @@ def run_job(spec: JobSpec) -> Outcome:
     return outcome
 
 
-def _make(spec: JobSpec, records: Records) -> None:
+def _make(spec: JobSpec) -> None:
     """Fill the output folder and commit it, unless another attempt has done so meanwhile."""
     output = Path(spec.output)
     if not spec.state and artifact.read_manifest(output) is not None:
@@ -84,29 +81,6 @@ def _make(spec: JobSpec, records: Records) -> None:
         **artifact.provenance(),
     }
     artifact.commit(output, identity, summary, made)
-    if spec.state:
-        records.write_state(spec.kind, spec.fingerprint, summary)
-
-
-def load_function(path: str) -> StageFunction:
-    """Import ``package.module:function``.
-
-    Raises:
-        ConfigError: If it names no such function.
-    """
-    module_name, _, name = path.partition(":")
-    try:
-        return getattr(importlib.import_module(module_name), name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not module_name.startswith(error.name):
-            raise  # The module is there, and something that it imports is not.
-        raise ConfigError(
-            f"There is no stage function {path}.", str(error), "check the module's name"
-        ) from None
-    except AttributeError as error:
-        raise ConfigError(
-            f"There is no stage function {path}.", str(error), "define it in the module"
-        ) from None
 
 
 def _input_manifest(role: str, folder: Path) -> dict[str, Any]:

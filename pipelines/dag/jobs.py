@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 JobState = Literal["active", "succeeded", "failed"]
 ROOT = Path(__file__).resolve().parents[2]
+SERVE_APPLICATION = "casa"
+"""Name of this project's application in Ray Serve."""
+
 T = TypeVar("T")
 
 
@@ -100,6 +103,33 @@ class Cluster:
         listed = self._call(lambda client: client.list_jobs())
         active = (job.submission_id for job in listed if _state(job.status.value) == "active")
         return [job_id for job_id in active if job_id]
+
+    def is_reachable(self) -> bool:
+        """Whether the cluster answers now. Starts nothing."""
+        if self.is_local:
+            return local_ray.find(self._session) is not None
+        try:
+            self.active_jobs()
+        except Unreachable:
+            return False
+        return True
+
+    def end_serving(self) -> None:
+        """Remove this project's application from Ray Serve; other people's applications stay."""
+        from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
+
+        serve = ServeSubmissionClient(self.address())
+        applications = serve.get_serve_details()["applications"]
+        if SERVE_APPLICATION not in applications:
+            return
+        configs = [
+            app.get("deployed_app_config") for n, app in applications.items() if n != SERVE_APPLICATION
+        ]
+        others = [config for config in configs if config]
+        if others:
+            serve.deploy_applications({"applications": others})
+        else:
+            serve.delete_applications()
 
     def forget(self) -> None:
         """Drop the connection: the next call looks for the cluster anew, or starts a local head that died."""

@@ -29,7 +29,8 @@ class StageSpec:
         location: Further entries of the context's ``what`` that only say where raw input lies: not hashed,
             because the input's content is.
         state: The stage brings about a state (a running endpoint) rather than files: checked on every run.
-        health: For a state: URL that answers 200 while it holds.
+        check: For a state: ``package.module:function`` that looks whether it holds, without Ray:
+            ``check(where, what, fingerprint) -> summary | None``.
     """
 
     name: str
@@ -40,7 +41,7 @@ class StageSpec:
     where: dict[str, Any] = field(default_factory=dict)
     location: dict[str, str] = field(default_factory=dict)
     state: bool = False
-    health: str = ""
+    check: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +62,7 @@ class PlannedStage:
     fingerprint: str
     folder: Path
     inputs: dict[str, Path]
-    code_version: int
+    code_version: str
     status: Status
     reason: str
 
@@ -75,7 +76,7 @@ class PlannedStage:
         return f"{self.spec.name}-{self.fingerprint[:12]}-a"
 
 
-def plan(stages: Sequence[StageSpec], store: Path, versions: Mapping[str, int]) -> list[PlannedStage]:
+def plan(stages: Sequence[StageSpec], store: Path, versions: Mapping[str, str]) -> list[PlannedStage]:
     """Order stages, compute their fingerprints and look up which are done.
 
     Args:
@@ -145,7 +146,8 @@ def _status(spec: StageSpec, folder: Path, inputs: list[PlannedStage]) -> tuple[
         return "done", "made by an earlier run"
     waiting = [stage.name for stage in inputs if stage.status == "run"]
     if waiting:
-        return "run", f"new input from {', '.join(waiting)}"
+        names = ", ".join(waiting[:3]) + (" and others" if len(waiting) > 3 else "")
+        return "run", f"new input from {names}"
     if folder.exists():
         return "run", "an earlier attempt did not finish; it resumes or starts over"
     kind_folder = folder.parent

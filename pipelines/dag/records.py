@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import os
 import re
 import time
 from collections.abc import Iterator
@@ -43,7 +44,7 @@ class JobSpec:
     kind: str
     function: str
     fingerprint: str
-    code_version: int
+    code_version: str
     state: bool
     what: dict[str, Any]
     location: dict[str, str]
@@ -97,6 +98,9 @@ class Records:
         self.jobs = store / "jobs"
         self.session = store / "session"
         self.locks = store / "locks"
+
+    def prepare(self) -> None:
+        """Make the folders, before anything is written."""
         for folder in (self.jobs, self.session, self.locks):
             folder.mkdir(parents=True, exist_ok=True)
 
@@ -127,29 +131,19 @@ class Records:
     def latest_attempt(self, job_prefix: str) -> int:
         """Number of the latest attempt at a stage; 0 if there was none."""
         pattern = re.compile(re.escape(job_prefix) + r"(\d+)\.json")
-        matches = (pattern.fullmatch(path.name) for path in self.jobs.iterdir())
+        names = os.listdir(self.jobs) if self.jobs.is_dir() else []
+        matches = (pattern.fullmatch(name) for name in names)
         return max((int(match[1]) for match in matches if match), default=0)
 
-    def write_run(self, recipe: str, address: str, stages: list[PlannedStage]) -> None:
-        """Record the latest run's stages, for ``casa status`` and ``casa logs``."""
+    def write_run(self, recipe: str, ray: dict[str, Any], endpoint: str, stages: list[PlannedStage]) -> None:
+        """Record the latest run, for the commands that come after it."""
         listed = [{"name": s.name, "kind": s.spec.kind, "fingerprint": s.fingerprint} for s in stages]
-        urls = [s.spec.health for s in stages if s.spec.health]
-        run = {"recipe": recipe, "address": address, "health": urls, "stages": listed}
+        run = {"recipe": recipe, "ray": ray, "endpoint": endpoint, "stages": listed}
         write_atomically(self.session / "run.json", json.dumps(run, indent=2))
 
     def read_run(self) -> dict[str, Any] | None:
-        """The latest run: ``recipe``, ``address``, ``health`` URLs, ``stages``; ``None`` before the first."""
+        """The latest run: ``recipe``, ``ray``, ``endpoint``, ``stages``; ``None`` before the first."""
         path = self.session / "run.json"
-        return json.loads(path.read_text()) if path.is_file() else None
-
-    def write_state(self, kind: str, fingerprint: str, summary: Any) -> None:
-        """Record the state that a state stage has brought about."""
-        text = json.dumps({"fingerprint": fingerprint, "summary": summary}, indent=2, ensure_ascii=False)
-        write_atomically(self.session / f"{kind}.json", text)
-
-    def read_state(self, kind: str) -> dict[str, Any] | None:
-        """``fingerprint`` and ``summary`` of the state last brought about."""
-        path = self.session / f"{kind}.json"
         return json.loads(path.read_text()) if path.is_file() else None
 
     @contextlib.contextmanager

@@ -7,8 +7,6 @@ done, watches what runs, and starts the rest.
 from __future__ import annotations
 
 import time
-import urllib.error
-import urllib.request
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ from typing import Any, Protocol
 
 from casa_core.errors import CasaError
 from pipelines.dag.artifact import read_manifest
+from pipelines.dag.functions import load_function
 from pipelines.dag.jobs import Cluster, Unreachable
 from pipelines.dag.plan import PlannedStage
 from pipelines.dag.progress import LogTail, Progress, last_lines, parse_progress
@@ -107,6 +106,7 @@ class Walker:
             StageFailed: If a stage failed; raised once the stages beside it have ended.
             ClusterError: If the cluster cannot be reached, or stays out of reach.
         """
+        self._records.prepare()
         self._skip_done()
         while True:
             try:
@@ -145,7 +145,7 @@ class Walker:
 
     def _ensure(self, stage: PlannedStage) -> None:
         """Have the stage's job running: find it, or submit the next attempt. Two walkers submit only one."""
-        if stage.spec.state and (state := held_state(stage, self._records)) is not None:
+        if stage.spec.state and (state := held_state(stage)) is not None:
             self._finish(stage, state, cached=True)
             return
         with self._records.starting(stage):
@@ -219,6 +219,7 @@ class Walker:
 
     def _why_lost(self, running: _Running) -> str:
         message = self._cluster.message(running.job_id)
+        message = message.partition(", last available logs")[0]  # The log is shown on its own.
         return message or "its process ended without a word (killed, out of memory, or its node was lost)"
 
     def _failure(self, running: _Running, outcome: Outcome | None, reason: str) -> StageFailed:
@@ -235,20 +236,10 @@ class Walker:
         return StageFailed(f"Stage {stage.name} failed{tried}.", why, remedy)
 
 
-def held_state(stage: PlannedStage, records: Records) -> dict[str, Any] | None:
-    """Manifest of a state stage whose state holds now: brought about from this fingerprint, and healthy."""
-    recorded = records.read_state(stage.spec.kind)
-    if recorded is None or recorded["fingerprint"] != stage.fingerprint or not answers(stage.spec.health):
+def held_state(stage: PlannedStage) -> dict[str, Any] | None:
+    """Manifest of a state stage whose state holds right now, with a fresh summary; None if it does not."""
+    summary = load_function(stage.spec.check)(stage.spec.where, stage.spec.what, stage.fingerprint)
+    if summary is None:
         return None
-    return read_manifest(stage.folder)
-
-
-def answers(url: str, timeout_s: float = 3.0) -> bool:
-    """Whether a health URL answers 200."""
-    if not url:
-        return False
-    try:
-        with urllib.request.urlopen(url, timeout=timeout_s) as response:
-            return response.status == 200
-    except (urllib.error.URLError, TimeoutError, ConnectionError):
-        return False
+    manifest = read_manifest(stage.folder) or {"kind": stage.spec.kind, "fingerprint": stage.fingerprint}
+    return {**manifest, "summary": summary}

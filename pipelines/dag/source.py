@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -47,12 +48,25 @@ def module_file(name: str, root: Path) -> Path | None:
 def imported_modules(path: Path, name: str, root: Path) -> set[str]:
     """Modules of this project that one file names in imports or in text."""
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-    return {m for m in _names(ast.parse(path.read_text()), package, root) if module_file(m, root) is not None}
+    return {
+        name for name in _all_names(path.read_text(), package, root) if module_file(name, root) is not None
+    }
 
 
 def source_digest(path: Path) -> str:
     """SHA-256 of what a file's code says: without comments, docstrings and formatting."""
-    tree = ast.parse(path.read_text())
+    return _text_digest(path.read_text())
+
+
+# Stages share most of their modules, and parsing is what takes the time: the same text is parsed once.
+@functools.lru_cache(maxsize=1000)
+def _all_names(text: str, package: str, root: Path) -> frozenset[str]:
+    return frozenset(_names(ast.parse(text), package, root))
+
+
+@functools.lru_cache(maxsize=1000)
+def _text_digest(text: str) -> str:
+    tree = ast.parse(text)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body:
             # A text that stands alone has no effect: a docstring, or one that describes the name above it.

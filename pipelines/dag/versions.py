@@ -2,7 +2,7 @@
 
 A stage's version stands in ``stage_versions.json`` beside a digest of the source it rests on: every module of
 this project that its entry module reaches by import, without comments, docstrings and formatting. A test
-compares the digests, so that source cannot change while its version stays unnoticed:
+compares the digests, so that source cannot be committed while its version stays unnoticed:
 
     python -m pipelines.dag.versions                         # which stages changed
     python -m pipelines.dag.versions --update                # the results change: move the versions
@@ -42,8 +42,25 @@ ASSET_SUFFIXES = frozenset({".css", ".html", ".js"})
 
 
 def read_versions(path: Path = VERSIONS_FILE) -> dict[str, int]:
-    """Code version of each kind of stage."""
+    """Recorded code version of each kind of stage."""
     return {kind: entry["version"] for kind, entry in _read(path).items()}
+
+
+def current_versions(
+    path: Path = VERSIONS_FILE, modules: Mapping[str, str] = STAGE_MODULES, root: Path = ROOT
+) -> dict[str, str]:
+    """Code version of each kind of stage as it goes into fingerprints.
+
+    The recorded version where the source is what it was when that was set. While source is being worked on,
+    the version is followed by a digest of it, so that neither code's artifacts pass for the other's.
+    """
+    recorded = _read(path)
+    versions = {}
+    for kind, module in modules.items():
+        entry, digest = recorded.get(kind, {"version": 0, "digest": ""}), stage_digest(module, root)
+        same = entry["digest"] == digest
+        versions[kind] = str(entry["version"]) if same else f"{entry['version']}+{digest[:12]}"
+    return versions
 
 
 def stage_digest(module: str, root: Path = ROOT) -> str:

@@ -38,7 +38,7 @@ def build_stages(recipe: Recipe) -> list[StageSpec]:
     stages.append(_stage("evaluate", evaluate, examined, "pipelines.evaluate.run", where))
     report = {"report": _json(recipe.report), "model_name": recipe.deploy.model_name}
     everything = {stage.name: stage.name for stage in stages}
-    stages.append(_deploy(recipe, where))
+    stages.append(_deploy(recipe, clean, where))
     stages.append(_stage("report", report, everything, "pipelines.report.run", where))
     return stages
 
@@ -95,10 +95,11 @@ def _train(recipe: Recipe, clean: dict[str, str], where: dict[str, Any], *, imag
     return _stage("train", what, inputs, "pipelines.train.run", where, suffix="" if images else "blind")
 
 
-def _deploy(recipe: Recipe, where: dict[str, Any]) -> StageSpec:
+def _deploy(recipe: Recipe, clean: dict[str, str], where: dict[str, Any]) -> StageSpec:
+    """The endpoint, with the clean artifacts' held-out clips for its live page to play."""
     what = {"deploy": _json(recipe.deploy)}
-    spec = _stage("deploy", what, {"train": "train"}, "pipelines.deploy", where)
-    return replace(spec, state=True, health=f"{endpoint_url(recipe)}/healthz")
+    spec = _stage("deploy", what, {"train": "train", **clean}, "pipelines.deploy", where)
+    return replace(spec, state=True, check="pipelines.deploy:check")
 
 
 def endpoint_url(recipe: Recipe) -> str:

@@ -1,0 +1,5 @@
+"""The ``casa`` command."""
+
+from pipelines.cli.app import main
+
+__all__ = ["main"]

@@ -1,0 +1,104 @@
+"""``casa``: its commands, and how errors reach the user. Each command's work is in a module of its own.
+
+Nothing heavy is imported before a command needs it: ``casa --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from casa_core.errors import CasaError, ClusterError
+from pipelines.cli import endpoint, inspect, machine, run
+
+FAILED = 1
+USER_ERROR = 2
+
+
+class CasaGroup(TyperGroup):
+    """Turns this project's errors into what, why and what to try, without a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except CasaError as error:
+            _report(error)
+            raise SystemExit(exit_code(error)) from None
+
+
+def exit_code(error: CasaError) -> int:
+    """1 for what failed while it ran, 2 for what was asked wrongly."""
+    from pipelines.dag.run import StageFailed
+
+    return FAILED if isinstance(error, StageFailed | ClusterError) else USER_ERROR
+
+
+def _report(error: CasaError) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    text = Text.assemble((error.what, "bold red"))
+    if error.why:
+        text.append(f"\n{error.why}")
+    if error.remedy:
+        text.append("\ntry: ", style="bold").append(error.remedy)
+    Console(stderr=True).print(text, soft_wrap=True)
+
+
+def _version(show: bool) -> None:
+    if show:
+        import importlib.metadata
+
+        try:
+            print(f"casa {importlib.metadata.version('casa')}")
+        except importlib.metadata.PackageNotFoundError:
+            print("casa, from a checkout that is not installed")
+        raise typer.Exit()
+
+
+app = typer.Typer(
+    name="casa",
+    cls=CasaGroup,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_show_locals=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def casa(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Cross-attention vision-language models: from raw files to a live endpoint, on a Ray cluster.
+
+    A first time on this machine:
+
+      casa doctor                    is everything there?
+
+      casa run                       data, training, evaluation, endpoint
+
+      casa ask cat.png "A cat?"      talk to what you trained
+
+      casa stop                      end everything
+    """
+
+
+app.command("run")(run.run)
+app.command("plan")(inspect.plan)
+app.command("status")(inspect.status)
+app.command("logs")(inspect.logs)
+app.command("stop")(inspect.stop)
+app.command("ask")(endpoint.ask)
+app.command("caption")(endpoint.caption)
+app.command("doctor")(machine.doctor)
+
+
+def main() -> None:
+    """Entry point of the ``casa`` script."""
+    app()

@@ -1,0 +1,189 @@
+"""Watching a run: a live table on a terminal, plain lines in a log, JSON lines for a script."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, ProgressColumn, SpinnerColumn, Task, TextColumn
+from rich.progress import Progress as Bars
+from rich.text import Text
+
+from casa_core.errors import CasaError
+from pipelines.cli.headline import duration, headline, name_width
+from pipelines.dag.plan import PlannedStage
+from pipelines.dag.progress import Progress
+
+PLAIN_EVERY_S = 10.0
+
+
+class Watcher:
+    """What all watchers share: when stages began, and being a context manager."""
+
+    def __init__(self, stages: Sequence[PlannedStage]) -> None:
+        self.stages = list(stages)
+        self._began: dict[str, float] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return
+
+    def started(self, stage: PlannedStage, job_id: str, *, attached: bool) -> None:
+        self._began.setdefault(stage.name, time.monotonic())
+
+    def progressed(self, stage: PlannedStage, progress: Progress) -> None:
+        """Shown by those who can."""
+
+    def printed(self, stage: PlannedStage, line: str) -> None:
+        """A stage's own output is for ``casa logs``."""
+
+    def finished(self, stage: PlannedStage, manifest: dict[str, Any], *, cached: bool) -> None:
+        """Shown by those who can."""
+
+    def retrying(self, stage: PlannedStage, reason: str) -> None:
+        """Shown by those who can."""
+
+    def failed(self, stage: PlannedStage, error: CasaError) -> None:
+        """Shown by those who can; the error itself is reported by the command."""
+
+    def seconds(self, stage: PlannedStage) -> float:
+        """Since the stage's job was started or found."""
+        return time.monotonic() - self._began.get(stage.name, time.monotonic())
+
+
+class PlainWatcher(Watcher):
+    """A line for each thing that happens; progress every ``PLAIN_EVERY_S`` seconds."""
+
+    def __init__(self, stages: Sequence[PlannedStage]) -> None:
+        super().__init__(stages)
+        self._width = name_width(self.stages)
+        self._told: dict[str, float] = {}
+
+    def _say(self, stage: PlannedStage, text: str) -> None:
+        print(f"{stage.name:<{self._width}}  {text}", flush=True)
+
+    def started(self, stage: PlannedStage, job_id: str, *, attached: bool) -> None:
+        super().started(stage, job_id, attached=attached)
+        self._say(stage, f"{'still running, watched again' if attached else 'started'}  ({job_id})")
+
+    def progressed(self, stage: PlannedStage, progress: Progress) -> None:
+        now = time.monotonic()
+        if now - self._told.get(stage.name, self._began.get(stage.name, now)) >= PLAIN_EVERY_S:
+            self._told[stage.name] = now
+            share = f"{progress.done / progress.total:4.0%}" if progress.total else ""
+            self._say(stage, f"{share}  {progress.message}")
+
+    def finished(self, stage: PlannedStage, manifest: dict[str, Any], *, cached: bool) -> None:
+        took = "already done" if cached else f"done in {duration(self.seconds(stage))}"
+        self._say(stage, f"{took}  {headline(manifest['summary'])}".rstrip())
+
+    def retrying(self, stage: PlannedStage, reason: str) -> None:
+        self._say(stage, f"lost, trying again: {reason}")
+
+    def failed(self, stage: PlannedStage, error: CasaError) -> None:
+        self._say(stage, "failed")
+
+
+class JsonWatcher(Watcher):
+    """One JSON object a line: ``event``, ``stage`` and what belongs to the event."""
+
+    def _emit(self, event: str, stage: PlannedStage, **values: Any) -> None:
+        line = {"event": event, "stage": stage.name, "fingerprint": stage.fingerprint, **values}
+        print(json.dumps(line, ensure_ascii=False), flush=True)
+
+    def started(self, stage: PlannedStage, job_id: str, *, attached: bool) -> None:
+        super().started(stage, job_id, attached=attached)
+        self._emit("started", stage, job_id=job_id, attached=attached)
+
+    def progressed(self, stage: PlannedStage, progress: Progress) -> None:
+        self._emit("progress", stage, done=progress.done, total=progress.total, message=progress.message)
+
+    def finished(self, stage: PlannedStage, manifest: dict[str, Any], *, cached: bool) -> None:
+        self._emit("finished", stage, cached=cached, summary=manifest["summary"])
+
+    def retrying(self, stage: PlannedStage, reason: str) -> None:
+        self._emit("retrying", stage, reason=reason)
+
+    def failed(self, stage: PlannedStage, error: CasaError) -> None:
+        self._emit("failed", stage, what=error.what, why=error.why, remedy=error.remedy)
+
+
+class _Elapsed(ProgressColumn):
+    """Seconds a stage has run, or took."""
+
+    def render(self, task: Task) -> Text:
+        shown = duration(task.finished_time or task.elapsed or 0) if task.started else ""
+        return Text(shown if not task.fields["cached"] else "cached", style="dim")
+
+
+class LiveWatcher(Watcher):
+    """A table that lives: one row a stage, with a bar, a message and the time."""
+
+    def __init__(self, stages: Sequence[PlannedStage]) -> None:
+        super().__init__(stages)
+        self._bars = Bars(
+            SpinnerColumn(finished_text="[green]✓"),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            _Elapsed(),
+            TextColumn("{task.fields[note]}", style="dim"),
+        )
+        self._rows = {
+            stage.name: self._bars.add_task(stage.name, start=False, total=None, note="", cached=False)
+            for stage in self.stages
+        }
+        self._notes: list[str] = []
+        self._live = Live(get_renderable=self._render, console=Console(), refresh_per_second=8)
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def _render(self) -> RenderableType:
+        return Group(self._bars, *(Text(note, style="yellow") for note in self._notes[-3:]))
+
+    def started(self, stage: PlannedStage, job_id: str, *, attached: bool) -> None:
+        super().started(stage, job_id, attached=attached)
+        self._bars.start_task(self._rows[stage.name])
+        self._update(stage, note="still running, watched again" if attached else "starting")
+
+    def progressed(self, stage: PlannedStage, progress: Progress) -> None:
+        # A stage that has done its last step still has to declare its artifact whole.
+        done = min(progress.done, progress.total * 0.999)
+        self._update(stage, completed=done, total=progress.total or None, note=progress.message)
+
+    def finished(self, stage: PlannedStage, manifest: dict[str, Any], *, cached: bool) -> None:
+        if cached:
+            self._bars.start_task(self._rows[stage.name])
+        self._update(stage, completed=1, total=1, note=headline(manifest["summary"]), cached=cached)
+
+    def retrying(self, stage: PlannedStage, reason: str) -> None:
+        self._notes.append(f"{stage.name} was lost and is tried again: {reason}")
+
+    def failed(self, stage: PlannedStage, error: CasaError) -> None:
+        self._bars.stop_task(self._rows[stage.name])
+        self._bars.update(self._rows[stage.name], description=f"[red]{stage.name}[/]")
+        self._update(stage, note="failed")
+
+    def _update(self, stage: PlannedStage, **values: Any) -> None:
+        self._bars.update(self._rows[stage.name], **values)
+
+
+def is_terminal() -> bool:
+    """Whether a live table can be shown on standard output."""
+    return sys.stdout.isatty()

@@ -279,6 +279,16 @@ def test_a_session_has_a_last_frame():
         assert_fatal(socket, "frame_limit", 1008)
 
 
+def test_a_stream_that_fills_the_models_context_is_told_to_start_anew(url: str):
+    with live(url) as socket:
+        start(socket, query="short memory")
+        push(socket, 0.0, "red")
+        push(socket, 0.5, "blue")
+        socket.send(binary_frame(1.0, picture()))
+        event = assert_fatal(socket, "session_full", 1008)
+        assert "open a new session" in event["error"]["message"]
+
+
 def test_pages_of_other_origins_may_not_listen_in(url: str):
     with live(url, Origin="https://evil.example") as socket:
         assert_fatal(socket, "origin_not_allowed", 1008)

@@ -96,7 +96,7 @@ def as_api_error(error: Exception) -> ApiError | None:
     if isinstance(error, MediaError):
         return invalid_image(error)
     if isinstance(error, ConfigError | DataError):
-        return ApiError(400, _one_line(error), code="invalid_request")
+        return ApiError(400, one_line(error), code="invalid_request")
     return None
 
 
@@ -163,5 +163,6 @@ def field_path(location: tuple[int | str, ...]) -> str:
     return path
 
 
-def _one_line(error: CasaError) -> str:
+def one_line(error: CasaError) -> str:
+    """What, why and remedy as sentences."""
     return ". ".join(part.rstrip(".") for part in (error.what, error.why, error.remedy) if part) + "."

@@ -20,9 +20,9 @@ from urllib.parse import urlsplit
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 from starlette.types import Message
 
-from casa_core.errors import MediaError
+from casa_core.errors import DataError, MediaError
 from casa_core.media import decode_image
-from serve.api.errors import ApiError, as_api_error, internal_error, invalid_image, model_not_found
+from serve.api.errors import ApiError, as_api_error, internal_error, invalid_image, model_not_found, one_line
 from serve.api.live_messages import BadFrame, Frame, SessionEnd, SessionStart, error_event, parse_message
 from serve.api.sessions import SessionSlots
 from serve.engine_client import EngineClient, LiveSession
@@ -236,6 +236,8 @@ class LiveConnection:
             return
         try:
             caption = await session.push_frame(picture, frame.timestamp)
+        except DataError as error:
+            raise ApiError(400, one_line(error), code="session_full") from error
         except Exception as error:
             # The engine's state after a failed frame is unknown, so the session cannot go on.
             if (refusal := as_api_error(error)) is None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from casa_core.engine.requests import CaptionEvent, GenerationDelta, GenerationRequest, GenerationResult
-from casa_core.errors import ConfigError
+from casa_core.errors import ConfigError, DataError
 from casa_core.media import decode_image
 from casa_core.types import Image, Text
 
@@ -130,6 +130,8 @@ class FakeSession:
         self._engine._enter()
         if self._query == "explode":
             raise RuntimeError("the engine exploded, and this text must not reach the client")
+        if self._query == "short memory" and self._frames == 2:
+            raise DataError("the stream's text has reached the context", "8 tokens", "open a new session")
         started = time.perf_counter()
         colour = colour_of(image)
         self._frames += 1

@@ -11,11 +11,21 @@ from infra import local_ray
 from infra.local_ray import RaySession
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+RAY = {"address": "local", "num_cpus": 4, "object_store_mb": 128}
+"""The recipe's ``where.ray`` that the shared head answers to."""
 
 
 @pytest.fixture(scope="session")
-def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RaySession]:
-    """One local Ray head for the whole test session, on loopback; ended with all it started."""
+def ray_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Session folder of the Ray head that all tests share; ended with all it started."""
     folder = tmp_path_factory.mktemp("ray-head")
-    yield local_ray.start(folder, num_cpus=4, object_store_mb=256, python_path=REPOSITORY)
+    yield folder
     local_ray.stop(folder)
+
+
+@pytest.fixture(scope="session")
+def ray_head(ray_folder: Path) -> RaySession:
+    """One local Ray head for the whole test session, on loopback."""
+    return local_ray.start(
+        ray_folder, num_cpus=RAY["num_cpus"], object_store_mb=RAY["object_store_mb"], python_path=REPOSITORY
+    )

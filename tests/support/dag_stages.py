@@ -1,0 +1,76 @@
+"""Toy stages that real Ray jobs run in the tests: they behave like real ones and take no time."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import Any
+
+from casa_core.errors import ConfigError
+from pipelines.dag.context import StageContext
+
+
+def write_number(context: StageContext) -> dict[str, Any]:
+    """Writes ``what.number``, plus whatever the inputs hold."""
+    total = context.what["number"] + sum(int((p / "number.txt").read_text()) for p in context.inputs.values())
+    (context.output / "number.txt").write_text(str(total))
+    context.progress(1, 1, "written")
+    print(f"the number is {total}")
+    return {"number": total}
+
+
+def meet(context: StageContext) -> dict[str, Any]:
+    """Ends only once the stage ``what.other`` has begun too: proof that both run at the same time."""
+    meeting = context.output.parent.parent / "meeting"
+    meeting.mkdir(exist_ok=True)
+    (meeting / context.name).touch()
+    deadline = time.monotonic() + 60
+    while not (meeting / context.what["other"]).exists():
+        if time.monotonic() > deadline:
+            raise TimeoutError("the other stage never began")
+        time.sleep(0.05)
+    return {}
+
+
+def wait_for_gate(context: StageContext) -> dict[str, Any]:
+    """Counts its starts, then waits for the file ``where.gate``; what it writes does not depend on either."""
+    with (context.output.parent.parent / "starts.txt").open("a") as starts:
+        starts.write(f"{os.getpid()}\n")
+    context.progress(0, 1, "waiting")
+    (context.output / "half.txt").write_text("half")
+    while not os.path.exists(context.where["gate"]):
+        time.sleep(0.05)
+    (context.output / "whole.txt").write_text("whole")
+    return {"ended": True}
+
+
+def fail(context: StageContext) -> dict[str, Any]:
+    """Fails as a bug does."""
+    print("about to divide")
+    return {"never": 1 / context.what["zero"]}
+
+
+def refuse(context: StageContext) -> dict[str, Any]:
+    """Fails as a wrong setting does."""
+    raise ConfigError("The number is odd.", "it is 3", "use 4")
+
+
+def die_once(context: StageContext) -> dict[str, Any]:
+    """Is killed at its first attempt, like a process out of memory; a later attempt finds its files."""
+    mark = context.output / "progress.txt"
+    if mark.exists():
+        return {"resumed_from": mark.read_text()}
+    mark.write_text("step 7")
+    os.kill(os.getpid(), signal.SIGKILL)
+    return {}
+
+
+def answer(context: StageContext) -> dict[str, Any]:
+    """A state: leaves an HTTP server running that answers on ``where.port``."""
+    import subprocess
+    import sys
+
+    server = [sys.executable, "-m", "http.server", "--bind", "127.0.0.1", str(context.where["port"])]
+    subprocess.Popen(server, start_new_session=True, cwd=context.output)
+    return {"port": context.where["port"]}

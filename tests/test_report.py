@@ -45,9 +45,10 @@ class Outline(HTMLParser):
         self.counts[tag] = self.counts.get(tag, 0) + 1
         for key, value in attrs:
             if key == "id":
+                assert value is not None
                 assert value not in self.anchors, f"{value} is there twice"
                 self.anchors.add(value)
-            if key in ("href", "src"):
+            if key in ("href", "src") and value is not None:
                 (self.targets.add if value.startswith("#") else self.addresses.append)(value)
 
     def handle_endtag(self, tag):

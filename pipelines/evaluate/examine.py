@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from casa_core.errors import CasaError
 from pipelines.data.rows import sample_from_row
 from pipelines.data.store import CleanReader
 from pipelines.evaluate import HELD_OUT
@@ -104,15 +106,21 @@ class Examinee:
     """
 
     def __init__(self, model: str, checkpoint: Path, sources: Mapping[str, Path], settings: Settings) -> None:
+        self._model = model
+        self._checkpoint = checkpoint
+        self._readers = {source: CleanReader(folder, HELD_OUT) for source, folder in sources.items()}
+        self._settings = settings
+
+    @cached_property
+    def _engine(self) -> Answerer:
+        """Loaded by the first call: an error here is then the stage's own, where one in the constructor would
+        look to Ray like a lost actor, to be started again and again."""
         import torch
 
         from casa_core.engine.engine import Engine
 
         torch.set_num_threads(1)  # as many actors as cores: more threads each would only fight
-        self._model = model
-        self._engine = Engine.from_pretrained(checkpoint)
-        self._readers = {source: CleanReader(folder, HELD_OUT) for source, folder in sources.items()}
-        self._settings = settings
+        return Engine.from_pretrained(self._checkpoint)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """``{source: string, rows: list<int64>}`` in, `OUTCOME_SCHEMA` out."""
@@ -147,13 +155,19 @@ def examine(
         workers: Actors over all models.
         on_rows: Called with the number of new outcomes as they arrive.
 
+    Raises:
+        CasaError: Whatever an engine or a benchmark refuses.
+
     Returns:
         Rows of `OUTCOME_SCHEMA` by model and source (in the orders given), row and turn.
     """
     import ray.data
     from ray.data import ActorPoolStrategy
+    from ray.exceptions import RayTaskError
 
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    options = ray.data.DataContext.get_current()
+    options.enable_progress_bars = False
+    options.raise_original_map_exception = True  # an actor's CasaError arrives with its why and its remedy
     items = [{"source": chunk.source, "rows": list(chunk.rows)} for chunk in work]
     each = max(1, workers // len(checkpoints))
 
@@ -170,13 +184,23 @@ def examine(
 
     first, *others = (answers(model, checkpoint) for model, checkpoint in checkpoints.items())
     rows = []
-    for batch in _tables(first.union(*others) if others else first):
-        rows += batch.to_pylist()
-        on_rows(batch.num_rows)
+    try:
+        for batch in _tables(first.union(*others) if others else first):
+            rows += batch.to_pylist()
+            on_rows(batch.num_rows)
+    except RayTaskError as error:
+        raise _own(error.cause) from error
     models, names = list(checkpoints), list(sources)
     return sorted(
         rows, key=lambda r: (models.index(r["model"]), names.index(r["source"]), r["row"], r["turn"])
     )
+
+
+def _own(error: Exception) -> Exception:
+    """The error as the actor raised it: Ray Data appends its retry advice to the first argument."""
+    if not isinstance(error, CasaError):
+        return error
+    return type(error)(*(str(argument).partition("\nFailed to apply UDF")[0] for argument in error.args))
 
 
 def _tables(dataset: Any) -> Iterator[pa.Table]:

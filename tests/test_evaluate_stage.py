@@ -1,0 +1,114 @@
+"""The evaluate stage over real Ray Data actors, with tiny untrained models."""
+
+from __future__ import annotations
+
+import json
+
+import pyarrow.parquet as pq
+import pytest
+import ray
+
+from casa_core.errors import DataError, StoreError
+from pipelines.dag.context import StageContext
+from pipelines.evaluate.run import run_stage
+from tests.support.evaluate_checkpoint import write_checkpoint
+from tests.support.evaluate_run import EVALUATE, live_rows, vqa_rows, write_clean
+
+QUESTIONS, CLIPS, FRAMES = 20, 2, 8
+
+
+@pytest.fixture(scope="module")
+def local_ray():
+    """A small Ray of this module's own."""
+    ray.init(
+        address="local",
+        num_cpus=4,
+        object_store_memory=128 * 2**20,
+        include_dashboard=False,
+        configure_logging=False,
+        log_to_driver=False,
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    root = tmp_path_factory.mktemp("inputs")
+    write_checkpoint(root / "train" / "model", blind=False)
+    write_checkpoint(root / "blind" / "model", blind=True)
+    write_clean(root / "vqa", vqa_rows(QUESTIONS))
+    write_clean(root / "live", live_rows(CLIPS, root))
+    write_clean(root / "none", [])
+    return {role: root / role for role in ("train", "blind", "vqa", "live", "none")}
+
+
+def context(
+    inputs, output, *, sources=("vqa", "live"), models=("train", "blind"), workers=2, progress=lambda *a: None
+):
+    output.mkdir(exist_ok=True)
+    return StageContext(
+        name="evaluate",
+        what={"evaluate": EVALUATE, "sources": list(sources)},
+        where={"data": {"workers": workers}},
+        inputs={role: inputs[role] for role in (*models, *sources)},
+        output=output,
+        progress=progress,
+    )
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_both_models_sit_the_whole_exam_and_the_headlines_follow(inputs, tmp_path):
+    steps = []
+    done = context(inputs, tmp_path / "out", progress=lambda *step: steps.append(step))
+    numbers = run_stage(done)
+    assert {
+        "vqa_accuracy",
+        "vqa_blind_accuracy",
+        "vqa_chance",
+        "live_f1",
+        "live_blind_f1",
+        "live_silent_f1",
+    } <= set(numbers)
+    assert numbers["live_silent_f1"] == 0.0
+    assert steps[-1][:2] == (2 * (QUESTIONS + CLIPS), 2 * (QUESTIONS + CLIPS))
+    results = pq.read_table(tmp_path / "out" / "results.parquet").to_pylist()
+    order = [(row["model"], row["source"], row["row"]) for row in results]
+    assert order == [
+        (model, source, row)
+        for model in ("model", "blind")
+        for source, count in (("vqa", QUESTIONS), ("live", CLIPS))
+        for row in range(count)
+    ]
+    told = json.loads((tmp_path / "out" / "captions.json").read_text())
+    assert [len(clip["frames"]) for clip in told["blind"]["live"]] == [FRAMES] * CLIPS
+    assert not list((tmp_path / "out").glob("*.partial"))
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_the_number_of_workers_changes_no_byte(inputs, tmp_path):
+    for workers in (1, 4):
+        run_stage(context(inputs, tmp_path / str(workers), workers=workers))
+    names = sorted(path.name for path in (tmp_path / "1").iterdir())
+    assert names == ["captions.json", "metrics.json", "results.parquet"]
+    for name in names:
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "4" / name).read_bytes()
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_without_a_blind_model_there_is_no_blind_line(inputs, tmp_path):
+    numbers = run_stage(context(inputs, tmp_path, sources=("vqa",), models=("train",)))
+    assert set(numbers) == {"vqa_accuracy", "vqa_chance"}
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_what_an_actor_refuses_reaches_the_user_in_its_own_words(inputs, tmp_path):
+    with pytest.raises(StoreError) as refused:
+        run_stage(context({**inputs, "train": tmp_path / "nothing"}, tmp_path / "out"))
+    assert refused.value.what == f"{tmp_path / 'nothing' / 'model'} is not a finished checkpoint"
+    assert "train stage" in refused.value.remedy
+
+
+def test_nothing_to_examine_is_refused_with_a_remedy(inputs, tmp_path):
+    with pytest.raises(DataError, match="nothing to evaluate on"):
+        run_stage(context(inputs, tmp_path, sources=("none",)))

@@ -1,0 +1,81 @@
+"""Plans: order, what is done, and why the rest would run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from casa_core.errors import ConfigError
+from pipelines.dag import artifact
+from pipelines.dag.plan import PlannedStage, StageSpec, plan
+
+VERSIONS = {"number": "1"}
+
+
+def stage(name: str, number: int = 0, version_kind: str = "number", **inputs: str) -> StageSpec:
+    return StageSpec(name=name, kind=version_kind, what={"number": number}, function="m:f", inputs=inputs)
+
+
+def finish(planned: PlannedStage) -> None:
+    artifact.begin(planned.folder)
+    artifact.commit(planned.folder, {"fingerprint": planned.fingerprint, "kind": "number"}, {}, {})
+
+
+def test_stages_come_after_their_inputs_whatever_the_order_given(tmp_path: Path):
+    stages = [stage("c", x="b", y="a"), stage("b", x="a"), stage("a")]
+    assert [planned.name for planned in plan(stages, tmp_path, VERSIONS)] == ["a", "b", "c"]
+
+
+def test_a_change_reaches_everything_made_from_it_and_nothing_else(tmp_path: Path):
+    def fingerprints(number: int) -> dict[str, str]:
+        stages = [stage("a", number), stage("b", x="a"), stage("c", 9)]
+        return {planned.name: planned.fingerprint for planned in plan(stages, tmp_path, VERSIONS)}
+
+    before, after = fingerprints(1), fingerprints(2)
+    assert {name for name in before if before[name] != after[name]} == {"a", "b"}
+
+
+def test_two_stages_that_ask_for_the_same_share_one_artifact(tmp_path: Path):
+    one, other = plan([stage("one", 1), stage("other", 1)], tmp_path, VERSIONS)
+    assert one.folder == other.folder
+    assert one.job_prefix != other.job_prefix
+
+
+def test_a_plan_says_what_is_done_and_why_the_rest_would_run(tmp_path: Path):
+    stages = [stage("a"), stage("b", 1, x="a")]
+    first, second = plan(stages, tmp_path, VERSIONS)
+    assert (first.status, first.reason) == ("run", "never made in this store")
+    assert (second.status, second.reason) == ("run", "new input from a")
+
+    finish(first)
+    first, second = plan(stages, tmp_path, VERSIONS)
+    assert (first.status, first.reason) == ("done", "made by an earlier run")
+    assert (second.status, second.reason) == ("run", "its settings, inputs or code changed")
+
+    artifact.begin(second.folder)
+    assert "did not finish" in plan(stages, tmp_path, VERSIONS)[1].reason
+
+
+def test_another_version_of_the_code_makes_another_artifact(tmp_path: Path):
+    (one,), (other,) = (plan([stage("a")], tmp_path, {"number": version}) for version in ("1", "2"))
+    assert one.fingerprint != other.fingerprint
+
+
+def test_planning_touches_nothing(tmp_path: Path):
+    plan([stage("a"), stage("b", x="a")], tmp_path / "store", VERSIONS)
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize(
+    ("stages", "says"),
+    [
+        ([stage("a"), stage("a")], "Two stages are called a"),
+        ([stage("a", x="nobody")], "takes its x from nobody"),
+        ([stage("a", x="b"), stage("b", x="a")], "wait for each other"),
+        ([stage("a", version_kind="unknown")], "no code version"),
+    ],
+)
+def test_a_plan_that_cannot_work_is_refused(tmp_path: Path, stages: list[StageSpec], says: str):
+    with pytest.raises(ConfigError, match=says):
+        plan(stages, tmp_path, VERSIONS)

@@ -67,7 +67,8 @@ class Endpoint:
         logger.info("serving %s from %s", self._settings.model_name, self._settings.model_folder)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return build_app(self._client, self._settings)
+        # Serve's proxy gives each request its id, which the app adopts, and writes it into the response.
+        return build_app(self._client, self._settings, request_id_headers=False)
 
 
 def build(args: dict[str, Any]) -> Application:

@@ -19,12 +19,13 @@ from serve.engine_client import EngineClient
 from serve.settings import ServeSettings
 
 
-def build_app(client: EngineClient, settings: ServeSettings) -> FastAPI:
+def build_app(client: EngineClient, settings: ServeSettings, *, request_id_headers: bool = True) -> FastAPI:
     """Assemble the app.
 
     Args:
         client: Closed when the app shuts down.
         settings: Names and limits.
+        request_id_headers: Whether responses name their request; not where a proxy in front does so.
     """
 
     @asynccontextmanager
@@ -39,7 +40,7 @@ def build_app(client: EngineClient, settings: ServeSettings) -> FastAPI:
         docs_url=None,  # the interactive pages load scripts from a CDN; /openapi.json stays
         redoc_url=None,
         middleware=[
-            Middleware(RequestMiddleware),
+            Middleware(RequestMiddleware, in_headers=request_id_headers),
             Middleware(BodyLimitMiddleware, limit=settings.limits.body_bytes),
         ],
     )

@@ -20,10 +20,15 @@ class RequestMiddleware:
 
     The id is the client's `x-request-id` where it has a harmless form, else a new one. It is in
     `scope["state"]`, in the response's headers and in the log line of a failure.
+
+    Args:
+        app: The rest of the application.
+        in_headers: Whether to write it into the response; a proxy in front may do that already.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, in_headers: bool = True) -> None:
         self._app = app
+        self._in_headers = in_headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -38,7 +43,8 @@ class RequestMiddleware:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                if self._in_headers:
+                    MutableHeaders(scope=message)["x-request-id"] = request_id
             await send(message)
 
         try:

@@ -1,0 +1,277 @@
+"""The deploy stage: a running endpoint, which is a state to bring about and not a file to cache.
+
+It starts Ray Serve by the import string ``serve.app:build`` with JSON settings, through the dashboard's Serve
+API, so the endpoint outlives the job. What runs is known by its ``/healthz`` alone: ``check`` needs no Ray.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import httpx
+
+from casa_core.errors import ClusterError
+from pipelines.dag.context import StageContext
+
+APP = "casa"
+IMPORT_PATH = "serve.app:build"
+START_TIMEOUT_S = 180.0
+PROBE_TIMEOUT_S = 3.0
+DEMO_CLIPS = 4
+
+Health = Literal["absent", "foreign", "different", "same"]
+
+
+def run_stage(context: StageContext) -> dict[str, Any]:
+    """Bring the endpoint into the state that the recipe asks for.
+
+    Inputs: ``train`` (a train artifact), and any clean artifacts, whose held-out videos the live page offers.
+
+    Returns:
+        The summary of ``check``.
+
+    Raises:
+        ClusterError: The port belongs to something else, or the endpoint does not come up.
+    """
+    running = check(context, context.what, context.fingerprint)
+    if running is not None:
+        return running
+    context.progress(0, 3, "collecting demo clips")
+    clips = context.output / "demo"
+    copy_demo_clips([path for role, path in context.inputs.items() if role != "train"], clips)
+    arguments = serve_arguments(context, clips)
+    context.progress(1, 3, "starting the endpoint")
+    cluster, runtime_env = _connect()
+    start(cluster, context.where["serve"], arguments, runtime_env)
+    context.progress(3, 3, "the endpoint answers")
+    summary = check(context, context.what, context.fingerprint)
+    if summary is None:
+        raise ClusterError(
+            f"The endpoint at {endpoint_url(context.where)} came up and does not answer any more.",
+            "its replica may have been ended, for lack of memory for example",
+            "run again; `casa logs deploy` has its output",
+        )
+    return summary
+
+
+def check(
+    context_or_where: StageContext | dict[str, Any], what: dict[str, Any], fingerprint: str
+) -> dict[str, Any] | None:
+    """The endpoint's summary if it is healthy and exactly what is asked for, else None. Plain HTTP.
+
+    Args:
+        context_or_where: The stage's context, or the recipe's ``where``.
+        what: The stage's own settings, ``{"deploy": {...}}``.
+        fingerprint: Of the deploy stage: it stands for the checkpoint and all settings of the endpoint.
+    """
+    where = context_or_where.where if isinstance(context_or_where, StageContext) else context_or_where
+    url = endpoint_url(where)
+    if endpoint_health(url, fingerprint) != "same":
+        return None
+    return {
+        "url": url,
+        "live_page": f"{url}/",
+        "chat_completions": f"{url}/v1/chat/completions",
+        "live_captions": f"{url.replace('http', 'ws', 1)}/v1/live",
+        "model_name": what["deploy"]["model_name"],
+        "fingerprint": fingerprint,
+    }
+
+
+def endpoint_url(where: dict[str, Any]) -> str:
+    """Where a client on this machine reaches the endpoint."""
+    host, port = where["serve"]["host"], where["serve"]["port"]
+    if host in ("0.0.0.0", "::"):  # every interface: loopback is one of them
+        host = "127.0.0.1" if host == "0.0.0.0" else "::1"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def endpoint_health(url: str, expected_fingerprint: str) -> Health:
+    """What answers at a URL: nothing, something that is not ours, another deployment, or the expected one."""
+    try:
+        answer = httpx.get(f"{url}/healthz", timeout=PROBE_TIMEOUT_S, trust_env=False)
+        health = answer.json()
+    except httpx.ConnectError:
+        return "absent"
+    except (httpx.HTTPError, ValueError):
+        return "foreign"
+    if not isinstance(health, dict) or health.get("service") != APP:
+        return "foreign"
+    same = answer.status_code == 200 and health["fingerprint"] == expected_fingerprint
+    return "same" if same else "different"
+
+
+def serve_arguments(context: StageContext, clips: Path) -> dict[str, Any]:
+    """The JSON settings of ``serve.app:build``."""
+    deploy = context.what["deploy"]
+    return {
+        "model_folder": str(context.inputs["train"] / "model"),
+        "model_name": deploy["model_name"],
+        "fingerprint": context.fingerprint,
+        "checkpoint": context.manifests["train"]["fingerprint"],
+        "max_new_tokens": deploy["max_new_tokens"],
+        "replicas": deploy["replicas"],
+        "demo_clips": str(clips),
+        "loopback_only": is_loopback(context.where["serve"]["host"]),
+    }
+
+
+def copy_demo_clips(clean_artifacts: list[Path], folder: Path) -> None:
+    """Write up to four held-out videos as mp4 files, and ``clips.json`` with each one's title and query."""
+    from pipelines.data.store import CleanReader  # Arrow is not needed to look at an endpoint's health
+
+    folder.mkdir(parents=True, exist_ok=True)
+    index: dict[str, dict[str, str]] = {}
+    for artifact in clean_artifacts:
+        rows = CleanReader(artifact, "test")
+        for number in range(len(rows)):
+            if len(index) == DEMO_CLIPS:
+                break
+            row = rows[number]
+            if not row["media"] or row["media"][0]["kind"] != "video":
+                continue
+            name = f"clip-{len(index) + 1}.mp4"
+            (folder / name).write_bytes(rows.media(number, 0))
+            query = [
+                part["text"] for part in row["parts"] if part["kind"] == "text" and part["role"] == "user"
+            ]
+            index[name] = {"title": f"Held-out clip {len(index) + 1}", "query": query[0] if query else ""}
+    (folder / "clips.json").write_text(json.dumps(index, indent=2, ensure_ascii=False), "utf-8")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address to listen on is reached from this machine only."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+class ServeClient(Protocol):
+    """The part of Ray's Serve REST client that is used here."""
+
+    def get_serve_details(self) -> dict[str, Any]: ...
+    def deploy_applications(self, config: dict[str, Any]) -> None: ...
+    def delete_applications(self) -> None: ...
+
+
+def start(
+    cluster: ServeClient, address: dict[str, Any], arguments: dict[str, Any], runtime_env: dict[str, Any]
+) -> None:
+    """Start or replace our application and wait until every replica of it runs.
+
+    Args:
+        cluster: Serve's REST API.
+        address: ``{"host": …, "port": …}`` to listen on.
+        arguments: Settings of the application.
+        runtime_env: With which replicas import it.
+
+    Raises:
+        ClusterError: See ``run_stage``.
+    """
+    url = endpoint_url({"serve": address})
+    details = cluster.get_serve_details()
+    others = _other_applications(details)
+    listening = details.get("http_options") if details["applications"] or details["proxies"] else None
+    ours = listening is not None and (listening["host"], listening["port"]) == (
+        address["host"],
+        address["port"],
+    )
+    if not ours:
+        _require_free_port(url, address)
+        if listening is not None:
+            _stop_serve(cluster, listening, others)
+    application = {
+        "name": APP,
+        "route_prefix": "/",
+        "import_path": IMPORT_PATH,
+        "args": arguments,
+        "runtime_env": runtime_env,
+    }
+    cluster.deploy_applications(
+        {
+            # One proxy suffices on loopback; elsewhere each node with a replica answers.
+            "proxy_location": "HeadOnly" if is_loopback(address["host"]) else "EveryNode",
+            "http_options": {"host": address["host"], "port": address["port"]},
+            "applications": [*others, application],
+        }
+    )
+    _await_running(cluster, url, arguments["fingerprint"])
+
+
+def _await_running(cluster: ServeClient, url: str, fingerprint: str) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    status, reason = "NOT_STARTED", ""
+    while time.monotonic() < deadline:
+        application = cluster.get_serve_details()["applications"].get(APP, {})
+        status = application.get("status", "NOT_STARTED")
+        messages = [application, *application.get("deployments", {}).values()]
+        reason = "; ".join(entry["message"] for entry in messages if entry.get("message"))
+        if status == "RUNNING" and endpoint_health(url, fingerprint) == "same":
+            return
+        if status == "DEPLOY_FAILED":
+            break
+        time.sleep(0.25)
+    raise ClusterError(
+        "The endpoint did not come up.",
+        f"Ray Serve reports {status}: {reason or 'no reason given'}",
+        "`casa logs deploy` and the Serve page of Ray's dashboard have the replica's own output",
+    )
+
+
+def _require_free_port(url: str, address: dict[str, Any]) -> None:
+    health = endpoint_health(url, "")
+    if health == "absent":
+        return
+    what = "another endpoint of this project" if health in ("same", "different") else "another program"
+    raise ClusterError(
+        f"Port {address['port']} on {address['host']} is taken.",
+        f"{what} answers at {url}",
+        "stop it, or choose another port: --set where.serve.port=8001",
+    )
+
+
+def _stop_serve(cluster: ServeClient, listening: dict[str, Any], others: list[dict[str, Any]]) -> None:
+    """Serve cannot change its address while it runs: end it, unless somebody else's applications use it."""
+    if others:
+        names = ", ".join(application["name"] for application in others)
+        raise ClusterError(
+            f"Ray Serve already listens on {listening['host']}:{listening['port']} of this cluster.",
+            f"its address cannot change while it serves other applications: {names}",
+            f"--set where.serve.host={listening['host']} --set where.serve.port={listening['port']}",
+        )
+    cluster.delete_applications()
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while (details := cluster.get_serve_details())["applications"] or details["proxies"]:
+        if time.monotonic() > deadline:
+            raise ClusterError(
+                "Ray Serve did not shut down.", "its old address is still in use", "`casa stop`"
+            )
+        time.sleep(0.25)
+
+
+def _other_applications(details: dict[str, Any]) -> list[dict[str, Any]]:
+    """Deploying replaces the whole list, so other people's applications are sent along unchanged."""
+    configs = {
+        name: app.get("deployed_app_config") for name, app in details["applications"].items() if name != APP
+    }
+    return [config for config in configs.values() if config]
+
+
+def _connect() -> tuple[ServeClient, dict[str, Any]]:
+    """The REST API of the cluster this job runs on, and what the job's code was shipped with.
+
+    Replicas get the same ``working_dir`` and ``py_modules`` as the job, so that they import the same code.
+    """
+    import ray
+    from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
+
+    session = ray.init(logging_level=logging.ERROR, log_to_driver=False, ignore_reinit_error=True)
+    job = ray.get_runtime_context().runtime_env
+    shipped = {key: job[key] for key in ("working_dir", "py_modules") if job.get(key)}
+    return ServeSubmissionClient(f"http://{session.dashboard_url}"), shipped

@@ -160,8 +160,10 @@ def test_headlines_are_named_after_the_source(readers):
     numbers = summary(rows, score(rows, SETTINGS))
     assert numbers.keys() == {
         "vqa_accuracy", "vqa_blind_accuracy", "vqa_chance", "live_f1", "live_blind_f1", "live_silent_f1",
-        "live_frame_ms_p50", "live_frame_ms_p95",
+        "live_frame_ms_p50", "live_frame_ms_p95", "headline",
     }  # fmt: skip
+    assert numbers["headline"].startswith("vqa accuracy ")
+    assert "silent 0.0 %" in numbers["headline"]
     assert numbers["live_frame_ms_p50"] == 10.0
 
 

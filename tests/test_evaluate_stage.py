@@ -98,7 +98,7 @@ def test_the_number_of_workers_changes_no_byte(inputs, tmp_path):
 @pytest.mark.usefixtures("local_ray")
 def test_without_a_blind_model_there_is_no_blind_line(inputs, tmp_path):
     numbers = run_stage(context(inputs, tmp_path, sources=("vqa",), models=("train",)))
-    assert set(numbers) == {"vqa_accuracy", "vqa_chance"}
+    assert set(numbers) == {"headline", "vqa_accuracy", "vqa_chance"}
 
 
 @pytest.mark.usefixtures("local_ray")

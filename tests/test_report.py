@@ -79,7 +79,8 @@ def without(context, *names):
 
 def test_the_stage_writes_one_file_and_says_where(finished):
     context, page, result = finished
-    assert result == {"path": str(context.output / "report.html"), "bytes": len(page.encode())}
+    path = str(context.output / "report.html")
+    assert result == {"headline": path, "path": path, "bytes": len(page.encode())}
     assert [path.name for path in context.output.iterdir()] == ["report.html"]
 
 

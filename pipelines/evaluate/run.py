@@ -92,7 +92,7 @@ def score(rows: Sequence[Mapping[str, Any]], settings: Settings) -> dict[str, Sc
 
 
 def summary(rows: Sequence[Mapping[str, Any]], boards: Mapping[str, Scoreboard]) -> dict[str, Any]:
-    """Headline numbers, and the model's latency on live frames in milliseconds."""
+    """Headline numbers as shares of 1, the same in one line, and the latency on live frames (ms)."""
     numbers = {
         f"{source}_{key}": value for source, b in boards.items() for key, value in b.headlines().items()
     }
@@ -100,7 +100,15 @@ def summary(rows: Sequence[Mapping[str, Any]], boards: Mapping[str, Scoreboard])
     if latencies:
         p50, p95 = np.quantile(latencies, [0.5, 0.95])
         numbers |= {"live_frame_ms_p50": 1000 * float(p50), "live_frame_ms_p95": 1000 * float(p95)}
-    return {name: round(value, 4) for name, value in numbers.items()}
+    line = " · ".join(f"{source} {_one_line(board)}" for source, board in boards.items())
+    return {"headline": line, **{name: round(value, 4) for name, value in numbers.items()}}
+
+
+def _one_line(board: Scoreboard) -> str:
+    """Such as ``accuracy 93.1 % (blind 41.0 %, chance 38.2 %)``."""
+    model, *others = ((line, f"{100 * line.cells[board.headline].value:.1f} %") for line in board.lines)
+    beside = ", ".join(f"{line.name} {value}" for line, value in others)
+    return f"{model[0].key} {model[1]} ({beside})"
 
 
 def write(output: Path, rows: Sequence[Mapping[str, Any]], boards: Mapping[str, Scoreboard]) -> None:

@@ -24,4 +24,5 @@ def run_stage(context: StageContext) -> dict[str, Any]:
     partial.write_text(page, encoding="utf-8")
     os.replace(partial, context.output / FILE)
     context.progress(1, 1, "report drawn")
-    return {"path": str(context.output / FILE), "bytes": len(page.encode())}
+    path = str(context.output / FILE)
+    return {"headline": path, "path": path, "bytes": len(page.encode())}

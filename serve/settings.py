@@ -28,9 +28,6 @@ class Limits(_Section):
         default=40_000_000, description="Pixels of one image or frame before resizing."
     )
     messages_per_request: Count = Field(default=256, description="Messages in one chat request.")
-    completion_tokens: Count = Field(
-        default=4096, description="Highest max_completion_tokens a client may ask for."
-    )
     stop_strings: Count = Field(default=4, description="Stop strings in one request.")
     waiting_requests: Count = Field(
         default=64, description="Plain requests waiting for the engine; beyond: 429."
@@ -70,10 +67,11 @@ class ServeSettings(_Section):
     fingerprint: str = Field(default="", description="Identity of this deployment; /healthz reports it.")
     checkpoint: str = Field(default="", description="Fingerprint of the training run the weights come from.")
     max_new_tokens: Count = Field(
-        default=128, description="Completion tokens when a request names no maximum."
+        default=128,
+        description="Longest answer, tokens: when a request names none, and the most it may name.",
     )
     max_tokens_per_frame: Count = Field(
-        default=16, description="Tokens a live session may say after one frame."
+        default=16, description="Longest words after one live frame, tokens; likewise default and bound."
     )
     demo_clips: Path | None = Field(default=None, description="Folder of mp4 files the live page offers.")
     engine: str = Field(default="casa_core.engine.engine:Engine", description="Engine class, as module:name.")

@@ -128,7 +128,7 @@ def page(browser, url: str) -> Page:
 
 def test_the_clip_plays_and_its_captions_appear_while_it_does(page: Page):
     page.wait(lambda: page.time > 0.2)
-    page.wait(lambda: page.texts("#caption span"))
+    page.wait(lambda: page.texts("#caption .line span"))
     assert page.time < 4.0, "the first words came while the clip was still playing"
     assert page.find("#status-text").text == "Live"
     assert page.find("#model").text == MODEL

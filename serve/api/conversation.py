@@ -127,10 +127,10 @@ def _sampling(body: ChatCompletionRequest, settings: ServeSettings) -> SamplingP
     limits = settings.limits
     limit_name = "max_completion_tokens" if body.max_completion_tokens is not None else "max_tokens"
     asked = body.max_completion_tokens or body.max_tokens
-    if asked is not None and asked > limits.completion_tokens:
+    if asked is not None and asked > settings.max_new_tokens:
         raise ApiError(
             400,
-            f"{limit_name} is {asked}; at most {limits.completion_tokens} are accepted.",
+            f"{limit_name} is {asked}; this deployment answers with at most {settings.max_new_tokens}.",
             code="invalid_value",
             param=limit_name,
         )

@@ -137,7 +137,7 @@ class LiveConnection:
                 code="invalid_value",
                 param="query",
             )
-        ceiling = self._limits.completion_tokens
+        ceiling = self._settings.max_tokens_per_frame
         if (message.max_tokens_per_frame or 0) > ceiling:
             raise ApiError(
                 400,

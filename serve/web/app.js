@@ -32,7 +32,7 @@ let fade = 0;
 
 function openSession() {
   setState("connecting", "Connecting");
-  $("images-kept").textContent = "0";
+  showImagesKept(0);
   const mine = new LiveSession($("query").value.trim(), {
     started: () => setState("live", "Live"),
     caption: onCaption,
@@ -54,9 +54,10 @@ function restart(time = 0) {
   session = null;
   [latencies, seen, dropped] = [[], 0, 0];
   phrase = { words: 0, last: -Infinity };
-  for (const [id, value] of [["latency", "–"], ["text-tokens", "0"], ["images-kept", "0"], ["frames", "0"], ["dropped", ""]]) {
+  for (const [id, value] of [["latency", "–"], ["text-tokens", "0"], ["frames", "0"], ["dropped", ""]]) {
     $(id).textContent = value;
   }
+  showImagesKept(0);
   $("caption").replaceChildren();
   $("transcript").replaceChildren();
   timeline.clear(Number.isFinite(video.duration) ? video.duration : 0, 1 / FPS);
@@ -80,7 +81,7 @@ function onCaption(event) {
   const median = [...latencies].sort((a, b) => a - b)[latencies.length >> 1];
   $("latency").textContent = median < 10 ? median.toFixed(1) : Math.round(median);
   $("text-tokens").textContent = event.text_tokens;
-  $("images-kept").textContent = "1"; // the latest frame's keys and values; all earlier ones are gone
+  showImagesKept(1); // the latest frame's keys and values; all earlier ones are gone
   $("frames").textContent = seen;
   if (!event.text) return;
   timeline.addWords(event.timestamp, event.text);
@@ -109,6 +110,11 @@ function onError(event) {
   }
 }
 
+function showImagesKept(count) {
+  $("images-kept").textContent = count;
+  $("images-unit").textContent = count === 1 ? "frame" : "frames";
+}
+
 function lost(timestamp, reason) {
   dropped += 1;
   $("dropped").textContent = `${dropped} dropped`;
@@ -124,10 +130,11 @@ function showWords(timestamp, text) {
     caption.replaceChildren();
     phrase.words = 0;
   }
+  const line = caption.firstChild ?? caption.appendChild(element("span", "line"));
   words.forEach((word, index) => {
     const span = element("span", "", `${word} `);
     span.style.animationDelay = `${index * WORD_DELAY_MS}ms`;
-    caption.append(span);
+    line.append(span);
   });
   phrase = { words: phrase.words + words.length, last: timestamp };
   caption.classList.remove("fading");

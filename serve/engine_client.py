@@ -118,6 +118,8 @@ class EngineClient:
     ) -> None:
         self._engine = engine
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="casa-engine")
+        self._streams = 0
+        self._stream_limit = waiting_limit
         self._batcher = MicroBatcher(
             lambda requests: self._call(engine.generate, requests),
             size=batch_size,
@@ -130,12 +132,21 @@ class EngineClient:
         return await self._batcher.submit(request)
 
     async def stream(self, request: GenerationRequest) -> AsyncGenerator[GenerationDelta, None]:
-        """Yield an answer's pieces as they are made. Closing the iterator early ends the generation."""
-        deltas = iter(await self._call(self._engine.stream, request))
+        """Yield an answer's pieces as they are made. Closing the iterator early ends the generation.
+
+        Raises:
+            Overloaded: As many streams are open as requests may wait.
+        """
+        if self._streams >= self._stream_limit:
+            raise Overloaded(f"{self._streams} answers are being streamed already")
+        self._streams += 1
+        deltas: Iterator[GenerationDelta] | None = None
         try:
+            deltas = iter(await self._call(self._engine.stream, request))
             while (delta := await self._call(_next_or_none, deltas)) is not None:
                 yield delta
         finally:
+            self._streams -= 1
             self._release(getattr(deltas, "close", None))
 
     async def open_session(self, query: str, *, max_tokens_per_frame: int) -> LiveSession:

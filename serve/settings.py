@@ -30,7 +30,7 @@ class Limits(_Section):
     messages_per_request: Count = Field(default=256, description="Messages in one chat request.")
     stop_strings: Count = Field(default=4, description="Stop strings in one request.")
     waiting_requests: Count = Field(
-        default=64, description="Plain requests waiting for the engine; beyond: 429."
+        default=64, description="Plain requests that wait, and streams open at once; beyond: 429."
     )
     batch_size: Count = Field(default=16, description="Plain requests answered in one engine call.")
     batch_wait_ms: float = Field(

@@ -326,3 +326,21 @@ def test_more_waiting_requests_than_the_limit_are_told_to_come_back():
         assert refused
         assert_refused(refused[0], 429, "overloaded")
         assert any(answer.status_code == 200 for answer in answers)
+
+
+def test_more_open_streams_than_the_limit_are_told_to_come_back():
+    settings = settings_with(limits={"waiting_requests": 1})
+    with running(FakeEngine(delay_s=0.05), settings) as url:
+        body = {"model": MODEL, "messages": [{"role": "user", "content": "a b c d e f g h"}], "stream": True}
+        with httpx.stream("POST", f"{url}{CHAT}", json=body) as first:
+            lines = first.iter_lines()
+            next(lines)
+            assert_refused(httpx.post(f"{url}{CHAT}", json=body), 429, "overloaded")
+            assert list(lines)[-2] == "data: [DONE]"
+        assert httpx.post(f"{url}{CHAT}", json=body).status_code == 200
+
+
+def test_the_interface_describes_itself(url: str):
+    document = httpx.get(f"{url}/openapi.json").json()
+    assert "/v1/chat/completions" in document["paths"]
+    assert "ChatCompletionRequest" in document["components"]["schemas"]

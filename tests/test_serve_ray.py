@@ -134,9 +134,10 @@ def test_each_wrong_request_gets_a_4xx_and_the_replica_lives_on(url: str, cluste
 
 
 def test_a_client_that_leaves_frees_its_session(url: str):
-    with connect(f"{url.replace('http', 'ws', 1)}/v1/live") as live:
+    page = {"Origin": url}  # as a browser that shows our page says it
+    with connect(f"{url.replace('http', 'ws', 1)}/v1/live", additional_headers=page) as live:
         live.send(json.dumps({"type": "session.start"}))
-        live.recv(timeout=10)
+        assert json.loads(live.recv(timeout=10))["type"] == "session.started"
         assert httpx.get(f"{url}/healthz").json()["live_sessions"] == 1
     for _ in range(100):
         if httpx.get(f"{url}/healthz").json()["live_sessions"] == 0:

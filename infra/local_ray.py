@@ -27,7 +27,7 @@ from pathlib import Path
 import psutil
 
 from casa_core.errors import ClusterError
-from infra.processes import MARK, end_session, is_alive
+from infra.processes import FOLDER_MARK, MARK, end_session, is_alive, sessions_of
 
 SESSION_FILE = "ray.json"
 LOG_FILE = "ray.log"
@@ -103,7 +103,6 @@ def start(
     Raises:
         ClusterError: If the head does not come up; holds the end of its log.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
         if session := find(folder):
             return session
@@ -117,7 +116,7 @@ def stop(folder: Path) -> list[int]:
     Returns:
         The ids of the processes that were ended.
     """
-    if not (folder / SESSION_FILE).exists():
+    if not folder.is_dir() and not sessions_of(folder):
         return []
     with _locked(folder):
         return _end(folder)
@@ -125,12 +124,17 @@ def stop(folder: Path) -> list[int]:
 
 def _end(folder: Path) -> list[int]:
     session = read_session(folder)
-    if session is None:
-        return []
-    head = session.pid if is_alive(session.pid, session.started) else None
-    ended = end_session(session.session_id, Path(session.folder), head=head)
-    shutil.rmtree(session.folder, ignore_errors=True)
-    (folder / SESSION_FILE).unlink(missing_ok=True)
+    ended = []
+    if session is not None:
+        head = session.pid if is_alive(session.pid, session.started) else None
+        ended += end_session(session.session_id, Path(session.folder), head=head)
+        shutil.rmtree(session.folder, ignore_errors=True)
+        (folder / SESSION_FILE).unlink(missing_ok=True)
+    # The store may have been removed while its head was running, and the session file with it.
+    for session_id in sessions_of(folder):
+        for temporary in _temporary_folders(session_id):
+            ended += end_session(session_id, temporary)
+            shutil.rmtree(temporary, ignore_errors=True)
     return ended
 
 
@@ -138,7 +142,8 @@ def _launch(folder: Path, num_cpus: int, object_store_mb: int, python_path: Path
     session_id = uuid.uuid4().hex[:12]
     temporary = _short_temporary_folder(session_id)
     dashboard_port, client_port = _free_ports(2)
-    environment = {**os.environ, **LOOPBACK_ENVIRONMENT, MARK: session_id, "PYTHONUNBUFFERED": "1"}
+    marks = {MARK: session_id, FOLDER_MARK: str(folder)}
+    environment = {**os.environ, **LOOPBACK_ENVIRONMENT, **marks, "PYTHONUNBUFFERED": "1"}
     environment.pop("RAY_ADDRESS", None)  # It would make jobs join some other cluster.
     if python_path is not None:
         paths = [str(python_path), *filter(None, [environment.get("PYTHONPATH")])]
@@ -189,8 +194,7 @@ def _await_ready(session: RaySession, head: subprocess.Popen[bytes], folder: Pat
 
 def _short_temporary_folder(session_id: str) -> Path:
     """A private folder for Ray. Its sockets lie 63 characters deeper and may not pass 107 in all."""
-    for base in (tempfile.gettempdir(), "/tmp"):
-        folder = Path(base) / f"casa-{session_id}"
+    for folder in _temporary_folders(session_id):
         if len(str(folder)) <= 40:
             folder.mkdir(mode=0o700)
             return folder
@@ -199,6 +203,11 @@ def _short_temporary_folder(session_id: str) -> Path:
         "a Unix socket's path may have 107 characters at most, and Ray adds 63",
         "set TMPDIR to a folder with a path of at most 22 characters",
     )
+
+
+def _temporary_folders(session_id: str) -> list[Path]:
+    """Where a session's temporary folder may be."""
+    return [Path(base) / f"casa-{session_id}" for base in dict.fromkeys((tempfile.gettempdir(), "/tmp"))]
 
 
 def _free_ports(count: int) -> list[int]:
@@ -217,6 +226,7 @@ def _tail(text: str, lines: int = 20) -> str:
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """One starter or stopper at a time; the kernel frees the lock when its holder dies."""
+    folder.mkdir(parents=True, exist_ok=True)
     with (folder / "ray.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

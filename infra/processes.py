@@ -17,6 +17,9 @@ import psutil
 MARK = "CASA_RAY_SESSION"
 """Environment variable that every process of a session inherits; its value is the session's id."""
 
+FOLDER_MARK = "CASA_RAY_SESSION_FOLDER"
+"""Likewise; its value is the folder that the session was started for."""
+
 
 def is_alive(pid: int, started: float) -> bool:
     """Whether ``pid`` is still the process that started at ``started`` (epoch seconds), and not a zombie."""
@@ -25,6 +28,16 @@ def is_alive(pid: int, started: float) -> bool:
         return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - started) < 1.0
     except psutil.NoSuchProcess:
         return False
+
+
+def sessions_of(folder: Path) -> set[str]:
+    """Ids of the sessions that were started for ``folder`` and have living processes, recorded or not."""
+    found = set()
+    for process in psutil.process_iter():
+        environment = _environment(process)
+        if environment.get(FOLDER_MARK) == str(folder) and MARK in environment:
+            found.add(environment[MARK])
+    return found
 
 
 def session_processes(session_id: str, folder: Path) -> list[psutil.Process]:
@@ -67,6 +80,13 @@ def end_session(session_id: str, folder: Path, *, head: int | None = None, grace
         ended += [process.pid for process in processes if process.pid not in ended]
         end_processes(processes, grace_s=1.0)
     return ended
+
+
+def _environment(process: psutil.Process) -> dict[str, str]:
+    try:
+        return {} if process.status() == psutil.STATUS_ZOMBIE else process.environ()
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return {}
 
 
 def _belongs(process: psutil.Process, session_id: str, folder: str) -> bool:

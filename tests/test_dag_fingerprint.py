@@ -22,7 +22,9 @@ from pipelines.dag.fingerprint import canonical_json, stage_fingerprint
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8).filter(lambda text: "/" not in text)
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT
 VALUES = st.recursive(
-    SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXT, inner, max_size=4), max_leaves=20
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXT, inner, max_size=4),
+    max_leaves=20,
 )
 
 
@@ -46,9 +48,9 @@ def test_the_order_of_keys_does_not_count(value: dict[str, Any], random: Any):
 @given(VALUES, VALUES)
 def test_different_values_have_different_canonical_json(one: Any, other: Any):
     # JSON's own notion of equality: True is not 1, but 0.0 and -0.0 are the same number.
-    same = json.dumps(one, sort_keys=True).replace("-0.0", "0.0") == json.dumps(other, sort_keys=True).replace(
-        "-0.0", "0.0"
-    )
+    same = json.dumps(one, sort_keys=True).replace("-0.0", "0.0") == json.dumps(
+        other, sort_keys=True
+    ).replace("-0.0", "0.0")
     assert (canonical_json(one) == canonical_json(other)) == same
 
 

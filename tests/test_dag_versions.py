@@ -27,12 +27,12 @@ def test_every_stage_has_a_module_and_a_version():
     assert all(module_file(module, ROOT) is not None for module in STAGE_MODULES.values())
 
 
-@pytest.fixture()
+@pytest.fixture
 def project(tmp_path: Path) -> Path:
     """A small project of the same layout: a stage, a helper it imports late, and a stranger."""
     files = {
         "pipelines/__init__.py": "",
-        "pipelines/toy.py": '"""Doc."""\nfrom pipelines import helper\n\n\ndef run():\n    return helper.two()\n',
+        "pipelines/toy.py": '"""Doc."""\nfrom pipelines import helper\ndef run():\n  return helper.two()\n',
         "pipelines/helper.py": "def two():\n    from casa_core.deep import one\n\n    return one() + 1\n",
         "pipelines/stranger.py": "x = 1\n",
         "pipelines/late.py": "y = 1\n",
@@ -76,7 +76,10 @@ def test_changed_code_is_noticed_and_makes_artifacts_of_its_own(project: Path, m
     [
         ("pipelines/stranger.py", "x = 2\n"),
         ("casa_core/everything.py", "z = 2\n"),
-        ("pipelines/toy.py", "# A comment.\nfrom pipelines import helper\ndef run():\n  'Doc.'\n  return helper.two()"),
+        (
+            "pipelines/toy.py",
+            "# A comment.\nfrom pipelines import helper\ndef run():\n  'Doc.'\n  return helper.two()",
+        ),
     ],
 )
 def test_strangers_comments_docstrings_and_formatting_do_not_count(project: Path, module: str, text: str):

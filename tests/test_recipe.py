@@ -45,12 +45,11 @@ def test_a_recipe_can_be_a_file_anywhere(tmp_path: Path):
 def test_overrides_are_read_as_yaml():
     recipe = load_recipe(
         "quickstart",
-        ["train.learning_rate=1e-3", "train.image_video_ratio=[1, 1]", "model.fusion.layers=2", "where.store=/x"],
+        ["train.learning_rate=1e-3", "train.image_video_ratio=[1, 1]", "model.fusion.layers=2"],
     )
     assert recipe.train.learning_rate == 1e-3
     assert recipe.train.image_video_ratio == [1, 1]
     assert recipe.model.fusion.layers == 2
-    assert recipe.where.store == "/x"
 
 
 @pytest.mark.parametrize(
@@ -125,7 +124,7 @@ def test_a_misspelt_choice_is_refused_with_the_closest_one(override: str, path: 
         (["data.sources.vqa.fps=2.0"], "still pictures"),
         (["data.sources.vqa.path=/data"], "exactly one"),
         (["data.sources.vqa.reader=live_whisperx"], "writes the layout"),
-        (["data.sources={live: {reader: live_whisperx, path: x}}"], "no source of data.sources has any picture"),
+        (["data.sources={live: {reader: live_whisperx, path: x}}"], "has any picture"),
         (["data.sources.train={reader: finevision, path: x}"], "cannot be called train"),
         (["train.image_video_ratio=[0, 0]"], "nothing to train on"),
     ],
@@ -141,7 +140,7 @@ def test_several_mistakes_are_reported_at_once():
     assert "trian" in error.why
 
 
-@pytest.mark.parametrize("override", ["train.steps", "=3", "train..steps=3", "train.steps.x=1", "train.steps=[1"])
+@pytest.mark.parametrize("override", ["train.steps", "=3", "train..steps=3", "train.steps.x=1", "train=[1"])
 def test_something_that_is_not_an_override_is_refused(override: str):
     assert override in str(refusal(override))
 

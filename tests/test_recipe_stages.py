@@ -122,10 +122,8 @@ def test_raw_files_that_changed_are_another_input(tmp_path: Path, change: str):
 
 
 def test_a_clean_stage_reads_its_path_without_hashing_it(tmp_path: Path):
-    recipe = load_recipe(
-        "quickstart",
-        [f"data.sources.vqa={{reader: finevision, path: {raw_folder(tmp_path)}}}", f"where.store={tmp_path}/s"],
-    )
+    source = f"data.sources.vqa={{reader: finevision, path: {raw_folder(tmp_path)}}}"
+    recipe = load_recipe("quickstart", [source, f"where.store={tmp_path}/s"])
     clean = next(stage for stage in build_stages(recipe) if stage.name == "clean-vqa")
     assert clean.location == {"path": str(tmp_path / "raw")}
     assert clean.what["raw"]["files"] == 2

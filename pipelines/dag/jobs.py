@@ -27,6 +27,10 @@ class Unreachable(ClusterError):
     """The cluster's job API does not answer."""
 
 
+class JobExists(ClusterError):
+    """The cluster has had a job of this id, possibly for another store."""
+
+
 class Cluster:
     """The Ray cluster of a run; reached, or started where it is our own local head, on first use.
 
@@ -67,7 +71,8 @@ class Cluster:
         """Start a stage's job.
 
         Raises:
-            ClusterError: If Ray refuses it; Ray never takes a job id twice.
+            JobExists: If there has been a job of that id; Ray never takes an id twice.
+            ClusterError: If Ray refuses it for another reason.
             Unreachable: If there is no answer.
         """
         python = sys.executable if self.is_local else "python"
@@ -153,7 +158,8 @@ class Cluster:
         except RuntimeError as error:
             if isinstance(error, ClusterError):
                 raise
-            raise ClusterError("Ray refused the request.", str(error).strip()[-2000:], "") from None
+            refusal = JobExists if "already exists" in str(error) else ClusterError
+            raise refusal("Ray refused the request.", str(error).strip()[-2000:]) from None
 
 
 def _info(client: JobSubmissionClient, job_id: str) -> Any:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from casa_core.errors import CasaError
 from pipelines.dag.artifact import read_manifest
 from pipelines.dag.functions import load_function
-from pipelines.dag.jobs import Cluster, Unreachable
+from pipelines.dag.jobs import Cluster, JobExists, Unreachable
 from pipelines.dag.plan import PlannedStage
 from pipelines.dag.progress import LogTail, Progress, last_lines, parse_progress
 from pipelines.dag.records import JobSpec, Outcome, Records
@@ -157,12 +157,23 @@ class Walker:
             job_id = f"{stage.job_prefix}{attempt}"
             attached = attempt > 0 and self._cluster.state(job_id) == "active"
             if not attached:
-                spec = JobSpec.of(stage, self._records.store, attempt + 1)
-                self._cluster.submit(spec, self._records.write_spec(spec))
-                job_id = spec.job_id
+                job_id = self._submit(stage, attempt + 1)
         self._reach()
         self._running[stage.name] = _Running(stage, job_id, LogTail(self._records.log_path(job_id)))
         self._observer.started(stage, job_id, attached=attached)
+
+    def _submit(self, stage: PlannedStage, attempt: int) -> str:
+        """Submit the next attempt; returns the job's id."""
+        while True:
+            spec = JobSpec.of(stage, self._records.store, attempt)
+            path = self._records.write_spec(spec)
+            try:
+                self._cluster.submit(spec, path)
+            except JobExists:  # A run with another store had this id: take the next one.
+                path.unlink()
+                attempt += 1
+            else:
+                return spec.job_id
 
     def _poll(self) -> None:
         for running in list(self._running.values()):
@@ -213,7 +224,9 @@ class Walker:
         """Look for the cluster anew; a dead local head is started again, and its jobs are new attempts."""
         now = time.monotonic()
         self._silent_since = self._silent_since or now
-        if not self._reached or now - self._silent_since > UNREACHABLE_S:
+        # A foreign cluster that never answered is more likely misspelt than about to come back.
+        hopeless = not self._reached and not self._cluster.is_local
+        if hopeless or now - self._silent_since > UNREACHABLE_S:
             raise error
         self._cluster.forget()
 

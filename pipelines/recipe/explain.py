@@ -46,6 +46,8 @@ def explain(error: ValidationError, values: Any, model: type[BaseModel], where: 
         keys = _real_keys(detail, values)
         problem = _describe(detail, keys, model)
         # The members of a union each complain about the same value; their expectations belong together.
+        if not problem.remedy and problem.path:
+            problem = replace(problem, remedy=f"correct it in the recipe, or with `--set {problem.path}=…`")
         if (earlier := problems.get(problem.path)) and detail["type"] != "extra_forbidden":
             known = earlier.why.split(" or ")
             why = earlier.why if problem.why in known else f"{earlier.why}, or {problem.why}"

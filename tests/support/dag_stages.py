@@ -71,6 +71,26 @@ def answer(context: StageContext) -> dict[str, Any]:
     import subprocess
     import sys
 
+    (context.output / context.fingerprint).write_text("here")
     server = [sys.executable, "-m", "http.server", "--bind", "127.0.0.1", str(context.where["port"])]
-    subprocess.Popen(server, start_new_session=True, cwd=context.output)
-    return {"port": context.where["port"]}
+    process = subprocess.Popen(server, start_new_session=True, cwd=context.output)
+    while check_answer(context.where, context.what, context.fingerprint) is None:
+        time.sleep(0.05)
+    return {"pid": process.pid}
+
+
+def check_answer(where: dict[str, Any], what: dict[str, Any], fingerprint: str) -> dict[str, Any] | None:
+    """Whether the server of ``answer`` runs and serves this fingerprint's folder."""
+    import urllib.error
+    import urllib.request
+
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{where['port']}/{fingerprint}", timeout=2):
+            return {"port": where["port"]}
+    except (urllib.error.URLError, ConnectionError):
+        return None
+
+
+def count_inputs(context: StageContext) -> dict[str, Any]:
+    """Counts the files of its inputs."""
+    return {"files": sum(len(manifest["files"]) for manifest in context.manifests.values())}

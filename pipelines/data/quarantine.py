@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from casa_core.errors import DataError
 
+QUARANTINE = "quarantine.parquet"
 QUARANTINE_SCHEMA = pa.schema(
     [
         ("source", pa.string()),

@@ -39,10 +39,11 @@ class Span:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RawMedia:
-    """Encoded bytes as found in the corpus, not yet looked at."""
+    """Encoded bytes as found in the corpus, not yet looked at; ``name`` is the corpus's own for them."""
 
     kind: Literal["image", "video"]
     data: bytes
+    name: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

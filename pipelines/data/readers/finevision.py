@@ -101,7 +101,10 @@ class FineVisionReader:
             file=file,
             row=row,
             sample=Sample(source=self.source, sample_id=sample_id(file, row), parts=tuple(parts)),
-            media=tuple(RawMedia(kind="image", data=image["bytes"]) for image in images),
+            media=tuple(
+                RawMedia(kind="image", data=image["bytes"], name=image["path"] or f"image {number}")
+                for number, image in enumerate(images)
+            ),
             meta=_meta(columns),
         )
 

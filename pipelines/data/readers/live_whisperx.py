@@ -21,6 +21,8 @@ from pipelines.data.quarantine import Rejected
 from pipelines.data.readers.base import RawMedia, Record, Span, sample_id, split_files
 
 RECORDS_PER_SPAN = 64
+_VIDEO_BYTES = 4 << 20
+"""A guess at a video's size: asking for each would cost a request."""
 _TAIL = 1 << 16
 _TIME_TOLERANCE = 1e-6
 
@@ -56,8 +58,8 @@ class LiveWhisperXReader:
             for start in range(0, len(bounds) - 1, RECORDS_PER_SPAN):
                 stop = min(start + RECORDS_PER_SPAN, len(bounds) - 1)
                 begin, end = bounds[start], bounds[stop]
-                # Annotations are small beside their videos, whose sizes are not known without a request each.
-                spans.append(Span(file=name, start=start, stop=stop, bytes=end - begin, begin=begin, end=end))
+                size = end - begin + (stop - start) * _VIDEO_BYTES
+                spans.append(Span(file=name, start=start, stop=stop, bytes=size, begin=begin, end=end))
         return spans
 
     def read(self, span: Span) -> Iterator[Record | Rejected]:
@@ -100,7 +102,7 @@ class LiveWhisperXReader:
             file=file,
             row=row,
             sample=Sample(source=self.source, sample_id=sample_id(file, row), parts=tuple(parts)),
-            media=(RawMedia(kind="video", data=data),),
+            media=(RawMedia(kind="video", data=data, name=video["video"]),),
             meta={"video": video["video"], "video_start": start, "video_end": end, "fps": self.fps} | meta,
         )
 

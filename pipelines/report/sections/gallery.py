@@ -78,7 +78,7 @@ def _cards(run: Run, rows: Sequence[dict[str, Any]], blind: dict[tuple[Any, ...]
 
 
 def _images(reader: CleanReader, row: dict[str, Any]) -> Iterator[Html]:
-    for index, media in enumerate(reader[row["row"]]["media"]):
+    for index, media in enumerate(reader.without_bytes(row["row"])["media"]):
         if media["kind"] == "image":
             yield picture(
                 decode_image(reader.media(row["row"], index)), alt="the picture asked about", side=SIDE

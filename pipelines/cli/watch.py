@@ -13,6 +13,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, ProgressColumn, SpinnerColumn, Task, TextColumn
 from rich.progress import Progress as Bars
+from rich.table import Column
 from rich.text import Text
 
 from casa_core.errors import CasaError
@@ -136,7 +137,9 @@ class LiveWatcher(Watcher):
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             _Elapsed(),
-            TextColumn("{task.fields[note]}", style="dim"),
+            TextColumn(
+                "{task.fields[note]}", style="dim", table_column=Column(no_wrap=True, overflow="ellipsis")
+            ),
         )
         self._rows = {
             stage.name: self._bars.add_task(stage.name, start=False, total=None, note="", cached=False)

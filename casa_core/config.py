@@ -93,7 +93,7 @@ class TinyVisionConfig(PreTrainedConfig):
         depth: Number of transformer blocks.
         num_heads: Attention heads.
         intermediate_size: Width of the blocks' MLP.
-        patch_size: Side of a patch, pixels.
+        patch_size: Side of a patch, pixels; a power of two.
         spatial_merge_size: Side of the square of patches merged into one image token.
         in_channels: 3 for RGB.
     """
@@ -103,7 +103,7 @@ class TinyVisionConfig(PreTrainedConfig):
     def __init__(
         self,
         hidden_size: int = 64,
-        depth: int = 2,
+        depth: int = 1,
         num_heads: int = 4,
         intermediate_size: int = 128,
         patch_size: int = 8,
@@ -153,8 +153,8 @@ class CasaConfig(PreTrainedConfig):
         super().__init__(**kwargs)
 
     @property
-    def fusion_config(self) -> FusionConfig:
-        """The typed fusion settings."""
+    def fusion_settings(self) -> FusionConfig:
+        """The fusion, typed (transformers keeps the name ``fusion_config`` for kernels of its own)."""
         return _fusion_config(self.fusion)
 
 

@@ -108,7 +108,7 @@ class CasaForConditionalGeneration(PreTrainedModel):
         super().__init__(config)
         self.language_model = HeliumModel(config.text_config)
         self.language_model.config._attn_implementation = _ATTENTION
-        fuse(self.language_model, config.fusion_config)
+        fuse(self.language_model, config.fusion_settings)
         self.vision_tower = TinyVisionTower(config.vision_config, config.text_config.hidden_size)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.attention_backend: Backend = "padded"
@@ -135,7 +135,7 @@ class CasaForConditionalGeneration(PreTrainedModel):
 
         Call it once, after the backbone's weights are in place.
         """
-        zero_output = self.config.fusion_config.init == "zero_output"
+        zero_output = self.config.fusion_settings.init == "zero_output"
         for layer in self.fused_layers():
             copy_projections(layer.fusion, layer.self_attn, zero_output=zero_output)
 

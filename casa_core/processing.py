@@ -87,6 +87,11 @@ class CasaProcessor(ProcessorMixin):
         """Stands after each run of images."""
         return self._ids[IMAGE]
 
+    @classmethod
+    def build(cls, tokenizer: PreTrainedTokenizerBase, **settings: Any) -> CasaProcessor:
+        """A processor from a tokenizer and the constructor's settings by name."""
+        return cls(tokenizer, **settings)
+
     def template_hash(self) -> str:
         """Names the template's exact token sequences: a probe conversation, encoded."""
         size = ImageSize(self.max_side, self.max_side, self.max_side, self.max_side, 1)
@@ -136,9 +141,11 @@ class CasaProcessor(ProcessorMixin):
             tuple(out.ids), tuple(out.mask), tuple(out.image_positions), tuple(out.turns), tuple(sizes)
         )
 
-    def text_ids(self, text: str) -> list[int]:
-        """Token ids of plain text, without template tokens."""
-        return self.tokenizer.encode(text, add_special_tokens=False) if text else []
+    def stream_prompt(self, query: str) -> list[int]:
+        """What a live stream starts with, up to where its first frame goes: the query's turn, the answer's start."""
+        turn = (Text(role="user", text=query),) if query else ()
+        sample = Sample(source="stream", sample_id="stream", parts=turn)
+        return list(self.encode(sample, [], add_generation_prompt=True).input_ids)
 
     def decode_text(self, ids: Sequence[int]) -> str:
         """Text of generated ids, without special tokens and surrounding spaces."""

@@ -1,7 +1,8 @@
 """A small vision tower and a small Helium: the large models' path at a size that trains on two CPU cores.
 
 The tower has the interface of Qwen2.5-VL's: flattened patches in merge-group order and each image's patch grid go
-in, merged image tokens come out.
+in, merged image tokens come out. Its patch embedding is a stack of strided convolutions over the reassembled picture
+instead of one linear map: trained from scratch, that finds edges in a fraction of the steps.
 
 Shape suffixes: P patches of all images, N image tokens, E patch size in values, C tower width, H heads, D head size.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -45,6 +47,47 @@ class TinyVisionBlock(nn.Module):
         return x_PC + self.mlp(self.norm2(x_PC))
 
 
+class ConvStem(nn.Module):
+    """Patches → pictures → strided convolutions, one halving at a time → patches.
+
+    Args:
+        config: ``patch_size`` must be a power of two.
+    """
+
+    def __init__(self, config: TinyVisionConfig) -> None:
+        super().__init__()
+        self.config = config
+        halvings = config.patch_size.bit_length() - 1
+        widths = [max(16, config.hidden_size >> (halvings - 1 - i)) for i in range(halvings)]
+        self.convs = nn.ModuleList(
+            nn.Conv2d(before, after, kernel_size=3, stride=2, padding=1)
+            for before, after in zip([config.in_channels, *widths], widths, strict=False)
+        )
+        self.norms = nn.ModuleList(nn.GroupNorm(1, width) for width in widths)
+
+    def forward(self, patches_PE: torch.Tensor, grids: Sequence[tuple[int, int]]) -> torch.Tensor:
+        """(P, E) → (P, C), in the same order; neighbouring images of one size go through together."""
+        sizes = [rows * cols for rows, cols in grids]
+        outputs, start = [], 0
+        for (rows, cols), group in groupby(grids):
+            count = rows * cols * len(list(group))
+            outputs.append(self._same_size(patches_PE[start : start + count], rows, cols))
+            start += count
+        assert start == sum(sizes) == len(patches_PE), "patches and grids disagree"
+        return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+
+    def _same_size(self, patches_PE: torch.Tensor, rows: int, cols: int) -> torch.Tensor:
+        merge, patch = self.config.spatial_merge_size, self.config.patch_size
+        tiles = patches_PE.view(-1, rows // merge, cols // merge, merge, merge, self.config.in_channels, patch, patch)
+        pixels = tiles.permute(0, 5, 1, 3, 6, 2, 4, 7).reshape(
+            len(tiles), self.config.in_channels, rows * patch, cols * patch
+        )
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            pixels = nn.functional.gelu(norm(conv(pixels)))
+        cells = pixels.permute(0, 2, 3, 1).reshape(len(tiles), rows // merge, merge, cols // merge, merge, -1)
+        return cells.transpose(2, 3).reshape(len(patches_PE), -1)
+
+
 class TinyVisionTower(nn.Module):
     """Patches → transformer → merged image tokens in the language model's width.
 
@@ -56,9 +99,8 @@ class TinyVisionTower(nn.Module):
     def __init__(self, config: TinyVisionConfig, output_size: int) -> None:
         super().__init__()
         self.config = config
-        patch_values = config.in_channels * config.patch_size**2
         merged = config.hidden_size * config.spatial_merge_size**2
-        self.patch_embed = nn.Linear(patch_values, config.hidden_size)
+        self.stem = ConvStem(config)
         self.blocks = nn.ModuleList(TinyVisionBlock(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.hidden_size)
         self.merger = nn.Sequential(nn.Linear(merged, merged), nn.GELU(), nn.Linear(merged, output_size))
@@ -79,7 +121,7 @@ class TinyVisionTower(nn.Module):
         image_P = np.repeat(np.arange(len(grids)), [rows * cols for rows, cols in grids])
         images = Segments.build(image_P, image_P, len(grids), patches_PE.device)
         assert images is not None, "the caller passes at least one image"
-        x_PC = self.patch_embed(patches_PE) + torch.from_numpy(places).to(patches_PE)
+        x_PC = self.stem(patches_PE, grids) + torch.from_numpy(places).to(patches_PE)
         for block in self.blocks:
             x_PC = block(x_PC, images)
         return self.merger(self.norm(x_PC).view(-1, merge * merge * width))

@@ -1,0 +1,72 @@
+"""Checkpoint folders in Hugging Face layout: what training writes, and evaluation and serving load."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+from casa_core.config import CasaConfig
+from casa_core.errors import StoreError
+from casa_core.model import CasaForConditionalGeneration
+from casa_core.processing import CasaProcessor
+
+MANIFEST = "manifest.json"
+
+
+def save_checkpoint(
+    folder: str | Path,
+    model: CasaForConditionalGeneration,
+    processor: CasaProcessor,
+    *,
+    provenance: dict[str, Any] | None = None,
+) -> None:
+    """Write ``config.json``, ``model.safetensors``, tokenizer, processor and, last, our ``manifest.json``.
+
+    Args:
+        folder: Made if missing.
+        model: Weights in the dtype to store.
+        processor: Saved beside them.
+        provenance: Where the weights come from: recipe, step, data.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    manifest = {
+        "format": "casa-checkpoint/1",
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "template_hash": processor.template_hash(),
+        "provenance": provenance or {},
+    }
+    partial = folder / f"{MANIFEST}.partial"
+    partial.write_text(json.dumps(manifest, indent=2, sort_keys=True))
+    partial.replace(folder / MANIFEST)
+
+
+def load_checkpoint(folder: str | Path) -> tuple[CasaForConditionalGeneration, CasaProcessor]:
+    """Load a folder that :func:`save_checkpoint` finished.
+
+    Raises:
+        StoreError: If it is missing, was not finished, or its template is not the one this code writes.
+    """
+    folder = Path(folder)
+    if not (folder / MANIFEST).is_file():
+        raise StoreError(
+            f"{folder} is not a finished checkpoint",
+            f"it has no {MANIFEST}, which is written last",
+            "point at the model/ folder of a finished train stage",
+        )
+    config = CasaConfig.from_pretrained(folder)
+    model = cast(
+        CasaForConditionalGeneration, CasaForConditionalGeneration.from_pretrained(folder, config=config)
+    )
+    processor = cast(CasaProcessor, CasaProcessor.from_pretrained(folder))
+    stored = json.loads((folder / MANIFEST).read_text())["template_hash"]
+    if stored != processor.template_hash():
+        raise StoreError(
+            f"the chat template {processor.template!r} of {folder} has changed since it was trained",
+            "its token sequences differ from those recorded in the manifest",
+            "load it with the version of this package that trained it",
+        )
+    return model.eval(), processor

@@ -7,11 +7,14 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from infra.local_ray import RaySession
 
 JOB = Path(__file__).parent / "support" / "train_listener.py"
 
 
+@pytest.mark.slow
 def test_training_workers_meet_and_listen_on_loopback_only(ray_head: RaySession):
     from ray.job_submission import JobSubmissionClient
 

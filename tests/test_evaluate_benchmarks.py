@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
-from pipelines.data.store import CleanReader
 
 from casa_core.errors import DataError
 from casa_core.types import Image, Sample, Text
 from pipelines.data.rows import sample_from_row
+from pipelines.data.store import CleanReader
 from pipelines.evaluate import HELD_OUT
 from pipelines.evaluate.benchmarks import benchmark_for
 from pipelines.evaluate.benchmarks.base import HeldOut, Settings
@@ -165,6 +165,11 @@ def test_headlines_are_named_after_the_source(readers):
     assert numbers["headline"].startswith("vqa accuracy ")
     assert "silent 0.0 %" in numbers["headline"]
     assert numbers["live_frame_ms_p50"] == 10.0
+
+
+def test_without_a_blind_model_there_is_no_blind_line(readers):
+    rows = [row for row in examine_all({"vqa": readers["vqa"]}) if row["model"] == "model"]
+    assert summary(rows, score(rows, SETTINGS)).keys() == {"headline", "vqa_accuracy", "vqa_chance"}
 
 
 def test_the_files_hold_every_answer_and_are_the_same_whatever_the_clock_says(readers, tmp_path):

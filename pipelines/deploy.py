@@ -132,7 +132,7 @@ def copy_demo_clips(clean_artifacts: list[Path], folder: Path) -> None:
         for number in range(len(rows)):
             if len(index) == DEMO_CLIPS:
                 break
-            row = rows[number]
+            row = rows.without_bytes(number)
             if not row["media"] or row["media"][0]["kind"] != "video":
                 continue
             name = f"clip-{len(index) + 1}.mp4"

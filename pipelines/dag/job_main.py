@@ -33,7 +33,9 @@ def run_job(spec: JobSpec) -> Outcome:
     except CasaError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
         retry = isinstance(error, ClusterError)
-        outcome = Outcome(ok=False, what=error.what, why=error.why, remedy=error.remedy, retry=retry)
+        outcome = Outcome(
+            ok=False, what=error.what, why=error.why, remedy=error.remedy, retry=retry, explained=True
+        )
     except Exception as error:
         traceback.print_exc()
         what = "".join(traceback.format_exception_only(error)).strip()

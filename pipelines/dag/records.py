@@ -81,6 +81,7 @@ class Outcome:
         ok: Whether the artifact was committed.
         what, why, remedy: Of the error, otherwise empty.
         retry: Whether another attempt could go better (something was lost, rather than wrong).
+        explained: Whether the error explains itself, so that nobody has to look at the log.
     """
 
     ok: bool
@@ -88,6 +89,7 @@ class Outcome:
     why: str = ""
     remedy: str = ""
     retry: bool = False
+    explained: bool = False
 
 
 class Records:

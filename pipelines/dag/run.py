@@ -237,16 +237,21 @@ class Walker:
 
     def _failure(self, running: _Running, outcome: Outcome | None, reason: str) -> StageFailed:
         stage = running.stage
-        log = last_lines(self._records.log_path(running.job_id), LOG_LINES)
-        if not log:  # It failed before it could write its own log.
-            log = self._cluster.driver_log(running.job_id).splitlines()[-LOG_LINES:]
-        causes = [reason, outcome.why if outcome is not None else ""]
-        why = "\n".join([*filter(None, causes), "the end of its log:", *(f"    {line}" for line in log)])
+        causes = [reason]
+        if outcome is not None and outcome.why:
+            causes.append(outcome.why)
+        if outcome is None or not outcome.explained:
+            causes += ["the end of its log:", *(f"    {line}" for line in self._log_of(running))]
         remedy = outcome.remedy if outcome is not None else ""
         remedy = remedy or f"`casa logs {stage.name}` shows all of it; run again to resume"
         attempts = self._lost[stage.name] + 1
         tried = f" after {attempts} attempts" if attempts > 1 else ""
-        return StageFailed(f"Stage {stage.name} failed{tried}.", why, remedy)
+        return StageFailed(f"Stage {stage.name} failed{tried}.", "\n".join(causes), remedy)
+
+    def _log_of(self, running: _Running) -> list[str]:
+        log = last_lines(self._records.log_path(running.job_id), LOG_LINES)
+        # Without a log of its own, it failed before it began: Ray has what there is.
+        return log or self._cluster.driver_log(running.job_id).splitlines()[-LOG_LINES:]
 
 
 def held_state(stage: PlannedStage) -> dict[str, Any] | None:

@@ -1,0 +1,136 @@
+"""The train stage: Ray Train around :func:`pipelines.train.worker.train`.
+
+In: a pack artifact and the clean artifacts it refers to. Out: ``model/`` (a checkpoint folder), ``metrics.jsonl``.
+A killed attempt leaves ``checkpoints/``, from which the next one continues; a finished one removes them.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import shutil
+import threading
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pipelines.dag.context import StageContext
+from pipelines.train import metrics
+from pipelines.train.worker import TrainJob, train
+
+POLL_SECONDS = 0.5
+
+
+def run_stage(context: StageContext) -> dict[str, Any]:
+    """Train the recipe's model; returns the summary of the run."""
+    job = _job(context)
+    placement = context.where["train"]
+    with _ProgressFromMetrics(context, job.train["steps"]):
+        _fit(job, workers=placement["workers"], cpus_per_worker=placement["cpus_per_worker"], name=context.name)
+    shutil.rmtree(context.output / "checkpoints", ignore_errors=True)
+    shutil.rmtree(context.output / "ray_train", ignore_errors=True)
+    return _summary(context.output)
+
+
+def _job(context: StageContext) -> TrainJob:
+    card = json.loads((context.inputs["pack"] / "card.json").read_text())
+    placement = context.where["train"]
+    return TrainJob(
+        model=context.what["model"],
+        train=context.what["train"],
+        processor=card["processor"],
+        seed=context.what["seed"],
+        images=context.what["images"],
+        pack=str(context.inputs["pack"]),
+        sources={role: str(folder) for role, folder in context.inputs.items() if role != "pack"},
+        output=str(context.output),
+        zero_stage=placement["zero_stage"],
+        threads=placement["cpus_per_worker"],
+    )
+
+
+def _fit(job: TrainJob, *, workers: int, cpus_per_worker: int, name: str) -> None:
+    """Run the workers under Ray Train; a worker that dies is replaced and the group resumes."""
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    from infra.torch_rendezvous import BoundTorchConfig
+
+    if not ray.is_initialized():
+        ray.init()
+    gpus = ray.cluster_resources().get("GPU", 0) >= workers
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config=asdict(job),
+        torch_config=BoundTorchConfig(backend="nccl" if gpus else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=workers, use_gpu=gpus, resources_per_worker={"CPU": cpus_per_worker}
+        ),
+        run_config=RunConfig(
+            name=name,
+            storage_path=str(Path(job.output) / "ray_train"),
+            failure_config=FailureConfig(max_failures=3),
+            worker_runtime_env={"env_vars": _worker_environment(gpus)},
+        ),
+    )
+    trainer.fit()
+
+
+def _work(config: dict[str, Any]) -> None:
+    """Runs in each training worker."""
+    import ray.train
+
+    world = ray.train.get_context()
+    train(TrainJob(**config), rank=world.get_world_rank(), world_size=world.get_world_size())
+
+
+def _worker_environment(gpus: bool) -> dict[str, str]:
+    import ray
+
+    environment = {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error"}
+    if not gpus:
+        environment["DS_ACCELERATOR"] = "cpu"
+    if ipaddress.ip_address(ray.util.get_node_ip_address()).is_loopback:
+        environment["GLOO_SOCKET_IFNAME"] = "lo"  # else gloo would listen where the host name points
+    return environment
+
+
+class _ProgressFromMetrics:
+    """Reports the steps that appear in ``metrics.jsonl`` while a block runs."""
+
+    def __init__(self, context: StageContext, steps: int) -> None:
+        self._context, self._steps = context, steps
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="train-progress", daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _follow(self) -> None:
+        while True:
+            over = self._over.wait(POLL_SECONDS)
+            lines = metrics.read_lines(self._context.output / metrics.FILE)
+            if lines:
+                message = metrics.progress_message(lines[-1], lines[-50:], self._steps)
+                self._context.progress(lines[-1]["step"], self._steps, message)
+            if over:
+                return
+
+
+def _summary(output: Path) -> dict[str, Any]:
+    lines = metrics.read_lines(output / metrics.FILE)
+    seconds = sum(line["seconds"] for line in lines)
+    last = {kind: [line["loss"] for line in lines if line["kind"] == kind][-20:] for kind in ("image", "video")}
+    manifest = json.loads((output / "model" / "manifest.json").read_text())
+    return {
+        "steps": len(lines),
+        "parameters": manifest["parameters"],
+        **{f"final_{kind}_loss": round(sum(values) / len(values), 4) for kind, values in last.items() if values},
+        "text_tokens_per_second": round(sum(line["text_tokens"] for line in lines) / max(seconds, 1e-9), 1),
+        "loader_wait_share": round(sum(line["loader_wait_s"] for line in lines) / max(seconds, 1e-9), 4),
+    }

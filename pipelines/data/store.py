@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -173,6 +173,12 @@ class CleanReader(ShardReader):
         ]
         columns = ("sample_id", "source", "parts", "meta")
         return {name: batch.column(name)[row].as_py() for name in columns} | {"media": sizes}
+
+    def texts(self) -> Iterator[str]:
+        """Every text of every sample, in order; no media is touched."""
+        for batch in self._batches:
+            for parts in batch.column("parts").to_pylist():
+                yield from (part["text"] for part in parts if part["text"])
 
 
 class PackReader(ShardReader):

@@ -100,8 +100,8 @@ def test_every_section_shows_its_evidence(finished):
     outline = Outline(finished[1])
     for words in (
         "casa-quickstart", "mean of types", "silent", "chance", "due", "said", "blind twin", "final loss",
-        "of the image budget", "truncated_image", "missing_image", "train-00000/902", "corpus-live", "2.13.0",
-        "95 % within", "The seed was 0.",
+        "of the image budget", "1091", "truncated_image", "missing_image", "train-00000/902", "corpus-live",
+        "2.13.0", "95 % within", "The seed was 0.",
     ):  # fmt: skip
         assert words in outline.words, words
     assert outline.counts["svg"] == 6  # two score boards, the loss, two fills, the lineage

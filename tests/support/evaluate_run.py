@@ -13,7 +13,6 @@ from typing import Any
 
 import pyarrow as pa
 from PIL import Image as PILImage
-from pipelines.data.store import CleanReader
 
 from casa_core.types import Image, Sample, Text
 from pipelines.dag.context import StageContext
@@ -21,6 +20,7 @@ from pipelines.data.generators.moving_shapes import encode_video, frames, make_c
 from pipelines.data.generators.shapes import draw_ground, draw_shape, render
 from pipelines.data.quarantine import Rejected, write_quarantine
 from pipelines.data.rows import CLEAN_SCHEMA, Media, row_from_sample
+from pipelines.data.store import CleanReader
 from pipelines.evaluate import HELD_OUT
 from pipelines.evaluate.benchmarks.base import Settings
 from pipelines.evaluate.examine import chunks, examine_chunk
@@ -128,7 +128,12 @@ def write_training(folder: Path, steps: int, floor: float) -> None:
 
 PACK_CARD = {
     "sequences": 1490, "lower_bound": 1462, "text_tokens": 551_230, "image_tokens": 748_544,
+    "budget": {"text": 384, "image": 512},
     "fill": {"text": 0.963, "image": 0.981},
+    "by_kind": {
+        "image": {"sequences": 1091, "lower_bound": 1063, "fill": {"text": 0.981, "image": 0.702}},
+        "video": {"sequences": 399, "lower_bound": 399, "fill": {"text": 0.31, "image": 0.5}},
+    },
     "sources": {
         "vqa": {"samples": 11998, "text_tokens": 380_100, "image_tokens": 191_968},
         "live": {"samples": 399, "text_tokens": 171_130, "image_tokens": 102_144},

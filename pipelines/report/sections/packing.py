@@ -9,7 +9,7 @@ from pipelines.report.charts import histogram
 from pipelines.report.evidence import Run
 from pipelines.report.html import Html, tag
 from pipelines.report.scale import number
-from pipelines.report.sections.layout import figure, section, tile, tiles
+from pipelines.report.sections.layout import figure, section, table, tile, tiles
 
 BUDGETS = {"text": "model", "image": "video"}
 """Budget → colour class."""
@@ -22,10 +22,10 @@ def packing(run: Run) -> Html:
     if not card:
         return section("Packing", "This run packed no sequences.")
     lead = (
-        "Samples of all sources share sequences under two budgets: text tokens and image tokens. No packing "
-        "could beat the lower bound: tokens divided by budget, the larger of the two."
+        "Samples share sequences under two budgets, text tokens and image tokens; a video has a sequence "
+        "of its own. No packing could beat the lower bound: tokens divided by budget, the larger of the two."
     )
-    return section("Packing", lead, _tiles(card), _shares(card), _histograms(card))
+    return section("Packing", lead, _tiles(card), _kinds(card), _shares(card), _histograms(card))
 
 
 def _tiles(card: Mapping[str, Any]) -> Html:
@@ -45,6 +45,23 @@ def _tiles(card: Mapping[str, Any]) -> Html:
             for name in BUDGETS
         ),
     )
+
+
+def _kinds(card: Mapping[str, Any]) -> Html:
+    """Sequences of packed pictures and of single videos, apart."""
+    names = {"image": "pictures", "video": "videos"}
+    rows = [
+        [
+            names.get(kind, kind),
+            number(entry["sequences"]),
+            number(entry["lower_bound"]),
+            *(f"{100 * entry['fill'][budget]:.1f} %" for budget in BUDGETS),
+        ]
+        for kind, entry in card["by_kind"].items()
+        if entry["sequences"]
+    ]
+    head = ["sequences of", "count", "lower bound", "text budget filled", "image budget filled"]
+    return figure("Pictures and videos", table(head, rows, numeric=[1, 2, 3, 4]))
 
 
 def _shares(card: Mapping[str, Any]) -> Html:

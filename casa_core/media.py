@@ -7,6 +7,7 @@ truncated files, decompression bombs. What cannot be read raises ``MediaError`` 
 from __future__ import annotations
 
 import io
+import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -31,6 +32,20 @@ _MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"II*\x00", b
 _ORIENTATION = 0x0112
 _TURNED = frozenset({5, 6, 7, 8})
 _MAX_PIXELS = 178_956_970
+
+# What Pillow's decoders raise for damaged bytes, as found by flipping bits in every format above.
+_DECODER_ERRORS = (
+    ArithmeticError,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+)
 
 # Demuxers that can name other files or addresses (HLS, concat, …) are left out.
 _CONTAINERS = "mov,mp4,matroska,webm,avi,mpeg,mpegts,flv,ogg,asf,gif,3gp"
@@ -62,9 +77,9 @@ def decode_image(data: bytes, *, max_pixels: int = _MAX_PIXELS) -> Rgb:
         image.load()
         upright = ImageOps.exif_transpose(image)
         return np.array(_to_rgb(upright), dtype=np.uint8)
-    except MediaError:
-        raise
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, zlib.error) as error:
+    except Image.DecompressionBombError as error:
+        raise _bomb(str(error)) from error
+    except _DECODER_ERRORS as error:
         raise _truncated(data, error) from error
 
 
@@ -78,7 +93,7 @@ def image_dimensions(data: bytes, *, max_pixels: int = _MAX_PIXELS) -> tuple[int
     width, height = image.size
     try:
         turned = image.getexif().get(_ORIENTATION) in _TURNED
-    except (OSError, SyntaxError, ValueError, EOFError, zlib.error) as error:
+    except _DECODER_ERRORS as error:
         raise _truncated(data, error) from error
     return (width, height) if turned else (height, width)
 
@@ -102,16 +117,17 @@ class VideoFrames:
         if size == 0:
             raise MediaError("empty_file", "The video file is empty.", "It has no bytes.")
         self._container = _open_container(data)
-        try:
-            self._stream: VideoStream = self._container.streams.video[0]
-        except IndexError as error:
+        # FFmpeg lists tracks whose codec it does not know, too; those have no decoder.
+        tracks = [track for track in self._container.streams.video if track.codec_context is not None]
+        if not tracks:
             self._container.close()
             raise MediaError(
-                "not_a_video", "The file has no video track.", "Only sound or data was found."
-            ) from error
-        self._stream.codec_context.thread_count = (
-            1  # callers run one video a process, not one process a video
-        )
+                "not_a_video",
+                "The file has no video track that can be decoded.",
+                "Use H.264, VP9, AV1 or MPEG-4.",
+            )
+        self._stream: VideoStream = tracks[0]
+        self._stream.codec_context.thread_count = 1  # callers run a video a process, not a process a video
         self._touched = False
         self.height: int = self._stream.height
         self.width: int = self._stream.width
@@ -225,7 +241,7 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
             f"They begin with {data[:8]!r}, which no supported format does.",
             "Use PNG, JPEG, WebP, GIF, BMP or TIFF.",
         ) from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except _DECODER_ERRORS as error:
         raise _truncated(data, error) from error
     if image.width * image.height > max_pixels:
         raise _bomb(f"{image.width} x {image.height} pixels are more than the {max_pixels} allowed.")
@@ -281,7 +297,7 @@ def _open_container(data: bytes | Path) -> InputContainer:
     file = str(data) if isinstance(data, Path) else io.BytesIO(data)
     options = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}
     try:
-        return av.open(file, "r", options=options)
+        return av.open(file, "r", options=options, metadata_errors="replace")  # titles in any encoding
     except FFmpegError as error:
         raise MediaError(
             "not_a_video",

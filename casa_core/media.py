@@ -92,7 +92,8 @@ def image_dimensions(data: bytes, *, max_pixels: int = _MAX_PIXELS) -> tuple[int
     image = _open(data, max_pixels)
     width, height = image.size
     try:
-        turned = image.getexif().get(_ORIENTATION) in _TURNED
+        # Pillow turns a TIFF by itself, its size already at opening.
+        turned = image.format != "TIFF" and image.getexif().get(_ORIENTATION) in _TURNED
     except _DECODER_ERRORS as error:
         raise _truncated(data, error) from error
     return (width, height) if turned else (height, width)

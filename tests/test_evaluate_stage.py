@@ -51,7 +51,7 @@ def context(
         name="evaluate",
         what={"evaluate": EVALUATE, "sources": list(sources)},
         where={"data": {"workers": workers}},
-        inputs={role: inputs[role] for role in ("train", "blind", *sources) if role in inputs},
+        inputs={role: inputs[role] for role in sorted({"train", "blind", *sources}) if role in inputs},
         output=output,
         progress=progress,
     )

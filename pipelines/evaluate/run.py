@@ -36,7 +36,7 @@ from pipelines.evaluate.examine import OUTCOME_SCHEMA, chunks, examine, outcome_
 from pipelines.evaluate.metrics import Estimate
 
 ROLES = {"train": MODEL, "blind": BLIND}
-"""Input role of the stage → name of the examinee. Every other role is a source's clean artifact."""
+"""Input role of the stage → name of the examinee, the model first. Other roles are sources' clean artifacts."""
 
 RESULT_SCHEMA = pa.schema([field for field in OUTCOME_SCHEMA if field.name != "frames"])
 
@@ -53,7 +53,7 @@ def run_stage(context: StageContext) -> dict[str, Any]:
         DataError: Where no source has a held-out split.
     """
     settings = Settings.of_recipe(context.what["evaluate"])
-    checkpoints = {ROLES[role]: path / "model" for role, path in context.inputs.items() if role in ROLES}
+    checkpoints = {n: context.inputs[role] / "model" for role, n in ROLES.items() if role in context.inputs}
     sources = {source: context.inputs[source] for source in context.what["sources"]}
     work = chunks({source: CleanReader(path, HELD_OUT) for source, path in sources.items()}, settings)
     if not work:

@@ -1,1 +1,1 @@
-
+"""HTTP and WebSocket endpoints over the inference engine."""

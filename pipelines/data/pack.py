@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from casa_core.errors import ConfigError
-from pipelines.data.encode import SPLIT, EncodeReport, EncodeTask, Encoding, encode_rows
+from pipelines.data.encode import SPLIT, EncodeReport, EncodeTask, Encoding, encode_rows, load_processor
 from pipelines.data.pack_card import Lengths, pack_card
 from pipelines.data.packing import Budget, Item, interleave, pack, shuffled
 from pipelines.data.quarantine import QUARANTINE, count_reasons, write_quarantine
@@ -90,6 +90,8 @@ def run_stage(context: StageContext) -> dict[str, Any]:
     sequences = plan_sequences(lengths, budget, what["seed"])
     metadata = {"casa.tokenizer": tokenizer_hash, "casa.template": reports[0].template_hash}
     shards = _assemble(context, sequences, tasks, metadata)
+    # Beside the tokenizer goes the rest of the processor: training starts from the very one that packed.
+    load_processor(tasks[0].encoding).save_pretrained(output / TOKENIZER)
     rejected = [entry for report in reports for entry in report.rejected]
     packed = sum(len(sequence.samples) for sequence in sequences)
     assert packed + len(rejected) == sum(map(len, readers)), "every sample is packed or quarantined"

@@ -88,7 +88,10 @@ class Train(Section):
     """Optimisation. The global batch is set here, so that it does not depend on the number of workers."""
 
     steps: Count = Field(description="Optimiser steps.")
-    sequences_per_step: Count = Field(description="Packed sequences a step, over all workers.")
+    sequences_per_step: Count = Field(
+        description="Packed image sequences in an image step, over all workers."
+    )
+    videos_per_step: Count = Field(default=2, description="Videos in a video step, over all workers.")
     image_video_ratio: Annotated[list[Index], Field(min_length=2, max_length=2)] = Field(
         default=[1, 1], description="Steps on packed images to steps on video, for example [3, 1]."
     )
@@ -172,13 +175,14 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
-        workers, batch = self.where.train.workers, self.train.sequences_per_step
-        if batch % workers:
-            raise ValueError(
-                f"train.sequences_per_step = {batch} cannot be shared evenly by "
-                f"where.train.workers = {workers}; "
-                f"use a multiple of {workers}, or {_largest_divisor(batch, workers)} workers"
-            )
+        workers = self.where.train.workers
+        for name in ("sequences_per_step", "videos_per_step"):
+            batch = getattr(self.train, name)
+            if batch % workers:
+                raise ValueError(
+                    f"train.{name} = {batch} cannot be shared evenly by where.train.workers = {workers}; "
+                    f"use a multiple of {workers}, or {_largest_divisor(batch, workers)} workers"
+                )
         images, videos = self.train.image_video_ratio
         has_video = any(source.has_video for source in self.data.sources.values())
         has_pictures = any(not source.has_video for source in self.data.sources.values())

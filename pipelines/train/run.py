@@ -33,12 +33,10 @@ def run_stage(context: StageContext) -> dict[str, Any]:
 
 
 def _job(context: StageContext) -> TrainJob:
-    card = json.loads((context.inputs["pack"] / "card.json").read_text())
     placement = context.where["train"]
     return TrainJob(
         model=context.what["model"],
         train=context.what["train"],
-        processor=card["processor"],
         seed=context.what["seed"],
         images=context.what["images"],
         pack=str(context.inputs["pack"]),

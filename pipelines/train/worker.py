@@ -29,7 +29,6 @@ class TrainJob:
 
     Attributes:
         model, train: Those sections of the recipe.
-        processor: Constructor settings of the processor, tokenizer aside.
         seed: Of initial weights and data order.
         images: ``False`` trains the blind baseline.
         pack, sources: Input artifacts.
@@ -39,7 +38,6 @@ class TrainJob:
 
     model: dict[str, Any]
     train: dict[str, Any]
-    processor: dict[str, Any]
     seed: int
     images: bool
     pack: str
@@ -53,7 +51,8 @@ def train(job: TrainJob, *, rank: int, world_size: int) -> None:
     """Train to the last step, from the newest whole checkpoint if there is one, and export the model."""
     if not torch.cuda.is_available():
         torch.set_num_threads(job.threads)
-    processor = load_processor(job)
+    processor = CasaProcessor.from_pretrained(Path(job.pack) / "tokenizer")
+    assert isinstance(processor, CasaProcessor)
     model = build_model(job, processor)
     spec, output = job.train, Path(job.output)
     engine = zero.wrap(
@@ -80,13 +79,6 @@ def train(job: TrainJob, *, rank: int, world_size: int) -> None:
         if rank == 0:
             assert isinstance(module, CasaForConditionalGeneration)
             save_checkpoint(output / "model", module, processor, provenance={"steps": spec["steps"]})
-
-
-def load_processor(job: TrainJob) -> CasaProcessor:
-    """The processor of the pack's tokenizer."""
-    from transformers import AutoTokenizer
-
-    return CasaProcessor(AutoTokenizer.from_pretrained(Path(job.pack) / "tokenizer"), **job.processor)
 
 
 def build_model(job: TrainJob, processor: CasaProcessor) -> CasaForConditionalGeneration:

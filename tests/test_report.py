@@ -101,7 +101,7 @@ def test_every_section_shows_its_evidence(finished):
     for words in (
         "casa-quickstart", "mean of types", "silent", "chance", "due", "said", "blind twin", "final loss",
         "of the image budget", "1091", "truncated_image", "missing_image", "train-00000/902", "corpus-live",
-        "2.13.0", "95 % within", "The seed was 0.",
+        "2.13.0", "trained on vqa and live", "95 % within", "The seed was 0.",
     ):  # fmt: skip
         assert words in outline.words, words
     assert outline.counts["svg"] == 6  # two score boards, the loss, two fills, the lineage

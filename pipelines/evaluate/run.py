@@ -36,7 +36,7 @@ from pipelines.evaluate.examine import OUTCOME_SCHEMA, chunks, examine, outcome_
 from pipelines.evaluate.metrics import Estimate
 
 ROLES = {"train": MODEL, "blind": BLIND}
-"""Input role of the stage → name of the examinee, the model first. Other roles are sources' clean artifacts."""
+"""Input role of the stage → name of the examinee, the model first. Other roles are clean artifacts."""
 
 RESULT_SCHEMA = pa.schema([field for field in OUTCOME_SCHEMA if field.name != "frames"])
 

@@ -55,7 +55,8 @@ def render(run: Run) -> str:
 
 def _subtitle(run: Run) -> str:
     trained = run.get("train")
-    sources = [stage.name.removeprefix("clean-") for stage in run.of_kind("clean")]
+    packed = run.get("pack")
+    sources = packed.what.get("sources", []) if packed else []
     backbone = trained.what.get("model", {}).get("backbone") if trained else None
     words = ["A vision-language model"]
     words.append(f"on the {backbone} backbone" if backbone else "")

@@ -189,6 +189,7 @@ def make_run(root: Path, *, questions: int = 60, clips: int = 5, steps: int = 40
     what = {
         "corpus-vqa": {"make": {"generator": "easy_vqa", "train_rows": 12000}, "seed": 0},
         "corpus-live": {"make": {"generator": "moving_shapes", "train_clips": 400}, "seed": 0},
+        "pack": {"sources": ["vqa", "live"], "seed": 0},
         "train": {"model": {"backbone": "tiny"}, "train": {"steps": steps}, "seed": 0, "images": True},
         "evaluate": {"evaluate": EVALUATE, "sources": ["vqa", "live"]},
     }

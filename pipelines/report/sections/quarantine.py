@@ -1,4 +1,4 @@
-"""Every record that was set aside: where it came from and why."""
+"""Every record that a stage set aside: where it came from and why."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipelines.report.html import Html, tag
 from pipelines.report.sections.layout import fold, section, table
 
 AT_MOST = 200
-COLUMNS = ("source", "file", "row", "sample_id", "reason", "detail")
+COLUMNS = ("stage", "source", "file", "row", "sample_id", "reason", "detail")
 
 
 def quarantine(run: Run) -> Html:
@@ -36,7 +36,7 @@ def quarantine(run: Run) -> Html:
         [tag("code", row[c]) if c in ("file", "sample_id") else row[c] for c in COLUMNS]
         for row in rows[:AT_MOST]
     ]
-    listing = table(COLUMNS, shown, numeric=[2])
+    listing = table(COLUMNS, shown, numeric=[3])
     rest = tag("p", f"The first {AT_MOST} are shown.", class_="note") if len(rows) > AT_MOST else ""
     if len(rows) <= 20:
         return section("Quarantine", lead, listing)
@@ -45,8 +45,8 @@ def quarantine(run: Run) -> Html:
 
 def _rows(run: Run) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
-    for stage in run.of_kind("clean"):
+    for stage in run.stages.values():
         path = stage.folder / "quarantine.parquet"
         if path.is_file():
-            rows += pq.read_table(path).to_pylist()
+            rows += [{"stage": stage.name, **row} for row in pq.read_table(path).to_pylist()]
     return rows

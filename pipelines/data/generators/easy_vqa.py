@@ -2,6 +2,8 @@
 
 The raw questions are three quarters yes/no. Each split is drawn so that colour, shape and yes/no questions
 are equally frequent, and "yes" as frequent as "no": a metric over all rows weighs the three kinds equally.
+Training yes/no questions are half about colours and half about shapes; the package asks three times as often about
+colours, which are learned in a hundred steps. Held-out ones stay as the package asks them.
 One row holds one question; the ``source`` column names its kind: ``easy-vqa/color``, ``/shape``, ``/yes_no``.
 """
 
@@ -51,6 +53,11 @@ class Question:
             return self.answer
         return "shape" if self.answer in _SHAPES else "color"
 
+    @property
+    def about_shape(self) -> bool:
+        """Whether a yes/no question names a shape."""
+        return any(shape in self.text for shape in _SHAPES)
+
 
 def write_easy_vqa(
     output: Path,
@@ -66,8 +73,8 @@ def write_easy_vqa(
     Args:
         output: The corpus folder.
         seed: Decides which questions are drawn, and their order.
-        train_rows: Rows from the package's training pictures; a multiple of 6.
-        test_rows: Rows from its held-out pictures; a multiple of 6.
+        train_rows: Rows from the package's training pictures; a multiple of 12.
+        test_rows: Rows from its held-out pictures; a multiple of 12.
         faults: Adds to the training rows one truncated picture and one record whose picture is missing.
         progress: Called as ``(done, total, message)``.
 
@@ -94,7 +101,7 @@ def write_easy_vqa(
 def _rows(split: Split, count: int, seed: int) -> Iterator[dict[str, Any]]:
     questions, image_paths = _load(split)
     rng = random.Random(f"easy-vqa/{split}/{seed}")
-    for question in _draw_balanced(questions, count, rng):
+    for question in _draw_balanced(questions, count, rng, topics=split == "train"):
         kind = "yes_no" if question.kind in ("yes", "no") else question.kind
         data = image_paths[question.image_id].read_bytes()
         yield {
@@ -105,22 +112,33 @@ def _rows(split: Split, count: int, seed: int) -> Iterator[dict[str, Any]]:
         }
 
 
-def _draw_balanced(questions: list[Question], count: int, rng: random.Random) -> list[Question]:
-    """``count`` distinct questions: a third colour, a third shape, a sixth "yes", a sixth "no", shuffled."""
-    if count % 6:
+def _draw_balanced(
+    questions: list[Question], count: int, rng: random.Random, *, topics: bool
+) -> list[Question]:
+    """``count`` distinct questions: a third colour, a third shape, a sixth "yes", a sixth "no", shuffled.
+
+    Args:
+        topics: Halve "yes" and "no" further, between questions about shapes and about colours.
+    """
+    if count % 12:
         raise ConfigError(
             f"easy_vqa cannot draw {count} rows.",
-            "Rows are shared equally between colour, shape and yes/no questions, and yes as often as no.",
-            f"Ask for a multiple of 6, for example {round(count / 6) * 6 or 6}.",
+            "Rows are shared equally between colour, shape and yes/no questions, yes as often as no, "
+            "and these between both topics.",
+            f"Ask for a multiple of 12, for example {round(count / 12) * 12 or 12}.",
         )
+    pools: dict[tuple[str, bool], list[Question]] = {}
+    for question in questions:
+        halved = topics and question.kind in ("yes", "no")
+        pools.setdefault((question.kind, halved and question.about_shape), []).append(question)
     drawn: list[Question] = []
-    for kind, share in (("color", 3), ("shape", 3), ("yes", 6), ("no", 6)):
-        pool = [question for question in questions if question.kind == kind]
+    for (kind, _), pool in sorted(pools.items()):
+        share = 3 if kind in ("color", "shape") else 12 if topics else 6
         if len(pool) < count // share:
             raise ConfigError(
                 f"easy_vqa has {len(pool)} questions with a {kind} answer; {count // share} were asked for.",
                 "Every row is a different question.",
-                f"Ask for at most {len(pool) * share // 6 * 6} rows.",
+                f"Ask for at most {len(pool) * share // 12 * 12} rows.",
             )
         drawn += rng.sample(pool, count // share)
     rng.shuffle(drawn)

@@ -1,0 +1,44 @@
+# `make demo` and `make test` do all the set-up themselves. `make help` lists the rest.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+export OMP_NUM_THREADS ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow lint format clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+# A stamp per set of extras: installed again only when what is declared changes.
+$(VENV)/.demo: pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV) (about two minutes the first time) …"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV) (about two minutes the first time) …"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(VENV)/.demo $@
+
+demo: $(VENV)/.demo ## From raw data to a live endpoint, in about ten minutes on two cores
+	@$(BIN)/casa run quickstart
+
+test: $(VENV)/.dev ## Fast tests: no GPU, no network
+	@$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(VENV)/.dev ## Soaks, kill tests and the quickstart end to end
+	@$(BIN)/python -m pytest -m slow --timeout 1800
+
+lint: $(VENV)/.dev ## ruff and pyright
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright --pythonpath $(BIN)/python
+
+format: $(VENV)/.dev ## Let ruff format the code
+	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+clean: ## Stop what runs, and remove everything that was made here
+	@if [ -x $(BIN)/casa ] && [ -d runs ]; then $(BIN)/casa stop; fi
+	@rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

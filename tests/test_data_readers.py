@@ -7,7 +7,7 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from casa_core.errors import ConfigError, DataError
@@ -175,6 +175,7 @@ def test_title_category_and_previous_may_be_absent(clip):
     assert second.meta == place
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.floats(0, 9.99).map(lambda time: round(time, 3)), max_size=30),
     st.sampled_from([0.0, 2.1, 13.37, 3599.9]),

@@ -220,12 +220,9 @@ def _appear(rng: random.Random, shape: Shape, begin: float, end: float) -> Appea
 
 def _speak(rng: random.Random, shape: Shape, grid_time: float) -> list[tuple[float, float, str]]:
     """Three words, about three a second: two before the next sampling time, one after it."""
-    starts = [
-        grid_time + rng.uniform(0.02, 0.1),
-        grid_time + rng.uniform(0.25, 0.4),
-        grid_time + rng.uniform(0.55, 0.75),
-    ]
-    ends = [*starts[1:], starts[-1] + rng.uniform(0.15, 0.22)]
+    offsets = (rng.uniform(0.02, 0.06), rng.uniform(0.25, 0.4), rng.uniform(0.6, 0.75))
+    starts = [grid_time + offset for offset in offsets]
+    ends = [*starts[1:], starts[-1] + rng.uniform(0.2, 0.24)]
     words = ("a", shape.color, shape.name)
     return [(round(s, 2), round(e, 2), word) for s, e, word in zip(starts, ends, words, strict=True)]
 

@@ -81,7 +81,7 @@ def test_easy_vqa_has_two_broken_records_among_its_training_rows(vqa):
 
 
 def test_easy_vqa_refuses_what_it_cannot_draw(tmp_path):
-    with pytest.raises(ConfigError, match="multiple of 6"):
+    with pytest.raises(ConfigError, match="multiple of 12"):
         generate(tmp_path, VQA | {"train_rows": 100}, seed=0)
     with pytest.raises(ConfigError, match="at most"):
         generate(tmp_path, VQA | {"train_rows": 60_000}, seed=0)

@@ -45,7 +45,11 @@ class Encoding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodeTask:
-    """Rows ``start`` to ``stop`` of a source's clean artifact, to be written to ``output``."""
+    """Rows ``start`` to ``stop`` of a source's clean artifact, to be written to ``output``.
+
+    Attributes:
+        processor: Folder to save the processor to; one task of all does, since it has loaded one anyway.
+    """
 
     source: str
     clean: Path
@@ -54,6 +58,7 @@ class EncodeTask:
     output: Path
     encoding: Encoding
     budget: Budget
+    processor: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +99,8 @@ def encode_rows(task: EncodeTask) -> EncodeReport:
             yield result
 
     count = write_shard(task.output, ENCODED_SCHEMA, rows())
+    if task.processor is not None:
+        processor.save_pretrained(task.processor)
     assert count + len(rejected) == task.stop - task.start, "every sample is encoded or quarantined"
     table = np.array(sizes, np.int64).reshape(-1, 3)
     return EncodeReport(

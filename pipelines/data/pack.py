@@ -9,14 +9,14 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from casa_core.errors import ConfigError
-from pipelines.data.encode import SPLIT, EncodeReport, EncodeTask, Encoding, encode_rows, load_processor
+from pipelines.data.encode import SPLIT, EncodeReport, EncodeTask, Encoding, encode_rows
 from pipelines.data.pack_card import Lengths, pack_card
 from pipelines.data.packing import Budget, Item, interleave, pack, shuffled
 from pipelines.data.quarantine import QUARANTINE, count_reasons, write_quarantine
@@ -39,6 +39,7 @@ ROWS_PER_TASK = 4096
 SEQUENCES_PER_SHARD = 512
 TOKENIZER = "tokenizer"
 _ENCODED = ".encoded"
+_PROCESSOR = "processor"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,7 @@ def run_stage(context: StageContext) -> dict[str, Any]:
     metadata = {"casa.tokenizer": tokenizer_hash, "casa.template": reports[0].template_hash}
     shards = _assemble(context, sequences, tasks, metadata)
     # Beside the tokenizer goes the rest of the processor: training starts from the very one that packed.
-    load_processor(tasks[0].encoding).save_pretrained(output / TOKENIZER)
+    shutil.copytree(scratch / _PROCESSOR, output / TOKENIZER, dirs_exist_ok=True)
     rejected = [entry for report in reports for entry in report.rejected]
     packed = sum(len(sequence.samples) for sequence in sequences)
     assert packed + len(rejected) == sum(map(len, readers)), "every sample is packed or quarantined"
@@ -204,6 +205,7 @@ def _encode(
         for number, (source, reader) in enumerate(zip(what["sources"], readers, strict=True))
         for start in range(0, len(reader), ROWS_PER_TASK)
     ]
+    tasks[:1] = [replace(task, processor=context.output / _ENCODED / _PROCESSOR) for task in tasks[:1]]
     reports = []
     for report in ray_map(encode_rows, tasks, workers=context.where["data"]["workers"]):
         reports.append(report)

@@ -93,7 +93,9 @@ class Engine:
             if all(answer.finish_reason for answer in answers):
                 return [answer.result(self.processor) for answer in answers]
             # A finished row keeps its place in the batch; what it is fed no longer matters.
-            rows = [Extension([answer.ids[-1] if answer.ids else self.processor.end_id]) for answer in answers]
+            rows = [
+                Extension([answer.ids[-1] if answer.ids else self.processor.end_id]) for answer in answers
+            ]
 
     def stream(self, request: GenerationRequest) -> Iterator[GenerationDelta]:
         """Answer one request, yielding text as it is made; the last delta carries the finish reason."""
@@ -115,12 +117,14 @@ class Engine:
             finish_reason=result.finish_reason,
             prompt_tokens=result.prompt_tokens,
             image_tokens=result.image_tokens,
-            completion_tokens=answer.completion_tokens,
+            completion_tokens=result.completion_tokens,
         )
 
     def open_session(self, query: str = "", *, max_tokens_per_frame: int = 16) -> StreamSession:
         """Open a live stream; see :class:`casa_core.engine.session.StreamSession`."""
-        return StreamSession(self.model, self.processor, query=query, max_tokens_per_frame=max_tokens_per_frame)
+        return StreamSession(
+            self.model, self.processor, query=query, max_tokens_per_frame=max_tokens_per_frame
+        )
 
     def _prompt(self, request: GenerationRequest) -> Extension:
         prompt = prompt_extension(
@@ -129,8 +133,8 @@ class Engine:
         limit = self.model.config.text_config.max_position_embeddings
         if len(prompt.ids) + request.sampling.max_new_tokens > limit:
             raise DataError(
-                f"a prompt of {len(prompt.ids)} tokens and an answer of up to {request.sampling.max_new_tokens} "
-                f"do not fit the model's context of {limit} tokens",
+                f"a prompt of {len(prompt.ids)} tokens and an answer of up to "
+                f"{request.sampling.max_new_tokens} do not fit the model's context of {limit} tokens",
                 "text shares one context; images take none of it",
                 "shorten the conversation or ask for fewer tokens",
             )
@@ -182,7 +186,13 @@ class _Answer:
         """Characters at the end that later tokens may still change or cut off."""
         broken = len(text) - len(text.rstrip("�"))
         partial = max(
-            (n for stop in self.request.sampling.stop for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0
+            (
+                n
+                for stop in self.request.sampling.stop
+                for n in range(1, len(stop))
+                if text.endswith(stop[:n])
+            ),
+            default=0,
         )
         return max(broken, partial)
 
@@ -195,4 +205,5 @@ class _Answer:
             finish_reason=self.finish_reason,
             prompt_tokens=len(self.prompt.ids),
             image_tokens=sum(self.prompt.image_tokens),
+            completion_tokens=self.completion_tokens,
         )

@@ -46,7 +46,17 @@ class GenerationRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationResult:
-    """A finished answer with its token accounts (image tokens are never part of the text's)."""
+    """A finished answer with its token accounts (image tokens are never part of the text's).
+
+    Attributes:
+        request_id: Of the request.
+        text: The answer, cut before a stop string.
+        token_ids: The tokens behind it, the end token not included.
+        finish_reason: ``stop`` for the end token or a stop string, ``length`` for the limit.
+        prompt_tokens: Text tokens of the conversation, template included.
+        image_tokens: Of its pictures, after the patch merge.
+        completion_tokens: Tokens generated, the end token included.
+    """
 
     request_id: str
     text: str
@@ -54,6 +64,7 @@ class GenerationResult:
     finish_reason: FinishReason
     prompt_tokens: int
     image_tokens: int
+    completion_tokens: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

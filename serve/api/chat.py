@@ -88,7 +88,9 @@ async def _complete(client: EngineClient, generation: GenerationRequest, answer:
         "logprobs": None,
         "finish_reason": result.finish_reason,
     }
-    return answer.completion(choice, usage(result.prompt_tokens, result.image_tokens, len(result.token_ids)))
+    return answer.completion(
+        choice, usage(result.prompt_tokens, result.image_tokens, result.completion_tokens)
+    )
 
 
 async def _events(

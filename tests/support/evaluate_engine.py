@@ -48,6 +48,7 @@ class ColourEngine:
                 finish_reason="stop",
                 prompt_tokens=0,
                 image_tokens=0,
+                completion_tokens=0,
             )
             for request in requests
         ]

@@ -112,6 +112,7 @@ class FakeEngine:
             finish_reason="stop" if kept == words else "length",
             prompt_tokens=sum(len(text.split()) for text in texts),
             image_tokens=IMAGE_TOKENS * len(pictures),
+            completion_tokens=len(kept),
         )
 
 

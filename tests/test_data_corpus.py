@@ -24,7 +24,7 @@ from pipelines.data.readers.finevision import FineVisionReader
 from pipelines.data.readers.live_whisperx import LiveWhisperXReader
 from tests.support.data_corpus import read_all, reasons
 
-VQA = {"generator": "easy_vqa", "train_rows": 600, "test_rows": 90}
+VQA = {"generator": "easy_vqa", "train_rows": 600, "test_rows": 96}
 LIVE = {"generator": "moving_shapes", "train_clips": 8, "test_clips": 3, "seconds": 8.0, "fps": 10}
 
 
@@ -54,7 +54,7 @@ def good_records(folder: Path, split: str) -> list[Record]:
 def test_easy_vqa_has_finevisions_schema_and_every_kind_of_question_equally(vqa):
     (name,) = json.loads((vqa / "README.json").read_text())["splits"]["test"]
     assert pq.read_schema(vqa / name).equals(FINEVISION_SCHEMA)
-    for split, count in (("train", 600), ("test", 90)):
+    for split, count in (("train", 600), ("test", 96)):
         good = good_records(vqa, split)
         answers = Counter((record.meta["question_type"], record.sample.parts[-1].text) for record in good)
         kinds = Counter()
@@ -77,7 +77,7 @@ def test_easy_vqa_draws_each_question_once_and_holds_its_test_pictures_out(vqa):
 def test_easy_vqa_has_two_broken_records_among_its_training_rows(vqa):
     found = Counter(reasons(read_all(FineVisionReader, vqa)))
     assert found == {None: 601, "missing_image": 1}  # the truncated picture shows when it is decoded
-    assert Counter(reasons(read_all(FineVisionReader, vqa, "test"))) == {None: 90}
+    assert Counter(reasons(read_all(FineVisionReader, vqa, "test"))) == {None: 96}
 
 
 def test_easy_vqa_refuses_what_it_cannot_draw(tmp_path):
@@ -220,7 +220,7 @@ def test_the_stage_clears_what_a_killed_attempt_left(tmp_path):
     ]
     assert summary["files"] == 3
     assert summary["splits"] == {"train": 1, "test": 1}
-    assert steps[-1][0] == steps[-1][1] == 690
+    assert steps[-1][0] == steps[-1][1] == 696
 
 
 def test_an_unknown_generator_is_refused(tmp_path):

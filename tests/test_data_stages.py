@@ -24,7 +24,7 @@ from pipelines.data.sequences import documents_of
 from pipelines.data.store import CleanReader, PackReader
 
 MAKE = {
-    "vqa": {"generator": "easy_vqa", "train_rows": 240, "test_rows": 30},
+    "vqa": {"generator": "easy_vqa", "train_rows": 240, "test_rows": 36},
     "live": {"generator": "moving_shapes", "train_clips": 12, "test_clips": 2, "seconds": 4.0, "fps": 10},
 }
 READ = {"vqa": {"reader": "finevision"}, "live": {"reader": "live_whisperx", "fps": 2.0}}
@@ -118,7 +118,7 @@ def test_the_three_broken_records_are_listed_and_all_others_written(cleaned):
         ("vqa", "vqa/train-00000-of-00001.parquet", 160, "missing_image"),
         ("live", "train.jsonl", 6, "empty_file"),
     ]
-    for name, train, test in (("vqa", 240, 30), ("live", 12, 2)):
+    for name, train, test in (("vqa", 240, 36), ("live", 12, 2)):
         card = json.loads((cleaned[name] / "card.json").read_text())
         assert len(CleanReader(cleaned[name], "train")) == card["splits"]["train"]["rows"] == train
         assert len(CleanReader(cleaned[name], "test")) == card["splits"]["test"]["rows"] == test
@@ -174,7 +174,7 @@ def test_a_killed_cleaning_goes_on_with_the_missing_shards(corpora, tmp_path, mo
 
 
 def test_a_source_that_is_mostly_broken_stops_the_run_and_says_why(corpora, tmp_path):
-    with pytest.raises(DataError, match="2 of 272") as caught:
+    with pytest.raises(DataError, match="2 of 278") as caught:
         run_clean("vqa", corpora, tmp_path / "out", max_failures=0.001)
     assert "1 x missing_image, 1 x truncated_image" in caught.value.why
     assert len(read_quarantine(tmp_path / "out" / "quarantine.parquet")) == 2

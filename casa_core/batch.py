@@ -1,7 +1,7 @@
 """Packed sequences → the tensors of one training forward.
 
-Everything is flat: sequences and the documents in them stand one after the other in a single row, and attention
-segments keep them apart. Nothing is padded, so the number of sequences in a batch is free.
+Everything is flat: sequences and the documents in them stand one after the other in a single row, and
+attention segments keep them apart. Nothing is padded, so the number of sequences in a batch is free.
 
 Shape suffixes: T text tokens, P patches, E values of a patch.
 """
@@ -83,11 +83,15 @@ def collate(sequences: Sequence[PackedSequence], device: torch.device | str = "c
     offsets = np.concatenate([[0], np.cumsum(lengths)])[:-1].tolist()
     input_ids_T = np.concatenate([np.asarray(s.input_ids, dtype=np.int64) for s in sequences])
     loss_mask_T = np.concatenate([np.asarray(s.loss_mask, dtype=bool) for s in sequences])
-    starts = [start + offset for s, offset in zip(sequences, offsets, strict=True) for start in s.document_starts]
+    starts = [
+        start + offset for s, offset in zip(sequences, offsets, strict=True) for start in s.document_starts
+    ]
     windows = window_layout(
         text_length=len(input_ids_T),
         document_starts=starts,
-        image_positions=[p + offset for s, offset in zip(sequences, offsets, strict=True) for p in s.image_positions],
+        image_positions=[
+            p + offset for s, offset in zip(sequences, offsets, strict=True) for p in s.image_positions
+        ],
         image_tokens=[tokens for s in sequences for tokens in s.image_tokens],
     )
     document_T = np.searchsorted(starts, np.arange(len(input_ids_T)), side="right") - 1

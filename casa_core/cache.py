@@ -1,4 +1,5 @@
-"""A batch of sequences with what they remember: text KV that grows with text, image KV of the current window only.
+"""A batch of sequences with what they remember: text KV that grows with text, image KV of the current window
+only.
 
 Shape suffixes: B sequences, L new tokens of a row (left-padded), S cached and new text tokens, V vocabulary.
 """
@@ -76,7 +77,9 @@ class CachedSequences:
         device = self.model.device
         longest = max(len(row.ids) for row in rows)
         pads = [longest - len(row.ids) for row in rows]
-        ids_BL = torch.tensor([[0] * pad + list(row.ids) for pad, row in zip(pads, rows, strict=True)], device=device)
+        ids_BL = torch.tensor(
+            [[0] * pad + list(row.ids) for pad, row in zip(pads, rows, strict=True)], device=device
+        )
         position_BL = torch.tensor(
             [
                 [0] * pad + list(range(past, past + len(row.ids)))
@@ -100,7 +103,9 @@ class CachedSequences:
         self._remember(rows, windows, documents)
         return output.logits[:, -1]
 
-    def _windows(self, rows: Sequence[Extension], pads: Sequence[int], longest: int) -> tuple[Windows, _Documents]:
+    def _windows(
+        self, rows: Sequence[Extension], pads: Sequence[int], longest: int
+    ) -> tuple[Windows, _Documents]:
         """Each row is a document; its left padding is another, which sees nothing."""
         starts: list[int] = []
         carries: list[Carry | None] = []
@@ -146,7 +151,9 @@ class CachedSequences:
         if not any(row.image_positions for row in rows):
             return
         kept = [windows.last_window_D[index] for index in documents.real]
-        index_N = np.concatenate([np.flatnonzero(windows.image_window_N == window) for window in kept if window >= 0])
+        index_N = np.concatenate(
+            [np.flatnonzero(windows.image_window_N == window) for window in kept if window >= 0]
+        )
         if len(index_N) != len(windows.image_window_N) or (index_N != np.arange(len(index_N))).any():
             self.images.keep(torch.from_numpy(index_N).to(self.model.device))
 

@@ -25,12 +25,14 @@ class FusionConfig:
 
     Attributes:
         kind: ``cross_attention``: text tokens attend to the image tokens of their window (paper, eq. 2).
-        placement: ``parallel`` (⊕): the update is added beside the self-attention's, from the same normed input.
+        placement: ``parallel`` (⊕): the update is added beside the self-attention's, from the same normed
+            input.
         layers: ``all``; ``n``: every n-th, counted so that the last layer of each group of n is fused; or a
             tuple of layer indices.
         positions: ``window``: inside a fusion layer the image tokens of a window stand at 0 … N−1 in raster
             order, consecutive images one after the other, and the j-th text token of the window at N + j.
-            Keys can therefore be cached after RoPE for as long as the window lasts. The paper leaves this open.
+            Keys can therefore be cached after RoPE for as long as the window lasts. The paper leaves this
+            open.
         image_norm: ``block_input_norm``: image tokens pass through the block's own input norm before K and V,
             because projections copied from self-attention expect inputs of that scale. No new parameters.
         init: ``self_attention``: q, k, v, o start as a copy of the same block's self-attention (paper, 4.1).
@@ -132,7 +134,10 @@ class CasaConfig(PreTrainedConfig):
     """
 
     model_type = "casa"
-    sub_configs = {"text_config": HeliumConfig, "vision_config": TinyVisionConfig}  # noqa: RUF012 (transformers' contract)
+    sub_configs = {  # noqa: RUF012 (transformers' contract)  # pyright: ignore
+        "text_config": HeliumConfig,
+        "vision_config": TinyVisionConfig,
+    }
 
     def __init__(
         self,
@@ -142,9 +147,13 @@ class CasaConfig(PreTrainedConfig):
         images_withheld: bool = False,
         **kwargs: Any,
     ) -> None:
-        self.text_config = HeliumConfig(**text_config) if isinstance(text_config, dict) else text_config or HeliumConfig()
+        self.text_config = (
+            HeliumConfig(**text_config) if isinstance(text_config, dict) else text_config or HeliumConfig()
+        )
         self.vision_config = (
-            TinyVisionConfig(**vision_config) if isinstance(vision_config, dict) else vision_config or TinyVisionConfig()
+            TinyVisionConfig(**vision_config)
+            if isinstance(vision_config, dict)
+            else vision_config or TinyVisionConfig()
         )
         fields = dataclasses.asdict(fusion) if isinstance(fusion, FusionConfig) else dict(fusion or {})
         self.fusion = dataclasses.asdict(_fusion_config(fields))
@@ -163,7 +172,9 @@ def _fusion_config(fields: dict[str, Any]) -> FusionConfig:
     unknown = sorted(set(fields) - known)
     if unknown:
         raise ConfigError(
-            f"fusion has no setting {unknown[0]!r}", f"known settings: {', '.join(sorted(known))}", "remove or rename it"
+            f"fusion has no setting {unknown[0]!r}",
+            f"known settings: {', '.join(sorted(known))}",
+            "remove or rename it",
         )
     return FusionConfig(**fields)
 

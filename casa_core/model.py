@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from transformers import AttentionInterface, AutoModel, DynamicCache, PreTrainedModel
 from transformers.models.helium import HeliumModel
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from casa_core.backbones.helium import FusedHeliumDecoderLayer, fuse, window_rope
 from casa_core.backbones.tiny import TinyVisionTower
@@ -67,13 +67,14 @@ def _text_attention(
     documents: Segments | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Self-attention of the text: inside packed documents, or over a cache under an explicit (B, 1, L, S) mask.
+    """Self-attention of the text: inside packed documents, or over a cache under an explicit (B, 1, L, S)
+    mask.
 
     Heads come as (B, H, L, D), as transformers' attention interface has them; (B, L, H, D) goes back.
     """
     if documents is not None:
-        flat = [x.transpose(1, 2).flatten(0, 1) for x in (query, key, value)]
-        out_THD = segment_attention(*flat, documents, causal=True, scale=scaling)
+        query_THD, key_TGD, value_TGD = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))
+        out_THD = segment_attention(query_THD, key_TGD, value_TGD, documents, causal=True, scale=scaling)
         return out_THD.view(query.shape[0], query.shape[2], *out_THD.shape[1:]), None
     out = scaled_dot_product_attention(
         query, key, value, attn_mask=attention_mask, scale=scaling, enable_gqa=key.shape[1] != query.shape[1]
@@ -120,7 +121,7 @@ class CasaForConditionalGeneration(PreTrainedModel):
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the token embedding."""
-        self.language_model.embed_tokens = value
+        self.language_model.set_input_embeddings(value)
 
     def get_output_embeddings(self) -> nn.Module:
         """The language-model head."""
@@ -210,7 +211,9 @@ class CasaForConditionalGeneration(PreTrainedModel):
         labels_A = input_ids.flatten().index_select(0, target_A)
         loss_sum = cross_entropy(logits_AV.float(), labels_A, reduction="sum")
         count = len(target_A)
-        return CasaOutput(loss=loss_sum / max(count, 1), loss_sum=loss_sum, trained_tokens=count, logits=logits_AV)
+        return CasaOutput(
+            loss=loss_sum / max(count, 1), loss_sum=loss_sum, trained_tokens=count, logits=logits_AV
+        )
 
 
 AutoModel.register(CasaConfig, CasaForConditionalGeneration)

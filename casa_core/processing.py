@@ -1,13 +1,15 @@
-"""Conversations → token ids, pictures → patches. Training, evaluation and serving all call this, and nothing else.
+"""Conversations → token ids, pictures → patches. Training, evaluation and serving all call this, and nothing
+else.
 
 Template ``casa-1`` (each turn wrapped in a start and an end token, as the paper's B.2 does for Helium)::
 
     <|user|> [image] <|image|> what is this? <|end|> <|assistant|> a circle <|end|>
     <|user|> describe it live <|end|> <|assistant|> [frame] <|image|> a red <|frame_end|> [frame] <|image|> …
 
-``[image]`` marks a position, not a token. ``<|image|>`` follows each run of consecutive images and lies in *their*
-window, so the first answer token of a frame is predicted by a token that already sees the frame. (B.2 gives Helium no
-delimiters, but then the first word about a frame could only come from the previous frame's window.)
+``[image]`` marks a position, not a token. ``<|image|>`` follows each run of consecutive images and lies in
+*their* window, so the first answer token of a frame is predicted by a token that already sees the frame.
+(B.2 gives Helium no delimiters, but then the first word about a frame could only come from the previous
+frame's window.)
 
 Shape suffixes: P patches, E values of a patch.
 """
@@ -19,7 +21,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -61,7 +63,9 @@ class CasaProcessor(ProcessorMixin):
     ) -> None:
         if template not in TEMPLATES:
             raise ConfigError(
-                f"unknown chat template {template!r}", f"expected one of {', '.join(TEMPLATES)}", "set model.template"
+                f"unknown chat template {template!r}",
+                f"expected one of {', '.join(TEMPLATES)}",
+                "set model.template",
             )
         self.template = template
         self.patch_size = patch_size
@@ -69,7 +73,8 @@ class CasaProcessor(ProcessorMixin):
         self.max_side = max_side
         super().__init__(tokenizer, **kwargs)
         self._ids = {
-            token: tokenizer.convert_tokens_to_ids(token) for token in (END, SYSTEM, USER, ASSISTANT, IMAGE, FRAME_END)
+            token: cast(int, tokenizer.convert_tokens_to_ids(token))
+            for token in (END, SYSTEM, USER, ASSISTANT, IMAGE, FRAME_END)
         }
 
     @property
@@ -142,7 +147,8 @@ class CasaProcessor(ProcessorMixin):
         )
 
     def stream_prompt(self, query: str) -> list[int]:
-        """What a live stream starts with, up to where its first frame goes: the query's turn, the answer's start."""
+        """What a live stream starts with, up to where its first frame goes: the query's turn, the answer's
+        start."""
         turn = (Text(role="user", text=query),) if query else ()
         sample = Sample(source="stream", sample_id="stream", parts=turn)
         return list(self.encode(sample, [], add_generation_prompt=True).input_ids)
@@ -159,17 +165,19 @@ class CasaProcessor(ProcessorMixin):
             MediaError: ``empty_image`` or ``extreme_aspect_ratio``.
         """
         if height < 1 or width < 1:
-            raise MediaError("empty_image", f"an image of {width}×{height} pixels has nothing to see")
+            raise MediaError("empty_image", f"an image of {width} by {height} pixels has nothing to see")
         if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
             raise MediaError(
                 "extreme_aspect_ratio",
-                f"an image of {width}×{height} pixels is too elongated",
+                f"an image of {width} by {height} pixels is too elongated",
                 f"its longer side is more than {MAX_ASPECT_RATIO} times the shorter",
                 "crop it",
             )
         factor = self.patch_size * self.merge_size
         scale = min(1.0, self.max_side / math.sqrt(height * width))
-        new_height, new_width = (max(factor, round(side * scale / factor) * factor) for side in (height, width))
+        new_height, new_width = (
+            max(factor, round(side * scale / factor) * factor) for side in (height, width)
+        )
         while new_height * new_width > self.max_side**2 and max(new_height, new_width) > factor:
             # Rounding to multiples can overshoot the budget by one step: take it off the longer side.
             if new_height >= new_width:
@@ -191,7 +199,8 @@ class CasaProcessor(ProcessorMixin):
             size: From :meth:`image_size` of the same picture.
 
         Returns:
-            (P, E) float32, E = 3 · patch_size², in merge-group order: the patches of one image token are neighbours.
+            (P, E) float32, E = 3 · patch_size², in merge-group order: the patches of one image token are
+            neighbours.
         """
         if rgb.shape[:2] != (size.height, size.width):
             resized = PILImage.fromarray(rgb).resize((size.width, size.height), PILImage.Resampling.BICUBIC)

@@ -25,7 +25,8 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         vocab_size: Tokens in all, special ones and the 256 bytes included.
     """
     tokenizer = Tokenizer(models.BPE())
-    # Every run of text starts with a space, so a word is the same token wherever a frame happens to cut a sentence.
+    # Every run of text starts with a space, so a word is the same token wherever a frame happens to cut a
+    # sentence.
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(

@@ -5,8 +5,9 @@ page, a video with a question and a live-caption stream are all this one thing:
 
 * picture and question: ``[Image(user), Text(user), Text(assistant, trained)]``
 * live captions: ``[Text(user, the query), Image(assistant, t=0), Text(assistant, "a red", trained),
-  Image(assistant, t=0.5), Text(assistant, "", trained), …]``: an image that lies *inside* the assistant's turn
-  is a live frame, and the assistant text after it is what is said before the next frame, possibly nothing.
+  Image(assistant, t=0.5), Text(assistant, "", trained), …]``: an image that lies *inside* the assistant's
+  turn is a live frame, and the assistant text after it is what is said before the next frame, possibly
+  nothing.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ class Image:
 
     Attributes:
         role: The turn it lies in; ``assistant`` marks a frame of a live stream.
-        data: Encoded bytes (PNG, JPEG, …) of a picture, or of the whole video when ``timestamp`` picks a frame
-            of it; ``None`` when only the layout matters (token counting).
+        data: Encoded bytes (PNG, JPEG, …) of a picture, or of the whole video when ``timestamp`` picks a
+            frame of it; ``None`` when only the layout matters (token counting).
         media: Index of the bytes among the sample's media, where several parts share one video.
         timestamp: Seconds in the source video; ``None`` for a still picture.
     """

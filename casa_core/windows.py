@@ -1,14 +1,15 @@
 """Image positions and document starts → attention windows. The only place where windows are decided.
 
 A *window* is one image, or several consecutive images (no text between them), plus the text from there to the
-document's next image (paper, B.2). Text before a document's first image, and text of a document without images,
-lies in no window: its fusion update is zero.
+document's next image (paper, B.2). Text before a document's first image, and text of a document without
+images, lies in no window: its fusion update is zero.
 
-An image's position is the index of the text token that follows it, and the image belongs to that token's document.
+An image's position is the index of the text token that follows it, and the image belongs to that token's
+document.
 
 A forward may continue documents that began earlier (cached decoding, live streams). What is left of the old
-window then comes in as a :class:`Carry`, so that a frame's stop token that is folded into the next frame's prefill
-still belongs to the *old* window.
+window then comes in as a :class:`Carry`, so that a frame's stop token that is folded into the next frame's
+prefill still belongs to the *old* window.
 
 Shape suffixes: T text tokens, N image tokens, W windows, D documents, I images.
 """
@@ -78,7 +79,8 @@ class Windows:
                 carries.append(None)
                 continue
             tokens = int(counts_W[window])
-            # A window whose image is followed by no text yet has seen none; otherwise the last token's place tells.
+            # A window whose image is followed by no text yet has seen none; otherwise the last token's place
+            # tells.
             inside = end > start and self.text_window_T[end - 1] == window
             seen = int(self.text_position_T[end - 1]) + 1 - tokens if inside else 0
             carries.append(Carry(tokens, seen))
@@ -118,20 +120,27 @@ def window_layout(
     new_run_I = np.ones(len(positions_I), dtype=bool)
     new_run_I[1:] = positions_I[1:] != positions_I[:-1]
     run_start_R = np.concatenate([starts_D[[d for d, _ in carried]], positions_I[new_run_I]]).astype(np.int64)
-    run_document_R = np.concatenate([np.array([d for d, _ in carried], dtype=np.int64), document_I[new_run_I]])
+    run_document_R = np.concatenate(
+        [np.array([d for d, _ in carried], dtype=np.int64), document_I[new_run_I]]
+    )
     run_of_image_I = np.cumsum(new_run_I) - 1 + len(carried)
     run_tokens_R = np.bincount(run_of_image_I, weights=tokens_I, minlength=len(run_start_R)).astype(np.int64)
     run_offset_R = np.zeros(len(run_start_R), dtype=np.int64)
     for row, (_, carry) in enumerate(carried):
         run_tokens_R[row], run_offset_R[row] = carry.image_tokens, carry.text_tokens
 
-    # Stable order by start puts a carried run before a new image at the same place, and numbers windows as read.
+    # Stable order by start puts a carried run before a new image at the same place, and numbers windows as
+    # read.
     order_R = np.argsort(run_start_R, kind="stable")
     window_of_run_R = np.empty_like(order_R)
     window_of_run_R[order_R] = np.arange(len(order_R))
 
     text_window_T, text_position_T = _place_text(
-        document_T, run_start_R[order_R], run_document_R[order_R], run_tokens_R[order_R], run_offset_R[order_R]
+        document_T,
+        run_start_R[order_R],
+        run_document_R[order_R],
+        run_tokens_R[order_R],
+        run_offset_R[order_R],
     )
     image_runs_N = np.concatenate(
         [
@@ -155,7 +164,8 @@ def window_layout(
 def _place_text(
     document_T: IntArray, start_W: IntArray, document_W: IntArray, tokens_W: IntArray, offset_W: IntArray
 ) -> tuple[IntArray, IntArray]:
-    """Window and position of each text token: the last run at or before it, if that run is its document's own."""
+    """Window and position of each text token: the last run at or before it, if that run is its document's
+    own."""
     index_T = np.arange(len(document_T))
     if len(start_W) == 0:
         return np.full(len(document_T), -1, dtype=np.int64), np.zeros(len(document_T), dtype=np.int64)
@@ -190,7 +200,8 @@ def _check(text_length: int, starts_D: IntArray, positions_I: IntArray, tokens_I
         (np.diff(positions_I) < 0).any() or positions_I[0] < 0 or positions_I[-1] >= text_length
     ):
         raise DataError(
-            f"image positions {positions_I[:5].tolist()}… are unsorted or outside the {text_length} text tokens",
+            f"image positions {positions_I[:5].tolist()}… are unsorted or outside the {text_length} text "
+            "tokens",
             "an image stands before the text token that follows it, so one must follow",
             "keep the template's post-image token after the last image",
         )

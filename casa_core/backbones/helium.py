@@ -16,7 +16,8 @@ from casa_core.fusion.layers import CrossAttentionFusion, FusionState, Rope
 
 
 def rotate(tokens_XHD: torch.Tensor, rope: Rope) -> torch.Tensor:
-    """Helium's interleaved RoPE on flat tokens; ``rope`` holds (X, D) cos and sin as :func:`window_rope` gives them."""
+    """Helium's interleaved RoPE on flat tokens; ``rope`` holds (X, D) cos and sin as :func:`window_rope`
+    gives them."""
     cos_XD, sin_XD = rope
     return tokens_XHD * cos_XD[:, None] + rotate_half(tokens_XHD) * sin_XD[:, None]
 
@@ -31,7 +32,8 @@ def window_rope(model: HeliumModel, position_X: torch.Tensor, like: torch.Tensor
 class FusedHeliumDecoderLayer(HeliumDecoderLayer):
     """A Helium block whose self-attention is joined, in parallel (⊕), by a fusion layer.
 
-    Made by :func:`fuse` from an existing block, so that the backbone's state-dict keys and ``isinstance`` survive.
+    Made by :func:`fuse` from an existing block, so that the backbone's state-dict keys and ``isinstance``
+    survive.
     """
 
     fusion: CrossAttentionFusion

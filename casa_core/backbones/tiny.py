@@ -1,10 +1,12 @@
 """A small vision tower and a small Helium: the large models' path at a size that trains on two CPU cores.
 
-The tower has the interface of Qwen2.5-VL's: flattened patches in merge-group order and each image's patch grid go
-in, merged image tokens come out. Its patch embedding is a stack of strided convolutions over the reassembled picture
-instead of one linear map: trained from scratch, that finds edges in a fraction of the steps.
+The tower has the interface of Qwen2.5-VL's: flattened patches in merge-group order and each image's patch
+grid go in, merged image tokens come out. Its patch embedding is a stack of strided convolutions over the
+reassembled picture instead of one linear map: trained from scratch, that finds edges in a fraction of the
+steps.
 
-Shape suffixes: P patches of all images, N image tokens, E patch size in values, C tower width, H heads, D head size.
+Shape suffixes: P patches of all images, N image tokens, E patch size in values, C tower width, H heads, D
+head size.
 """
 
 from __future__ import annotations
@@ -78,7 +80,9 @@ class ConvStem(nn.Module):
 
     def _same_size(self, patches_PE: torch.Tensor, rows: int, cols: int) -> torch.Tensor:
         merge, patch = self.config.spatial_merge_size, self.config.patch_size
-        tiles = patches_PE.view(-1, rows // merge, cols // merge, merge, merge, self.config.in_channels, patch, patch)
+        tiles = patches_PE.view(
+            -1, rows // merge, cols // merge, merge, merge, self.config.in_channels, patch, patch
+        )
         pixels = tiles.permute(0, 5, 1, 3, 6, 2, 4, 7).reshape(
             len(tiles), self.config.in_channels, rows * patch, cols * patch
         )
@@ -129,7 +133,8 @@ class TinyVisionTower(nn.Module):
 
 @lru_cache(maxsize=256)
 def _position_embedding(rows: int, cols: int, merge: int, width: int) -> np.ndarray:
-    """Fixed sine–cosine embedding of each patch's row and column, (rows·cols, width), in merge-group order."""
+    """Fixed sine–cosine embedding of each patch's row and column, (rows·cols, width), in merge-group
+    order."""
     frequency = 1.0 / 100.0 ** (np.arange(width // 4) / (width // 4))
     row, col = np.meshgrid(np.arange(rows), np.arange(cols), indexing="ij")
     angles = np.concatenate([row[..., None] * frequency, col[..., None] * frequency], axis=-1)
@@ -176,5 +181,8 @@ def tiny_config(
         eos_token_id=eos_token_id,
     )
     return CasaConfig(
-        text_config=text, vision_config=vision or TinyVisionConfig(), fusion=fusion, images_withheld=images_withheld
+        text_config=text,
+        vision_config=vision or TinyVisionConfig(),
+        fusion=fusion,
+        images_withheld=images_withheld,
     )

@@ -59,7 +59,8 @@ class Engine:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         model, processor = load_checkpoint(folder)
-        return cls(model.to(device=device, dtype=dtype or model.dtype), processor)
+        model.to(device=torch.device(device), dtype=dtype or model.dtype)  # pyright: ignore[reportCallIssue]
+        return cls(model, processor)
 
     @property
     def info(self) -> dict[str, Any]:

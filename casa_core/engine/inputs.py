@@ -42,7 +42,9 @@ def decode_images(sample: Sample) -> list[NDArray[np.uint8]]:
     videos: dict[int, bytes] = {}
     for image in images:
         if image.data is None:
-            raise MediaError("missing_image", f"sample {sample.sample_id!r} names an image but carries no bytes")
+            raise MediaError(
+                "missing_image", f"sample {sample.sample_id!r} names an image but carries no bytes"
+            )
         if image.timestamp is not None:
             frames.setdefault(image.media, []).append(image.timestamp)
             videos[image.media] = image.data
@@ -60,7 +62,8 @@ def prompt_extension(sample: Sample, processor: CasaProcessor, *, images_withhel
     Args:
         sample: The conversation.
         processor: Its template and image settings.
-        images_withheld: Keep the template's image tokens but show no image: how the blind baseline was trained.
+        images_withheld: Keep the template's image tokens but show no image: how the blind baseline was
+            trained.
     """
     if images_withheld:
         count = sum(isinstance(part, Image) for part in sample.parts)

@@ -19,9 +19,9 @@ from casa_core.processing import CasaProcessor
 class StreamSession:
     """One stream's conversation with the model.
 
-    The text KV cache grows with the words said and two template tokens a frame; the image KV is the latest frame's
-    alone. The stop token that ends a frame's words is not run at once but folded into the next frame's prefill,
-    where it still belongs to the old frame's window.
+    The text KV cache grows with the words said and two template tokens a frame; the image KV is the latest
+    frame's alone. The stop token that ends a frame's words is not run at once but folded into the next
+    frame's prefill, where it still belongs to the old frame's window.
 
     Args:
         model: The fused model.
@@ -31,7 +31,12 @@ class StreamSession:
     """
 
     def __init__(
-        self, model: CasaForConditionalGeneration, processor: CasaProcessor, *, query: str, max_tokens_per_frame: int
+        self,
+        model: CasaForConditionalGeneration,
+        processor: CasaProcessor,
+        *,
+        query: str,
+        max_tokens_per_frame: int,
     ) -> None:
         self._model = model
         self._processor = processor
@@ -65,7 +70,9 @@ class StreamSession:
         """
         started = time.perf_counter()
         if self._closed:
-            raise DataError("the session is closed", "frames can only be pushed while it is open", "open a new one")
+            raise DataError(
+                "the session is closed", "frames can only be pushed while it is open", "open a new one"
+            )
         extension_ids = [*self._pending, self._processor.image_id]
         self._check_room(len(extension_ids))
         prepared = []
@@ -86,7 +93,9 @@ class StreamSession:
             logits_BV = self._state.extend([image_extension([token], [], [])])
             token = int(logits_BV.argmax())
         truncated = bool(words) and len(words) >= self._max_tokens
-        self._pending = [words[-1], self._processor.frame_end_id] if truncated else [self._processor.frame_end_id]
+        self._pending = (
+            [words[-1], self._processor.frame_end_id] if truncated else [self._processor.frame_end_id]
+        )
         return CaptionEvent(
             timestamp=timestamp,
             text=self._processor.decode_text(words),

@@ -1,17 +1,17 @@
 """Attention inside segments: one function for packed self-attention and for cross-attention windows.
 
 A *segment* pairs a group of query tokens with a group of key tokens: a document with itself (causal
-self-attention of packed text), a window's text with its image tokens (cross-attention), an image's patches with
-themselves (the vision tower). Tokens of different segments never see each other.
+self-attention of packed text), a window's text with its image tokens (cross-attention), an image's patches
+with themselves (the vision tower). Tokens of different segments never see each other.
 
 Two backends compute the same thing:
 
 * ``reference``: one dense mask over all queries and keys. Readable, quadratic; tests and audits use it.
-* ``padded``: segments padded into a batch for ``scaled_dot_product_attention``. The fast path: its cost is the
-  sum over segments of queries × keys (plus padding), not all queries × all keys.
+* ``padded``: segments padded into a batch for ``scaled_dot_product_attention``. The fast path: its cost is
+  the sum over segments of queries × keys (plus padding), not all queries × all keys.
 
-Shape suffixes: T query tokens, N key tokens, S segments, Q/K longest query/key run of a segment, H query heads,
-G key/value heads, D head size.
+Shape suffixes: T query tokens, N key tokens, S segments, Q/K longest query/key run of a segment, H query
+heads, G key/value heads, D head size.
 """
 
 from __future__ import annotations
@@ -50,7 +50,11 @@ class Segments:
 
     @classmethod
     def build(
-        cls, query_segment_T: NDArray[np.int64], key_segment_N: NDArray[np.int64], count: int, device: torch.device | str
+        cls,
+        query_segment_T: NDArray[np.int64],
+        key_segment_N: NDArray[np.int64],
+        count: int,
+        device: torch.device | str,
     ) -> Segments | None:
         """Segments that have both a query and a key; ``None`` when there is none at all."""
         queries_S = np.bincount(query_segment_T[query_segment_T >= 0], minlength=count)
@@ -80,7 +84,8 @@ class Segments:
 def _pad(
     segment_T: NDArray[np.int64], segments: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_], bool]:
-    """Padded slots of tokens grouped by segment: index (S, L), slot of each token, real slots, no-op or not."""
+    """Padded slots of tokens grouped by segment: index (S, L), slot of each token, real slots, no-op or
+    not."""
     order = np.argsort(segment_T, kind="stable")
     order = order[segment_T[order] >= 0]
     lengths_S = np.bincount(segment_T[order], minlength=segments)
@@ -178,6 +183,7 @@ def _attend_reference(
     visible_TN &= segments.query_segment_T[:, None] >= 0
     scores_HTN = torch.einsum("thd,nhd->htn", query_THD, key_NHD) * (size**-0.5 if scale is None else scale)
     scores_HTN = scores_HTN.masked_fill(~visible_TN, float("-inf"))
-    # A row without any visible key is all −inf: its softmax is NaN by definition and its update zero by eq. 2.
+    # A row without any visible key is all −inf: its softmax is NaN by definition and its update zero by eq.
+    # 2.
     weights_HTN = torch.softmax(scores_HTN, dim=-1).nan_to_num(0.0)
     return cast(torch.Tensor, torch.einsum("htn,nhd->thd", weights_HTN, value_NHD))

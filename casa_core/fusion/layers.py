@@ -1,7 +1,7 @@
 """One fusion layer, and the state that a forward hands to all of them.
 
-Shape suffixes: B rows, L tokens of a row, T = B·L text tokens, N image tokens, C width, H/G query/key-value heads,
-D head size, X any token count.
+Shape suffixes: B rows, L tokens of a row, T = B·L text tokens, N image tokens, C width, H/G query/key-value
+heads, D head size, X any token count.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ Rope = tuple[torch.Tensor, torch.Tensor]
 class ImageCache:
     """Keys and values of the image tokens of each sequence's current window, one entry a fusion layer.
 
-    Keys are stored after RoPE: positions inside a window do not change while it lasts. Tokens are flat, sequence
-    by sequence, as :class:`casa_core.windows.Windows` orders carried tokens.
+    Keys are stored after RoPE: positions inside a window do not change while it lasts. Tokens are flat,
+    sequence by sequence, as :class:`casa_core.windows.Windows` orders carried tokens.
     """
 
     keys: dict[int, torch.Tensor] = field(default_factory=dict)
@@ -78,7 +78,13 @@ class CrossAttentionFusion(nn.Module):
     """
 
     def __init__(
-        self, hidden_size: int, num_heads: int, num_key_value_heads: int, head_dim: int, layer_idx: int, rotate: Rotate
+        self,
+        hidden_size: int,
+        num_heads: int,
+        num_key_value_heads: int,
+        head_dim: int,
+        layer_idx: int,
+        rotate: Rotate,
     ) -> None:
         super().__init__()
         self.head_dim = head_dim
@@ -132,7 +138,8 @@ class CrossAttentionFusion(nn.Module):
 
 
 def copy_projections(fusion: CrossAttentionFusion, attention: nn.Module, *, zero_output: bool) -> None:
-    """Start a fusion layer from the same block's self-attention (paper, 4.1), optionally with a zero output."""
+    """Start a fusion layer from the same block's self-attention (paper, 4.1), optionally with a zero
+    output."""
     with torch.no_grad():
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
             target, source = getattr(fusion, name), getattr(attention, name)

@@ -49,11 +49,11 @@ def ray_map(function: Callable[[Work], Result], work: Sequence[Work], *, workers
         for row in dataset.iter_rows():
             yield pickle.loads(row["result"])
     except RayTaskError as error:
-        raise _own(error.cause) from error
+        raise original_error(error.cause) from error
 
 
-def _own(error: Exception) -> Exception:
-    """The error as it was raised: Ray Data appends advice of its own to the first argument."""
+def original_error(error: Exception) -> Exception:
+    """The error as a mapped function raised it: Ray Data appends advice of its own to the first argument."""
     if not isinstance(error, CasaError):
         return error
     return type(error)(*(str(argument).partition("\nFailed to apply UDF")[0] for argument in error.args))

@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from casa_core.errors import CasaError
+from pipelines.data.ray_map import original_error
 from pipelines.data.rows import sample_from_row
 from pipelines.data.store import CleanReader
 from pipelines.evaluate import HELD_OUT
@@ -189,18 +189,11 @@ def examine(
             rows += batch.to_pylist()
             on_rows(batch.num_rows)
     except RayTaskError as error:
-        raise _own(error.cause) from error
+        raise original_error(error.cause) from error
     models, names = list(checkpoints), list(sources)
     return sorted(
         rows, key=lambda r: (models.index(r["model"]), names.index(r["source"]), r["row"], r["turn"])
     )
-
-
-def _own(error: Exception) -> Exception:
-    """The error as the actor raised it: Ray Data appends its retry advice to the first argument."""
-    if not isinstance(error, CasaError):
-        return error
-    return type(error)(*(str(argument).partition("\nFailed to apply UDF")[0] for argument in error.args))
 
 
 def _tables(dataset: Any) -> Iterator[pa.Table]:

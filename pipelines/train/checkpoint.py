@@ -1,7 +1,7 @@
 """Training checkpoints: all workers' shards under one folder, whole or not there.
 
-``checkpoints/step-00000100/`` holds DeepSpeed's shards and, written last by the first worker after everyone has
-finished, ``complete.json``. A folder without it does not exist for anyone.
+``checkpoints/step-00000100/`` holds DeepSpeed's shards and, written last by the first worker after everyone
+has finished, ``complete.json``. A folder without it does not exist for anyone.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ def newest(root: Path) -> SavedStep | None:
 
 
 def save(engine: Any, root: Path, *, steps_done: int, rank: int, world_size: int) -> None:
-    """Write a checkpoint; every worker calls it. Older ones beyond ``KEEP`` are removed once this one is whole."""
+    """Write a checkpoint; every worker calls it. Older ones beyond ``KEEP`` are removed once this one is
+    whole."""
     folder = root / f"step-{steps_done:08d}"
     if rank == 0:
         shutil.rmtree(folder, ignore_errors=True)  # what a killed attempt left
@@ -71,12 +72,15 @@ def load(engine: Any, saved: SavedStep, *, world_size: int) -> int:
         raise StoreError(
             f"the checkpoint at step {saved.steps_done} was written by {saved.world_size} workers",
             f"this run has {world_size}, and optimizer shards belong to a number of workers",
-            f"finish with where.train.workers={saved.world_size}, or remove {saved.folder.parent} to start again",
+            f"finish with where.train.workers={saved.world_size}, or remove {saved.folder.parent} "
+            "to start again",
         )
     path, client_state = engine.load_checkpoint(str(saved.folder), tag="state")
     if path is None:
         raise StoreError(
-            f"{saved.folder} cannot be loaded", "DeepSpeed found no state in it", "remove the folder and run again"
+            f"{saved.folder} cannot be loaded",
+            "DeepSpeed found no state in it",
+            "remove the folder and run again",
         )
     torch.set_rng_state(client_state["rng"])
     return saved.steps_done

@@ -1,6 +1,7 @@
 """Packed rows and the bytes they refer to → batches, decoded ahead of the step that needs them.
 
-Row schema in: ``pack/1`` rows (ids and references) and ``clean/1`` media. Out: :class:`casa_core.batch.PackedBatch`.
+Row schema in: ``pack/1`` rows (ids and references) and ``clean/1`` media. Out:
+:class:`casa_core.batch.PackedBatch`.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ class SequenceReader:
         self, pack: Path, sources: Mapping[str, Path], processor: CasaProcessor, *, images: bool = True
     ) -> None:
         self.pack = PackReader(pack)
-        self._clean = {name: CleanReader(folder, "train") for name, folder in sources.items()} if images else {}
+        self._clean = (
+            {name: CleanReader(folder, "train") for name, folder in sources.items()} if images else {}
+        )
         self._processor = processor
         self._images = images
 
@@ -68,7 +71,8 @@ class SequenceReader:
             image = prepare_image(rgb, self._processor)
             if image.size.tokens != reference["tokens"]:
                 raise StoreError(
-                    f"row {key[1]} of {key[0]} gives {image.size.tokens} image tokens, {reference['tokens']} were packed",
+                    f"row {key[1]} of {key[0]} gives {image.size.tokens} image tokens, "
+                    f"{reference['tokens']} were packed",
                     "the packed data was made with other image settings",
                     "run the pack stage again",
                 )

@@ -1,5 +1,5 @@
-"""Which packed sequences make up which step. A pure function of the seed, so that any worker, any number of workers
-and any restart agree without talking to each other."""
+"""Which packed sequences make up which step. A pure function of the seed, so that any worker, any number of
+workers and any restart agree without talking to each other."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Step:
 class StepOrder:
     """Sequences of each step.
 
-    Each kind has its own endless order: one shuffle after another of all its sequences. Kinds alternate in a fixed
-    pattern that keeps the ratio at every point of the run, video spread evenly between images.
+    Each kind has its own endless order: one shuffle after another of all its sequences. Kinds alternate in a
+    fixed pattern that keeps the ratio at every point of the run, video spread evenly between images.
 
     Args:
         by_kind: Global numbers of the sequences of each kind.
@@ -83,7 +83,8 @@ def _interleave(images: int, videos: int) -> tuple[str, ...]:
     """``(3, 1)`` → image, image, image, video; ``(2, 2)`` → image, video, image, video."""
     total = images + videos
     return tuple(
-        "video" if (place + 1) * videos // total > place * videos // total else "image" for place in range(total)
+        "video" if (place + 1) * videos // total > place * videos // total else "image"
+        for place in range(total)
     )
 
 

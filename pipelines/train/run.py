@@ -1,7 +1,8 @@
 """The train stage: Ray Train around :func:`pipelines.train.worker.train`.
 
-In: a pack artifact and the clean artifacts it refers to. Out: ``model/`` (a checkpoint folder), ``metrics.jsonl``.
-A killed attempt leaves ``checkpoints/``, from which the next one continues; a finished one removes them.
+In: a pack artifact and the clean artifacts it refers to. Out: ``model/`` (a checkpoint folder),
+``metrics.jsonl``. A killed attempt leaves ``checkpoints/``, from which the next one continues; a finished
+one removes them.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ def run_stage(context: StageContext) -> dict[str, Any]:
     job = _job(context)
     placement = context.where["train"]
     with _ProgressFromMetrics(context, job.train["steps"]):
-        _fit(job, workers=placement["workers"], cpus_per_worker=placement["cpus_per_worker"], name=context.name)
+        _fit(
+            job, workers=placement["workers"], cpus_per_worker=placement["cpus_per_worker"], name=context.name
+        )
     shutil.rmtree(context.output / "checkpoints", ignore_errors=True)
     shutil.rmtree(context.output / "ray_train", ignore_errors=True)
     return _summary(context.output)
@@ -123,12 +126,17 @@ class _ProgressFromMetrics:
 def _summary(output: Path) -> dict[str, Any]:
     lines = metrics.read_lines(output / metrics.FILE)
     seconds = sum(line["seconds"] for line in lines)
-    last = {kind: [line["loss"] for line in lines if line["kind"] == kind][-20:] for kind in ("image", "video")}
+    last = {
+        kind: [line["loss"] for line in lines if line["kind"] == kind][-20:] for kind in ("image", "video")
+    }
     manifest = json.loads((output / "model" / "manifest.json").read_text())
+    losses = {kind: sum(values) / len(values) for kind, values in last.items() if values}
+    parts = [f"{len(lines)} steps", *(f"{kind} loss {loss:.3f}" for kind, loss in losses.items())]
     return {
+        "headline": " · ".join([*parts, f"{manifest['parameters'] / 1e6:.2f} M parameters"]),
         "steps": len(lines),
         "parameters": manifest["parameters"],
-        **{f"final_{kind}_loss": round(sum(values) / len(values), 4) for kind, values in last.items() if values},
+        **{f"final_{kind}_loss": round(loss, 4) for kind, loss in losses.items()},
         "text_tokens_per_second": round(sum(line["text_tokens"] for line in lines) / max(seconds, 1e-9), 1),
         "loader_wait_share": round(sum(line["loader_wait_s"] for line in lines) / max(seconds, 1e-9), 4),
     }

@@ -1,4 +1,5 @@
-"""One training step, without Ray: forward, loss over the *global* number of answer tokens, backward, update."""
+"""One training step, without Ray: forward, loss over the *global* number of answer tokens, backward,
+update."""
 
 from __future__ import annotations
 
@@ -29,8 +30,9 @@ class StepTotals:
 def train_step(engine: Any, batch: PackedBatch, world_size: int) -> StepTotals:
     """Run one step on a DeepSpeed engine.
 
-    The loss is summed over every worker's answer tokens and divided by their global count, so that a long answer
-    weighs the same wherever it lands. DeepSpeed averages gradients over workers, hence the factor ``world_size``.
+    The loss is summed over every worker's answer tokens and divided by their global count, so that a long
+    answer weighs the same wherever it lands. DeepSpeed averages gradients over workers, hence the factor
+    ``world_size``.
 
     Args:
         engine: From ``deepspeed.initialize``.
@@ -38,7 +40,9 @@ def train_step(engine: Any, batch: PackedBatch, world_size: int) -> StepTotals:
         world_size: Number of workers.
     """
     counts = torch.tensor(
-        [batch.text_tokens, batch.image_tokens, batch.trained_tokens], dtype=torch.float64, device=engine.device
+        [batch.text_tokens, batch.image_tokens, batch.trained_tokens],
+        dtype=torch.float64,
+        device=engine.device,
     )
     _sum_over_workers(counts, world_size)
     text_tokens, image_tokens, trained_tokens = (int(value) for value in counts.tolist())

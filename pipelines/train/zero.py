@@ -11,11 +11,13 @@ import torch
 from torch import nn
 
 ADAM_BETAS = (0.9, 0.99)
-"""0.99 rather than AdamW's 0.999: runs of a thousand steps end before a slower second moment has warmed up."""
+"""0.99 rather than AdamW's 0.999: runs of a thousand steps end before a slower second moment has warmed
+up."""
 
 
 def zero_config(*, stage: int, world_size: int, clip_grad_norm: float) -> dict[str, Any]:
-    """DeepSpeed's configuration. Batch sizes are nominal: batches are packed, and the loss is scaled by us."""
+    """DeepSpeed's configuration. Batch sizes are nominal: batches are packed, and the loss is scaled by
+    us."""
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
@@ -36,7 +38,13 @@ def zero_config(*, stage: int, world_size: int, clip_grad_norm: float) -> dict[s
 
 
 def wrap(
-    model: nn.Module, *, stage: int, world_size: int, learning_rate: float, weight_decay: float, clip_grad_norm: float
+    model: nn.Module,
+    *,
+    stage: int,
+    world_size: int,
+    learning_rate: float,
+    weight_decay: float,
+    clip_grad_norm: float,
 ) -> Any:
     """A DeepSpeed engine around ``model`` with AdamW over its trainable parameters."""
     if not torch.cuda.is_available():

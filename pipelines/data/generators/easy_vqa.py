@@ -2,8 +2,8 @@
 
 The raw questions are three quarters yes/no. Each split is drawn so that colour, shape and yes/no questions
 are equally frequent, and "yes" as frequent as "no": a metric over all rows weighs the three kinds equally.
-Training yes/no questions are half about colours and half about shapes; the package asks three times as often about
-colours, which are learned in a hundred steps. Held-out ones stay as the package asks them.
+Training yes/no questions are half about colours and half about shapes; the package asks three times as often
+about colours, which are learned in a hundred steps. Held-out ones stay as the package asks them.
 One row holds one question; the ``source`` column names its kind: ``easy-vqa/color``, ``/shape``, ``/yes_no``.
 """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -89,9 +90,10 @@ def test_a_document_read_in_pieces_has_the_windows_of_the_whole(data: st.DataObj
         )
         # Number every token of this forward by its place in the whole.
         new = [[image_number[d] + n for n in range(sum(own))] for d, own in enumerate(now)]
-        images = [*sum(in_sight, []), *sum(new, [])]
+        carried = list(chain.from_iterable(in_sight))
+        images = [*carried, *chain.from_iterable(new)]
         texts = [text_number[d] + n for d, own in enumerate(now) for n in range(own.count(0))]
-        assert windows.carried_tokens == len(sum(in_sight, []))
+        assert windows.carried_tokens == len(carried)
         assert windows.text_position_T.tolist() == [whole_text[n].position for n in texts]
         assert windows.image_position_N.tolist() == [whole_image[n].position for n in images]
         assert groups([*windows.text_window_T, *windows.image_window_N]) == groups(

@@ -35,7 +35,7 @@ def document(outline: Sequence[int], width: int, generator: torch.Generator) -> 
         if tokens:
             items.append(torch.randn(tokens, width, generator=generator, dtype=torch.float64))
         else:
-            items.append(int(torch.randint(VOCABULARY, (), generator=generator)))
+            items.append(int(torch.randint(1, VOCABULARY, (), generator=generator)))  # 0 is padding
     return items
 
 

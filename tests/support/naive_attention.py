@@ -29,5 +29,7 @@ def naive_attention(
             group = head * groups // heads
             scores = [query_THD[t, head].double() @ key_NGD[n, group].double() * scale for n in seen]
             weights = torch.stack(scores).exp() / torch.stack(scores).exp().sum()
-            rows.append(sum(weight * value_NGD[n, group].double() for weight, n in zip(weights, seen, strict=True)))
+            rows.append(
+                sum(weight * value_NGD[n, group].double() for weight, n in zip(weights, seen, strict=True))
+            )
     return torch.stack(rows).view(query_THD.shape)

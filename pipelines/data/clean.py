@@ -95,8 +95,10 @@ def run_stage(context: StageContext) -> dict[str, Any]:
     card = _card(what, tasks, reports)
     write_json(context.output / CARD, card)
     shutil.rmtree(context.output / _REPORTS)
+    rows = {split: entry["rows"] for split, entry in card["splits"].items()}
     return {
-        "rows": {split: entry["rows"] for split, entry in card["splits"].items()},
+        "headline": " · ".join([*(f"{count:,} {split}" for split, count in rows.items()), _set_aside(card)]),
+        "rows": rows,
         "bytes": card["bytes"],
         "quarantined": card["quarantine"],
     }
@@ -253,6 +255,13 @@ def _card(what: dict[str, Any], tasks: Sequence[ShardTask], reports: Sequence[Sh
         "splits": splits,
         "quarantine": count_reasons(entry for report in reports for entry in report.rejected),
     }
+
+
+def _set_aside(card: dict[str, Any]) -> str:
+    """``2 quarantined (missing_image 1, truncated_image 1)``"""
+    reasons = card["quarantine"]
+    listed = ", ".join(f"{reason} {count}" for reason, count in reasons.items())
+    return f"{sum(reasons.values())} quarantined" + (f" ({listed})" if listed else "")
 
 
 def _media_bytes(row: Row) -> int:

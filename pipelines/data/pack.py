@@ -108,7 +108,12 @@ def run_stage(context: StageContext) -> dict[str, Any]:
     shutil.rmtree(scratch)
     context.progress(3, 3, f"{len(sequences)} sequences")
     names = ("sequences", "lower_bound", "fill", "by_kind", "quarantine")
-    return {name: card[name] for name in names}
+    pictures = card["by_kind"]["image"]
+    headline = (
+        f"{card['sequences']:,} sequences, at best {card['lower_bound']:,} · with pictures: "
+        f"text {pictures['fill']['text']:.0%} full, images {pictures['fill']['image']:.0%}"
+    )
+    return {"headline": headline} | {name: card[name] for name in names}
 
 
 def make_tokenizer(how: dict[str, Any], readers: Sequence[CleanReader], folder: Path) -> str:

@@ -7,7 +7,6 @@ one removes them.
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import shutil
 import threading
@@ -87,14 +86,8 @@ def _work(config: dict[str, Any]) -> None:
 
 
 def _worker_environment(gpus: bool) -> dict[str, str]:
-    import ray
-
     environment = {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error"}
-    if not gpus:
-        environment["DS_ACCELERATOR"] = "cpu"
-    if ipaddress.ip_address(ray.util.get_node_ip_address()).is_loopback:
-        environment["GLOO_SOCKET_IFNAME"] = "lo"  # else gloo would listen where the host name points
-    return environment
+    return environment if gpus else environment | {"DS_ACCELERATOR": "cpu"}
 
 
 class _ProgressFromMetrics:

@@ -1,0 +1,101 @@
+"""The quickstart at a size for tests: every stage but the endpoint, through the ``casa`` command."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from infra import local_ray
+from infra.processes import session_processes
+
+SMALL = {
+    "data.sources.vqa.make.train_rows": "1200",
+    "data.sources.vqa.make.test_rows": "60",
+    "data.sources.live.make.train_clips": "60",
+    "data.sources.live.make.test_clips": "4",
+    "data.max_failures": "0.1",
+    "train.steps": "60",
+    "train.warmup_steps": "5",
+    "train.decay_steps": "20",
+    "train.checkpoint_every": "10",
+    "evaluate.baselines": "[]",
+}
+
+
+def command(store: Path, verb: str, settings: dict[str, str] | None = None) -> list[str]:
+    """``casa <verb> quickstart`` at test size on ``store``."""
+    values = SMALL | {"where.store": str(store)} | (settings or {})
+    sets = [word for name, value in values.items() for word in ("--set", f"{name}={value}")]
+    return [sys.executable, "-c", "from pipelines.cli import main; main()", verb, "quickstart", *sets]
+
+
+def run(store: Path, settings: dict[str, str] | None = None) -> str:
+    """Runs to the end; the output."""
+    done = subprocess.run(command(store, "run", settings), capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def plan(store: Path, settings: dict[str, str] | None = None) -> dict[str, bool]:
+    """Which stages are cached, by name."""
+    done = subprocess.run(
+        [*command(store, "plan", settings), "--json"], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return {stage["stage"]: stage["status"] == "done" for stage in json.loads(done.stdout)}
+
+
+def kill_during_training(
+    store: Path, after_step: int, victims: Callable[[int], list[int]], settings: dict[str, str] | None = None
+) -> int:
+    """Starts a run, SIGKILLs some of its processes once a step is done; returns the walker's exit code.
+
+    Args:
+        store: A store without a trained model.
+        after_step: The step to wait for.
+        victims: From the walker's process id to the ids to kill.
+        settings: Beyond ``SMALL``.
+    """
+    quiet = subprocess.DEVNULL
+    walker = subprocess.Popen(command(store, "run", settings), stdout=quiet, stderr=quiet)
+    try:
+        deadline = time.monotonic() + 300
+        while steps_done(store) < after_step:
+            assert walker.poll() is None, "the run ended before it could be killed"
+            assert time.monotonic() < deadline, "training did not get there"
+            time.sleep(0.05)
+        for pid in victims(walker.pid):
+            psutil.Process(pid).send_signal(signal.SIGKILL)
+        return walker.wait(timeout=400)
+    finally:
+        if walker.poll() is None:
+            walker.kill()
+
+
+def steps_done(store: Path) -> int:
+    """Steps in the metrics of the training that runs or ran."""
+    return max(
+        (len(path.read_text().splitlines()) for path in store.glob("train/*/metrics.jsonl")), default=0
+    )
+
+
+def training_workers(store: Path) -> list[int]:
+    """Process ids of the training workers of the store's Ray head."""
+    session = local_ray.read_session(store / "session")
+    assert session is not None
+    processes = session_processes(session.session_id, Path(session.folder))
+    return [process.pid for process in processes if "RayTrainWorker" in " ".join(process.cmdline())]
+
+
+def manifests(store: Path) -> dict[str, dict[str, Any]]:
+    """Manifest of each finished stage, by name."""
+    found = [json.loads(path.read_text()) for path in store.glob("*/*/manifest.json")]
+    return {manifest["provenance"]["stage"]: manifest for manifest in found}

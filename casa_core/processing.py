@@ -242,9 +242,15 @@ class _Encoder:
             self.pending_images += 1
         else:
             self._see_images()
-            for token in self.tokenizer.encode(part.text, add_special_tokens=False) if part.text else []:
+            for token in self._words(part.text):
                 self.append(token, trained=part.trained)
             self.turn_trained |= part.trained
+
+    def _words(self, text: str) -> list[int]:
+        """Ids of a run of text. Whoever spells a special token in it gets its letters, not its power."""
+        if not text:
+            return []
+        return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
 
     def close(self) -> None:
         """End the open turn. A live stream has no end of its own: its last frame ends like the others."""

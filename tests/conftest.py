@@ -16,6 +16,15 @@ RAY = {"address": "local", "num_cpus": 4, "object_store_mb": 128}
 
 
 @pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small checkpoint with random weights and a context of 256 tokens."""
+    from tests.support.serve_checkpoint import write_checkpoint
+
+    texts = ["what colour is shape 3 red green blue", "describe it live a red circle moves on"]
+    return write_checkpoint(tmp_path_factory.mktemp("tiny") / "model", texts)
+
+
+@pytest.fixture(scope="session")
 def ray_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Session folder of the Ray head that all tests share; ended with all it started."""
     folder = tmp_path_factory.mktemp("ray-head")

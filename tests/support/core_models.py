@@ -19,7 +19,7 @@ WIDTH = 32
 
 
 def small_model(dtype: torch.dtype = torch.float64, **fusion: Any) -> CasaForConditionalGeneration:
-    """Two layers, grouped queries, image tokens handed in as they are; each fusion layer has its own weights."""
+    """Two layers, grouped queries, image tokens handed in as they are; own weights in each fusion layer."""
     text = HeliumConfig(
         vocab_size=VOCABULARY,
         hidden_size=WIDTH,

@@ -1,8 +1,8 @@
 """The whole fused Helium, token by token: one document, one layer, one head, one key at a time.
 
 Only the weights are read from the model under test; not one line is shared with it. Follows the paper: a
-text token's update in each block is its self-attention plus (⊕) its cross-attention to the image tokens of its
-window (eq. 2), both from the same normed input; image tokens are keys and values there and nothing else.
+text token's update in each block is its self-attention plus (⊕) its cross-attention to the image tokens of
+its window (eq. 2), both from the same normed input; image tokens are keys and values there and nothing else.
 Positions inside a window count its image tokens from 0, then its text.
 
 C is the width, D the head size.

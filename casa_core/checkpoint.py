@@ -1,4 +1,9 @@
-"""Checkpoint folders in Hugging Face layout: what training writes, and evaluation and serving load."""
+"""Checkpoint folders in Hugging Face layout: what training writes, and evaluation and serving load.
+
+After ``import casa_core.checkpoint``, transformers' ``AutoConfig``, ``AutoModel`` and ``AutoProcessor`` load
+such a folder too. (``import casa_core`` alone does not register them: it stays free of torch, for the command
+line's sake.)
+"""
 
 from __future__ import annotations
 

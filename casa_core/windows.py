@@ -112,67 +112,87 @@ def window_layout(
     tokens_I = np.asarray(image_tokens, dtype=np.int64)
     _check(text_length, starts_D, positions_I, tokens_I)
 
+    runs = _find_runs(starts_D, positions_I, tokens_I, carries or ())
     document_T = np.searchsorted(starts_D, np.arange(text_length), side="right") - 1
-    document_I = np.searchsorted(starts_D, positions_I, side="right") - 1
-
-    # A run is what opens a window: a carried one at its document's start, or the first of consecutive images.
-    carried = [(d, c) for d, c in enumerate(carries or ()) if c is not None]
-    new_run_I = np.ones(len(positions_I), dtype=bool)
-    new_run_I[1:] = positions_I[1:] != positions_I[:-1]
-    run_start_R = np.concatenate([starts_D[[d for d, _ in carried]], positions_I[new_run_I]]).astype(np.int64)
-    run_document_R = np.concatenate(
-        [np.array([d for d, _ in carried], dtype=np.int64), document_I[new_run_I]]
-    )
-    run_of_image_I = np.cumsum(new_run_I) - 1 + len(carried)
-    run_tokens_R = np.bincount(run_of_image_I, weights=tokens_I, minlength=len(run_start_R)).astype(np.int64)
-    run_offset_R = np.zeros(len(run_start_R), dtype=np.int64)
-    for row, (_, carry) in enumerate(carried):
-        run_tokens_R[row], run_offset_R[row] = carry.image_tokens, carry.text_tokens
-
-    # Stable order by start puts a carried run before a new image at the same place, and numbers windows as
-    # read.
-    order_R = np.argsort(run_start_R, kind="stable")
-    window_of_run_R = np.empty_like(order_R)
-    window_of_run_R[order_R] = np.arange(len(order_R))
-
-    text_window_T, text_position_T = _place_text(
-        document_T,
-        run_start_R[order_R],
-        run_document_R[order_R],
-        run_tokens_R[order_R],
-        run_offset_R[order_R],
-    )
-    image_runs_N = np.concatenate(
-        [
-            np.repeat(np.arange(len(carried)), run_tokens_R[: len(carried)]),
-            np.repeat(run_of_image_I, tokens_I),
-        ]
-    ).astype(np.int64)
+    text_window_T, text_position_T = _place_text(document_T, runs)
     last_window_D = np.full(len(starts_D), -1, dtype=np.int64)
-    last_window_D[run_document_R[order_R]] = np.arange(len(order_R))  # later runs overwrite earlier ones
+    last_window_D[runs.document_W] = np.arange(len(runs.start_W))  # later windows overwrite earlier ones
     return Windows(
         text_window_T=text_window_T,
         text_position_T=text_position_T,
-        image_window_N=window_of_run_R[image_runs_N],
-        image_position_N=_index_in_run(image_runs_N),
-        carried_tokens=int(run_tokens_R[: len(carried)].sum()),
-        count=len(run_start_R),
+        image_window_N=runs.window_N,
+        image_position_N=runs.position_N,
+        carried_tokens=runs.carried_tokens,
+        count=len(runs.start_W),
         last_window_D=last_window_D,
     )
 
 
-def _place_text(
-    document_T: IntArray, start_W: IntArray, document_W: IntArray, tokens_W: IntArray, offset_W: IntArray
-) -> tuple[IntArray, IntArray]:
-    """Window and position of each text token: the last run at or before it, if that run is its document's
-    own."""
+@dataclass(frozen=True, slots=True)
+class _Runs:
+    """What opens each window: a carried one at its document's start, or the first of consecutive images.
+
+    Attributes:
+        start_W: Text token at which the window's text goes on or begins.
+        document_W: Its document.
+        tokens_W: Its image tokens.
+        offset_W: Text tokens it held before this forward.
+        window_N, position_N: Window of each image token, and its place in it.
+        carried_tokens: How many image tokens are carried.
+    """
+
+    start_W: IntArray
+    document_W: IntArray
+    tokens_W: IntArray
+    offset_W: IntArray
+    window_N: IntArray
+    position_N: IntArray
+    carried_tokens: int
+
+
+def _find_runs(
+    starts_D: IntArray, positions_I: IntArray, tokens_I: IntArray, carries: Sequence[Carry | None]
+) -> _Runs:
+    """Windows in reading order. R numbers runs as found: carried ones first, then new ones."""
+    carried = [(document, carry) for document, carry in enumerate(carries) if carry is not None]
+    carried_D = np.array([document for document, _ in carried], dtype=np.int64)
+    new_I = np.ones(len(positions_I), dtype=bool)
+    new_I[1:] = positions_I[1:] != positions_I[:-1]
+    run_I = np.cumsum(new_I) - 1 + len(carried)
+    start_R = np.concatenate([starts_D[carried_D], positions_I[new_I]])
+    document_I = np.searchsorted(starts_D, positions_I, side="right") - 1
+    document_R = np.concatenate([carried_D, document_I[new_I]])
+    tokens_R = np.bincount(run_I, weights=tokens_I, minlength=len(start_R)).astype(np.int64)
+    tokens_R[: len(carried)] = [carry.image_tokens for _, carry in carried]
+    offset_R = np.zeros(len(start_R), dtype=np.int64)
+    offset_R[: len(carried)] = [carry.text_tokens for _, carry in carried]
+    # A stable order by start puts a carried window before a new image at the same place.
+    order_W = np.argsort(start_R, kind="stable")
+    window_R = np.empty_like(order_W)
+    window_R[order_W] = np.arange(len(order_W))
+    carried_N = np.repeat(np.arange(len(carried)), tokens_R[: len(carried)])
+    run_N = np.concatenate([carried_N, np.repeat(run_I, tokens_I)])
+    return _Runs(
+        start_W=start_R[order_W],
+        document_W=document_R[order_W],
+        tokens_W=tokens_R[order_W],
+        offset_W=offset_R[order_W],
+        window_N=window_R[run_N],
+        position_N=_index_in_run(run_N),
+        carried_tokens=len(carried_N),
+    )
+
+
+def _place_text(document_T: IntArray, runs: _Runs) -> tuple[IntArray, IntArray]:
+    """Window and position of each text token: the last run at or before it, if it is its document's own."""
     index_T = np.arange(len(document_T))
-    if len(start_W) == 0:
+    if len(runs.start_W) == 0:
         return np.full(len(document_T), -1, dtype=np.int64), np.zeros(len(document_T), dtype=np.int64)
-    window_T = np.searchsorted(start_W, index_T, side="right") - 1
-    own_T = (window_T >= 0) & (document_W[np.maximum(window_T, 0)] == document_T)
+    window_T = np.searchsorted(runs.start_W, index_T, side="right") - 1
+    own_T = (window_T >= 0) & (runs.document_W[np.maximum(window_T, 0)] == document_T)
     window_T = np.where(own_T, window_T, -1)
-    position_T = tokens_W[window_T] + offset_W[window_T] + index_T - start_W[window_T]
+    place_T = index_T - runs.start_W[window_T]
+    position_T = runs.tokens_W[window_T] + runs.offset_W[window_T] + place_T
     return window_T, np.where(own_T, position_T, 0)
 
 

@@ -115,6 +115,7 @@ def serve_arguments(context: StageContext, clips: Path) -> dict[str, Any]:
         "fingerprint": context.fingerprint,
         "checkpoint": context.manifests["train"]["fingerprint"],
         "max_new_tokens": deploy["max_new_tokens"],
+        "live_query": deploy.get("live_query", ""),
         "replicas": deploy["replicas"],
         "demo_clips": str(clips),
         "loopback_only": is_loopback(context.where["serve"]["host"]),

@@ -73,6 +73,9 @@ class ServeSettings(_Section):
     max_tokens_per_frame: Count = Field(
         default=16, description="Longest words after one live frame, tokens; likewise default and bound."
     )
+    live_query: str = Field(
+        default="", description="What a live session is asked where its client names no query."
+    )
     demo_clips: Path | None = Field(default=None, description="Folder of mp4 files the live page offers.")
     engine: str = Field(default="casa_core.engine.engine:Engine", description="Engine class, as module:name.")
     replicas: Replicas = Replicas()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +28,25 @@ def show_results(opened: OpenRun, manifests: dict[str, dict[str, Any]], *, as_js
     if results := found["results"]:
         table = Table(title="Held-out results", title_justify="left", box=None, show_header=False)
         for name, value in results.items():
+            if name == "headline":
+                continue  # said when the stage ended, and each of its numbers follows
             table.add_row(name.replace("_", " "), value if isinstance(value, str) else f"{value:.4g}")
         console.print(table)
-    lines = [("report", found["report"]), ("endpoint", found["endpoint"]), ("live page", found["live_page"])]
-    text = Text()
-    for label, value in lines:
-        if value:
-            text.append(f"{label:<10} ", style="bold").append(f"{value}\n")
-    text.append(f"{'ask':<10} ", style="bold").append('casa ask PICTURE "What colour is it?"\n')
-    text.append(f"{'stop':<10} ", style="bold").append(f"casa stop{_store_option(opened)}")
-    console.print(Panel(text, title=opened.recipe.name, title_align="left", expand=False), soft_wrap=True)
+    casa, store = _this_command(), _store_option(opened)
+    lines = {
+        "endpoint": found["endpoint"],
+        "live page": found["live_page"],
+        "ask": f'{casa} ask PICTURE "what color is the shape?"{store}',
+        "caption": f"{casa} caption CLIP.mp4{store}",
+        "stop": f"{casa} stop{store}",
+    }
+    text = Text("\n").join(
+        Text.assemble((f"{label:<10} ", "bold"), value) for label, value in lines.items() if value
+    )
+    console.print(Panel(text, title=opened.recipe.name, title_align="left", expand=False))
+    if report := found["report"]:
+        # Outside the frame and never wrapped, so that a terminal can open it and a person can copy it.
+        console.print(f"report: {_nearby(Path(report))}", soft_wrap=True, highlight=False)
 
 
 def collect(opened: OpenRun, manifests: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -58,3 +69,16 @@ def collect(opened: OpenRun, manifests: dict[str, dict[str, Any]]) -> dict[str, 
 def _store_option(opened: OpenRun) -> str:
     store = opened.recipe.where.store
     return "" if Path(store) == Path("runs") else f" --store {store}"
+
+
+def _this_command() -> str:
+    """``casa`` as the reader can type it here: the bare name where the shell finds it."""
+    typed = Path(sys.argv[0])
+    found = shutil.which("casa")
+    return "casa" if typed.name != "casa" or (found and Path(found).samefile(typed)) else str(_nearby(typed))
+
+
+def _nearby(path: Path) -> Path:
+    """The path relative to the working folder where it lies below it."""
+    path = path.absolute()
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

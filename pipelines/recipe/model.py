@@ -147,6 +147,9 @@ class Deploy(Section):
 
     model_name: ModelName = Field(description="Name the endpoint serves the model under.")
     max_new_tokens: Count = Field(default=128, description="Longest answer a client may ask for, tokens.")
+    live_query: str = Field(
+        default="", description="What a live session is asked where its client asks nothing."
+    )
     replicas: Replicas = Field(default_factory=Replicas, description="Bounds of autoscaling.")
 
 

@@ -99,7 +99,7 @@ class LiveConnection:
         """
         start = await self._receive_start()
         session = await self._client.open_session(
-            start.query,
+            start.query or self._settings.live_query,
             max_tokens_per_frame=start.max_tokens_per_frame or self._settings.max_tokens_per_frame,
         )
         try:

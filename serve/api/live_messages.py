@@ -33,7 +33,7 @@ _HEADER = struct.Struct("<d")
 
 
 class SessionStart(BaseModel):
-    """Opens the session: the query steers what the captions speak of."""
+    """Opens the session: the query steers what is said; without one, the deployment's own does."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
     type: Literal["session.start"]

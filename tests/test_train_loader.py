@@ -1,0 +1,112 @@
+"""The loader: packed rows and the bytes they refer to become the same batches for any number of workers."""
+
+from __future__ import annotations
+
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from casa_core.batch import PackedSequence
+from casa_core.errors import StoreError
+from casa_core.media import VideoFrames, decode_image
+from casa_core.processing import CasaProcessor
+from pipelines.data.store import CleanReader, PackReader
+from pipelines.train.loader import LoadedStep, SequenceReader, iterate_steps
+from pipelines.train.order import StepOrder
+from tests.support.core_artifacts import TrainingData, write_training_data
+
+STEPS = 9
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> TrainingData:
+    return write_training_data(tmp_path_factory.mktemp("training"))
+
+
+def reader_of(data: TrainingData, **options: Any) -> SequenceReader:
+    processor = CasaProcessor.from_pretrained(data.pack / "tokenizer")
+    assert isinstance(processor, CasaProcessor)
+    return SequenceReader(data.pack, data.sources, processor, **options)
+
+
+def steps(
+    data: TrainingData, start: int = 0, stop: int = STEPS, rank: int = 0, of: int = 1
+) -> list[LoadedStep]:
+    reader = reader_of(data)
+    order = StepOrder(reader.pack.by_kind, ratio=(2, 1), sequences_per_step={"image": 3, "video": 2}, seed=5)
+    return list(iterate_steps(reader, order, start=start, stop=stop, rank=rank, world_size=of))
+
+
+def same(one: LoadedStep, other: LoadedStep) -> bool:
+    if (one.number, one.step) != (other.number, other.step):
+        return False
+    mine, theirs = one.batch, other.batch
+    assert mine.images is not None
+    assert theirs.images is not None
+    return (
+        torch.equal(mine.input_ids, theirs.input_ids)
+        and torch.equal(mine.position_ids, theirs.position_ids)
+        and torch.equal(mine.loss_mask, theirs.loss_mask)
+        and torch.equal(mine.images.patches_PE, theirs.images.patches_PE)
+        and mine.windows.text_window_T.tolist() == theirs.windows.text_window_T.tolist()
+    )
+
+
+def test_a_row_comes_with_exactly_the_pictures_it_names(data: TrainingData):
+    reader, pack = reader_of(data), PackReader(data.pack)
+    clean = {name: CleanReader(folder, "train") for name, folder in data.sources.items()}
+    processor = CasaProcessor.from_pretrained(data.pack / "tokenizer")
+    for number in range(len(pack)):
+        row, sequence = pack[number], reader[number]
+        assert list(sequence.input_ids) == row["input_ids"]
+        assert len(sequence.patches_PE) == len(row["images"]) == len(row["image_positions"])
+        for image, patches_PE in zip(row["images"], sequence.patches_PE, strict=True):
+            stored = clean[image["source"]].media(image["row"], image["media"])
+            time = image["timestamp"]
+            rgb = decode_image(stored) if time is None else VideoFrames(stored).at([time])[0]
+            assert torch.equal(patches_PE, processor.patches(rgb, processor.image_size(*rgb.shape[:2])))
+
+
+def test_the_blind_baseline_reads_the_same_text_and_no_picture(data: TrainingData):
+    seeing, blind = reader_of(data)[0], reader_of(data, images=False)[0]
+    assert isinstance(blind, PackedSequence)
+    assert (blind.input_ids, blind.loss_mask) == (seeing.input_ids, seeing.loss_mask)
+    assert list(blind.document_starts) == list(seeing.document_starts)
+    assert not blind.image_positions
+    assert not blind.patches_PE
+
+
+def test_a_loader_started_in_the_middle_goes_on_as_if_it_had_never_stopped(data: TrainingData):
+    whole = steps(data)
+    for start in (1, 4, STEPS - 1):
+        rest = steps(data, start=start)
+        assert [step.number for step in rest] == list(range(start, STEPS))
+        assert all(same(one, other) for one, other in zip(rest, whole[start:], strict=True))
+    assert steps(data, start=STEPS) == []
+
+
+def test_two_workers_together_read_what_one_would(data: TrainingData):
+    for alone, first, second in zip(
+        steps(data), steps(data, rank=0, of=2), steps(data, rank=1, of=2), strict=True
+    ):
+        assert alone.step == first.step == second.step
+        for count in ("text_tokens", "image_tokens", "trained_tokens"):
+            assert getattr(alone.batch, count) == getattr(first.batch, count) + getattr(second.batch, count)
+
+
+def test_data_packed_under_other_image_settings_is_refused(data: TrainingData):
+    processor = CasaProcessor.from_pretrained(data.pack / "tokenizer")
+    assert isinstance(processor, CasaProcessor)
+    other = CasaProcessor(processor.tokenizer, max_side=16)
+    reader = SequenceReader(data.pack, data.sources, other)
+    with pytest.raises(StoreError, match="were packed"):
+        deque(reader[number] for number in range(len(reader.pack)))
+
+
+def test_a_loader_that_fails_says_so_in_the_step_that_needs_it(data: TrainingData, tmp_path: Path):
+    missing = TrainingData(data.pack, {**data.sources, "vqa": tmp_path / "gone"})
+    with pytest.raises(StoreError, match="is not a finished artifact"):
+        steps(missing)

@@ -1,0 +1,172 @@
+"""Which sequences train when, how fast, and what is written down: pure functions of the recipe."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from casa_core.errors import ConfigError, StoreError
+from pipelines.train import checkpoint, metrics
+from pipelines.train.checkpoint import SavedStep
+from pipelines.train.metrics import MetricsLog, StepMetrics
+from pipelines.train.order import StepOrder, share_of
+from pipelines.train.schedule import learning_rate_factor
+
+DATA = {"image": [0, 1, 2, 3, 4, 10, 11], "video": [5, 6, 7]}
+
+
+def order(
+    ratio: tuple[int, int] = (3, 1), seed: int = 0, image: int = 2, video: int = 1, data: dict | None = None
+) -> StepOrder:
+    sizes = {"image": image, "video": video}
+    return StepOrder(data or DATA, ratio=ratio, sequences_per_step=sizes, seed=seed)
+
+
+@given(images=st.integers(0, 5), videos=st.integers(0, 5))
+def test_every_round_keeps_the_ratio_and_spreads_the_rarer_kind(images: int, videos: int):
+    if not images + videos:
+        return
+    steps = order((images, videos))
+    total = images + videos
+    kinds = [steps[number].kind for number in range(4 * total)]
+    assert kinds == kinds[:total] * 4
+    assert Counter(kinds[:total]) == Counter({"image": images, "video": videos})
+    for length in range(1, total + 1):
+        for start in range(total):
+            seen = kinds[start : start + length].count("video")
+            assert abs(seen - length * videos / total) < 1
+
+
+def test_three_pictures_to_one_video_are_taken_in_turn():
+    steps = order((3, 1))
+    assert [steps[number].kind for number in range(8)] == ["image", "image", "image", "video"] * 2
+
+
+@given(image=st.integers(1, 5), video=st.integers(1, 4), seed=st.integers(0, 3))
+def test_every_sequence_comes_once_an_epoch_whatever_a_step_takes(image: int, video: int, seed: int):
+    steps = order((2, 1), seed, image, video)
+    taken: dict[str, list[int]] = {"image": [], "video": []}
+    for number in range(60):
+        assert len(steps[number].sequences) == {"image": image, "video": video}[steps[number].kind]
+        taken[steps[number].kind] += steps[number].sequences
+    for kind, numbers in DATA.items():
+        whole = len(taken[kind]) // len(numbers)
+        epochs = [taken[kind][n * len(numbers) : (n + 1) * len(numbers)] for n in range(whole)]
+        assert all(sorted(epoch) == sorted(numbers) for epoch in epochs)
+        assert len({tuple(epoch) for epoch in epochs}) > 1, "each epoch has an order of its own"
+
+
+def test_the_order_is_the_seeds_alone():
+    steps = [order(seed=3)[number] for number in range(40)]
+    again = order(seed=3)
+    assert [again[number] for number in reversed(range(40))] == steps[::-1], "asking in any order"
+    assert [order(seed=4)[number] for number in range(40)] != steps
+
+
+@given(sequences=st.lists(st.integers(), unique=True, max_size=9), workers=st.integers(1, 4))
+def test_workers_share_a_step_evenly_and_completely(sequences: list[int], workers: int):
+    shares = [share_of(sequences, rank, workers) for rank in range(workers)]
+    assert sorted(number for share in shares for number in share) == sorted(sequences)
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_a_ratio_that_asks_for_a_kind_without_data_is_refused():
+    with pytest.raises(ConfigError, match=r"image_video_ratio = \[3, 1\] asks for video steps"):
+        order((3, 1), data={"image": [0, 1], "video": []})
+    assert order((1, 0), data={"image": [0, 1], "video": []})[7].kind == "image"
+
+
+def test_the_learning_rate_rises_stays_and_falls():
+    factors = [learning_rate_factor(n, steps=10, warmup_steps=4, decay_steps=3) for n in range(10)]
+    assert factors == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1, 1, 1, 2 / 3, 1 / 3])
+
+
+def test_a_run_without_warm_up_or_decay_has_one_learning_rate():
+    assert {learning_rate_factor(n, steps=5, warmup_steps=0, decay_steps=0) for n in range(5)} == {1.0}
+
+
+@given(steps=st.integers(1, 30), warmup=st.integers(0, 40), decay=st.integers(0, 40))
+def test_the_learning_rate_never_leaves_its_bounds(steps: int, warmup: int, decay: int):
+    factors = [
+        learning_rate_factor(n, steps=steps, warmup_steps=warmup, decay_steps=decay) for n in range(steps)
+    ]
+    assert all(0 < factor <= 1 for factor in factors)
+    top = factors.index(max(factors))
+    assert factors[: top + 1] == sorted(factors[: top + 1])
+    assert factors[top:] == sorted(factors[top:], reverse=True)
+
+
+def step_metrics(step: int, loss: float = 1.0) -> StepMetrics:
+    return StepMetrics(
+        step=step,
+        kind="image",
+        loss=loss,
+        learning_rate=1e-3,
+        grad_norm=1.0,
+        text_tokens=100,
+        image_tokens=50,
+        trained_tokens=10,
+        seconds=0.5,
+        loader_wait_s=0.0,
+    )
+
+
+def written(folder: Path) -> list[tuple[float, float]]:
+    return [(line["step"], line["loss"]) for line in metrics.read_lines(folder / metrics.FILE)]
+
+
+def test_metrics_of_steps_that_will_be_trained_again_are_dropped_on_resume(tmp_path: Path):
+    log = MetricsLog(tmp_path, steps_done=0)
+    for step in (1, 2, 3, 4):
+        log.write(step_metrics(step))
+    assert written(tmp_path) == [(1, 1.0), (2, 1.0), (3, 1.0), (4, 1.0)], "readable while it is written"
+    with (tmp_path / metrics.FILE).open("a") as file:
+        file.write('{"step": 5, "lo')  # killed in the middle of a line
+    assert len(written(tmp_path)) == 4
+    log = MetricsLog(tmp_path, steps_done=2)
+    log.write(step_metrics(3, loss=0.5))
+    log.close()
+    assert written(tmp_path) == [(1, 1.0), (2, 1.0), (3, 0.5)]
+
+
+def test_a_run_from_the_start_drops_what_an_earlier_one_wrote(tmp_path: Path):
+    MetricsLog(tmp_path, steps_done=0).write(step_metrics(1))
+    MetricsLog(tmp_path, steps_done=0).close()
+    assert written(tmp_path) == []
+
+
+def test_the_progress_line_tells_loss_pace_and_time_left():
+    lines = [step_metrics(step, loss=0.1234) for step in range(1, 11)]
+    recent = [{"seconds": line.seconds, "text_tokens": 1000.0} for line in lines]
+    last = {"step": 10, "loss": 0.1234}
+    assert metrics.progress_message(last, recent, 30) == "loss 0.123 · 2.0k text tok/s · 10 s left"
+
+
+def saved(root: Path, steps: int, *, whole: bool = True) -> Path:
+    folder = root / f"step-{steps:08d}"
+    folder.mkdir(parents=True)
+    if whole:
+        (folder / checkpoint.COMPLETE).write_text(json.dumps({"steps_done": steps, "world_size": 2}))
+    return folder
+
+
+def test_the_newest_checkpoint_is_the_newest_whole_one(tmp_path: Path):
+    assert checkpoint.newest(tmp_path / "nothing yet") is None
+    saved(tmp_path, 100)
+    newest = saved(tmp_path, 200)
+    half = saved(tmp_path, 300, whole=False)
+    (half / f"{checkpoint.COMPLETE}.partial").write_text("{")
+    assert checkpoint.newest(tmp_path) == SavedStep(newest, 200, 2)
+
+
+def test_a_checkpoint_of_another_number_of_workers_is_refused_with_a_way_on(tmp_path: Path):
+    found = checkpoint.newest(saved(tmp_path, 100).parent)
+    assert found is not None
+    with pytest.raises(StoreError, match="at step 100 was written by 2 workers") as caught:
+        checkpoint.load(None, found, world_size=3)
+    assert "where.train.workers=2" in caught.value.remedy

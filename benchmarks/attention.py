@@ -3,7 +3,7 @@
 python -m benchmarks.attention [--windows 10 --image-tokens 1024 --text-tokens 50 --heads 16 --head-dim 128]
 
 The default is the paper's Table 11: 10 windows of 1024 image and 50 text tokens, one layer. The floor is the
-time of the bare matrix products (scores and weighted values), batched by window and contiguous, without softmax,
+time of the bare matrix products (scores and weighted values), batched by window, contiguous, without softmax,
 gathering or scattering; forward and backward together take three times the forward's arithmetic.
 """
 

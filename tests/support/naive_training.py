@@ -1,0 +1,81 @@
+"""Training in plain PyTorch, one document at a time: what any ZeRO stage on any workers must equal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from casa_core.batch import PackedSequence, collate
+from casa_core.model import CasaForConditionalGeneration
+from casa_core.processing import CasaProcessor
+from pipelines.train.loader import SequenceReader
+from pipelines.train.worker import TrainJob, build_model
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """The weights at the end, and each step's mean loss and gradient norm before clipping."""
+
+    weights: dict[str, torch.Tensor]
+    losses: list[float]
+    grad_norms: list[float]
+
+
+def train_plainly(job: TrainJob, steps: Sequence[Sequence[int]], learning_rates: Sequence[float]) -> Trained:
+    """Train on these packed sequences, step by step, each at its learning rate."""
+    processor = CasaProcessor.from_pretrained(Path(job.pack) / "tokenizer")
+    assert isinstance(processor, CasaProcessor)
+    sources = {name: Path(path) for name, path in job.sources.items()}
+    reader = SequenceReader(Path(job.pack), sources, processor, images=job.images)
+    model = build_model(job, processor)
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, betas=(0.9, 0.99), weight_decay=job.train["weight_decay"])
+    losses, norms = [], []
+    for numbers, learning_rate in zip(steps, learning_rates, strict=True):
+        optimizer.param_groups[0]["lr"] = learning_rate
+        loss, tokens = torch.zeros(()), 0
+        for document in [document for number in numbers for document in _documents(reader[number])]:
+            own, count = _loss_sum(model, document)
+            loss, tokens = loss + own, tokens + count
+        loss = loss / tokens
+        optimizer.zero_grad()
+        loss.backward()
+        norms.append(float(torch.nn.utils.clip_grad_norm_(trainable, job.train["clip_grad_norm"])))
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return Trained({name: p.detach() for name, p in model.named_parameters()}, losses, norms)
+
+
+def _documents(packed: PackedSequence) -> list[PackedSequence]:
+    """Each document of a packed sequence alone."""
+    ends = [*packed.document_starts[1:], len(packed.input_ids)]
+    out = []
+    for start, end in zip(packed.document_starts, ends, strict=True):
+        own = [n for n, position in enumerate(packed.image_positions) if start <= position < end]
+        out.append(
+            replace(
+                packed,
+                input_ids=packed.input_ids[start:end],
+                loss_mask=packed.loss_mask[start:end],
+                document_starts=[0],
+                image_positions=[packed.image_positions[n] - start for n in own],
+                image_tokens=[packed.image_tokens[n] for n in own],
+                image_grids=[packed.image_grids[n] for n in own],
+                patches_PE=[packed.patches_PE[n] for n in own],
+            )
+        )
+    return out
+
+
+def _loss_sum(model: CasaForConditionalGeneration, document: PackedSequence) -> tuple[torch.Tensor, int]:
+    """Summed loss of predicting each answer token from everything before it, and how many there are."""
+    inputs: dict[str, Any] = {**collate([document]).inputs(), "loss_mask": None}
+    logits_TV = model(**inputs).logits[0]
+    answers = [place for place, trained in enumerate(document.loss_mask) if trained]
+    labels = torch.tensor([document.input_ids[place] for place in answers])
+    return cross_entropy(logits_TV[[place - 1 for place in answers]], labels, reduction="sum"), len(answers)

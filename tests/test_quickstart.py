@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from infra import local_ray
+from infra.processes import session_processes
 from tests.support import quickstart
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
@@ -128,5 +129,6 @@ def test_stopping_leaves_no_process_of_the_run(whole: Path):
     session = local_ray.read_session(whole / "session")
     assert session is not None
     local_ray.stop(whole / "session")
-    left = [process for process in psutil.process_iter() if str(whole) in " ".join(process.cmdline())]
-    assert left == []
+    names = {process.pid: process.info["cmdline"] for process in psutil.process_iter(["cmdline"])}
+    assert [pid for pid, words in names.items() if str(whole) in " ".join(words or [])] == []
+    assert session_processes(session.session_id, Path(session.folder)) == []

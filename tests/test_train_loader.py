@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from casa_core.batch import PackedSequence
+from casa_core.backbones.tiny import tiny_config
+from casa_core.batch import PackedSequence, collate
 from casa_core.errors import StoreError
 from casa_core.media import VideoFrames, decode_image
+from casa_core.model import CasaForConditionalGeneration
 from casa_core.processing import CasaProcessor
 from pipelines.data.store import CleanReader, PackReader
-from pipelines.train.loader import LoadedStep, SequenceReader, iterate_steps
+from pipelines.train.loader import LoadedStep, SequenceReader, blank_picture, iterate_steps
 from pipelines.train.order import StepOrder
 from tests.support.core_artifacts import TrainingData, write_training_data
 
@@ -110,3 +113,31 @@ def test_a_loader_that_fails_says_so_in_the_step_that_needs_it(data: TrainingDat
     missing = TrainingData(data.pack, {**data.sources, "vqa": tmp_path / "gone"})
     with pytest.raises(StoreError, match="is not a finished artifact"):
         steps(missing)
+
+
+def test_a_share_without_pictures_still_gives_every_parameter_a_gradient_and_changes_none(data: TrainingData):
+    reader = reader_of(data)
+    number = reader.pack.by_kind["image"][0]
+    text_only = replace(reader[number], image_positions=(), image_tokens=(), image_grids=(), patches_PE=())
+    tokenizer: Any = reader.processor.tokenizer
+    torch.manual_seed(0)
+    model = CasaForConditionalGeneration(
+        tiny_config(vocab_size=len(tokenizer), pad_token_id=0, eos_token_id=reader.processor.end_id)
+    )
+
+    def gradients(*sequences: PackedSequence) -> tuple[float, dict[str, torch.Tensor | None]]:
+        model.zero_grad()
+        output = model(**collate(sequences).inputs())
+        output.loss_sum.backward()
+        return output.loss_sum.item(), {
+            name: None if p.grad is None else p.grad.clone() for name, p in model.named_parameters()
+        }
+
+    loss, alone = gradients(text_only)
+    loss_with, joined = gradients(text_only, blank_picture(reader.processor))
+    assert loss_with == pytest.approx(loss, rel=1e-6)
+    assert any(gradient is None for gradient in alone.values())
+    for name, gradient in joined.items():
+        assert gradient is not None, name
+        expected = alone[name]
+        torch.testing.assert_close(gradient, torch.zeros_like(gradient) if expected is None else expected)

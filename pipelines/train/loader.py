@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from casa_core.batch import PackedBatch, PackedSequence, collate
@@ -40,12 +41,12 @@ class SequenceReader:
         self._clean = (
             {name: CleanReader(folder, "train") for name, folder in sources.items()} if images else {}
         )
-        self._processor = processor
-        self._images = images
+        self.processor = processor
+        self.shows_images = images
 
     def __getitem__(self, number: int) -> PackedSequence:
         row = self.pack[number]
-        images = self._prepare(row["images"]) if self._images else []
+        images = self._prepare(row["images"]) if self.shows_images else []
         sequence = PackedSequence(
             input_ids=row["input_ids"],
             loss_mask=row["loss_mask"],
@@ -55,7 +56,7 @@ class SequenceReader:
             image_grids=[image.grid for image in images],
             patches_PE=[image.patches_PE for image in images],
         )
-        return sequence if self._images else sequence.without_images()
+        return sequence if self.shows_images else sequence.without_images()
 
     def _prepare(self, references: list[dict[str, Any]]) -> list[PreparedImage]:
         """Decode each referenced picture once, and the frames of one video in one pass over it."""
@@ -68,7 +69,7 @@ class SequenceReader:
         for reference in references:
             key = _media_key(reference)
             rgb = next(videos[key]) if key in videos else decode_image(self._bytes(key))
-            image = prepare_image(rgb, self._processor)
+            image = prepare_image(rgb, self.processor)
             if image.size.tokens != reference["tokens"]:
                 raise StoreError(
                     f"row {key[1]} of {key[0]} gives {image.size.tokens} image tokens, "
@@ -86,6 +87,25 @@ class SequenceReader:
 
 def _media_key(reference: dict[str, Any]) -> tuple[str, int, int]:
     return reference["source"], reference["row"], reference["media"]
+
+
+def blank_picture(processor: CasaProcessor) -> PackedSequence:
+    """One small picture, one text token that sees it, no loss: for a worker whose share of a step has none.
+
+    Without it this worker would give the vision side no gradients while the others do, and ZeRO's workers
+    must all reduce the same. It adds one text and one image token to the counts, nothing to the gradient.
+    """
+    side = processor.patch_size * processor.merge_size
+    image = prepare_image(np.zeros((side, side, 3), dtype=np.uint8), processor)
+    return PackedSequence(
+        input_ids=[processor.image_id],
+        loss_mask=[False],
+        document_starts=[0],
+        image_positions=[0],
+        image_tokens=[image.size.tokens],
+        image_grids=[image.grid],
+        patches_PE=[image.patches_PE],
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +142,8 @@ def iterate_steps(
     def load(number: int) -> LoadedStep:
         step = order[number]
         own = [reader[sequence] for sequence in share_of(step.sequences, rank, world_size)]
+        if reader.shows_images and not any(sequence.patches_PE for sequence in own):
+            own.append(blank_picture(reader.processor))
         return LoadedStep(number, step, collate(own, device))
 
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader") as pool:

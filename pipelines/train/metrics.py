@@ -18,7 +18,8 @@ class StepMetrics:
         step: From 1.
         kind: ``image`` or ``video``.
         loss: Mean next-token loss of the step's answer tokens, nats.
-        learning_rate, grad_norm: Of the update; the norm before clipping.
+        learning_rate: Of the update.
+        grad_norm: Before clipping; ``None`` under ZeRO stage 0, where DeepSpeed does not tell.
         text_tokens, image_tokens, trained_tokens: Over all workers.
         seconds: Wall clock of the whole step, data wait included.
         loader_wait_s: Of it, time the first worker waited for its batch.
@@ -28,7 +29,7 @@ class StepMetrics:
     kind: str
     loss: float
     learning_rate: float
-    grad_norm: float
+    grad_norm: float | None
     text_tokens: int
     image_tokens: int
     trained_tokens: int

@@ -138,12 +138,13 @@ def _run_steps(
         learning_rate = spec["learning_rate"] * factor
         zero.set_learning_rate(engine, learning_rate)
         totals = train_step(engine, loaded.batch, world_size)
+        norm = engine.get_global_grad_norm()
         yield StepMetrics(
             step=loaded.number + 1,
             kind=loaded.step.kind,
             loss=totals.loss,
             learning_rate=learning_rate,
-            grad_norm=float(engine.get_global_grad_norm() or 0.0),
+            grad_norm=None if norm is None else float(norm),
             text_tokens=totals.text_tokens,
             image_tokens=totals.image_tokens,
             trained_tokens=totals.trained_tokens,

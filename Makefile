@@ -23,7 +23,7 @@ $(VENV)/.dev: pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $(VENV)/.demo $@
 
-demo: $(VENV)/.demo ## From raw data to a live endpoint, in about ten minutes on two cores
+demo: $(VENV)/.demo ## From raw data to a live endpoint, in five to ten minutes on two cores
 	@$(BIN)/casa run quickstart
 
 test: $(VENV)/.dev ## Fast tests: no GPU, no network

@@ -92,11 +92,6 @@ class CasaProcessor(ProcessorMixin):
         """Stands after each run of images."""
         return self._ids[IMAGE]
 
-    @classmethod
-    def build(cls, tokenizer: PreTrainedTokenizerBase, **settings: Any) -> CasaProcessor:
-        """A processor from a tokenizer and the constructor's settings by name."""
-        return cls(tokenizer, **settings)
-
     def template_hash(self) -> str:
         """Names the template's exact token sequences: a probe conversation, encoded."""
         size = ImageSize(self.max_side, self.max_side, self.max_side, self.max_side, 1)

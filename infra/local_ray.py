@@ -31,6 +31,7 @@ from infra.processes import FOLDER_MARK, MARK, end_session, is_alive, sessions_o
 
 SESSION_FILE = "ray.json"
 LOG_FILE = "ray.log"
+STOPPED_FILE = "stopped"
 START_TIMEOUT_S = 60.0
 
 LOOPBACK_ENVIRONMENT = {
@@ -119,7 +120,16 @@ def stop(folder: Path) -> list[int]:
     if not folder.is_dir() and not sessions_of(folder):
         return []
     with _locked(folder):
+        if session := read_session(folder):
+            # Before anything ends: whoever sees it end must be able to tell a stop from a crash.
+            (folder / STOPPED_FILE).write_text(session.session_id)
         return _end(folder)
+
+
+def was_stopped(folder: Path, session_id: str) -> bool:
+    """Whether a session ended because ``stop`` was asked for, rather than by itself."""
+    marker = folder / STOPPED_FILE
+    return marker.is_file() and marker.read_text() == session_id
 
 
 def _end(folder: Path) -> list[int]:

@@ -106,3 +106,14 @@ def test_a_walker_outlives_its_ray_head(tmp_path: Path, own_session: Path):
     assert process.returncode == 0
     assert "retrying slow" in output
     assert output.splitlines()[-1] == "finished after"
+
+
+@pytest.mark.slow
+def test_a_walker_does_not_bring_back_what_was_stopped(tmp_path: Path, own_session: Path):
+    process, _ = start_walker(tmp_path, own_session)
+    assert local_ray.stop(own_session)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "finished after" not in output
+    assert local_ray.read_session(own_session) is None
+    assert not local_ray.sessions_of(own_session)

@@ -47,6 +47,7 @@ class Cluster:
         self._session = session
         self._module = entrypoint_module
         self._client: JobSubmissionClient | None = None
+        self._local_session = ""
 
     @property
     def is_local(self) -> bool:
@@ -60,12 +61,14 @@ class Cluster:
         """
         if not self.is_local:
             return str(self._ray["address"])
-        return local_ray.start(
+        session = local_ray.start(
             self._session,
             num_cpus=self._ray["num_cpus"],
             object_store_mb=self._ray["object_store_mb"],
             python_path=ROOT,
-        ).address
+        )
+        self._local_session = session.session_id
+        return session.address
 
     def submit(self, spec: JobSpec, spec_path: Path) -> None:
         """Start a stage's job.
@@ -118,6 +121,10 @@ class Cluster:
         except Unreachable:
             return False
         return True
+
+    def was_stopped(self) -> bool:
+        """Whether the local head that was last used was ended on purpose, by `casa stop`."""
+        return self.is_local and local_ray.was_stopped(self._session, self._local_session)
 
     def end_serving(self) -> None:
         """Remove this project's application from Ray Serve; other people's applications stay."""

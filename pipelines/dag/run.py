@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from casa_core.errors import CasaError
+from casa_core.errors import CasaError, ClusterError
 from pipelines.dag.artifact import read_manifest
 from pipelines.dag.functions import load_function
 from pipelines.dag.jobs import Cluster, JobExists, Unreachable
@@ -221,7 +221,17 @@ class Walker:
         self._reached, self._silent_since = True, None
 
     def _wait_for_cluster(self, error: Unreachable) -> None:
-        """Look for the cluster anew; a dead local head is started again, and its jobs are new attempts."""
+        """Look for the cluster anew; a dead local head is started again, and its jobs are new attempts.
+
+        Raises:
+            ClusterError: If the head was stopped on purpose, or there has been no answer for too long.
+        """
+        if self._cluster.was_stopped():
+            raise ClusterError(
+                "The run was stopped.",
+                "`casa stop` ended the local Ray head",
+                "`casa run` goes on from here; finished stages and checkpoints are kept",
+            ) from None
         now = time.monotonic()
         self._silent_since = self._silent_since or now
         # A foreign cluster that never answered is more likely misspelt than about to come back.

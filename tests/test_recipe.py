@@ -133,6 +133,12 @@ def test_a_combination_that_cannot_work_is_refused_with_the_reason(overrides: li
     assert says in str(refusal(*overrides))
 
 
+def test_a_batch_that_no_step_takes_need_not_be_shared_evenly():
+    overrides = ["train.image_video_ratio=[1, 0]", "train.videos_per_step=3"]
+    assert load_recipe("quickstart", overrides).train.videos_per_step == 3
+    assert "cannot be shared evenly" in str(refusal("train.videos_per_step=3"))
+
+
 def test_several_mistakes_are_reported_at_once():
     error = refusal("train.steps=abc", "trian.x=3")
     assert "2 settings" in error.what

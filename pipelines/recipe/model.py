@@ -179,14 +179,14 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
         workers = self.where.train.workers
-        for name in ("sequences_per_step", "videos_per_step"):
+        images, videos = self.train.image_video_ratio
+        for name, steps in (("sequences_per_step", images), ("videos_per_step", videos)):
             batch = getattr(self.train, name)
-            if batch % workers:
+            if steps and batch % workers:
                 raise ValueError(
                     f"train.{name} = {batch} cannot be shared evenly by where.train.workers = {workers}; "
                     f"use a multiple of {workers}, or {_largest_divisor(batch, workers)} workers"
                 )
-        images, videos = self.train.image_video_ratio
         has_video = any(source.has_video for source in self.data.sources.values())
         has_pictures = any(not source.has_video for source in self.data.sources.values())
         if (videos and not has_video) or (images and not has_pictures):

@@ -11,6 +11,7 @@ from casa_core.errors import ConfigError
 from pipelines.dag.plan import plan
 from pipelines.dag.versions import STAGE_MODULES
 from pipelines.recipe import build_stages, load_recipe
+from pipelines.recipe.stages import endpoint_url
 
 VERSIONS = dict.fromkeys(STAGE_MODULES, "1")
 TRAINED = {"train", "train-blind", "evaluate", "deploy", "report"}
@@ -133,3 +134,16 @@ def test_a_clean_stage_reads_its_path_without_hashing_it(tmp_path: Path):
 def test_a_path_that_holds_nothing_is_refused(tmp_path: Path):
     with pytest.raises(ConfigError, match="no raw data"):
         with_path(tmp_path / "nothing", tmp_path / "store")
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:8000"),
+        ("0.0.0.0", "http://127.0.0.1:8000"),
+        ("::1", "http://[::1]:8000"),
+    ],
+)
+def test_the_endpoint_is_where_the_deploy_stage_looks_for_it(host: str, url: str):
+    recipe = load_recipe("quickstart", [f"where.serve.host='{host}'"])
+    assert endpoint_url(recipe) == url

@@ -104,8 +104,9 @@ def _deploy(recipe: Recipe, clean: dict[str, str], where: dict[str, Any]) -> Sta
 
 def endpoint_url(recipe: Recipe) -> str:
     """Where the endpoint of a run answers, as seen from this machine."""
-    host = recipe.where.serve.host
-    return f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{recipe.where.serve.port}"
+    from pipelines import deploy  # late: only some commands need an HTTP client
+
+    return deploy.endpoint_url(_json(recipe.where))
 
 
 def _stage(

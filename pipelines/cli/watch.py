@@ -138,7 +138,10 @@ class LiveWatcher(Watcher):
             BarColumn(bar_width=24),
             _Elapsed(),
             TextColumn(
-                "{task.fields[note]}", style="dim", table_column=Column(no_wrap=True, overflow="ellipsis")
+                "{task.fields[note]}",
+                style="dim",
+                markup=False,  # a stage's own words: a bracket in them is a bracket
+                table_column=Column(no_wrap=True, overflow="ellipsis"),
             ),
         )
         self._rows = {

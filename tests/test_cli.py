@@ -6,13 +6,15 @@ import json
 import re
 import socket
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
+import requests
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from pipelines.cli.app import app
+from pipelines.cli.app import app, spare_loopback_the_proxy
 from pipelines.cli.headline import duration, headline
 
 COMMANDS = sorted(get_command(app).commands)  # type: ignore[attr-defined]
@@ -142,3 +144,15 @@ def test_a_summary_becomes_one_line(summary: dict, line: str):
 )
 def test_durations_read_well(seconds: float, text: str):
     assert duration(seconds) == text
+
+
+def test_requests_to_this_machine_go_around_a_proxy(monkeypatch: pytest.MonkeyPatch):
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, "http://proxy.example:3128")
+    monkeypatch.setenv("NO_PROXY", "intranet.example")
+    monkeypatch.setenv("no_proxy", "")
+    spare_loopback_the_proxy()
+    assert urllib.request.proxy_bypass_environment("127.0.0.1:8265")
+    assert urllib.request.proxy_bypass_environment("intranet.example")
+    assert requests.utils.should_bypass_proxies("http://127.0.0.1:8265/api/version", no_proxy=None)
+    assert not requests.utils.should_bypass_proxies("http://head.example:8265/", no_proxy=None)

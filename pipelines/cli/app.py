@@ -5,6 +5,7 @@ Nothing heavy is imported before a command needs it: ``casa --help`` answers at 
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Any
 
 import typer
@@ -101,4 +102,19 @@ app.command("doctor")(machine.doctor)
 
 def main() -> None:
     """Entry point of the ``casa`` script."""
+    spare_loopback_the_proxy()
     app()
+
+
+def spare_loopback_the_proxy() -> None:
+    """Keep requests to this machine's own Ray head away from a proxy that the environment may name.
+
+    Ray's job client and urllib would send them there, and the head would seem never to come up. What this
+    process starts inherits the exception.
+    """
+    names = ("no_proxy", "NO_PROXY")  # programs differ in which they read, and in which of the two wins
+    listed = ",".join(os.environ.get(name, "") for name in names).split(",")
+    hosts = dict.fromkeys(host.strip() for host in listed if host.strip())
+    if "*" not in hosts:
+        every = ",".join(hosts | dict.fromkeys(("127.0.0.1", "localhost", "::1")))
+        os.environ.update(dict.fromkeys(names, every))

@@ -3,88 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.helium import HeliumConfig
+from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import (
+    Qwen2_5_VLTextConfig,
+    Qwen2_5_VLVisionConfig,
+)
 
 from casa_core.errors import ConfigError
-
-FusionKind = Literal["cross_attention"]
-Placement = Literal["parallel"]
-Positions = Literal["window"]
-ImageNorm = Literal["block_input_norm"]
-FusionInit = Literal["self_attention", "zero_output"]
-Layers = Literal["all"] | int | tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FusionConfig:
-    """How images enter the language model.
-
-    Attributes:
-        kind: ``cross_attention``: text tokens attend to the image tokens of their window (paper, eq. 2).
-        placement: ``parallel`` (⊕): the update is added beside the self-attention's, from the same normed
-            input.
-        layers: ``all``; ``n``: every n-th, counted so that the last layer of each group of n is fused; or a
-            tuple of layer indices.
-        positions: ``window``: inside a fusion layer the image tokens of a window stand at 0 … N−1 in raster
-            order, consecutive images one after the other, and the j-th text token of the window at N + j.
-            Keys can therefore be cached after RoPE for as long as the window lasts. The paper leaves this
-            open.
-        image_norm: ``block_input_norm``: image tokens pass through the block's own input norm before K and V,
-            because projections copied from self-attention expect inputs of that scale. No new parameters.
-        init: ``self_attention``: q, k, v, o start as a copy of the same block's self-attention (paper, 4.1).
-            ``zero_output``: the same, with the output projection zeroed, so that an untrained fused model is
-            exactly its backbone; the better start for a pretrained backbone that must not be disturbed.
-    """
-
-    kind: FusionKind = "cross_attention"
-    placement: Placement = "parallel"
-    layers: Layers = "all"
-    positions: Positions = "window"
-    image_norm: ImageNorm = "block_input_norm"
-    init: FusionInit = "self_attention"
-
-    def __post_init__(self) -> None:
-        choices = {
-            "kind": FusionKind,
-            "placement": Placement,
-            "positions": Positions,
-            "image_norm": ImageNorm,
-            "init": FusionInit,
-        }
-        for name, literal in choices.items():
-            value = getattr(self, name)
-            if value not in get_args(literal):
-                raise ConfigError(
-                    f"fusion.{name} = {value!r} is not available",
-                    f"expected one of {', '.join(map(repr, get_args(literal)))}",
-                    f"set model.fusion.{name} to one of them",
-                )
-        if isinstance(self.layers, list):
-            object.__setattr__(self, "layers", tuple(self.layers))
-
-    def layer_indices(self, num_layers: int) -> tuple[int, ...]:
-        """Indices of the decoder layers that carry a fusion layer.
-
-        Raises:
-            ConfigError: If an index lies outside the backbone, or no layer would be fused.
-        """
-        if self.layers == "all":
-            return tuple(range(num_layers))
-        if isinstance(self.layers, int):
-            chosen = tuple(range(self.layers - 1, num_layers, self.layers)) if self.layers > 0 else ()
-        else:
-            chosen = tuple(sorted(set(self.layers)))
-        if not chosen or chosen[0] < 0 or chosen[-1] >= num_layers:
-            raise ConfigError(
-                f"fusion.layers = {self.layers!r} does not fit a backbone of {num_layers} layers",
-                f"layer indices run from 0 to {num_layers - 1}, and at least one layer must be fused",
-                'use "all", a number n (every n-th layer) or a list of indices',
-            )
-        return chosen
+from casa_core.fusion.config import FusionConfig, fusion_config
 
 
 class TinyVisionConfig(PreTrainedConfig):
@@ -123,60 +52,69 @@ class TinyVisionConfig(PreTrainedConfig):
         super().__init__(**kwargs)
 
 
+TextConfig = HeliumConfig | Qwen2_5_VLTextConfig
+VisionConfig = TinyVisionConfig | Qwen2_5_VLVisionConfig
+TEXT_CONFIGS: dict[str, type[TextConfig]] = {c.model_type: c for c in (HeliumConfig, Qwen2_5_VLTextConfig)}
+VISION_CONFIGS: dict[str, type[VisionConfig]] = {
+    c.model_type: c for c in (TinyVisionConfig, Qwen2_5_VLVisionConfig)
+}
+
+
 class CasaConfig(PreTrainedConfig):
     """Configuration of :class:`casa_core.model.CasaForConditionalGeneration`.
 
     Args:
-        text_config: The language model's own configuration (``helium``).
-        vision_config: The vision tower's configuration (``casa_tiny_vision``).
+        text_config: The language model's own configuration: ``helium`` (the default) or ``qwen2_5_vl_text``.
+        vision_config: The vision tower's: ``casa_tiny_vision`` (the default) or ``qwen2_5_vl_vision``.
         fusion: Fields of :class:`FusionConfig`.
         images_withheld: True for the blind baseline: a model trained with every image left out.
     """
 
     model_type = "casa"
     sub_configs = {  # noqa: RUF012 (transformers' contract)  # pyright: ignore
-        "text_config": HeliumConfig,
-        "vision_config": TinyVisionConfig,
+        "text_config": AutoConfig,
+        "vision_config": AutoConfig,
     }
 
     def __init__(
         self,
-        text_config: dict[str, Any] | HeliumConfig | None = None,
-        vision_config: dict[str, Any] | TinyVisionConfig | None = None,
+        text_config: dict[str, Any] | TextConfig | None = None,
+        vision_config: dict[str, Any] | VisionConfig | None = None,
         fusion: dict[str, Any] | FusionConfig | None = None,
         images_withheld: bool = False,
         **kwargs: Any,
     ) -> None:
-        self.text_config = (
-            HeliumConfig(**text_config) if isinstance(text_config, dict) else text_config or HeliumConfig()
-        )
-        self.vision_config = (
-            TinyVisionConfig(**vision_config)
-            if isinstance(vision_config, dict)
-            else vision_config or TinyVisionConfig()
-        )
+        self.text_config = _sub_config("text_config", text_config, TEXT_CONFIGS, HeliumConfig)
+        self.vision_config = _sub_config("vision_config", vision_config, VISION_CONFIGS, TinyVisionConfig)
         fields = dataclasses.asdict(fusion) if isinstance(fusion, FusionConfig) else dict(fusion or {})
-        self.fusion = dataclasses.asdict(_fusion_config(fields))
+        self.fusion = dataclasses.asdict(fusion_config(fields))
         self.images_withheld = images_withheld
-        kwargs.setdefault("tie_word_embeddings", self.text_config.tie_word_embeddings)
+        kwargs.setdefault("tie_word_embeddings", getattr(self.text_config, "tie_word_embeddings", False))
         super().__init__(**kwargs)
 
     @property
     def fusion_settings(self) -> FusionConfig:
         """The fusion, typed (transformers keeps the name ``fusion_config`` for kernels of its own)."""
-        return _fusion_config(self.fusion)
+        return fusion_config(self.fusion)
 
 
-def _fusion_config(fields: dict[str, Any]) -> FusionConfig:
-    known = {f.name for f in dataclasses.fields(FusionConfig)}
-    unknown = sorted(set(fields) - known)
-    if unknown:
-        raise ConfigError(
-            f"fusion has no setting {unknown[0]!r}",
-            f"known settings: {', '.join(sorted(known))}",
-            "remove or rename it",
-        )
-    return FusionConfig(**fields)
+def _sub_config(name: str, value: Any, known: dict[str, Any], default: type[PreTrainedConfig]) -> Any:
+    """A part's configuration from its fields, by their ``model_type``."""
+    if value is None:
+        return default()
+    if not isinstance(value, dict):
+        model_type = value.model_type
+        if model_type in known:
+            return value
+    else:
+        model_type = value.get("model_type", default.model_type)
+        if model_type in known:
+            return known[model_type](**value)
+    raise ConfigError(
+        f"{name} is of type {model_type!r}",
+        f"supported types: {', '.join(sorted(known))}",
+        f"use one of them as {name}",
+    )
 
 
 AutoConfig.register("casa_tiny_vision", TinyVisionConfig)

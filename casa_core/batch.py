@@ -8,6 +8,7 @@ Shape suffixes: T text tokens, P patches, E values of a patch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -15,9 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from casa_core.fusion.attention import Segments
+from casa_core.errors import DataError
+from casa_core.layout import Packing
 from casa_core.model import ImageInputs
-from casa_core.windows import Windows, window_layout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,11 +52,9 @@ class PackedBatch:
     """Keyword arguments of :meth:`casa_core.model.CasaForConditionalGeneration.forward`."""
 
     input_ids: torch.Tensor
-    position_ids: torch.Tensor
-    loss_mask: torch.Tensor
-    documents: Segments | None
-    windows: Windows
+    packing: Packing
     images: ImageInputs | None
+    loss_mask: torch.Tensor
 
     def inputs(self) -> dict[str, Any]:
         """Spread these into the model's forward."""
@@ -69,7 +68,7 @@ class PackedBatch:
     @property
     def image_tokens(self) -> int:
         """Image tokens in the batch."""
-        return len(self.windows.image_window_N)
+        return sum(self.packing.image_tokens)
 
     @property
     def trained_tokens(self) -> int:
@@ -78,31 +77,47 @@ class PackedBatch:
 
 
 def collate(sequences: Sequence[PackedSequence], device: torch.device | str = "cpu") -> PackedBatch:
-    """Join packed sequences into one flat batch on ``device``."""
+    """Join packed sequences into one flat batch on ``device``, for any fusion."""
     lengths = [len(sequence.input_ids) for sequence in sequences]
     offsets = np.concatenate([[0], np.cumsum(lengths)])[:-1].tolist()
     input_ids_T = np.concatenate([np.asarray(s.input_ids, dtype=np.int64) for s in sequences])
     loss_mask_T = np.concatenate([np.asarray(s.loss_mask, dtype=bool) for s in sequences])
-    starts = [
-        start + offset for s, offset in zip(sequences, offsets, strict=True) for start in s.document_starts
-    ]
-    windows = window_layout(
-        text_length=len(input_ids_T),
-        document_starts=starts,
+    tokens = [n for s in sequences for n in s.image_tokens]
+    grids = [grid for s in sequences for grid in s.image_grids]
+    packing = Packing(
+        document_starts=[
+            start + offset
+            for s, offset in zip(sequences, offsets, strict=True)
+            for start in s.document_starts
+        ],
         image_positions=[
             p + offset for s, offset in zip(sequences, offsets, strict=True) for p in s.image_positions
         ],
-        image_tokens=[tokens for s in sequences for tokens in s.image_tokens],
+        image_tokens=tokens,
+        image_grids=[merged_grid(grid, n) for grid, n in zip(grids, tokens, strict=True)],
     )
-    document_T = np.searchsorted(starts, np.arange(len(input_ids_T)), side="right") - 1
-    position_T = np.arange(len(input_ids_T)) - np.asarray(starts, dtype=np.int64)[document_T]
     patches = [patches_PE for s in sequences for patches_PE in s.patches_PE]
-    grids = [grid for s in sequences for grid in s.image_grids]
     return PackedBatch(
         input_ids=torch.from_numpy(input_ids_T)[None].to(device),
-        position_ids=torch.from_numpy(position_T)[None].to(device),
-        loss_mask=torch.from_numpy(loss_mask_T)[None].to(device),
-        documents=Segments.build(document_T, document_T, len(starts), device),
-        windows=windows,
+        packing=packing,
         images=ImageInputs(torch.cat(patches).to(device), grids) if patches else None,
+        loss_mask=torch.from_numpy(loss_mask_T)[None].to(device),
     )
+
+
+def merged_grid(grid: tuple[int, int], tokens: int) -> tuple[int, int]:
+    """(rows, columns) of an image's tokens, from its patches' and their number.
+
+    Raises:
+        DataError: If the patches do not merge, square by square, into so many tokens.
+    """
+    rows, columns = grid
+    merge = math.isqrt(rows * columns // max(tokens, 1))
+    merged = (rows // max(merge, 1), columns // max(merge, 1))
+    if merged[0] * merged[1] != tokens or (merged[0] * merge, merged[1] * merge) != (rows, columns):
+        raise DataError(
+            f"an image of {rows} by {columns} patches does not merge into {tokens} tokens",
+            "a square of patches makes one token",
+            "take both numbers from CasaProcessor.image_size and .grid",
+        )
+    return merged

@@ -1,167 +1,221 @@
-"""A batch of sequences with what they remember: text KV that grows with text, image KV of the current window
-only.
+"""Sequences that grow: what each remembers, and the forward that extends them together.
 
-Shape suffixes: B sequences, L new tokens of a row (left-padded), S cached and new text tokens, V vocabulary.
+Text KV grows with text; the image KV of a sequence is its current window's only.
+
+Shape suffixes: B sequences, L new text tokens of a row (padded on the right), V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
-from transformers import DynamicCache
 
-from casa_core.fusion.layers import ImageCache
-from casa_core.model import CasaForConditionalGeneration, ImageInputs
-from casa_core.windows import Carry, Windows, window_layout
+from casa_core.config import CasaConfig
+from casa_core.errors import ConfigError, DataError
+from casa_core.kv_cache import TextBounds, TextCache, WindowCache, row_slices
+from casa_core.layout import LayoutRules
+from casa_core.snapshot import SequenceSnapshot
+from casa_core.steps import Extension, SequenceState, Step, StepSetting, plan_step
+from casa_core.windows import Carry, Windows
 
+if TYPE_CHECKING:
+    from casa_core.model import CasaForConditionalGeneration
 
-@dataclass(frozen=True, slots=True)
-class Extension:
-    """New tokens of one sequence, and the images among them.
+__all__ = ["CachedSequences", "Extension", "SequenceState"]
 
-    Attributes:
-        ids: At least one token.
-        image_positions: For each image, the index in ``ids`` of the token that follows it.
-        patches_PE: Patches of each image.
-        grids: (rows, columns) of patches of each image.
-        image_tokens: Tokens of each image.
-    """
-
-    ids: Sequence[int]
-    image_positions: Sequence[int] = ()
-    patches_PE: Sequence[torch.Tensor] = ()
-    grids: Sequence[tuple[int, int]] = ()
-    image_tokens: Sequence[int] = ()
+_IDLE = Extension(())
 
 
 @dataclass(slots=True)
 class CachedSequences:
-    """B sequences that grow together.
+    """B sequences ("slots") that are extended together, in one forward; each may start over at any time.
 
     Attributes:
         model: The fused model.
         size: B.
-        text: Text keys and values; image tokens are never in it.
-        images: Image keys and values of each sequence's current window.
-        lengths: Text tokens of each sequence so far.
-        carries: The window each sequence is in.
+        bounds: Bounds of the text KV; ``None``: it grows with the text.
+        text: Self-attention's keys and values; image tokens are never in it (insertion apart).
+        windows: Keys and values of each sequence's current window.
+        states: The rest.
     """
 
     model: CasaForConditionalGeneration
     size: int
-    text: DynamicCache = field(init=False)
-    images: ImageCache = field(default_factory=ImageCache)
-    lengths: list[int] = field(init=False)
-    carries: list[Carry | None] = field(init=False)
-    _key_valid_BS: torch.Tensor = field(init=False)
+    bounds: TextBounds | None = None
+    text: TextCache = field(init=False)
+    windows: WindowCache = field(default_factory=WindowCache)
+    states: list[SequenceState] = field(init=False)
+    _setting: StepSetting = field(init=False)
 
     def __post_init__(self) -> None:
-        self.text = DynamicCache(config=self.model.config.text_config)
-        self.lengths = [0] * self.size
-        self.carries = [None] * self.size
-        self._key_valid_BS = torch.zeros(self.size, 0, dtype=torch.bool, device=self.model.device)
+        self.text = TextCache(self.size)
+        self.states = [SequenceState() for _ in range(self.size)]
+        config = cast(CasaConfig, self.model.config)
+        rules = LayoutRules.of(config)
+        self._setting = StepSetting(rules, config.vision_config.spatial_merge_size, self.model.device)
+        fusion = rules.fusion
+        if self.bounds is not None and (fusion.inserts or fusion.positions == "global"):
+            name, value = ("kind", fusion.kind) if fusion.inserts else ("positions", fusion.positions)
+            raise ConfigError(
+                f"the text KV of a model with fusion.{name} = {value!r} cannot be bounded",
+                "dropping text moves positions, and cached image keys would no longer fit them",
+                "open the stream without bounds",
+            )
+
+    @property
+    def lengths(self) -> list[int]:
+        """Text tokens of each sequence so far."""
+        return [state.text_tokens for state in self.states]
+
+    @property
+    def carries(self) -> list[Carry | None]:
+        """The window each sequence is in."""
+        return [state.carry for state in self.states]
 
     @torch.inference_mode()
-    def extend(self, rows: Sequence[Extension]) -> torch.Tensor:
-        """Append tokens (and images) to every sequence.
+    def extend(self, rows: Sequence[Extension | None]) -> torch.Tensor:
+        """Append tokens (and images) to the sequences.
 
         Args:
-            rows: One extension a sequence, of any lengths: shorter ones are padded on the left.
+            rows: One extension a sequence, of any lengths; ``None`` leaves a sequence as it is.
 
         Returns:
-            (B, V) logits after each sequence's last token.
+            (B, V) logits after each sequence's last token; of no meaning for a sequence left as it is.
+
+        Raises:
+            DataError: If nothing is to be appended at all, or the tokens do not fit the text KV's bounds.
         """
+        from casa_core.model import ImageInputs
+
+        full = [row or _IDLE for row in rows]
+        longest = max(len(row.ids) for row in full)
+        if longest == 0:
+            raise DataError("no sequence has a new token", "a forward needs at least one", "pass its ids")
         device = self.model.device
-        longest = max(len(row.ids) for row in rows)
-        pads = [longest - len(row.ids) for row in rows]
-        ids_BL = torch.tensor(
-            [[0] * pad + list(row.ids) for pad, row in zip(pads, rows, strict=True)], device=device
-        )
-        position_BL = torch.tensor(
-            [
-                [0] * pad + list(range(past, past + len(row.ids)))
-                for pad, past, row in zip(pads, self.lengths, rows, strict=True)
-            ],
-            device=device,
-        )
-        windows, documents = self._windows(rows, pads, longest)
-        grids = [grid for row in rows for grid in row.grids]
-        patches = [patches for row in rows for patches in row.patches_PE]
+        self._make_room(full)
+        ids_BL = torch.tensor([[*row.ids, *[0] * (longest - len(row.ids))] for row in full], device=device)
+        step = plan_step(full, self.states, self.text.lengths, self._setting)
+        self.text.expect(step.new_tokens, device)
+        patches = [patches for row in full for patches in row.patches_PE]
         output = self.model(
             ids_BL,
-            position_BL,
-            windows=windows,
-            images=ImageInputs(torch.cat(patches).to(device), grids) if patches else None,
-            attention_mask=self._mask(pads, longest),
-            past_key_values=self.text,
-            image_cache=self.images,
-            logits_to_keep=1,
+            layout=step.layout,
+            images=ImageInputs(torch.cat(patches).to(device), [grid for row in full for grid in row.grids])
+            if patches
+            else None,
+            text_cache=self.text,
+            window_cache=self.windows,
+            last_tokens=torch.tensor([max(len(row.ids), 1) - 1 for row in full], device=device),
         )
-        self._remember(rows, windows, documents)
+        self._remember(full, step)
         return output.logits[:, -1]
 
-    def _windows(
-        self, rows: Sequence[Extension], pads: Sequence[int], longest: int
-    ) -> tuple[Windows, _Documents]:
-        """Each row is a document; its left padding is another, which sees nothing."""
-        starts: list[int] = []
-        carries: list[Carry | None] = []
-        positions: list[int] = []
-        real: list[int] = []
-        for row_number, (row, pad) in enumerate(zip(rows, pads, strict=True)):
-            base = row_number * longest
-            if pad:
-                starts.append(base)
-                carries.append(None)
-            real.append(len(starts))
-            starts.append(base + pad)
-            carries.append(self.carries[row_number])
-            positions += [base + pad + position for position in row.image_positions]
-        windows = window_layout(
-            text_length=self.size * longest,
-            document_starts=starts,
-            image_positions=positions,
-            image_tokens=[tokens for row in rows for tokens in row.image_tokens],
-            carries=carries,
+    @torch.inference_mode()
+    def reset(self, row: int) -> None:
+        """Start a sequence over: its place is free for another."""
+        self._keep_windows([self._window_rows(n) for n in range(self.size) if n != row])
+        self.states[row] = SequenceState()
+        self.text.lengths[row] = 0
+
+    def snapshot(self, row: int) -> SequenceSnapshot:
+        """Everything one sequence remembers, copied to main memory."""
+        images, text = self._window_rows(row)
+        copy = lambda pair: tuple(t.detach().to("cpu", copy=True).contiguous() for t in pair)  # noqa: E731
+        return SequenceSnapshot(
+            state=replace(self.states[row]),
+            text={n: copy(pair) for n, pair in self.text.rows(row).items()},
+            window_images={n: copy((k[images], v[images])) for n, (k, v) in self.windows.images.items()},
+            window_text={n: copy((k[text], v[text])) for n, (k, v) in self.windows.text.items()},
         )
-        return windows, _Documents(starts, [*starts[1:], self.size * longest], real)
 
-    def _mask(self, pads: Sequence[int], longest: int) -> torch.Tensor | None:
-        """(B, 1, L, S): a token attends to its own sequence's real tokens up to itself."""
-        device = self._key_valid_BS.device
-        new_valid_BL = torch.arange(longest, device=device) >= torch.tensor(pads, device=device)[:, None]
-        self._key_valid_BS = torch.cat([self._key_valid_BS, new_valid_BL], dim=1)
-        if longest == 1 and bool(self._key_valid_BS.all()):
-            return None
-        total = self._key_valid_BS.shape[1]
-        index_L = torch.arange(total - longest, total, device=device)
-        causal_LS = torch.arange(total, device=device) <= index_L[:, None]
-        itself_LS = torch.arange(total, device=device) == index_L[:, None]
-        # A padding query attends to itself, so that its softmax is defined; nobody else ever sees its values.
-        return ((self._key_valid_BS[:, None] & causal_LS) | itself_LS)[:, None]
+    @torch.inference_mode()
+    def restore(self, row: int, snapshot: SequenceSnapshot) -> None:
+        """Put a snapshot into a place, whatever was there before."""
+        self.reset(row)
+        place = lambda pair: tuple(t.to(self.model.device) for t in pair)  # noqa: E731
+        self.text.restore(row, {n: place(pair) for n, pair in snapshot.text.items()})
+        before = {n: self._window_rows(n) for n in range(self.size)}
+        for store, held, part in (
+            (self.windows.images, snapshot.window_images, 0),
+            (self.windows.text, snapshot.window_text, 1),
+        ):
+            at = before[row][part].start
+            for layer, pair in held.items():
+                old = store.get(layer, (pair[0][:0], pair[1][:0]))
+                key, value = (
+                    torch.cat([o[:at].to(new), new, o[at:].to(new)])
+                    for o, new in zip(old, place(pair), strict=True)
+                )
+                store[layer] = key, value
+        self.states[row] = replace(snapshot.state)
 
-    def _remember(self, rows: Sequence[Extension], windows: Windows, documents: _Documents) -> None:
-        """Advance lengths and windows; drop the images of windows that ended."""
-        self.lengths = [past + len(row.ids) for past, row in zip(self.lengths, rows, strict=True)]
-        carries = windows.carries(documents.ends, documents.starts)
-        self.carries = [carries[index] for index in documents.real]
-        if not any(row.image_positions for row in rows):
+    def _make_room(self, rows: Sequence[Extension]) -> None:
+        """Drop the oldest text beyond the sinks where the new tokens would not fit."""
+        if self.bounds is None:
             return
-        kept = [windows.last_window_D[index] for index in documents.real]
-        index_N = np.concatenate(
-            [np.flatnonzero(windows.image_window_N == window) for window in kept if window >= 0]
+        for row, extension in enumerate(rows):
+            new, held = len(extension.ids), self.text.lengths[row]
+            if held + new <= self.bounds.limit:
+                continue
+            keep = self.bounds.sinks + self.bounds.recent
+            count = max(held + new - keep, 0)
+            if new > self.bounds.recent or held - count < self.bounds.sinks:
+                raise DataError(
+                    f"{new} tokens at once do not fit a text KV of {self.bounds.recent} recent tokens",
+                    "they would have to be forgotten before they are read",
+                    "raise the bounds' recent, or send less text at once",
+                )
+            self.text.drop(row, self.bounds.sinks, count, self.model.turn_keys)
+            self.states[row].position -= count
+            self.states[row].dropped += count
+
+    def _remember(self, rows: Sequence[Extension], step: Step) -> None:
+        """Advance lengths, positions and windows; drop what belongs to windows that ended."""
+        windows = step.layout.windows
+        carries = windows.carries() if windows is not None else []
+        for row, extension in enumerate(rows):
+            state = self.states[row]
+            state.text_tokens += len(extension.ids)
+            self.text.lengths[row] += step.lengths[row]
+            state.position = step.positions[row] if step.positions else state.position + len(extension.ids)
+            if carries:
+                state.carry = carries[step.documents[row]]
+        if windows is not None:
+            self._drop_ended(windows, step.documents)
+
+    def _drop_ended(self, windows: Windows, documents: Sequence[int]) -> None:
+        last = [windows.last_window_D[document] for document in documents]
+        text_window = np.concatenate([windows.carried_text_window_M, windows.text_window_T])
+        keep_text = _kept(text_window, last) if self._setting.rules.fusion.attends_text else None
+        self.windows.keep(self._index(_kept(windows.image_window_N, last)), self._index(keep_text))
+
+    def _index(self, index: np.ndarray | None) -> torch.Tensor | None:
+        return None if index is None else torch.from_numpy(index).to(self.model.device)
+
+    def _window_rows(self, row: int) -> tuple[slice, slice]:
+        """Where a sequence's window lies in the flat stores: image tokens, text tokens."""
+        carries = [state.carry or Carry(0, 0, 0) for state in self.states]
+        return (
+            row_slices([carry.image_tokens for carry in carries])[row],
+            row_slices([carry.text_tokens for carry in carries])[row],
         )
-        if len(index_N) != len(windows.image_window_N) or (index_N != np.arange(len(index_N))).any():
-            self.images.keep(torch.from_numpy(index_N).to(self.model.device))
+
+    def _keep_windows(self, rows: Sequence[tuple[slice, slice]]) -> None:
+        index = lambda part: torch.tensor(  # noqa: E731
+            [n for slices in rows for n in range(slices[part].start, slices[part].stop)],
+            dtype=torch.long,
+            device=self.model.device,
+        )
+        self.windows.keep(index(0), index(1))
 
 
-@dataclass(frozen=True, slots=True)
-class _Documents:
-    """Where documents lie in the flat text, and which of them are sequences rather than padding."""
-
-    starts: list[int]
-    ends: list[int]
-    real: list[int]
+def _kept(window_X: np.ndarray, last: Sequence[int]) -> np.ndarray | None:
+    """Tokens of the windows the sequences are in now, sequence by sequence; ``None``: all, as they stand."""
+    kept = [np.flatnonzero(window_X == window) for window in last if window >= 0]
+    index = np.concatenate(kept) if kept else np.zeros(0, dtype=np.int64)
+    unchanged = len(index) == len(window_X) and (index == np.arange(len(index))).all()
+    return None if unchanged else index

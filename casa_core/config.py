@@ -93,6 +93,11 @@ class CasaConfig(PreTrainedConfig):
         super().__init__(**kwargs)
 
     @property
+    def position_axes(self) -> int:
+        """Position axes of the backbone's RoPE: 3 (time, row, column) for Qwen2.5-VL, otherwise 1."""
+        return 3 if self.text_config.model_type == "qwen2_5_vl_text" else 1
+
+    @property
     def fusion_settings(self) -> FusionConfig:
         """The fusion, typed (transformers keeps the name ``fusion_config`` for kernels of its own)."""
         return fusion_config(self.fusion)

@@ -1,27 +1,33 @@
 """The fused model: vision tower, language model with fusion layers, and the loss.
 
-Shape suffixes: B rows, L tokens of a row, T text tokens of all rows, N image tokens, P patches, E values of a
-patch, C width, V vocabulary, A trained (answer) tokens.
+Shape suffixes: B rows, L text tokens of a row, S stream tokens of a row (text, or text and inserted image
+tokens), T text tokens of all rows, N image tokens, P patches, E values of a patch, C width, V vocabulary, A
+trained (answer) tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy, scaled_dot_product_attention
-from transformers import AttentionInterface, AutoModel, DynamicCache, PreTrainedModel
-from transformers.models.helium import HeliumModel
+from torch.nn.functional import cross_entropy
+from transformers import AutoModel, PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
-from casa_core.backbones.helium import FusedHeliumDecoderLayer, fuse, window_rope
-from casa_core.backbones.tiny import TinyVisionTower
+from casa_core.backbones.block import FusedBlock
+from casa_core.backbones.families import family_of
+from casa_core.backbones.text_attention import TEXT_ATTENTION
+from casa_core.backbones.vision import build_tower
 from casa_core.config import CasaConfig
-from casa_core.fusion.attention import Backend, Segments, segment_attention
-from casa_core.fusion.layers import FusionState, ImageCache, copy_projections
+from casa_core.errors import DataError
+from casa_core.fusion.attention import Backend, Segments
+from casa_core.fusion.layers import FusionLayer, FusionState
+from casa_core.fusion.qformer import QFormer
+from casa_core.kv_cache import TextCache, WindowCache
+from casa_core.layout import Layout, LayoutRules, Packing, packed_layout
 from casa_core.windows import Windows
 
 
@@ -47,50 +53,19 @@ class CasaOutput(ModelOutput):
         loss_sum: The same, summed: what training divides by the *global* count of answer tokens.
         trained_tokens: Number of answer tokens A.
         logits: (B, kept, V), or (A, V) where a loss mask was given.
-        past_key_values: The text KV cache, image tokens never in it.
     """
 
     loss: torch.Tensor | None = None
     loss_sum: torch.Tensor | None = None
     trained_tokens: int | None = None
     logits: torch.Tensor | None = None
-    past_key_values: DynamicCache | None = None
-
-
-def _text_attention(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    documents: Segments | None = None,
-    **_: Any,
-) -> tuple[torch.Tensor, None]:
-    """Self-attention of the text: inside packed documents, or over a cache under an explicit (B, 1, L, S)
-    mask.
-
-    Heads come as (B, H, L, D), as transformers' attention interface has them; (B, L, H, D) goes back.
-    """
-    if documents is not None:
-        query_THD, key_TGD, value_TGD = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))
-        out_THD = segment_attention(query_THD, key_TGD, value_TGD, documents, causal=True, scale=scaling)
-        return out_THD.view(query.shape[0], query.shape[2], *out_THD.shape[1:]), None
-    out = scaled_dot_product_attention(
-        query, key, value, attn_mask=attention_mask, scale=scaling, enable_gqa=key.shape[1] != query.shape[1]
-    )
-    return out.transpose(1, 2), None
-
-
-_ATTENTION = "casa_text"
-AttentionInterface.register(_ATTENTION, _text_attention)
 
 
 class CasaForConditionalGeneration(PreTrainedModel):
-    """A language model that sees images through fusion layers.
+    """A language model that sees images through fusion layers, or has them inserted into its text.
 
-    Image tokens are keys and values of the fusion layers only: they enter neither the text's KV cache nor the
-    feed-forward layers.
+    With fusion layers image tokens are keys and values there only: they enter neither the text's KV cache nor
+    the feed-forward layers (unless ``image_ffn`` sends them through).
 
     Args:
         config: Backbone, tower and fusion.
@@ -101,18 +76,32 @@ class CasaForConditionalGeneration(PreTrainedModel):
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
+    _supports_flash_attn = True
     _supports_attention_backend = True
-    _no_split_modules = ["FusedHeliumDecoderLayer", "HeliumDecoderLayer"]  # noqa: RUF012
+    _no_split_modules = [  # noqa: RUF012
+        "FusedHeliumDecoderLayer",
+        "HeliumDecoderLayer",
+        "FusedQwenDecoderLayer",
+        "Qwen2_5_VLDecoderLayer",
+        "Qwen2_5_VLVisionBlock",
+    ]
     _tied_weights_keys = {"lm_head.weight": "language_model.embed_tokens.weight"}  # noqa: RUF012
 
     def __init__(self, config: CasaConfig) -> None:
         super().__init__(config)
-        self.language_model = HeliumModel(config.text_config)
-        self.language_model.config._attn_implementation = _ATTENTION
-        fuse(self.language_model, config.fusion_settings)
-        self.vision_tower = TinyVisionTower(config.vision_config, config.text_config.hidden_size)
-        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
-        self.attention_backend: Backend = "padded"
+        settings, text = config.fusion_settings, config.text_config
+        self.family = family_of(config)
+        self.rules = LayoutRules.of(config)
+        self.language_model = self.family.model(text)
+        self.language_model.config._attn_implementation = TEXT_ATTENTION
+        self.family.fuse(self.language_model, settings)
+        self.vision_tower = build_tower(config)
+        if settings.kind == "qformer":
+            self.qformer = QFormer(
+                text.hidden_size, text.num_attention_heads, settings.qformer_queries, settings.qformer_depth
+            )
+        self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
+        self.attention_backend: Backend = "auto"
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -127,82 +116,160 @@ class CasaForConditionalGeneration(PreTrainedModel):
         """The language-model head."""
         return self.lm_head
 
-    def fused_layers(self) -> list[FusedHeliumDecoderLayer]:
+    def fused_layers(self) -> list[FusedBlock]:
         """The decoder layers that carry a fusion layer."""
-        return [layer for layer in self.language_model.layers if isinstance(layer, FusedHeliumDecoderLayer)]
+        return [layer for layer in self.language_model.layers if isinstance(layer, FusedBlock)]
 
     def initialize_fusion(self) -> None:
         """Start every fusion layer from its block's self-attention, as ``config.fusion['init']`` says.
 
         Call it once, after the backbone's weights are in place.
         """
-        zero_output = self.config.fusion_settings.init == "zero_output"
         for layer in self.fused_layers():
-            copy_projections(layer.fusion, layer.self_attn, zero_output=zero_output)
+            layer.fusion.initialize(layer.self_attn, layer.input_layernorm)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Random starts of what transformers does not know."""
+        super()._init_weights(module)
+        if isinstance(module, FusionLayer):
+            module.reset_gate()
+        elif isinstance(module, QFormer):
+            nn.init.normal_(module.queries, std=self.config.text_config.initializer_range)
 
     def forward(
         self,
         input_ids: torch.Tensor,
-        position_ids: torch.Tensor,
         *,
-        windows: Windows,
+        packing: Packing | None = None,
+        layout: Layout | None = None,
         images: ImageInputs | None = None,
-        documents: Segments | None = None,
-        attention_mask: torch.Tensor | None = None,
-        past_key_values: DynamicCache | None = None,
-        image_cache: ImageCache | None = None,
+        text_cache: TextCache | None = None,
+        window_cache: WindowCache | None = None,
         loss_mask: torch.Tensor | None = None,
-        logits_to_keep: int = 0,
+        last_tokens: torch.Tensor | None = None,
     ) -> CasaOutput:
         """Run text tokens through the fused model.
 
         Args:
-            input_ids: (B, L).
-            position_ids: (B, L), restarting in each packed document.
-            windows: Layout of the B·L text tokens and all image tokens in sight.
-            images: New images; the carried ones live in ``image_cache``.
-            documents: Packed documents as causal segments (training), instead of ``attention_mask``.
-            attention_mask: (B, 1, L, S) boolean, True where a token may attend, over cached and new text.
-            past_key_values: Text KV cache to extend.
-            image_cache: Image KV of the current windows to read and extend.
+            input_ids: (B, L); packed documents come as one row.
+            packing: Where documents start and images stand in that row; for forwards without a cache.
+            layout: Instead of ``packing``: positions, windows and masks, as cached inference plans them.
+            images: New images; the carried ones live in ``window_cache``.
+            text_cache: Text KV to read and extend.
+            window_cache: KV of the current windows to read and extend.
             loss_mask: (B, L), True where the prediction *of* a token counts.
-            logits_to_keep: Keep the last so many positions of each row; 0 keeps all.
+            last_tokens: (B,) compute only the logits after these tokens.
         """
-        hidden_BLC = self.language_model.embed_tokens(input_ids)
-        state = self._fusion_state(hidden_BLC, windows, images, image_cache)
-        rope = self.language_model.rotary_emb(hidden_BLC, position_ids=position_ids)
-        for layer in self.language_model.layers:
-            extra = {"fusion_state": state} if isinstance(layer, FusedHeliumDecoderLayer) else {}
-            hidden_BLC = layer(
-                hidden_BLC,
-                attention_mask=attention_mask,
-                position_embeddings=rope,
-                past_key_values=past_key_values,
-                documents=documents,
-                **extra,
-            )
-        hidden_BLC = self.language_model.norm(hidden_BLC)
+        if layout is None:
+            layout = self._packed_layout(input_ids, packing, images)
+        hidden_BLC = self._run(
+            self.language_model.embed_tokens(input_ids), layout, images, text_cache, window_cache
+        )
         if loss_mask is not None:
             return self._loss(hidden_BLC, input_ids, loss_mask)
-        logits = self.lm_head(hidden_BLC[:, -logits_to_keep:])
-        return CasaOutput(logits=logits, past_key_values=past_key_values)
+        if last_tokens is not None:
+            row_B = torch.arange(len(last_tokens), device=hidden_BLC.device)
+            hidden_BLC = hidden_BLC[row_B, last_tokens][:, None]
+        return CasaOutput(logits=self.lm_head(hidden_BLC))
+
+    def _packed_layout(
+        self, input_ids: torch.Tensor, packing: Packing | None, images: ImageInputs | None
+    ) -> Layout:
+        packing = packing or Packing(document_starts=[0])
+        shown = 0 if images is None else len(images.grids)
+        if shown != len(packing.image_positions):
+            raise DataError(
+                f"{shown} images but {len(packing.image_positions)} image positions",
+                "each image needs the place where it stands in the text",
+                "pass one position for each image",
+            )
+        return packed_layout(self.rules, input_ids.numel(), packing, input_ids.device)
+
+    def _run(
+        self,
+        text_BLC: torch.Tensor,
+        layout: Layout,
+        images: ImageInputs | None,
+        text_cache: TextCache | None,
+        window_cache: WindowCache | None,
+    ) -> torch.Tensor:
+        """Embedded text → its last hidden states, (B, L, C)."""
+        image_NC = self.embed_images(images, text_BLC.dtype)
+        stream = layout.stream
+        hidden_BSC = text_BLC if stream is None else stream.join(text_BLC, image_NC)
+        state = None
+        if layout.windows is not None:
+            state = self._fusion_state(hidden_BSC, layout.windows, image_NC, window_cache)
+        rope = self.family.text_rope(self.language_model, layout.position_ABS, hidden_BSC)
+        last_fused = max(self.rules.fusion.layer_indices(len(self.language_model.layers)), default=-1)
+        for index, layer in enumerate(self.language_model.layers):
+            extra = {"fusion_state": state} if isinstance(layer, FusedBlock) else {}
+            hidden_BSC = layer(
+                hidden_BSC,
+                attention_mask=layout.attention_mask,
+                position_embeddings=rope,
+                past_key_values=text_cache,
+                documents=layout.documents,
+                backend=self.attention_backend,
+                **extra,
+            )
+            if self.rules.fusion.image_ffn and index < last_fused and state and state.image_NC is not None:
+                updated_NC = state.image_NC + layer.mlp(layer.post_attention_layernorm(state.image_NC))
+                state = replace(state, image_NC=updated_NC)
+        hidden_BSC = self.language_model.norm(hidden_BSC)
+        return hidden_BSC if stream is None else stream.text(hidden_BSC)
+
+    def embed_images(self, images: ImageInputs | None, dtype: torch.dtype) -> torch.Tensor | None:
+        """Image tokens in the language model's width, (N, C), as they meet the language model."""
+        if images is None:
+            return None
+        patches_PE = images.patches_PE.to(self.device)
+        image_NC = self.vision_tower(patches_PE, images.grids).to(dtype)
+        if self.rules.fusion.kind != "qformer":
+            return image_NC
+        merge = self.config.vision_config.spatial_merge_size
+        tokens = [rows * columns // merge**2 for rows, columns in images.grids]
+        return self.qformer(image_NC, tokens, self.attention_backend)
 
     def _fusion_state(
-        self, hidden_BLC: torch.Tensor, windows: Windows, images: ImageInputs | None, cache: ImageCache | None
+        self,
+        hidden_BLC: torch.Tensor,
+        windows: Windows,
+        image_NC: torch.Tensor | None,
+        cache: WindowCache | None,
     ) -> FusionState | None:
-        """Everything the fusion layers share, or ``None`` when no text token has an image in sight."""
+        """Everything the fusion layers share, or ``None`` when no text token lies in a window."""
         if windows.count == 0:
             return None
         device = hidden_BLC.device
-        segments = Segments.build(windows.text_window_T, windows.image_window_N, windows.count, device)
-        position = lambda array: torch.from_numpy(array).to(device)  # noqa: E731
-        text_rope = window_rope(self.language_model, position(windows.text_position_T), hidden_BLC)
-        image_NC = image_rope = None
-        if images is not None:
-            image_NC = self.vision_tower(images.patches_PE.to(device), images.grids).to(hidden_BLC.dtype)
-            new = windows.image_position_N[windows.carried_tokens :]
-            image_rope = window_rope(self.language_model, position(new), hidden_BLC)
-        return FusionState(image_NC, segments, text_rope, image_rope, cache, self.attention_backend)
+        keys = [windows.image_window_N]
+        if self.rules.fusion.attends_text:
+            keys += [windows.carried_text_window_M, windows.text_window_T]
+        segments = Segments.build(windows.text_window_T, np.concatenate(keys), windows.count, device)
+        text_position_T = torch.from_numpy(windows.text_position_T).to(device)
+        rope = lambda position_AX: self.family.window_rope(self.language_model, position_AX, hidden_BLC)  # noqa: E731
+        image_rope = None
+        if image_NC is not None:
+            image_rope = rope(torch.from_numpy(windows.image_position_AN).to(device))
+        return FusionState(
+            image_NC=image_NC,
+            segments=segments,
+            text_rope=rope(text_position_T.expand(self.rules.axes, -1)),
+            image_rope=image_rope,
+            cache=cache,
+            backend=self.attention_backend,
+        )
+
+    def turn_keys(self, key_GXD: torch.Tensor, by: int) -> torch.Tensor:
+        """Move rotated keys by a number of positions (negative: back), through the backbone's RoPE.
+
+        Rotations compose, so a key at position p becomes the key at p + ``by``. Computed in fp32.
+        """
+        position_AX = torch.full((self.rules.axes, 1), by, device=key_GXD.device)
+        key_XGD = key_GXD.transpose(0, 1).float()
+        rope = self.family.window_rope(self.language_model, position_AX, key_XGD)
+        return self.family.rotate(key_XGD, rope).transpose(0, 1).to(key_GXD.dtype)
 
     def _loss(self, hidden_BLC: torch.Tensor, input_ids: torch.Tensor, loss_mask: torch.Tensor) -> CasaOutput:
         """Next-token loss on answer tokens; only their logits are ever computed."""

@@ -48,7 +48,7 @@ def test_every_token_lies_in_the_window_and_at_the_position_of_the_definition(do
     ours = [*windows.text_window_T.tolist(), *windows.image_window_N.tolist()]
     assert groups(ours) == groups(names(text, image))
     assert windows.text_position_T.tolist() == [place.position for place in text]
-    assert windows.image_position_N.tolist() == [place.position for place in image]
+    assert windows.image_position_AN[0].tolist() == [place.position for place in image]
     assert [window == -1 for window in windows.text_window_T] == [place.window is None for place in text]
     assert windows.count == len({place.window for place in image})
     assert windows.carried_tokens == 0
@@ -63,7 +63,7 @@ def test_packing_changes_nothing_inside_a_document(documents: list[list[int]]):
         here_T = slice(text, text + len(alone.text_window_T))
         here_N = slice(image, image + len(alone.image_window_N))
         assert packed.text_position_T[here_T].tolist() == alone.text_position_T.tolist()
-        assert packed.image_position_N[here_N].tolist() == alone.image_position_N.tolist()
+        assert packed.image_position_AN[0, here_N].tolist() == alone.image_position_AN[0].tolist()
         assert groups([*packed.text_window_T[here_T], *packed.image_window_N[here_N]]) == groups(
             [*alone.text_window_T, *alone.image_window_N]
         )
@@ -95,12 +95,13 @@ def test_a_document_read_in_pieces_has_the_windows_of_the_whole(data: st.DataObj
         texts = [text_number[d] + n for d, own in enumerate(now) for n in range(own.count(0))]
         assert windows.carried_tokens == len(carried)
         assert windows.text_position_T.tolist() == [whole_text[n].position for n in texts]
-        assert windows.image_position_N.tolist() == [whole_image[n].position for n in images]
+        assert windows.image_position_AN[0].tolist() == [
+            whole_image[n].position for n in images[windows.carried_tokens :]
+        ]
         assert groups([*windows.text_window_T, *windows.image_window_N]) == groups(
             [*(whole_text[n].window for n in texts), *(whole_image[n].window for n in images)]
         )
-        ends = [*layout.document_starts[1:], layout.text_length]
-        carries = windows.carries(ends, layout.document_starts)
+        carries = windows.carries()
         for d, own in enumerate(now):
             kept = np.flatnonzero(windows.image_window_N == windows.last_window_D[d])
             in_sight[d] = [images[n] for n in kept]
@@ -135,19 +136,19 @@ def test_a_frames_stop_token_read_with_the_next_frame_still_sees_the_old_one():
         document_starts=[0],
         image_positions=[1],
         image_tokens=[6],
-        carries=[Carry(image_tokens=4, text_tokens=3)],
+        carries=[Carry(image_tokens=4, text_tokens=3, extent=4)],
     )
     assert windows.text_window_T.tolist() == [0, 1, 1]
     assert windows.text_position_T.tolist() == [4 + 3, 6 + 0, 6 + 1]
     assert windows.image_window_N.tolist() == [0] * 4 + [1] * 6
-    assert windows.carries([3], [0]) == [Carry(image_tokens=6, text_tokens=2)]
+    assert windows.carries() == [Carry(image_tokens=6, text_tokens=2, extent=6)]
 
 
 def test_text_alone_lies_in_no_window_and_carries_nothing():
     windows = layout_of([[0, 0, 0]])
     assert windows.count == 0
     assert windows.text_window_T.tolist() == [-1, -1, -1]
-    assert windows.carries([3], [0]) == [None]
+    assert windows.carries() == [None]
 
 
 @pytest.mark.parametrize(

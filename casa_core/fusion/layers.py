@@ -1,56 +1,55 @@
 """One fusion layer, and the state that a forward hands to all of them.
 
-Shape suffixes: B rows, L tokens of a row, T = B·L text tokens, N image tokens, C width, H/G query/key-value
-heads, D head size, X any token count.
+Shape suffixes: B rows, L tokens of a row, T = B·L text tokens, N image tokens, K keys, C width, H/G
+query/key-value heads, D head size, X any token count.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
+from casa_core.cache import WindowCache
 from casa_core.fusion.attention import Backend, Segments, segment_attention
+from casa_core.fusion.config import FusionConfig
 
-# Backbone's own RoPE: (X, H, D) tokens and their (cos, sin), each (X, D) → rotated tokens.
-Rotate = Callable[[torch.Tensor, tuple[torch.Tensor, torch.Tensor]], torch.Tensor]
+# cos and sin of each token, (X, D) each, ready to multiply.
 Rope = tuple[torch.Tensor, torch.Tensor]
+# A backbone's own RoPE: (X, H, D) tokens and their rope → rotated tokens.
+Rotate = Callable[[torch.Tensor, Rope], torch.Tensor]
+
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
-@dataclass(slots=True)
-class ImageCache:
-    """Keys and values of the image tokens of each sequence's current window, one entry a fusion layer.
+class Projections(Protocol):
+    """Whatever has the four projections of an attention layer: self-attention, or a fusion layer."""
 
-    Keys are stored after RoPE: positions inside a window do not change while it lasts. Tokens are flat,
-    sequence by sequence, as :class:`casa_core.windows.Windows` orders carried tokens.
-    """
-
-    keys: dict[int, torch.Tensor] = field(default_factory=dict)
-    values: dict[int, torch.Tensor] = field(default_factory=dict)
-
-    def keep(self, index_N: torch.Tensor) -> None:
-        """Keep the given tokens only, in the given order: windows that ended are dropped."""
-        for layer in self.keys:
-            self.keys[layer] = self.keys[layer].index_select(0, index_N)
-            self.values[layer] = self.values[layer].index_select(0, index_N)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held."""
-        return sum(t.nbytes for store in (self.keys, self.values) for t in store.values())
+    q_proj: nn.Linear
+    k_proj: nn.Linear
+    v_proj: nn.Linear
+    o_proj: nn.Linear
 
 
-@dataclass(slots=True)
+class SelfAttention(Projections, Protocol):
+    """A backbone's self-attention."""
+
+    head_dim: int
+
+
+@dataclass(frozen=True, slots=True)
 class FusionState:
     """What every fusion layer of one forward shares.
 
     Attributes:
         image_NC: This forward's new image tokens, in the language model's width; ``None`` without new images.
-        segments: Windows as attention segments, over carried and new image tokens together.
-        text_rope: cos and sin of the text tokens' window positions.
-        image_rope: cos and sin of the *new* image tokens' window positions.
+        segments: Windows as attention segments: text tokens as queries; as keys carried and new image tokens,
+            and where the layers attend to text (eq. 3) carried and new text tokens after them.
+        text_rope: cos and sin of the text tokens' positions in the windows.
+        image_rope: cos and sin of the *new* image tokens' positions in the windows.
         cache: Where carried keys and values come from and new ones go; ``None`` in training.
         backend: Attention backend.
     """
@@ -59,90 +58,154 @@ class FusionState:
     segments: Segments | None
     text_rope: Rope
     image_rope: Rope | None
-    cache: ImageCache | None = None
-    backend: Backend = "padded"
+    cache: WindowCache | None = None
+    backend: Backend = "auto"
 
 
-class CrossAttentionFusion(nn.Module):
-    """Text tokens attend to the image tokens of their window (paper, eq. 2; version 2's CA layer).
+class FusionLayer(nn.Module):
+    """Text tokens attend to their window: its image tokens (eq. 2), and for ``casa`` its text too (eq. 3).
 
-    Projections have the shapes of the backbone's self-attention, so that they can start as a copy of it.
+    Own projections have the shapes and biases of the block's self-attention, so they can start as a copy.
 
     Args:
-        hidden_size: C.
-        num_heads: H.
-        num_key_value_heads: G.
-        head_dim: D.
+        settings: The fusion.
+        attention: The block's self-attention, for its shapes; projections are not copied here.
+        norm: The block's input norm, for its kind.
         layer_idx: The decoder layer this fusion layer belongs to.
         rotate: The backbone's RoPE.
     """
 
+    q_proj: nn.Linear
+    k_proj: nn.Linear
+    v_proj: nn.Linear
+    o_proj: nn.Linear
+    image_norm: nn.Module
+    text_norm: nn.Module
+    gate_proj: nn.Linear
+    gate_alpha: nn.Parameter
+
     def __init__(
         self,
-        hidden_size: int,
-        num_heads: int,
-        num_key_value_heads: int,
-        head_dim: int,
+        settings: FusionConfig,
+        attention: SelfAttention,
+        norm: nn.Module,
         layer_idx: int,
         rotate: Rotate,
     ) -> None:
         super().__init__()
-        self.head_dim = head_dim
+        self.settings = settings
+        self.head_dim = attention.head_dim
         self.layer_idx = layer_idx
         self.rotate = rotate
-        self.q_proj = nn.Linear(hidden_size, num_heads * head_dim, bias=False)
-        self.k_proj = nn.Linear(hidden_size, num_key_value_heads * head_dim, bias=False)
-        self.v_proj = nn.Linear(hidden_size, num_key_value_heads * head_dim, bias=False)
-        self.o_proj = nn.Linear(num_heads * head_dim, hidden_size, bias=False)
+        size = attention.q_proj.in_features
+        if not settings.borrows_projections:
+            for name in PROJECTIONS:
+                source = getattr(attention, name)
+                copy = nn.Linear(source.in_features, source.out_features, bias=source.bias is not None)
+                setattr(self, name, copy)
+        if settings.image_norm == "own":
+            self.image_norm = _norm_like(norm)
+        if settings.text_norm == "own":
+            self.text_norm = _norm_like(norm)
+        if settings.gate == "adaptive_sigmoid":
+            self.gate_proj = nn.Linear(size, 1)
+        elif settings.gate == "tanh":
+            self.gate_alpha = nn.Parameter(torch.zeros(1))
 
-    def forward(self, text_BLC: torch.Tensor, state: FusionState, image_norm: nn.Module) -> torch.Tensor:
-        """The additive update of each text token, zero outside every window.
+    def forward(
+        self, text_BLC: torch.Tensor, state: FusionState, attention: SelfAttention, block_norm: nn.Module
+    ) -> torch.Tensor:
+        """The update F of each text token, zero outside every window.
 
         Args:
-            text_BLC: Normed block inputs.
+            text_BLC: The residual stream where the layer stands in its block.
             state: This forward's images and windows.
-            image_norm: What normalises image tokens before K and V.
+            attention: The block's self-attention, whose projections are borrowed where shared.
+            block_norm: The block's input norm.
 
         Returns:
             (B, L, C).
         """
-        key_NGD, value_NGD = self._keys_and_values(state, image_norm)
-        if key_NGD is None or value_NGD is None or state.segments is None:
-            return torch.zeros_like(text_BLC)
-        query_THD = self.q_proj(text_BLC).view(-1, self.q_proj.out_features // self.head_dim, self.head_dim)
-        query_THD = self.rotate(query_THD, state.text_rope)
+        own = self.settings.text_norm == "own"
+        return self.update((self.text_norm if own else block_norm)(text_BLC), state, attention, block_norm)
+
+    def update(
+        self, normed_BLC: torch.Tensor, state: FusionState, attention: SelfAttention, block_norm: nn.Module
+    ) -> torch.Tensor:
+        """The same from text that has been normed already (⊕ shares the norm with self-attention)."""
+        if state.segments is None:
+            return torch.zeros_like(normed_BLC)
+        source: Projections = attention if self.settings.borrows_projections else self
+        key_KGD, value_KGD = self._keys_and_values(normed_BLC, state, source, block_norm)
+        query_THD = self._heads(source.q_proj(normed_BLC))
         out_THD = segment_attention(
-            query_THD, key_NGD, value_NGD, state.segments, causal=False, backend=state.backend
+            self.rotate(query_THD, state.text_rope),
+            key_KGD,
+            value_KGD,
+            state.segments,
+            causal=self.settings.attends_text,
+            backend=state.backend,
         )
-        return self.o_proj(out_THD.reshape(*text_BLC.shape[:2], -1))
+        update_BLC = source.o_proj(out_THD.reshape(*normed_BLC.shape[:2], -1))
+        if self.settings.gate == "adaptive_sigmoid":
+            return update_BLC * torch.sigmoid(self.gate_proj(normed_BLC))
+        if self.settings.gate == "tanh":
+            return update_BLC * torch.tanh(self.gate_alpha)
+        return update_BLC
 
     def _keys_and_values(
-        self, state: FusionState, image_norm: nn.Module
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Carried keys and values, then the new images'; new ones enter the cache."""
-        key_NGD = value_NGD = None
+        self, normed_BLC: torch.Tensor, state: FusionState, source: Projections, block_norm: nn.Module
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Image keys and values, carried ones first; then for eq. 3 the text's, carried ones first."""
+        images = None
         if state.image_NC is not None and state.image_rope is not None:
-            normed_NC = image_norm(state.image_NC)
-            key_NGD = self.k_proj(normed_NC).view(len(normed_NC), -1, self.head_dim)
-            key_NGD = self.rotate(key_NGD, state.image_rope)
-            value_NGD = self.v_proj(normed_NC).view(len(normed_NC), -1, self.head_dim)
-        if state.cache is None:
-            return key_NGD, value_NGD
-        old_key, old_value = state.cache.keys.get(self.layer_idx), state.cache.values.get(self.layer_idx)
-        if key_NGD is None or value_NGD is None:
-            return old_key, old_value
-        if old_key is not None and old_value is not None:
-            key_NGD, value_NGD = torch.cat([old_key, key_NGD]), torch.cat([old_value, value_NGD])
-        state.cache.keys[self.layer_idx], state.cache.values[self.layer_idx] = key_NGD, value_NGD
-        return key_NGD, value_NGD
+            image_NC = self._norm_images(state.image_NC, block_norm)
+            key = self.rotate(self._heads(source.k_proj(image_NC)), state.image_rope)
+            images = key, self._heads(source.v_proj(image_NC))
+        if state.cache is not None:
+            images = state.cache.extend_images(self.layer_idx, images)
+        if not self.settings.attends_text:
+            assert images is not None, "a window without images has no keys"
+            return images
+        key = self.rotate(self._heads(source.k_proj(normed_BLC)), state.text_rope)
+        text = key, self._heads(source.v_proj(normed_BLC))
+        if state.cache is not None:
+            text = state.cache.extend_text(self.layer_idx, text)
+        if images is None:
+            return text
+        return torch.cat([images[0], text[0]]), torch.cat([images[1], text[1]])
+
+    def _norm_images(self, image_NC: torch.Tensor, block_norm: nn.Module) -> torch.Tensor:
+        if self.settings.image_norm == "none":
+            return image_NC
+        return (self.image_norm if self.settings.image_norm == "own" else block_norm)(image_NC)
+
+    def _heads(self, projected: torch.Tensor) -> torch.Tensor:
+        """(…, H·D) → (X, H, D)."""
+        return projected.reshape(-1, projected.shape[-1] // self.head_dim, self.head_dim)
+
+    def initialize(self, attention: SelfAttention, block_norm: nn.Module) -> None:
+        """Start as a copy of the block's self-attention and norm (paper, 4.1), with its gate's own start."""
+        with torch.no_grad():
+            if not self.settings.borrows_projections:
+                for name in PROJECTIONS:
+                    getattr(self, name).load_state_dict(getattr(attention, name).state_dict())
+                if self.settings.init == "zero_output":
+                    self.o_proj.weight.zero_()
+            for name in ("image_norm", "text_norm"):
+                if getattr(self.settings, name) == "own":
+                    getattr(self, name).load_state_dict(block_norm.state_dict())
+            self.reset_gate()
+
+    def reset_gate(self) -> None:
+        """Half open (adaptive sigmoid), or shut (tanh)."""
+        if self.settings.gate == "adaptive_sigmoid":
+            nn.init.zeros_(self.gate_proj.weight)
+            nn.init.zeros_(self.gate_proj.bias)
+        elif self.settings.gate == "tanh":
+            nn.init.zeros_(self.gate_alpha)
 
 
-def copy_projections(fusion: CrossAttentionFusion, attention: nn.Module, *, zero_output: bool) -> None:
-    """Start a fusion layer from the same block's self-attention (paper, 4.1), optionally with a zero
-    output."""
-    with torch.no_grad():
-        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
-            target, source = getattr(fusion, name), getattr(attention, name)
-            target.weight.copy_(source.weight)
-        if zero_output:
-            fusion.o_proj.weight.zero_()
+def _norm_like(norm: Any) -> nn.Module:
+    """A norm of the same kind and size."""
+    return type(norm)(norm.weight.shape[0], eps=norm.variance_epsilon)

@@ -1,0 +1,66 @@
+"""One sequence's memory as plain tensors and numbers, to be stored and put back.
+
+Shape suffixes: none; shapes are given where they matter (G key/value heads, D head size).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from casa_core.kv_cache import KeysValues
+from casa_core.steps import SequenceState
+from casa_core.windows import Carry
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceSnapshot:
+    """Everything one sequence remembers: exact, so what follows is the same as without the interruption.
+
+    Attributes:
+        state: Counts and the window.
+        text: Layer → self-attention's keys and values, (G, length, D).
+        window_images, window_text: Layer → the current window's keys and values, (tokens, G, D).
+    """
+
+    state: SequenceState
+    text: dict[int, KeysValues]
+    window_images: dict[int, KeysValues]
+    window_text: dict[int, KeysValues]
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Flat, by name, ready for a safetensors file."""
+        named: dict[str, torch.Tensor] = {}
+        for part in ("text", "window_images", "window_text"):
+            for layer, (key, value) in getattr(self, part).items():
+                named |= {f"{part}.{layer}.key": key, f"{part}.{layer}.value": value}
+        return named
+
+    def numbers(self) -> dict[str, Any]:
+        """The rest, as JSON."""
+        carry = self.state.carry
+        return {
+            "text_tokens": self.state.text_tokens,
+            "dropped": self.state.dropped,
+            "position": self.state.position,
+            "carry": None if carry is None else [carry.image_tokens, carry.text_tokens, carry.extent],
+        }
+
+    @classmethod
+    def read(cls, tensors: dict[str, torch.Tensor], numbers: dict[str, Any]) -> SequenceSnapshot:
+        """The inverse of :meth:`tensors` and :meth:`numbers`."""
+        parts: dict[str, dict[int, KeysValues]] = {"text": {}, "window_images": {}, "window_text": {}}
+        for name in tensors:
+            part, layer, which = name.split(".")
+            if which == "key":
+                parts[part][int(layer)] = tensors[name], tensors[f"{part}.{layer}.value"]
+        carry = numbers["carry"]
+        state = SequenceState(
+            numbers["text_tokens"],
+            numbers["dropped"],
+            numbers["position"],
+            None if carry is None else Carry(*carry),
+        )
+        return cls(state, **parts)

@@ -1,0 +1,193 @@
+"""One forward over cached sequences, planned on the host: where new tokens go, who sees whom.
+
+Shape suffixes: B sequences, L new text tokens of a row (padded on the right), S new stream tokens of a row
+(with inserted image tokens), X slots of all rows, A position axes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from casa_core.kv_cache import row_slices
+from casa_core.layout import Layout, LayoutRules, Packing, StreamIndex, stream_source
+from casa_core.windows import Carry, window_layout
+
+
+@dataclass(frozen=True, slots=True)
+class Extension:
+    """New tokens of one sequence, and the images among them.
+
+    Attributes:
+        ids: At least one token.
+        image_positions: For each image, the index in ``ids`` of the token that follows it.
+        patches_PE: Patches of each image.
+        grids: (rows, columns) of patches of each image.
+        image_tokens: Tokens of each image.
+    """
+
+    ids: Sequence[int]
+    image_positions: Sequence[int] = ()
+    patches_PE: Sequence[torch.Tensor] = ()
+    grids: Sequence[tuple[int, int]] = ()
+    image_tokens: Sequence[int] = ()
+
+
+@dataclass(slots=True)
+class SequenceState:
+    """What one sequence remembers, apart from keys and values.
+
+    Attributes:
+        text_tokens: Text tokens it has read.
+        dropped: How many of them its bounded text KV has forgotten.
+        position: Position of its next token in self-attention.
+        carry: The window it is in.
+    """
+
+    text_tokens: int = 0
+    dropped: int = 0
+    position: int = 0
+    carry: Carry | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepSetting:
+    """What a plan needs to know of the model.
+
+    Attributes:
+        rules: Its layout rules.
+        merge: Side of the square of patches merged into one image token.
+        device: Where it runs.
+    """
+
+    rules: LayoutRules
+    merge: int
+    device: torch.device
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One forward's plan.
+
+    Attributes:
+        layout: For the model.
+        new_tokens: Text KV slots written in every row, padding included.
+        lengths: Slots that stay in each row.
+        positions: Each row's next position, where it is not simply one a token.
+        documents: Each row's document in the windows.
+    """
+
+    layout: Layout
+    new_tokens: int
+    lengths: list[int]
+    positions: list[int] = field(default_factory=list)
+    documents: list[int] = field(default_factory=list)
+
+
+def plan_step(
+    rows: Sequence[Extension], states: Sequence[SequenceState], lengths: Sequence[int], setting: StepSetting
+) -> Step:
+    """Plan a forward that appends ``rows`` to sequences.
+
+    Args:
+        rows: One extension a sequence; one without ids leaves its sequence as it is.
+        states: What each sequence remembers.
+        lengths: Slots each uses of the text KV.
+        setting: The model's rules.
+    """
+    plan = _plan_stream if setting.rules.fusion.inserts else _plan_windows
+    return plan(rows, states, lengths, setting)
+
+
+def _plan_windows(
+    rows: Sequence[Extension], states: Sequence[SequenceState], lengths: Sequence[int], setting: StepSetting
+) -> Step:
+    """Each row is a document; its padding is another, which nobody sees."""
+    longest = max(len(row.ids) for row in rows)
+    starts: list[int] = []
+    carries: list[Carry | None] = []
+    positions: list[int] = []
+    documents: list[int] = []
+    for number, (row, state) in enumerate(zip(rows, states, strict=True)):
+        base = number * longest
+        documents.append(len(starts))
+        starts.append(base)
+        carries.append(state.carry)
+        if len(row.ids) < longest:
+            starts.append(base + len(row.ids))
+            carries.append(None)
+        positions += [base + position for position in row.image_positions]
+    first_B = np.array([state.position for state in states])
+    position_BL = first_B[:, None] + np.arange(longest)
+    windows = window_layout(
+        text_length=len(rows) * longest,
+        document_starts=starts,
+        image_positions=positions,
+        image_tokens=[tokens for row in rows for tokens in row.image_tokens],
+        image_grids=[(h // setting.merge, w // setting.merge) for row in rows for h, w in row.grids],
+        carries=carries,
+        text_positions=position_BL.flatten(),
+        rules=setting.rules.windows,
+    )
+    layout = Layout(
+        position_ABS=torch.from_numpy(position_BL).expand(setting.rules.axes, -1, -1).to(setting.device),
+        windows=windows,
+        attention_mask=causal_mask(lengths, longest, setting.device),
+    )
+    return Step(layout, longest, [len(row.ids) for row in rows], documents=documents)
+
+
+def _plan_stream(
+    rows: Sequence[Extension], states: Sequence[SequenceState], lengths: Sequence[int], setting: StepSetting
+) -> Step:
+    """Insertion: image tokens stand among the text, so a row's stream is longer than its text."""
+    news = [len(row.ids) for row in rows]
+    longest, size = max(news), len(rows)
+    slices = row_slices(news)
+    total = sum(news)
+    stream = setting.rules.joint_stream(
+        total,
+        Packing(
+            document_starts=[part.start for part in slices],
+            image_positions=[
+                part.start + p for part, row in zip(slices, rows, strict=True) for p in row.image_positions
+            ],
+            image_tokens=[tokens for row in rows for tokens in row.image_tokens],
+            image_grids=[(h // setting.merge, w // setting.merge) for row in rows for h, w in row.grids],
+        ),
+        [state.position for state in states],
+    )
+    width = int(stream.length_D.max())
+    column_S = np.concatenate([np.arange(length) for length in stream.length_D])
+    slot_S = stream.document_S * width + column_S
+    padded_T = np.concatenate([n * longest + np.arange(length) for n, length in enumerate(news)])
+    source_S = stream_source(stream, total)
+    is_text_S = source_S < total
+    source_X = np.zeros(size * width, dtype=np.int64)
+    source_X[slot_S] = np.where(
+        is_text_S, padded_T[np.minimum(source_S, total - 1)], source_S - total + size * longest
+    )
+    position_AX = np.zeros((setting.rules.axes, size * width), dtype=np.int64)
+    position_AX[:, slot_S] = stream.position_AS
+    text_slot_X = np.zeros(size * longest, dtype=np.int64)
+    text_slot_X[padded_T] = slot_S[stream.text_slot_T]
+    tensor = lambda array: torch.from_numpy(array).to(setting.device)  # noqa: E731
+    layout = Layout(
+        position_ABS=tensor(position_AX).view(setting.rules.axes, size, width),
+        stream=StreamIndex(tensor(source_X), tensor(text_slot_X), size),
+        attention_mask=causal_mask(lengths, width, setting.device),
+    )
+    return Step(layout, width, stream.length_D.tolist(), positions=stream.next_position_D.tolist())
+
+
+def causal_mask(lengths: Sequence[int], new: int, device: torch.device) -> torch.Tensor | None:
+    """(B or 1, 1, new, keys): a token sees its row's slots up to its own; ``None``: all before it."""
+    together = len(set(lengths)) == 1
+    if together and (new == 1 or lengths[0] == 0):
+        return None
+    past_B = torch.tensor(lengths[:1] if together else lengths, device=device)
+    slot_BL = past_B[:, None] + torch.arange(new, device=device)
+    return (torch.arange(max(lengths) + new, device=device) <= slot_BL[..., None])[:, None]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from casa_core.errors import ConfigError
 from casa_core.types import Sample
 
 FinishReason = Literal["stop", "length"]
@@ -12,21 +14,76 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """How tokens are chosen.
+    """How tokens are chosen. The defaults take the likeliest token of the model's own logits.
+
+    Repetition counts what the model itself said, in tokens: neither the prompt nor a stop token is part of it
+    (:mod:`casa_core.engine.logits` has the formulas).
 
     Attributes:
-        max_new_tokens: Upper bound on generated tokens, the end token included.
-        temperature: 0 picks the most likely token; above 0 samples.
-        top_p: Nucleus mass kept when sampling.
-        seed: Seed of the request's own generator; ``None`` draws one.
+        max_new_tokens: Upper bound on generated tokens, the end token included; at least 1.
+        temperature: 0 picks the most likely token; above 0 samples, the higher the more evenly.
+        top_p: Nucleus mass kept when sampling, in [0, 1]; 1 keeps every token, 0 the most likely one alone.
+        top_k: How many of the most likely tokens are kept when sampling; 0 keeps every token.
+        min_p: Tokens below this share of the most likely token's probability are dropped when sampling,
+            in [0, 1]; 0 keeps every token.
+        seed: Seed of the request's own random numbers, in [−2⁶³, 2⁶⁴); ``None`` draws one.
         stop: Strings that end the answer; they are not part of it.
+        repetition_penalty: Nats taken off the logit of a token that was said a moment ago; 0 takes nothing.
+            It is subtracted, unlike the factor of the same name elsewhere.
+        repetition_decay: Share of that which is left after each further token, in [0, 1]: 1 never forgets
+            (each time a token was said counts in full), 0 remembers the last token only.
+        no_repeat_ngram_size: A token that would complete an n-gram of this length for the second time is
+            forbidden; 0 forbids nothing, 1 every token said lately.
+        no_repeat_window: How many of the last said tokens are searched for the first time; at least the
+            n-gram's length.
+        stop_bias: Added to the logits of the stop tokens: above 0 answers and captions get shorter, below 0
+            longer.
+
+    Raises:
+        ConfigError: If a value is out of range; the message names it.
     """
 
     max_new_tokens: int = 128
     temperature: float = 0.0
     top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    repetition_penalty: float = 0.0
+    repetition_decay: float = 0.9
+    no_repeat_ngram_size: int = 0
+    no_repeat_window: int = 128
+    stop_bias: float = 0.0
+
+    def __post_init__(self) -> None:
+        largest = math.nextafter(math.inf, 0)  # any finite number
+        for name, low, high, meaning in (
+            ("max_new_tokens", 1, largest, "an answer has at least one token"),
+            ("temperature", 0, largest, "0 takes the most likely token, above 0 samples"),
+            ("top_p", 0, 1, "it is a share of the probability mass; 1 keeps every token"),
+            ("top_k", 0, largest, "it is a number of tokens; 0 keeps every token"),
+            ("min_p", 0, 1, "it is a share of the most likely token's probability; 0 keeps every token"),
+            ("repetition_penalty", 0, largest, "it is subtracted from logits; 0 switches it off"),
+            ("repetition_decay", 0, 1, "it is the share left after each token"),
+            ("no_repeat_ngram_size", 0, largest, "it is a number of tokens; 0 forbids no n-gram"),
+            ("no_repeat_window", 1, largest, "it is a number of tokens"),
+            ("stop_bias", -largest, largest, "it is added to the stop tokens' logits; 0 adds nothing"),
+            ("seed", -(2**63), 2**64 - 1, "it is a 64-bit number; leave it out to draw one"),
+        ):
+            value = getattr(self, name)
+            # Written so that NaN, which compares false with everything, is refused too.
+            if value is not None and not low <= value <= high:
+                span = f"at least {low}" if high == largest else f"from {low} to {high}"
+                span = "a finite number" if low == -largest else span
+                raise ConfigError(f"{name} is {value}", meaning, f"give {name} {span}")
+        if self.no_repeat_ngram_size > self.no_repeat_window:
+            raise ConfigError(
+                f"no_repeat_window is {self.no_repeat_window} tokens, "
+                f"but no_repeat_ngram_size is {self.no_repeat_ngram_size}",
+                "an n-gram longer than the window can never lie in it, so nothing would be forbidden",
+                f"give no_repeat_window at least {self.no_repeat_ngram_size}",
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

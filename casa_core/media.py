@@ -83,6 +83,17 @@ def decode_image(data: bytes, *, max_pixels: int = _MAX_PIXELS) -> Rgb:
         raise _truncated(data, error) from error
 
 
+def encode_png(rgb: Rgb) -> bytes:
+    """Pixels → a PNG file, without loss.
+
+    Args:
+        rgb: (height, width, 3).
+    """
+    file = io.BytesIO()
+    Image.fromarray(rgb).save(file, format="PNG")
+    return file.getvalue()
+
+
 def image_dimensions(data: bytes, *, max_pixels: int = _MAX_PIXELS) -> tuple[int, int]:
     """Height and width of the picture that ``decode_image`` returns, from its header where the format allows.
 

@@ -78,14 +78,14 @@ def test_image_memory_is_the_latest_frames_alone_however_long_the_stream(engine:
     held, text_tokens = [], []
     for number in range(50):
         event = session.push_frame(picture(number), number / 2)
-        held.append(session._state.windows.nbytes)
+        held.append(session._slots.sequences.windows.nbytes)
         text_tokens.append(event.text_tokens)
     grown = {after - before for before, after in pairwise(text_tokens)}
     assert grown <= {2, 3}, "the frame's two template tokens, and at most the one word allowed"
     assert set(held) == {session.image_tokens * a_token}
     assert session.image_tokens == engine.processor.image_size(48, 64).tokens
     small = session.push_frame(picture(0, 16, 16), 25.0)
-    assert session._state.windows.nbytes == a_token
+    assert session._slots.sequences.windows.nbytes == a_token
     assert small.timestamp == 25.0
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from casa_core.cache import CachedSequences, Extension
 from casa_core.checkpoint import load_checkpoint
 from casa_core.engine.inputs import prompt_extension
 from casa_core.engine.requests import (
@@ -20,12 +19,16 @@ from casa_core.engine.requests import (
     GenerationDelta,
     GenerationRequest,
     GenerationResult,
+    SamplingParams,
 )
-from casa_core.engine.sampling import choose_tokens, make_generator
-from casa_core.engine.session import StreamSession
+from casa_core.engine.saved_session import SavedSession, Transcript
+from casa_core.engine.session import StreamSession, StreamSettings
+from casa_core.engine.slots import Slots
 from casa_core.errors import DataError
+from casa_core.kv_cache import TextBounds
 from casa_core.model import CasaForConditionalGeneration
 from casa_core.processing import CasaProcessor
+from casa_core.steps import Extension
 
 
 class Engine:
@@ -85,27 +88,27 @@ class Engine:
         """
         if not requests:
             return []
-        answers = [_Answer(request, self._prompt(request)) for request in requests]
-        state = CachedSequences(self.model, len(answers))
-        rows = [answer.prompt for answer in answers]
-        while True:
-            logits_BV = state.extend(rows)
-            self._choose(answers, logits_BV)
-            if all(answer.finish_reason for answer in answers):
-                return [answer.result(self.processor) for answer in answers]
-            # A finished row keeps its place in the batch; what it is fed no longer matters.
-            rows = [
-                Extension([answer.ids[-1] if answer.ids else self.processor.end_id]) for answer in answers
-            ]
+        slots = Slots(self.model, len(requests))
+        answers = {
+            self._seat(slots, request): _Answer(request, self._prompt(request)) for request in requests
+        }
+        unread = {seat: answer.prompt for seat, answer in answers.items()}
+        while unread:
+            for seat, token in slots.step(unread).items():
+                answers[seat].take(token, self.processor)
+                unread[seat] = Extension([token])
+            unread = {seat: rest for seat, rest in unread.items() if answers[seat].finish_reason is None}
+        return [answer.result(self.processor) for answer in answers.values()]
 
     def stream(self, request: GenerationRequest) -> Iterator[GenerationDelta]:
         """Answer one request, yielding text as it is made; the last delta carries the finish reason."""
         answer = _Answer(request, self._prompt(request))
-        state = CachedSequences(self.model, 1)
-        row, said = answer.prompt, ""
+        slots = Slots(self.model, 1)
+        seat, unread, said = self._seat(slots, request), answer.prompt, ""
         while answer.finish_reason is None:
-            self._choose([answer], state.extend([row]))
-            row = Extension([answer.ids[-1] if answer.ids else self.processor.end_id])
+            token = slots.step({seat: unread})[seat]
+            answer.take(token, self.processor)
+            unread = Extension([token])
             text = answer.text(self.processor)
             # A token may end inside a character, or inside a stop string: hold back what may still change.
             safe = text if answer.finish_reason else text[: len(text) - answer.unsettled(text)]
@@ -121,11 +124,60 @@ class Engine:
             completion_tokens=result.completion_tokens,
         )
 
-    def open_session(self, query: str = "", *, max_tokens_per_frame: int = 16) -> StreamSession:
-        """Open a live stream; see :class:`casa_core.engine.session.StreamSession`."""
-        return StreamSession(
-            self.model, self.processor, query=query, max_tokens_per_frame=max_tokens_per_frame
+    def open_session(
+        self,
+        query: str = "",
+        *,
+        max_tokens_per_frame: int = 16,
+        sampling: SamplingParams | None = None,
+        bounds: TextBounds | None = None,
+        slots: Slots | None = None,
+    ) -> StreamSession:
+        """Open a live stream; see :class:`casa_core.engine.session.StreamSession`.
+
+        Args:
+            query: What the viewer asked for; empty for none.
+            max_tokens_per_frame: Bound on the words of one frame.
+            sampling: How words are chosen; the likeliest by default.
+            bounds: Bounds of the text KV, so that the stream can run for ever; ``None``: until the model's
+                context is full.
+            slots: Where to take a seat beside other streams; a place of its own by default.
+        """
+        settings = StreamSettings(
+            query=query, max_tokens_per_frame=max_tokens_per_frame, sampling=sampling or SamplingParams()
         )
+        return StreamSession(slots or Slots(self.model, 1, bounds=bounds), self.processor, settings)
+
+    def restore_session(
+        self, saved: SavedSession, *, bounds: TextBounds | None = None, slots: Slots | None = None
+    ) -> StreamSession:
+        """Go on exactly where a session was saved; bounds as it had them.
+
+        Raises:
+            StoreError: If another model or template made the snapshot.
+        """
+        session = self._like(saved.transcript, bounds, slots)
+        session.restore(saved)
+        return session
+
+    def replay_session(
+        self, transcript: Transcript, *, bounds: TextBounds | None = None, slots: Slots | None = None
+    ) -> StreamSession:
+        """Go on approximately where a transcript was taken: its text and latest frame are read again."""
+        session = self._like(transcript, bounds, slots)
+        session.replay(transcript)
+        return session
+
+    def _like(self, transcript: Transcript, bounds: TextBounds | None, slots: Slots | None) -> StreamSession:
+        return self.open_session(
+            transcript.query,
+            max_tokens_per_frame=transcript.max_tokens_per_frame,
+            bounds=bounds,
+            slots=slots,
+        )
+
+    def _seat(self, slots: Slots, request: GenerationRequest) -> int:
+        return slots.take(request.sampling, stop_ids=(self.processor.end_id,))
 
     def _prompt(self, request: GenerationRequest) -> Extension:
         prompt = prompt_extension(
@@ -141,12 +193,6 @@ class Engine:
             )
         return prompt
 
-    def _choose(self, answers: Sequence[_Answer], logits_BV: torch.Tensor) -> None:
-        params = [answer.request.sampling for answer in answers]
-        tokens = choose_tokens(logits_BV, params, [answer.generator for answer in answers])
-        for answer, token in zip(answers, tokens, strict=True):
-            answer.take(token, self.processor)
-
 
 @dataclass(slots=True)
 class _Answer:
@@ -157,10 +203,6 @@ class _Answer:
     ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     completion_tokens: int = 0
-    generator: torch.Generator | None = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.generator = make_generator(self.request.sampling)
 
     def take(self, token: int, processor: CasaProcessor) -> None:
         """Accept a token, unless the answer is finished already."""

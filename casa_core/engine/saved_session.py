@@ -1,0 +1,139 @@
+"""A live stream as files: an exact snapshot, and a transcript that restores it approximately.
+
+*Exact*: the text KV, the current window's KV, sampling with its random state, and the tokens still to run: a
+stream restored from it says what it would have said. Its size is the text KV's (Helium1-2B: 115 kB a token in
+bf16). *Approximate*: token ids and the latest frame; they are read again, and what earlier frames left in the
+text KV is lost.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from casa_core.errors import StoreError
+from casa_core.model import CasaForConditionalGeneration
+from casa_core.processing import CasaProcessor
+from casa_core.snapshot import SequenceSnapshot
+
+FORMAT = "casa-session/1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transcript:
+    """What was said and read, and the latest frame.
+
+    Attributes:
+        query, max_tokens_per_frame: Of the session's settings.
+        ids: Tokens in the text KV.
+        pending: Tokens that are run with the next frame: the latest frame's stop token.
+        frame: The latest frame's encoded bytes; ``None`` before the first, or where images are withheld.
+        frame_at: How many of ``ids`` stand before it.
+    """
+
+    query: str
+    max_tokens_per_frame: int
+    ids: tuple[int, ...]
+    pending: tuple[int, ...]
+    frame: bytes | None
+    frame_at: int
+
+    def to_json(self) -> str:
+        """As text; the frame in base64."""
+        frame = None if self.frame is None else base64.b64encode(self.frame).decode()
+        return json.dumps({**asdict(self), "frame": frame})
+
+    @classmethod
+    def from_json(cls, text: str) -> Transcript:
+        """The inverse of :meth:`to_json`."""
+        fields = json.loads(text)
+        frame = fields["frame"]
+        fields |= {"ids": tuple(fields["ids"]), "pending": tuple(fields["pending"])}
+        return cls(**fields | {"frame": None if frame is None else base64.b64decode(frame)})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavedSession:
+    """An exact snapshot of a stream.
+
+    Attributes:
+        identity: Of the model and template that made it; see :func:`model_identity`.
+        transcript: What was said and read.
+        sequence: Keys, values and counts.
+        chooser: Sampling settings, what they remember, and the random state.
+    """
+
+    identity: dict[str, str]
+    transcript: Transcript
+    sequence: SequenceSnapshot
+    chooser: dict[str, torch.Tensor]
+
+    def write(self, path: str | Path) -> None:
+        """Write one safetensors file, whole or not at all."""
+        path = Path(path)
+        tensors = {f"sequence.{name}": tensor for name, tensor in self.sequence.tensors().items()}
+        tensors |= {f"chooser.{name}": tensor for name, tensor in self.chooser.items()}
+        metadata = {
+            "format": FORMAT,
+            "identity": json.dumps(self.identity),
+            "transcript": self.transcript.to_json(),
+            "sequence": json.dumps(self.sequence.numbers()),
+        }
+        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        save_file({name: t.contiguous() for name, t in tensors.items()}, partial, metadata)
+        partial.replace(path)
+
+    @classmethod
+    def read(cls, path: str | Path) -> SavedSession:
+        """Read what :meth:`write` wrote.
+
+        Raises:
+            StoreError: If the file is no such snapshot.
+        """
+        try:
+            with safe_open(path, "pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except Exception as error:
+            raise StoreError(f"{path} cannot be read", str(error), "save the session again") from error
+        if metadata.get("format") != FORMAT:
+            raise StoreError(
+                f"{path} is no session snapshot of this version",
+                f"its format is {metadata.get('format')!r}, {FORMAT!r} is expected",
+                "save the session again with this version",
+            )
+        part = lambda prefix: {  # noqa: E731
+            name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)
+        }
+        return cls(
+            identity=json.loads(metadata["identity"]),
+            transcript=Transcript.from_json(metadata["transcript"]),
+            sequence=SequenceSnapshot.read(part("sequence."), json.loads(metadata["sequence"])),
+            chooser=part("chooser."),
+        )
+
+
+def model_identity(model: CasaForConditionalGeneration, processor: CasaProcessor) -> dict[str, str]:
+    """What must be equal for a snapshot to mean the same: configuration, weights, their type, template."""
+    config = {key: value for key, value in model.config.to_dict().items() if not key.startswith("_")}
+    for transient in ("dtype", "transformers_version", "architectures"):
+        config.pop(transient, None)
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        digest.update(name.encode())
+        # A slice of every tensor tells checkpoints of one training run apart at a thousandth of the cost.
+        digest.update(parameter.detach().flatten()[:64].float().cpu().numpy().tobytes())
+    return {
+        "configuration": hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest(),
+        "weights": digest.hexdigest(),
+        "type": str(model.dtype),
+        "template": processor.template_hash(),
+    }

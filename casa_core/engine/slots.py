@@ -70,8 +70,12 @@ class Slots:
     def leave(self, seat: int) -> None:
         """Get up: the seat's memory is dropped."""
         assert seat not in self._free, "a seat is left once"
-        self.sequences.reset(seat)
         self._free.append(seat)
+        if self.free == self.size:
+            # Nobody is left: give the memory back instead of keeping it for the next.
+            self.sequences = CachedSequences(self.model, self.size, self.sequences.bounds)
+        else:
+            self.sequences.reset(seat)
 
     def state(self, seat: int) -> SequenceState:
         """What the seat's sequence remembers, keys and values apart."""

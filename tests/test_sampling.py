@@ -125,6 +125,21 @@ def test_draws_follow_the_distribution_that_is_left(name: str, temperature: floa
         assert chance_of_counts(counts, left / left.sum()) > 1e-3
 
 
+def test_the_ends_of_rules_are_exact():
+    def drawn(logits: list[float], number: float, **given: float) -> int:
+        return int(sample(torch.tensor([logits]), rules(1, **given), torch.tensor([number]).double()))
+
+    assert drawn([0.0, 0.0], 0.5) == 1, "the first of two halves ends before 0.5"
+    assert drawn([-INF, 0.0], 0.0) == 1, "a ruled-out token has no part of the numbers"
+    halves = [drawn([0.0] * 4, number, top_p=0.5) for number in (0.0, 0.49, 0.5, 0.99)]
+    assert halves == [0, 0, 1, 1], (
+        "of equal tokens the first ones make up the nucleus, and no more than needed"
+    )
+    rare = [-40.0, 0.0]  # the two weights' sum, rounded, is that of the second alone
+    assert drawn(rare, 1e-18, top_p=1.0) == 0, "top_p 1 keeps every token"
+    assert drawn(rare, 1e-18, top_p=0.99) == 1
+
+
 def plain_draw(logits: list[float], params: SamplingParams, number: float) -> int:
     """The reference: one row, with lists and loops. Assumes that no rounding decides."""
     best = max(logits)
@@ -164,6 +179,13 @@ def test_each_row_of_a_batch_draws_what_plain_loops_draw(batch: list[tuple[Any, 
     numbers = torch.tensor([number for *_, number in batch], dtype=torch.float64)
     tokens = sample(torch.tensor([logits for logits, *_ in batch]), own, numbers).tolist()
     assert tokens == [plain_draw(*row) for row in batch]
+
+
+def test_half_precision_logits_draw_like_the_same_numbers_in_single():
+    half_BV = (3 * torch.randn(1, 40, generator=torch.Generator().manual_seed(0))).bfloat16().expand(5000, -1)
+    number_B = torch.arange(5000).double() / 5000
+    own = rules(5000, temperature=1.5, top_p=0.9)
+    assert torch.equal(sample(half_BV, own, number_B), sample(half_BV.float(), own, number_B))
 
 
 def test_a_temperature_near_zero_is_greedy_without_overflow():

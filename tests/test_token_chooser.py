@@ -19,14 +19,17 @@ INF = float("inf")
 NAN = float("nan")
 
 
-def test_half_precision_logits_draw_like_the_same_numbers_in_single():
-    chooser, other = (TokenChooser(2, 40) for _ in range(2))
-    for one in (chooser, other):
-        one.set_row(0, SamplingParams(temperature=0.9, top_p=0.8, seed=4))
-        one.set_row(1, SamplingParams())
-    for step in range(20):
-        half_BV = torch.randn(2, 40, generator=torch.Generator().manual_seed(step)).bfloat16()
-        assert torch.equal(chooser.choose(half_BV), other.choose(half_BV.float()))
+def test_a_row_goes_on_undisturbed_when_one_with_a_longer_memory_and_more_stop_tokens_sits_down():
+    params = SamplingParams(repetition_penalty=0.5, no_repeat_ngram_size=2, no_repeat_window=6)
+    chooser = TokenChooser(2, 7)
+    chooser.set_row(0, params, stop_ids=[6])
+    said = []
+    for step, logits_V in enumerate(stream(16)):
+        if step == 5:
+            newcomer = SamplingParams(no_repeat_ngram_size=4, no_repeat_window=50, stop_bias=1.0)
+            chooser.set_row(1, newcomer, stop_ids=[1, 2, 3], history=[4, 5] * 9)
+        said.append(chooser.read(chooser.choose(logits_V.expand(2, -1)))[0])
+    assert said == alone(params, stream(16)) != stream(16).argmax(-1).tolist()
 
 
 def stream(length: int, seed: int = 0) -> torch.Tensor:
@@ -114,6 +117,8 @@ def test_a_state_that_does_not_fit_is_refused_by_name():
     state = chooser.row_state(0)
     with pytest.raises(DataError, match="vocabulary of 7 tokens, not of 8"):
         TokenChooser(1, 8).load_row(0, state)
+    with pytest.raises(DataError, match="'said_average' of a row's state is missing"):
+        TokenChooser(1, 7).load_row(0, {name: one for name, one in state.items() if name != "said_average"})
     with pytest.raises(DataError, match="'random_key' of a row's state is missing"):
         TokenChooser(1, 7).load_row(0, {name: one for name, one in state.items() if name != "random_key"})
     with pytest.raises(DataError, match="'step' of a row's state is"):

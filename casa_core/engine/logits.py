@@ -68,10 +68,11 @@ def forbid_repeats(
     """
     width = recent_BW.shape[1]
     device = recent_BW.device
-    # grams_BWK[:, w] are the K tokens up to and including token w, oldest first.
+    # grams_BWK[:, w] are the K tokens up to and including token w, oldest first. A start with filling in it
+    # equals the tail only at the tail's own place, which no token follows.
     grams_BWK = pad(recent_BW, (longest - 1, 0), value=NO_TOKEN).unfold(1, longest, 1)
     tail_BK = recent_BW[:, width - (longest - 1) :]
-    same_BWK = (grams_BWK[:, :, :-1] == tail_BK[:, None]) & (grams_BWK[:, :, :-1] >= 0)
+    same_BWK = grams_BWK[:, :, :-1] == tail_BK[:, None]
     age_K = torch.arange(longest - 1, 0, -1, device=device)  # tokens before the last of the n-gram
     beyond_BK = age_K >= size_B[:, None]
     starts_BW = torch.arange(width, device=device) - (size_B[:, None] - 1)
@@ -120,7 +121,7 @@ class LogitsProcessors:
     def __init__(self, rows: int, vocabulary: int, *, device: str | torch.device = "cpu") -> None:
         self.vocabulary = vocabulary
         self._rows = RowTensors(rows, {**_SETTINGS, **_MEMORY}, device)
-        # (B, V): made once a row asks for the penalty, and all zeros for rows that do not.
+        # (B, V), made once a row asks for the penalty.
         self._average = RowTensors(rows, {"said_average": Column(torch.float32, 0.0, width=0)}, device)
         self._uses = [_Uses()] * rows
 
@@ -216,14 +217,12 @@ class LogitsProcessors:
             said_B = said_B & active_B
         if uses.penalty:
             average_BV = self._average["said_average"]
-            counts_B = said_B & (rows["repetition_penalty"] > 0)
-            average_BV.mul_(torch.where(counts_B, rows["repetition_decay"], 1.0)[:, None])
-            average_BV.scatter_add_(1, tokens_B[:, None], counts_B.float()[:, None])
+            average_BV.mul_(torch.where(said_B, rows["repetition_decay"], 1.0)[:, None])
+            average_BV.scatter_add_(1, tokens_B[:, None], said_B.float()[:, None])
         if uses.longest:
             recent_BW = rows["recent"]
-            counts_B = said_B & (rows["no_repeat_ngram_size"] > 0)
             shifted_BW = torch.cat([recent_BW[:, 1:], tokens_B[:, None]], dim=1)
-            recent_BW.copy_(torch.where(counts_B[:, None], shifted_BW, recent_BW))
+            recent_BW.copy_(torch.where(said_B[:, None], shifted_BW, recent_BW))
 
     def row_state(self, row: int) -> dict[str, torch.Tensor]:
         """Copies of a row's settings and memory, on the device; the average only where it is in use."""
@@ -246,14 +245,12 @@ class LogitsProcessors:
         self._rows.load_row(row, state)
         rows = self._rows
         self._uses[row] = _Uses(
-            average is not None,
+            bool(rows["repetition_penalty"][row] > 0),
             bool((rows["stop_bias"][row] != 0) & (rows["stop_ids"][row] >= 0).any()),
             int(rows["no_repeat_ngram_size"][row]),
         )
         self._make_room(row, rows["recent"].shape[1])
-        if average is None:
-            self._average.reset(row)
-        else:
+        if self._uses[row].penalty:
             self._average.load_row(row, state)
 
     def _joint(self) -> _Uses:

@@ -71,7 +71,7 @@ def sample(logits_BV: torch.Tensor, rules: DrawRules, uniform_B: torch.Tensor) -
     Args:
         logits_BV: Any floating point type.
         rules: How each row draws.
-        uniform_B: A number in (0, 1) for each row, float64: where in its distribution the draw falls.
+        uniform_B: A number in [0, 1) for each row, float64: where in its distribution the draw falls.
     """
     largest_B = logits_BV.amax(-1)  # NaN where any is
     tokens_B = logits_BV.argmax(-1)
@@ -86,7 +86,7 @@ def sample(logits_BV: torch.Tensor, rules: DrawRules, uniform_B: torch.Tensor) -
         # Each row falls where its number does in the sum of its own weights: exact, whatever their total.
         mass_BV = scaled_BV.exp().cumsum(-1, dtype=torch.float64)
         target_B1 = uniform_B[:, None] * mass_BV[:, -1:]
-        drawn_B1 = torch.searchsorted(mass_BV, target_B1, right=True).clamp(max=logits_BV.shape[-1] - 1)
+        drawn_B1 = torch.searchsorted(mass_BV, target_B1, right=True)
         tokens_B = torch.where(random_B, drawn_B1[:, 0], tokens_B)
     return torch.where(largest_B.isfinite(), tokens_B, NO_TOKEN)
 

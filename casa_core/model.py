@@ -96,6 +96,7 @@ class CasaForConditionalGeneration(PreTrainedModel):
         self.language_model.config._attn_implementation = TEXT_ATTENTION
         self.family.fuse(self.language_model, settings)
         self.vision_tower = build_tower(config)
+        self.qformer: QFormer | None = None
         if settings.kind == "qformer":
             self.qformer = QFormer(
                 text.hidden_size, text.num_attention_heads, settings.qformer_queries, settings.qformer_depth
@@ -226,7 +227,7 @@ class CasaForConditionalGeneration(PreTrainedModel):
             return None
         patches_PE = images.patches_PE.to(self.device)
         image_NC = self.vision_tower(patches_PE, images.grids).to(dtype)
-        if self.rules.fusion.kind != "qformer":
+        if self.qformer is None:
             return image_NC
         merge = self.config.vision_config.spatial_merge_size
         tokens = [rows * columns // merge**2 for rows, columns in images.grids]

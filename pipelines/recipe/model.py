@@ -9,6 +9,16 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from casa_core.fusion.config import (
+    FusionInit,
+    FusionKind,
+    Gate,
+    ImageNorm,
+    Placement,
+    Positions,
+    TextNorm,
+    fusion_config,
+)
 from pipelines.recipe.data import Data
 from pipelines.recipe.fields import Count, Index, ModelName, NonNegative, Positive, Section
 from pipelines.recipe.where import Where
@@ -17,26 +27,48 @@ IMAGE_TOKEN_SIDE = 16
 """Pixels along one side of an image token: patches of 8, merged 2 by 2."""
 
 
-class Fusion(Section):
-    """How image tokens enter the language model; ``casa_core.config.FusionConfig`` explains each setting."""
+LayerRange = Annotated[str, Field(pattern=r"^(first|first_and_last):[1-9][0-9]*$")]
 
-    kind: Literal["cross_attention"] = Field(
-        default="cross_attention", description="Which layer mixes images in."
+
+class Fusion(Section):
+    """How images enter the language model; ``casa_core.fusion.config.FusionConfig`` explains each setting."""
+
+    kind: FusionKind = Field(
+        default="cross_attention",
+        description="Text attends to images (CA), to its window's text too (CASA), or images are inserted.",
     )
-    placement: Literal["parallel"] = Field(
-        default="parallel", description="Beside self-attention, on the same input."
+    placement: Placement = Field(
+        default="parallel", description="Where the layer stands beside self-attention; replace is for casa."
     )
-    layers: Literal["all"] | Count | Annotated[list[Index], Field(min_length=1)] = Field(
-        default="all", description="Decoder layers that carry it: all, every n-th, or a list of indices."
+    layers: Literal["auto", "all"] | Count | Annotated[list[Index], Field(min_length=1)] | LayerRange = Field(
+        default="auto",
+        description="Decoder layers that carry it: all, every n-th, first:n, first_and_last:n, or a list.",
     )
-    positions: Literal["window"] = Field(default="window", description="RoPE positions inside the layer.")
-    image_norm: Literal["block_input_norm"] = Field(
+    shared_projections: bool = Field(
+        default=False, description="Use self-attention's projections: no new weights."
+    )
+    gate: Gate = Field(default="none", description="What multiplies the layer's output.")
+    image_ffn: bool = Field(
+        default=False, description="Send image tokens through the blocks' feed-forward networks too."
+    )
+    image_norm: ImageNorm = Field(
         default="block_input_norm", description="What normalises image tokens before keys and values."
     )
-    init: Literal["self_attention", "zero_output"] = Field(
+    text_norm: TextNorm = Field(
+        default="block_input_norm", description="What normalises text before the layer's projections."
+    )
+    positions: Positions = Field(default="window", description="RoPE positions inside the layer.")
+    qformer_queries: Count = Field(default=64, description="Tokens an image is compressed to (qformer).")
+    qformer_depth: Count = Field(default=1, description="Transformer blocks of the Q-Former.")
+    init: FusionInit = Field(
         default="self_attention",
         description="Start of the new layers: a copy of self-attention, or the same adding 0.",
     )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        fusion_config(self.model_dump())
+        return self
 
 
 class BpeTraining(Section):

@@ -12,7 +12,7 @@ import torch
 
 from casa_core.backbones.tiny import tiny_config
 from casa_core.checkpoint import save_checkpoint
-from casa_core.config import FusionConfig
+from casa_core.fusion.config import fusion_config
 from casa_core.model import CasaForConditionalGeneration
 from casa_core.processing import CasaProcessor
 from pipelines.train import checkpoint, zero
@@ -89,15 +89,16 @@ def build_model(job: TrainJob, processor: CasaProcessor) -> CasaForConditionalGe
         vocab_size=len(tokenizer),
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=processor.end_id,
-        fusion=FusionConfig(**job.model["fusion"]),
+        fusion=fusion_config(job.model["fusion"]),
         images_withheld=not job.images,
     )
     model = CasaForConditionalGeneration(config)
     model.initialize_fusion()
     if not job.images:
         # What no text token can reach gets no gradient; left trainable, weight decay alone would change it.
-        for part in (model.vision_tower, *(layer.fusion for layer in model.fused_layers())):
-            part.requires_grad_(False)
+        for part in (model.vision_tower, model.qformer, *(layer.fusion for layer in model.fused_layers())):
+            if part is not None:
+                part.requires_grad_(False)
     return model.train()
 
 

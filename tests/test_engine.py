@@ -183,24 +183,6 @@ def test_a_seed_repeats_a_draw_in_any_company(engine: Engine):
     assert {seed: result.token_ids for seed, result in enumerate(together[1:])} == alone
 
 
-def test_draws_follow_temperature_and_nucleus():
-    from casa_core.engine.sampling import choose_tokens, make_generator
-
-    probability = torch.tensor([0.5, 0.3, 0.15, 0.05])
-    logits_BV = probability.log()[None] * 2  # at temperature 2 these are the probabilities again
-
-    def shares(draws: int = 4000, **sampling: Any) -> torch.Tensor:
-        params = SamplingParams(seed=0, temperature=2.0, **sampling)
-        generator = make_generator(params)
-        drawn = [choose_tokens(logits_BV, [params], [generator])[0] for _ in range(draws)]
-        return torch.bincount(torch.tensor(drawn), minlength=4) / draws
-
-    torch.testing.assert_close(shares(), probability, rtol=0, atol=0.03)
-    nucleus = torch.tensor([0.5, 0.3, 0.0, 0.0]) / 0.8
-    torch.testing.assert_close(shares(top_p=0.7), nucleus, rtol=0, atol=0.03)
-    assert shares(draws=50, top_p=1e-6).tolist() == [1, 0, 0, 0]
-
-
 def test_a_conversation_beyond_the_context_is_refused_before_anything_runs(engine: Engine):
     limit = engine.info["context"]
     room = limit - len(prompt(engine, "one picture").ids)

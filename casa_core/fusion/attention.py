@@ -17,6 +17,7 @@ heads, G key/value heads, D head size.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, cast
 
 import numpy as np
@@ -24,10 +25,10 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import scaled_dot_product_attention
 
-Backend = Literal["padded", "reference"]
+Backend = Literal["auto", "padded", "reference"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Segments:
     """Index tensors that move tokens between their flat order and the padded batch, built once per forward.
 
@@ -36,7 +37,9 @@ class Segments:
         query_index_SQ, key_index_SK: Flat index of each padded slot (0 where the slot is padding).
         query_slot_T: Slot of each query in the flattened (S·Q) batch; S·Q, an appended zero row, for −1.
         key_mask_S11K: True where a key slot is real; ``None`` when no key slot is padding.
-        uniform: No padding and flat order equals slot order, for queries and keys alike: views suffice.
+        uniform_queries, uniform_keys: No padding, and flat order is slot order: views suffice.
+        query_length_S, key_length_S: Tokens of each segment.
+        same_lengths: Each segment has as many queries as keys.
     """
 
     query_segment_T: torch.Tensor
@@ -47,6 +50,9 @@ class Segments:
     key_mask_S11K: torch.Tensor | None
     uniform_queries: bool
     uniform_keys: bool
+    query_length_S: torch.Tensor
+    key_length_S: torch.Tensor
+    same_lengths: bool
 
     @classmethod
     def build(
@@ -58,13 +64,13 @@ class Segments:
     ) -> Segments | None:
         """Segments that have both a query and a key; ``None`` when there is none at all."""
         queries_S = np.bincount(query_segment_T[query_segment_T >= 0], minlength=count)
-        keys_S = np.bincount(key_segment_N, minlength=count)
+        keys_S = np.bincount(key_segment_N[key_segment_N >= 0], minlength=count)
         live_S = (queries_S > 0) & (keys_S > 0)
         if not live_S.any():
             return None
         renumber_S = np.where(live_S, np.cumsum(live_S) - 1, -1)
         query_T = np.where(query_segment_T >= 0, renumber_S[query_segment_T], -1)
-        key_N = renumber_S[key_segment_N]
+        key_N = np.where(key_segment_N >= 0, renumber_S[key_segment_N], -1)
         segments = int(live_S.sum())
         query_index, query_slot, _, uniform_q = _pad(query_T, segments)
         key_index, _, key_real, uniform_k = _pad(key_N, segments)
@@ -78,7 +84,25 @@ class Segments:
             key_mask_S11K=None if key_real.all() else tensor(key_real)[:, None, None, :],
             uniform_queries=uniform_q,
             uniform_keys=uniform_k,
+            query_length_S=tensor(queries_S[live_S]),
+            key_length_S=tensor(keys_S[live_S]),
+            same_lengths=bool((queries_S[live_S] == keys_S[live_S]).all()),
         )
+
+    @cached_property
+    def tail_T(self) -> torch.Tensor:
+        """Keys that stand before the first query, in each query's segment."""
+        before_S = self.key_length_S - self.query_length_S
+        return before_S[self.query_segment_T.clamp(min=0)]
+
+    @cached_property
+    def causal_mask_S1QK(self) -> torch.Tensor:
+        """True where a padded key slot is visible to a padded query slot, queries being the last keys."""
+        query_Q = torch.arange(self.query_index_SQ.shape[1], device=self.query_length_S.device)
+        key_K = torch.arange(self.key_index_SK.shape[1], device=self.query_length_S.device)
+        last_SQ = query_Q + (self.key_length_S - self.query_length_S)[:, None]
+        visible_SQK = (key_K <= last_SQ[..., None]) & (key_K < self.key_length_S[:, None, None])
+        return visible_SQK[:, None]
 
 
 def _pad(
@@ -107,7 +131,7 @@ def segment_attention(
     *,
     causal: bool,
     scale: float | None = None,
-    backend: Backend = "padded",
+    backend: Backend = "auto",
 ) -> torch.Tensor:
     """Multi-head attention of each query over the keys of its own segment (paper, eq. 2, inside windows).
 
@@ -116,9 +140,10 @@ def segment_attention(
         key_NGD: Keys; H must be a multiple of G (grouped-query attention).
         value_NGD: Values.
         segments: Who attends to whom; ``None`` when nobody attends to anything.
-        causal: Queries and keys are the same tokens and a query sees no later key.
+        causal: A segment's queries are its last keys, in order, and a query sees no later key: packed text
+            (as many queries as keys), or eq. 3 (image keys, then text keys).
         scale: Softmax scale; D^-1/2 by default.
-        backend: ``padded`` or ``reference``.
+        backend: ``padded`` (``auto``), or ``reference``.
 
     Returns:
         (T, H, D); zero for queries outside every segment.
@@ -141,14 +166,15 @@ def _attend_padded(
     query_SHQD = _to_batch(query_THD, segments.query_index_SQ, segments.uniform_queries)
     key_SGKD = _to_batch(key_NGD, segments.key_index_SK, segments.uniform_keys)
     value_SGKD = _to_batch(value_NGD, segments.key_index_SK, segments.uniform_keys)
-    # Padding stands at the right end, so a causal mask already hides it from every real query.
-    mask = None if causal else segments.key_mask_S11K
+    # Padding stands at the right end, so a causal mask over equal lengths already hides it from every query.
+    aligned = causal and segments.same_lengths
+    mask = segments.causal_mask_S1QK if causal else segments.key_mask_S11K
     out_SHQD = scaled_dot_product_attention(
         query_SHQD,
         key_SGKD,
         value_SGKD,
-        attn_mask=mask,
-        is_causal=causal,
+        attn_mask=None if aligned else mask,
+        is_causal=aligned,
         scale=scale,
         enable_gqa=key_NGD.shape[1] != heads,
     )
@@ -178,8 +204,10 @@ def _attend_reference(
     value_NHD = value_NGD.repeat_interleave(heads // key_NGD.shape[1], dim=1)
     visible_TN = segments.query_segment_T[:, None] == segments.key_segment_N[None, :]
     if causal:
-        index_T = torch.arange(len(query_THD), device=query_THD.device)
-        visible_TN &= index_T[:, None] >= index_T[None, :]
+        visible_TN &= (
+            _rank(segments.key_segment_N)[None]
+            <= (_rank(segments.query_segment_T) + segments.tail_T)[:, None]
+        )
     visible_TN &= segments.query_segment_T[:, None] >= 0
     scores_HTN = torch.einsum("thd,nhd->htn", query_THD, key_NHD) * (size**-0.5 if scale is None else scale)
     scores_HTN = scores_HTN.masked_fill(~visible_TN, float("-inf"))
@@ -187,3 +215,9 @@ def _attend_reference(
     # 2.
     weights_HTN = torch.softmax(scores_HTN, dim=-1).nan_to_num(0.0)
     return cast(torch.Tensor, torch.einsum("htn,nhd->thd", weights_HTN, value_NHD))
+
+
+def _rank(segment_X: torch.Tensor) -> torch.Tensor:
+    """How many tokens of its segment stand before each token."""
+    earlier_XX = torch.ones(len(segment_X), len(segment_X), device=segment_X.device).tril(-1)
+    return ((segment_X[:, None] == segment_X[None]) * earlier_XX).sum(dim=1)

@@ -1,4 +1,4 @@
-"""Reading piece by piece, images arriving mid-stream, is reading at once; in any company, for every fusion."""
+"""Reading piece by piece, images arriving mid-stream, is reading at once: in any company, for any fusion."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from casa_core.errors import DataError
-from casa_core.windows import Carry, Windows, window_layout
+from casa_core.windows import Carry, WindowRules, Windows, window_layout
 from tests.support.core_layouts import lay_out, outlines
 from tests.support.naive_windows import Place, naive_windows
 
@@ -164,3 +164,66 @@ def test_text_alone_lies_in_no_window_and_carries_nothing():
 def test_impossible_layouts_are_refused(layout: dict[str, list[int]], words: str):
     with pytest.raises(DataError, match=words):
         window_layout(**{"text_length": 4, "document_starts": [0], **layout})
+
+
+def test_a_grid_takes_rows_and_columns_and_the_next_image_stands_after_its_longer_side():
+    windows = window_layout(
+        text_length=4,
+        document_starts=[0],
+        image_positions=[1, 1, 3],
+        image_tokens=[6, 2, 1],
+        image_grids=[(2, 3), (2, 1), (1, 1)],
+        rules=WindowRules(axes=3),
+    )
+    time, row, column = windows.image_position_AN.tolist()
+    assert time == [0] * 6 + [3] * 2 + [0]
+    assert row == [0, 0, 0, 1, 1, 1, 3, 4, 0]
+    assert column == [0, 1, 2, 0, 1, 2, 3, 3, 0]
+    assert windows.text_position_T.tolist() == [0, 5, 6, 1], (
+        "after 3 + 2 positions; after 1 in the last window"
+    )
+    assert windows.carries() == [Carry(image_tokens=1, text_tokens=1, extent=1)]
+
+
+def test_text_without_an_image_in_sight_has_a_window_of_its_own_where_layers_replace_self_attention():
+    windows = window_layout(
+        text_length=7,
+        document_starts=[0, 3, 5],
+        image_positions=[2, 3],
+        image_tokens=[4, 2],
+        rules=WindowRules(imageless=True),
+    )
+    # Document 0: two leading tokens, then an image. Document 1: an image at once. Document 2: text alone.
+    assert groups(windows.text_window_T.tolist()) == [[0, 1], [2], [3, 4], [5, 6]]
+    assert windows.text_position_T.tolist() == [0, 1, 4, 2, 3, 0, 1]
+    assert windows.carries()[2] == Carry(image_tokens=0, text_tokens=2, extent=0)
+    further = window_layout(
+        text_length=2, document_starts=[0], carries=windows.carries()[2:], rules=WindowRules(imageless=True)
+    )
+    assert further.text_position_T.tolist() == [2, 3]
+    assert further.carried_text_window_M.tolist() == [0, 0]
+
+
+def test_global_positions_are_the_texts_own_and_images_start_where_their_text_does():
+    windows = window_layout(
+        text_length=5,
+        document_starts=[0],
+        image_positions=[2, 4],
+        image_tokens=[3, 2],
+        text_positions=[10, 11, 12, 13, 14],
+        rules=WindowRules(positions="global"),
+    )
+    assert windows.text_position_T.tolist() == [0, 0, 12, 13, 14]
+    assert windows.image_position_AN.tolist() == [[12, 13, 14, 14, 15]]
+
+
+def test_a_grid_that_does_not_hold_its_tokens_is_refused():
+    with pytest.raises(DataError, match=r"image grids \[\[2, 2\]\] do not hold the images' \[3\] tokens"):
+        window_layout(
+            text_length=1,
+            document_starts=[0],
+            image_positions=[0],
+            image_tokens=[3],
+            image_grids=[(2, 2)],
+            rules=WindowRules(axes=3),
+        )

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from casa_core.fusion.attention import Backend, Segments, segment_attention
+from casa_core.errors import ConfigError
+from casa_core.fusion.attention import Backend, Segments, segment_attention, segment_attention_weights
 from tests.support.naive_attention import naive_attention
 
 BACKENDS: tuple[Backend, ...] = ("padded", "reference")
@@ -114,3 +115,24 @@ def test_both_backends_agree_in_single_precision_at_training_size():
         segment_attention(query, key, value, segments, causal=False, backend=backend) for backend in BACKENDS
     )
     torch.testing.assert_close(padded, dense, rtol=1e-5, atol=1e-5)
+
+
+def test_the_weights_of_the_reference_are_those_it_mixes_values_with_and_obey_a_mask_of_ones_own():
+    queries, keys = [0, -1, 1, 1, 0], [0, 1, 1, 0, 0, -1, 1]
+    query, key, value = tensors((5, 4, SIZE), (7, 2, SIZE), (7, 2, SIZE))
+    segments = segments_of(queries, keys)
+    allowed = torch.rand(5, 7, generator=torch.Generator().manual_seed(1)) < 0.6
+    allowed[3] = False
+    for mask in (None, allowed):
+        weights = segment_attention_weights(query, key, segments, causal=True, allowed_TN=mask)
+        ours = segment_attention(
+            query, key, value, segments, causal=True, backend="reference", allowed_TN=mask
+        )
+        torch.testing.assert_close(
+            torch.einsum("htn,nhd->thd", weights, value.repeat_interleave(2, dim=1)), ours
+        )
+    assert not weights[:, ~allowed].any()
+    assert not weights[:, [1, 3]].any()
+    torch.testing.assert_close(weights[:, 2].sum(-1), torch.ones(4, dtype=torch.float64))
+    with pytest.raises(ConfigError, match="reference"):
+        segment_attention(query, key, value, segments, causal=True, allowed_TN=allowed)

@@ -18,12 +18,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, cast
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.nn.functional import scaled_dot_product_attention
+
+from casa_core.errors import ConfigError
 
 Backend = Literal["auto", "padded", "reference"]
 
@@ -132,6 +134,7 @@ def segment_attention(
     causal: bool,
     scale: float | None = None,
     backend: Backend = "auto",
+    allowed_TN: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Multi-head attention of each query over the keys of its own segment (paper, eq. 2, inside windows).
 
@@ -144,14 +147,25 @@ def segment_attention(
             (as many queries as keys), or eq. 3 (image keys, then text keys).
         scale: Softmax scale; D^-1/2 by default.
         backend: ``padded`` (``auto``), or ``reference``.
+        allowed_TN: True where a query may see a key of its segment (bool); only ``reference`` honours it.
 
     Returns:
-        (T, H, D); zero for queries outside every segment.
+        (T, H, D); zero for queries that see no key.
+
+    Raises:
+        ConfigError: If ``allowed_TN`` is given to another backend than ``reference``.
     """
+    if allowed_TN is not None and backend != "reference":
+        raise ConfigError(
+            f"allowed_TN was given to the attention backend {backend!r}",
+            "a mask of its own for every pair of tokens needs the dense matrix of them",
+            'name backend="reference"',
+        )
     if segments is None:
         return torch.zeros_like(query_THD)
-    attend = _attend_reference if backend == "reference" else _attend_padded
-    return attend(query_THD, key_NGD, value_NGD, segments, causal, scale)
+    if backend == "reference":
+        return _attend_reference(query_THD, key_NGD, value_NGD, segments, causal, scale, allowed_TN)
+    return _attend_padded(query_THD, key_NGD, value_NGD, segments, causal, scale)
 
 
 def _attend_padded(
@@ -191,6 +205,46 @@ def _to_batch(tokens_XHD: torch.Tensor, index_SL: torch.Tensor, uniform: bool) -
     return rows.view(*index_SL.shape, *tokens_XHD.shape[1:]).transpose(1, 2)
 
 
+def segment_attention_weights(
+    query_THD: torch.Tensor,
+    key_NGD: torch.Tensor,
+    segments: Segments | None,
+    *,
+    causal: bool,
+    scale: float | None = None,
+    allowed_TN: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The weights with which the reference backend mixes values, as one dense matrix: for analysis.
+
+    Args:
+        query_THD, key_NGD, segments, causal, scale: As in :func:`segment_attention`.
+        allowed_TN: True where a query may see a key of its segment (bool); ``None`` for all of them.
+
+    Returns:
+        (H, T, N) in fp32, or fp64 where the inputs are; rows sum to 1, or are 0 where nothing is visible.
+    """
+    heads, size = query_THD.shape[1:]
+    if segments is None:
+        return query_THD.new_zeros(heads, len(query_THD), len(key_NGD), dtype=_exact(query_THD))
+    query_THD, key_NGD = query_THD.to(_exact(query_THD)), key_NGD.to(_exact(query_THD))
+    key_NHD = key_NGD.repeat_interleave(heads // key_NGD.shape[1], dim=1)
+    visible_TN = segments.query_segment_T[:, None] == segments.key_segment_N[None, :]
+    visible_TN &= segments.query_segment_T[:, None] >= 0
+    if causal:
+        last_T = _rank(segments.query_segment_T) + segments.tail_T
+        visible_TN &= _rank(segments.key_segment_N)[None] <= last_T[:, None]
+    if allowed_TN is not None:
+        visible_TN = visible_TN & allowed_TN
+    with torch.autocast(query_THD.device.type, enabled=False):
+        scores_HTN = torch.einsum("thd,nhd->htn", query_THD, key_NHD) * (
+            size**-0.5 if scale is None else scale
+        )
+        scores_HTN = scores_HTN.masked_fill(~visible_TN, float("-inf"))
+        # A row without any visible key is all −inf: its softmax is NaN by definition and its update zero by
+        # eq. 2.
+        return torch.softmax(scores_HTN, dim=-1).nan_to_num(0.0)
+
+
 def _attend_reference(
     query_THD: torch.Tensor,
     key_NGD: torch.Tensor,
@@ -198,26 +252,25 @@ def _attend_reference(
     segments: Segments,
     causal: bool,
     scale: float | None,
+    allowed_TN: torch.Tensor | None,
 ) -> torch.Tensor:
-    heads, size = query_THD.shape[1:]
-    key_NHD = key_NGD.repeat_interleave(heads // key_NGD.shape[1], dim=1)
-    value_NHD = value_NGD.repeat_interleave(heads // key_NGD.shape[1], dim=1)
-    visible_TN = segments.query_segment_T[:, None] == segments.key_segment_N[None, :]
-    if causal:
-        visible_TN &= (
-            _rank(segments.key_segment_N)[None]
-            <= (_rank(segments.query_segment_T) + segments.tail_T)[:, None]
-        )
-    visible_TN &= segments.query_segment_T[:, None] >= 0
-    scores_HTN = torch.einsum("thd,nhd->htn", query_THD, key_NHD) * (size**-0.5 if scale is None else scale)
-    scores_HTN = scores_HTN.masked_fill(~visible_TN, float("-inf"))
-    # A row without any visible key is all −inf: its softmax is NaN by definition and its update zero by eq.
-    # 2.
-    weights_HTN = torch.softmax(scores_HTN, dim=-1).nan_to_num(0.0)
-    return cast(torch.Tensor, torch.einsum("htn,nhd->thd", weights_HTN, value_NHD))
+    weights_HTN = segment_attention_weights(
+        query_THD, key_NGD, segments, causal=causal, scale=scale, allowed_TN=allowed_TN
+    )
+    value_NHD = value_NGD.repeat_interleave(query_THD.shape[1] // value_NGD.shape[1], dim=1)
+    with torch.autocast(query_THD.device.type, enabled=False):
+        out_THD = torch.einsum("htn,nhd->thd", weights_HTN, value_NHD.to(weights_HTN.dtype))
+    return out_THD.to(value_NGD.dtype)
+
+
+def _exact(tensor: torch.Tensor) -> torch.dtype:
+    """fp32, or fp64 for what is fp64 already."""
+    return torch.promote_types(tensor.dtype, torch.float32)
 
 
 def _rank(segment_X: torch.Tensor) -> torch.Tensor:
     """How many tokens of its segment stand before each token."""
-    earlier_XX = torch.ones(len(segment_X), len(segment_X), device=segment_X.device).tril(-1)
-    return ((segment_X[:, None] == segment_X[None]) * earlier_XX).sum(dim=1)
+    sorted_X, order_X = segment_X.sort(stable=True)
+    first_X = torch.searchsorted(sorted_X, sorted_X)
+    place_X = torch.arange(len(segment_X), device=segment_X.device)
+    return torch.empty_like(segment_X).index_copy_(0, order_X, place_X - first_X)

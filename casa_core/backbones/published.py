@@ -53,7 +53,7 @@ def qwen2_5_vl_3b_text() -> Qwen2_5_VLTextConfig:
             "rope_theta": 1_000_000.0,
             "mrope_section": [16, 24, 24],
         },
-        tie_word_embeddings=True,
+        tie_word_embeddings=True,  # pyright: ignore[reportCallIssue]
         bos_token_id=151_643,
         eos_token_id=151_645,
     )

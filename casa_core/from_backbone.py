@@ -1,0 +1,291 @@
+"""Published backbones → a fused model: the language model's and the vision tower's weights, and new fusion
+layers that start from the language model's self-attention (paper, 4.1).
+
+Shape suffixes: R rows of a projection (heads times head size).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from transformers import AutoConfig
+from transformers.models.helium import HeliumConfig
+from transformers.models.llama import LlamaConfig
+from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import (
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLTextConfig,
+    Qwen2_5_VLVisionConfig,
+)
+
+from casa_core.config import CasaConfig, TextConfig
+from casa_core.errors import ConfigError, StoreError
+from casa_core.fusion.config import FusionConfig, fusion_config
+from casa_core.model import CasaForConditionalGeneration
+from casa_core.weight_files import (
+    ImportReport,
+    Shape,
+    Take,
+    WeightFiles,
+    build,
+    find_file,
+    parameter_shapes,
+    shape_problems,
+)
+
+BACKBONES = (HeliumConfig, LlamaConfig, Qwen2_5_VLConfig, Qwen2_5_VLTextConfig)
+TOWERS = (Qwen2_5_VLConfig, Qwen2_5_VLVisionConfig)
+# Where releases put a part, newest layout first, and a tensor that every such part has.
+TEXT_PREFIXES = ("model.language_model.", "language_model.model.", "model.", "")
+TOWER_PREFIXES = ("model.visual.", "visual.", "")
+EMBEDDING, PATCHES, HEAD = "embed_tokens.weight", "patch_embed.proj.weight", "lm_head.weight"
+BUFFERS = ("rotary_emb.inv_freq",)
+"""Tables that older releases stored beside the weights; they follow from the configuration."""
+
+
+@dataclass(frozen=True, slots=True)
+class Backbone:
+    """A published model: its configuration, and what its files hold.
+
+    Attributes:
+        config: As transformers reads it.
+        files: Its weights.
+    """
+
+    config: Any
+    files: WeightFiles
+
+    @classmethod
+    def of(cls, source: str | Path, revision: str | None, known: tuple[Any, ...], part: str) -> Backbone:
+        """Read a local folder, or a repository on the hub.
+
+        Raises:
+            ConfigError: If its type is none of ``known``.
+            StoreError: If files are missing.
+        """
+        path = find_file(source, "config.json", revision)
+        model_type = json.loads(path.read_text()).get("model_type")
+        if model_type not in {kind.model_type for kind in known}:
+            raise ConfigError(
+                f"{source} cannot serve as {part}",
+                f"its type is {model_type!r}; supported: {', '.join(kind.model_type for kind in known)}",
+                "name a model of one of these types",
+            )
+        config = AutoConfig.from_pretrained(path.parent)
+        return cls(config, WeightFiles.of(source, revision))
+
+
+def from_backbone(
+    name_or_path: str | Path,
+    *,
+    vision: str | Path | None = None,
+    fusion: FusionConfig | Mapping[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
+    revision: str | None = None,
+    vision_revision: str | None = None,
+) -> tuple[CasaForConditionalGeneration, ImportReport]:
+    """A fused model from published weights, in evaluation mode, and where each of them came from.
+
+    Args:
+        name_or_path: The language model: a name on the hub (``kyutai/helium-1-2b``,
+            ``Qwen/Qwen2.5-VL-3B-Instruct``) or a folder in the hub's layout. Helium, Llama where Helium's
+            code computes the same (``kyutai/helium-1-2b`` is published as one), and Qwen2.5-VL.
+        vision: The vision tower, found likewise: Qwen2.5-VL's. By default the language model's own.
+        fusion: Its settings; CA ⊕ in every layer by default.
+        dtype: Of the weights; as published by default.
+        revision, vision_revision: Branch, tag or commit on the hub.
+
+    Returns:
+        The model, its fusion layers started as ``fusion.init`` says, and the report.
+
+    Raises:
+        ConfigError: If a model is of a type that is not supported, or the two do not fit together.
+        StoreError: If files or tensors are missing, or tensors are there that the model has no place for.
+    """
+    text = Backbone.of(name_or_path, revision, BACKBONES, "language model")
+    tower = text if vision is None else Backbone.of(vision, vision_revision, TOWERS, "vision tower")
+    settings = fusion if isinstance(fusion, FusionConfig) else fusion_config(dict(fusion or {}))
+    config = CasaConfig(
+        text_config=_text_config(text.config, str(name_or_path)),
+        vision_config=_tower_config(tower.config, str(name_or_path)),
+        fusion=settings,
+    )
+    _check_widths(config)
+    expected = parameter_shapes(config)
+    takes, left_over = _plan(text, tower, config, expected)
+    problems = shape_problems(takes, expected)
+    if problems:
+        raise StoreError(
+            f"the weights of {name_or_path} do not fit its configuration",
+            "; ".join(problems[:3]),
+            "use config.json and weights of one release",
+        )
+    model = build(config, takes, dtype or takes[0].value().dtype)
+    new = expected.keys() - {take.target for take in takes}
+    return model, ImportReport(
+        tuple(takes), tuple(name for name in expected if name in new), tuple(left_over)
+    )
+
+
+def _text_config(config: Any, source: str) -> TextConfig:
+    """The language model's configuration, as one of the text backbones."""
+    text: Any
+    if isinstance(config, Qwen2_5_VLConfig):
+        text = config.text_config
+        text.tie_word_embeddings = config.tie_word_embeddings
+    elif isinstance(config, LlamaConfig):
+        text = _as_helium(config, source)
+    else:
+        text = config
+    kind = text.rope_parameters["rope_type"]
+    if kind != "default":
+        raise ConfigError(
+            f"{source} scales its RoPE ({kind!r})",
+            "fusion layers place image tokens by the backbone's plain RoPE only",
+            "use a release without rope_scaling",
+        )
+    if "sliding_attention" in (getattr(text, "layer_types", None) or ()):
+        raise ConfigError(
+            f"{source} uses sliding-window self-attention",
+            "text attends to its whole document here",
+            "set use_sliding_window to false in its config.json, if it was trained so",
+        )
+    return text
+
+
+def _as_helium(config: LlamaConfig, source: str) -> HeliumConfig:
+    """The same model in Helium's code: equal but for which pairs of a head RoPE turns."""
+    head_dim = config.head_dim or config.hidden_size // config.num_attention_heads
+    if config.attention_bias or head_dim * config.num_attention_heads != config.hidden_size:
+        raise ConfigError(
+            f"{source} is a Llama that Helium's code cannot run",
+            "its attention has biases, or heads that do not add up to its width",
+            "use a release without either",
+        )
+    same = (
+        "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
+        "hidden_act max_position_embeddings initializer_range rms_norm_eps tie_word_embeddings mlp_bias "
+        "rope_parameters attention_dropout pad_token_id bos_token_id eos_token_id"
+    )
+    return HeliumConfig(head_dim=head_dim, **{name: getattr(config, name) for name in same.split()})
+
+
+def _tower_config(config: Any, source: str) -> Qwen2_5_VLVisionConfig:
+    if isinstance(config, Qwen2_5_VLVisionConfig):
+        return config
+    if isinstance(config, Qwen2_5_VLConfig):
+        return cast(Qwen2_5_VLVisionConfig, config.vision_config)
+    raise ConfigError(
+        f"{source} has no vision tower of its own",
+        "it is a language model",
+        'name one: vision="Qwen/Qwen2.5-VL-3B-Instruct"',
+    )
+
+
+def _check_widths(config: CasaConfig) -> None:
+    tower, text = config.vision_config.out_hidden_size, config.text_config.hidden_size
+    if tower != text:
+        raise ConfigError(
+            f"the vision tower's image tokens are {tower} wide, the language model is {text}",
+            "image tokens enter the language model's layers without another projection",
+            f"choose a vision tower with vision_config.out_hidden_size = {text}",
+        )
+
+
+def _plan(
+    text: Backbone, tower: Backbone, config: CasaConfig, expected: Mapping[str, Shape]
+) -> tuple[list[Take], list[str]]:
+    """What is taken from where, and what is left."""
+    text_prefix = _prefix(text.files, TEXT_PREFIXES, EMBEDDING, "language model")
+    tower_prefix = _prefix(tower.files, TOWER_PREFIXES, PATCHES, "vision tower")
+    takes: list[Take] = []
+    for target in expected:
+        part, _, name = target.partition(".")
+        if target == HEAD:
+            takes.append(Take(target, HEAD, text.files))
+        elif part == "language_model" and ".fusion." not in name:
+            change = None
+            if isinstance(text.config, LlamaConfig) and ".self_attn." in name:
+                change = half_split_to_pairs(name, config.text_config)
+            takes.append(Take(target, text_prefix + name, text.files, change))
+        elif part == "vision_tower":
+            takes.append(Take(target, tower_prefix + name, tower.files))
+    missing = [take for take in takes if take.source not in take.files.shapes]
+    if missing:
+        raise StoreError(
+            f"{missing[0].files.label} lacks {len(missing)} tensors, {missing[0].source} among them",
+            f"{missing[0].target} has no other source",
+            "use a whole release; a head that is the embedding needs tie_word_embeddings in config.json",
+        )
+    _check_tied_head(text, text_prefix, config)
+    return takes, _left_over(text, tower, takes, text_prefix, tower_prefix)
+
+
+def _prefix(files: WeightFiles, prefixes: tuple[str, ...], anchor: str, part: str) -> str:
+    for prefix in prefixes:
+        if prefix + anchor in files.shapes:
+            return prefix
+    raise StoreError(
+        f"{files.label} holds no {part}",
+        f"none of its tensors is called {', '.join(prefix + anchor for prefix in prefixes)}",
+        "for a checkpoint with other names use casa_core.importing",
+    )
+
+
+def _check_tied_head(text: Backbone, prefix: str, config: CasaConfig) -> None:
+    """A head that is the embedding may be stored beside it, but not differ from it."""
+    if not config.tie_word_embeddings or HEAD not in text.files.shapes:
+        return
+    if not torch.equal(text.files.read(HEAD), text.files.read(prefix + EMBEDDING)):
+        raise StoreError(
+            f"{text.files.label} has a head that differs from its embedding",
+            "its configuration says that they are one (tie_word_embeddings)",
+            "set tie_word_embeddings to false in its config.json",
+        )
+
+
+def _left_over(
+    text: Backbone, tower: Backbone, takes: list[Take], text_prefix: str, tower_prefix: str
+) -> list[str]:
+    """Tensors that were not used.
+
+    Raises:
+        StoreError: If one lies inside a part that was taken: the model computes something else than ours.
+    """
+    rest: list[str] = []
+    for files in {id(f): f for f in (text.files, tower.files)}.values():
+        used = {take.source for take in takes if take.files is files}
+        names = [name for name in files.shapes if name not in used and not name.endswith(BUFFERS)]
+        inside = [
+            name
+            for name in names
+            if (files is text.files and name.startswith(f"{text_prefix}layers."))
+            or (files is tower.files and name.startswith(f"{tower_prefix}blocks."))
+        ]
+        if inside:
+            raise StoreError(
+                f"{files.label} has {len(inside)} tensors that have no place here, {inside[0]} among them",
+                "the model they belong to computes something else",
+                "use a plain release; for fused checkpoints use casa_core.importing",
+            )
+        rest += names
+    return rest
+
+
+def half_split_to_pairs(name: str, config: TextConfig) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """The change that a tensor ``name`` of self-attention needs where its RoPE turns pair i as rows i and
+    i + D/2 of a head (Llama), and ours as rows 2i and 2i + 1 (Helium); ``None`` for values and outputs.
+    """
+    if name.split(".")[-2] not in ("q_proj", "k_proj"):
+        return None
+    half = config.head_dim // 2
+
+    def reorder(rows: torch.Tensor) -> torch.Tensor:
+        """(R, …) → (R, …)."""
+        return rows.unflatten(0, (-1, 2, half)).transpose(1, 2).flatten(0, 2)
+
+    return reorder

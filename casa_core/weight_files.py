@@ -1,0 +1,235 @@
+"""Weights in safetensors files → a model, tensor by tensor: nothing is held twice.
+
+Which tensor becomes which parameter is decided and checked, names and shapes, before the first value is read:
+a model is made whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers.initialization import no_init_weights
+from transformers.utils.hub import cached_file
+
+from casa_core.config import CasaConfig
+from casa_core.errors import StoreError
+from casa_core.model import CasaForConditionalGeneration
+
+Shape = tuple[int, ...]
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+
+
+def find_file(source: str | Path, name: str, revision: str | None = None) -> Path:
+    """A file of a local folder, or of a repository on the hub, fetched if need be.
+
+    Raises:
+        StoreError: If it is not there, or the hub does not give it.
+    """
+    if Path(source).is_dir():
+        path = Path(source) / name
+        if path.is_file():
+            return path
+        raise StoreError(
+            f"{source} has no {name}",
+            "a folder in the layout of the Hugging Face hub is expected",
+            "copy or download the folder again, whole",
+        )
+    try:
+        found = cached_file(str(source), name, revision=revision)
+    except OSError as error:
+        raise StoreError(
+            f"{source} is no local folder, and the hub gives no {name} of that name",
+            str(error).split("\n")[0],
+            "check the spelling, the network and, for a gated model, the hub's token",
+        ) from error
+    assert found is not None, "cached_file raises for what it does not find"
+    return Path(found)
+
+
+def _has_file(source: str | Path, name: str, revision: str | None) -> bool:
+    try:
+        find_file(source, name, revision)
+    except StoreError:
+        return False
+    return True
+
+
+class WeightFiles:
+    """The tensors of some safetensors files by name; values are read one at a time.
+
+    Args:
+        label: What to call them in reports and errors.
+        paths: The files.
+
+    Attributes:
+        shapes: Every tensor's shape.
+
+    Raises:
+        StoreError: If a file is missing or damaged, or two hold a tensor of the same name.
+    """
+
+    def __init__(self, label: str, paths: Sequence[Path]) -> None:
+        self.label = label
+        self.shapes: dict[str, Shape] = {}
+        self._handles: dict[str, Any] = {}
+        for path in paths:
+            handle = _opened(path)
+            for name in handle.keys():  # noqa: SIM118 (no mapping)
+                if name in self._handles:
+                    raise StoreError(
+                        f"{label} holds two tensors named {name}",
+                        f"the second one is in {path.name}",
+                        "leave one set of weights in the folder",
+                    )
+                self._handles[name] = handle
+                self.shapes[name] = tuple(handle.get_slice(name).get_shape())
+
+    @classmethod
+    def of(cls, source: str | Path, revision: str | None = None) -> WeightFiles:
+        """The weights of a local folder, or of a repository on the hub: one file, or shards with an index.
+
+        Raises:
+            StoreError: If there are none, or a shard or a tensor that the index names is missing.
+        """
+        if not _has_file(source, INDEX, revision):
+            return cls(str(source), [find_file(source, SINGLE, revision)])
+        index = find_file(source, INDEX, revision)
+        shard_of: dict[str, str] = json.loads(index.read_text())["weight_map"]
+        shards = [find_file(source, name, revision) for name in sorted(set(shard_of.values()))]
+        files = cls(str(source), shards)
+        absent = sorted(set(shard_of) - set(files.shapes))
+        if absent:
+            raise StoreError(
+                f"{source} lacks {len(absent)} of {len(shard_of)} tensors, {absent[0]} among them",
+                f"{INDEX} places it in {shard_of[absent[0]]}, which does not hold it",
+                "copy or download the folder again, whole",
+            )
+        return files
+
+    def read(self, name: str) -> torch.Tensor:
+        """A tensor, still in its file until its values are used."""
+        return self._handles[name].get_tensor(name)
+
+
+def _opened(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise StoreError(
+            f"{path} cannot be read",
+            f"it is no whole safetensors file ({error})",
+            "copy or download it again",
+        ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Take:
+    """One parameter of a model, and the tensor that becomes it.
+
+    Attributes:
+        target: The parameter's name.
+        source: The tensor's.
+        files: Where it lies.
+        change: Applied to it first: another order of its rows.
+    """
+
+    target: str
+    source: str
+    files: WeightFiles = field(repr=False, compare=False)
+    change: Callable[[torch.Tensor], torch.Tensor] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def shape(self) -> Shape:
+        """The tensor's shape; no change alters it."""
+        return self.files.shapes[self.source]
+
+    def value(self) -> torch.Tensor:
+        """The parameter's values."""
+        tensor = self.files.read(self.source)
+        return tensor if self.change is None else self.change(tensor)
+
+
+@dataclass(frozen=True, slots=True)
+class ImportReport:
+    """Where a model's weights came from, and what was not used.
+
+    Attributes:
+        taken: Parameters with the tensors that became them.
+        started: Parameters that no tensor was meant for: new layers, with their start.
+        left_over: Tensors that were not used.
+        problems: Why the import is refused; empty for a model that was made.
+    """
+
+    taken: tuple[Take, ...]
+    started: tuple[str, ...] = ()
+    left_over: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [
+            f"{len(self.taken)} tensors taken, {len(self.started)} parameters started anew, "
+            f"{len(self.left_over)} tensors left over"
+        ]
+        lines += [f"problem: {problem}" for problem in self.problems]
+        return "\n".join(lines)
+
+    def table(self) -> str:
+        """Every tensor on a line of its own: ``source → target (shape)``, then the rest."""
+        lines = [f"{take.source} → {take.target} {take.shape}" for take in self.taken]
+        lines += [f"(new) → {name}" for name in self.started]
+        lines += [f"{name} → (left over)" for name in self.left_over]
+        return "\n".join(lines)
+
+
+def parameter_shapes(config: CasaConfig) -> dict[str, Shape]:
+    """Names and shapes of a model's parameters, without making them. A tied head counts as the embedding."""
+    with torch.device("meta"):
+        model = CasaForConditionalGeneration(config)
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+
+
+def shape_problems(takes: Iterable[Take], expected: Mapping[str, Shape]) -> list[str]:
+    """Tensors that do not fit their parameter, in words."""
+    return [
+        f"{take.source} has the shape {take.shape}, {take.target} needs {expected[take.target]}"
+        for take in takes
+        if take.shape != expected[take.target]
+    ]
+
+
+def build(config: CasaConfig, takes: Sequence[Take], dtype: torch.dtype) -> CasaForConditionalGeneration:
+    """A model with these weights, in evaluation mode. Parameters that nothing is taken for start as a fused
+    model's do: from self-attention, or at random (torch's generator) for a Q-Former.
+    """
+    with no_init_weights(), _default_dtype(dtype):
+        model = CasaForConditionalGeneration(config)
+    model.tie_weights()
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for take in takes:
+            parameters.pop(take.target).copy_(take.value())
+    if any(name.startswith("qformer.") for name in parameters):
+        assert model.qformer is not None
+        model.qformer.apply(model._init_weights)
+    if any(".fusion." in name for name in parameters):
+        model.initialize_fusion()
+    for part in (model.config, model.config.text_config, model.config.vision_config):
+        part.dtype = dtype
+    return model.eval()
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

@@ -1,20 +1,22 @@
 """The fused model: vision tower, language model with fusion layers, and the loss.
 
 Shape suffixes: B rows, L text tokens of a row, S stream tokens of a row (text, or text and inserted image
-tokens), T text tokens of all rows, N image tokens, P patches, E values of a patch, C width, V vocabulary, A
-trained (answer) tokens.
+tokens), T text tokens of all rows, N image tokens, I images, P patches, E values of a patch, C width, V
+vocabulary, A trained (answer) tokens, K kept columns.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel, AutoModelForImageTextToText
 from transformers.utils.generic import ModelOutput
 
 from casa_core.backbones.block import FusedBlock
@@ -22,12 +24,15 @@ from casa_core.backbones.families import family_of
 from casa_core.backbones.text_attention import TEXT_ATTENTION
 from casa_core.backbones.vision import build_tower
 from casa_core.config import CasaConfig
-from casa_core.errors import DataError
-from casa_core.fusion.attention import Backend, Segments
-from casa_core.fusion.layers import FusionLayer, FusionState
+from casa_core.errors import ConfigError, DataError
+from casa_core.fusion.attention import Segments
+from casa_core.fusion.layers import FusionState
 from casa_core.fusion.qformer import QFormer
+from casa_core.generation import CasaCache, CasaGenerationMixin, read_on
 from casa_core.kv_cache import TextCache, WindowCache
 from casa_core.layout import Layout, LayoutRules, Packing, packed_layout
+from casa_core.padded import IMAGE_INPUTS, PaddedBatch, kept_columns, read_padded
+from casa_core.pretrained import CasaPreTrainedModel
 from casa_core.windows import Windows
 
 
@@ -49,19 +54,21 @@ class CasaOutput(ModelOutput):
     """What a forward returns.
 
     Attributes:
-        loss: Mean next-token loss over this call's answer tokens; ``None`` without a loss mask.
+        loss: Mean next-token loss over this call's answer tokens; ``None`` without labels or a loss mask.
         loss_sum: The same, summed: what training divides by the *global* count of answer tokens.
         trained_tokens: Number of answer tokens A.
         logits: (B, kept, V), or (A, V) where a loss mask was given.
+        past_key_values: What the rows remember, where a cache was asked for.
     """
 
     loss: torch.Tensor | None = None
     loss_sum: torch.Tensor | None = None
     trained_tokens: int | None = None
     logits: torch.Tensor | None = None
+    past_key_values: CasaCache | None = None
 
 
-class CasaForConditionalGeneration(PreTrainedModel):
+class CasaForConditionalGeneration(CasaPreTrainedModel, CasaGenerationMixin):
     """A language model that sees images through fusion layers, or has them inserted into its text.
 
     With fusion layers image tokens are keys and values there only: they enter neither the text's KV cache nor
@@ -71,29 +78,12 @@ class CasaForConditionalGeneration(PreTrainedModel):
         config: Backbone, tower and fusion.
     """
 
-    config_class = CasaConfig
-    base_model_prefix = "model"
-    main_input_name = "input_ids"
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_attention_backend = True
-    _no_split_modules = [  # noqa: RUF012
-        "FusedHeliumDecoderLayer",
-        "HeliumDecoderLayer",
-        "FusedQwenDecoderLayer",
-        "Qwen2_5_VLDecoderLayer",
-        "Qwen2_5_VLVisionBlock",
-    ]
-    _tied_weights_keys = {"lm_head.weight": "language_model.embed_tokens.weight"}  # noqa: RUF012
-
     def __init__(self, config: CasaConfig) -> None:
         super().__init__(config)
         settings, text = config.fusion_settings, config.text_config
         self.family = family_of(config)
         self.rules = LayoutRules.of(config)
         self.language_model = self.family.model(text)
-        self.language_model.config._attn_implementation = TEXT_ATTENTION
         self.family.fuse(self.language_model, settings)
         self.vision_tower = build_tower(config)
         self.qformer: QFormer | None = None
@@ -102,7 +92,6 @@ class CasaForConditionalGeneration(PreTrainedModel):
                 text.hidden_size, text.num_attention_heads, settings.qformer_queries, settings.qformer_depth
             )
         self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
-        self.attention_backend: Backend = "auto"
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -129,19 +118,21 @@ class CasaForConditionalGeneration(PreTrainedModel):
         for layer in self.fused_layers():
             layer.fusion.initialize(layer.self_attn, layer.input_layernorm)
 
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        """Random starts of what transformers does not know."""
-        super()._init_weights(module)
-        if isinstance(module, FusionLayer):
-            module.reset_gate()
-        elif isinstance(module, QFormer):
-            nn.init.normal_(module.queries, std=self.config.text_config.initializer_range)
-
     def forward(
         self,
-        input_ids: torch.Tensor,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
         *,
+        pixel_values: torch.Tensor | None = None,
+        image_grid_thw: torch.Tensor | None = None,
+        image_rows: torch.Tensor | None = None,
+        image_positions: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        num_items_in_batch: int | torch.Tensor | None = None,
+        past_key_values: CasaCache | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        return_dict: bool | None = None,
         packing: Packing | None = None,
         layout: Layout | None = None,
         images: ImageInputs | None = None,
@@ -149,24 +140,127 @@ class CasaForConditionalGeneration(PreTrainedModel):
         window_cache: WindowCache | None = None,
         loss_mask: torch.Tensor | None = None,
         last_tokens: torch.Tensor | None = None,
-    ) -> CasaOutput:
+        **unsupported: Any,
+    ) -> CasaOutput | tuple[Any, ...]:
         """Run text tokens through the fused model.
+
+        A batch comes in one of two forms: as transformers' models take it, rows padded on either side (the
+        arguments down to ``return_dict``), or flat and planned, as training and cached inference have it (the
+        others).
 
         Args:
             input_ids: (B, L); packed documents come as one row.
-            packing: Where documents start and images stand in that row; for forwards without a cache.
+            attention_mask: (B, L), 1 for tokens, 0 for padding; with a cache the columns it has read may
+                stand before.
+            pixel_values: (P, E) patches of all images, row by row in reading order.
+            image_grid_thw: (I, 3) frames (1), rows and columns of patches of each image.
+            image_rows: (I,) the row each image is in.
+            image_positions: (I,) the index in ``input_ids``, padding counted, of the token that follows it.
+            labels: (B, L), -100 where a token is not to be predicted. Padding and the first token of a row
+                never are.
+            num_items_in_batch: Divides the summed loss instead of the labels' number.
+            past_key_values: A cache of earlier columns, to be extended.
+            use_cache: Make a cache where there is none. Its forward has no gradient.
+            logits_to_keep: Compute the logits of so many last columns (0: all), or of these columns. With a
+                cache each one costs a forward: keep 1.
+            return_dict: ``False``: a tuple.
+            packing: Where documents start and images stand in a flat row; for forwards without a cache.
             layout: Instead of ``packing``: positions, windows and masks, as cached inference plans them.
             images: New images; the carried ones live in ``window_cache``.
             text_cache: Text KV to read and extend.
             window_cache: KV of the current windows to read and extend.
             loss_mask: (B, L), True where the prediction *of* a token counts.
             last_tokens: (B,) compute only the logits after these tokens.
+            unsupported: Refused unless empty: ``inputs_embeds``, ``output_attentions``, ...
+
+        Raises:
+            DataError: If inputs do not fit each other; the message names them.
         """
-        if layout is None:
-            layout = self._packed_layout(input_ids, packing, images)
-        hidden_BLC = self._run(
-            self.language_model.embed_tokens(input_ids), layout, images, text_cache, window_cache
+        self._check_call(unsupported)
+        planned = (packing, layout, images, text_cache, window_cache, loss_mask, last_tokens)
+        if all(value is None for value in planned):
+            given = (pixel_values, image_grid_thw, image_rows, image_positions)
+            image_inputs: dict[str, Any] = dict(zip(IMAGE_INPUTS, given, strict=True))
+            if use_cache or past_key_values is not None:
+                if labels is not None:
+                    raise DataError(
+                        "labels were passed together with a cache",
+                        "a cached forward keeps no gradients",
+                        "train with use_cache=False and without past_key_values",
+                    )
+                logits, cache = read_on(
+                    self, input_ids, attention_mask, image_inputs, past_key_values, logits_to_keep
+                )
+                output = CasaOutput(logits=logits, past_key_values=cache)
+            else:
+                batch = read_padded(self.config, input_ids, attention_mask, image_inputs)
+                output = self._read_whole(batch, labels, num_items_in_batch, logits_to_keep)
+        else:
+            assert input_ids is not None, "planned batches bring their ids"
+            if layout is None:
+                layout = self._packed_layout(input_ids, packing, images)
+            text_BLC = self.language_model.embed_tokens(input_ids)
+            hidden_BLC = self._run(text_BLC, layout, images, text_cache, window_cache)
+            output = self._planned_output(hidden_BLC, input_ids, loss_mask, last_tokens)
+        return output.to_tuple() if return_dict is False else output
+
+    def _check_call(self, unsupported: dict[str, Any]) -> None:
+        for name, value in unsupported.items():
+            if value is not None and value is not False:
+                raise DataError(
+                    f"{name} is nothing the model takes",
+                    "images have places among token ids; positions and masks follow from both",
+                    "pass what CasaProcessor returns",
+                )
+        if self.config.text_config._attn_implementation != TEXT_ATTENTION:
+            raise ConfigError(
+                f"the language model's attention was set to {self.config.text_config._attn_implementation!r}",
+                "transformers' own knows nothing of packed documents",
+                "use model.set_attn_implementation, which leaves the parts as they are",
+            )
+
+    def _read_whole(
+        self,
+        batch: PaddedBatch,
+        labels: torch.Tensor | None,
+        num_items_in_batch: int | torch.Tensor | None,
+        logits_to_keep: int | torch.Tensor,
+    ) -> CasaOutput:
+        """A padded batch without a cache: its real tokens as packed documents of one row."""
+        ids_1T, packing = batch.packed(self.device)
+        images = batch.images and ImageInputs(batch.images.patches_PE, batch.images.grids)
+        layout = self._packed_layout(ids_1T, packing, images)
+        hidden_TC = self._run(self.language_model.embed_tokens(ids_1T), layout, images, None, None)[0]
+        columns_K = kept_columns(logits_to_keep, batch.input_ids.shape[1])
+        token_BK = torch.from_numpy(batch.latest_tokens()[:, columns_K]).to(hidden_TC.device)
+        padded_XC = torch.cat([hidden_TC, hidden_TC.new_zeros(1, hidden_TC.shape[1])])
+        logits_BKV = self.lm_head(padded_XC.index_select(0, token_BK.flatten()).view(*token_BK.shape, -1))
+        if labels is None:
+            return CasaOutput(logits=logits_BKV)
+        if labels.shape != batch.input_ids.shape or len(columns_K) != labels.shape[1]:
+            raise DataError(
+                f"labels of shape {tuple(labels.shape)} for {len(columns_K)} columns of logits and input_ids "
+                f"of shape {tuple(batch.input_ids.shape)}",
+                "every token has a label, -100 where it is not to be predicted",
+                "pass labels shaped like input_ids, and leave logits_to_keep at 0",
+            )
+        predicted_BL = torch.from_numpy(batch.predicted()).to(logits_BKV.device)
+        labels = labels.to(logits_BKV.device).masked_fill(~predicted_BL, -100)
+        loss = self.loss_function(
+            logits=logits_BKV,
+            labels=labels,
+            vocab_size=logits_BKV.shape[-1],
+            num_items_in_batch=num_items_in_batch,
         )
+        return CasaOutput(loss=loss, logits=logits_BKV)
+
+    def _planned_output(
+        self,
+        hidden_BLC: torch.Tensor,
+        input_ids: torch.Tensor,
+        loss_mask: torch.Tensor | None,
+        last_tokens: torch.Tensor | None,
+    ) -> CasaOutput:
         if loss_mask is not None:
             return self._loss(hidden_BLC, input_ids, loss_mask)
         if last_tokens is not None:
@@ -216,8 +310,7 @@ class CasaForConditionalGeneration(PreTrainedModel):
                 **extra,
             )
             if self.rules.fusion.image_ffn and index < last_fused and state and state.image_NC is not None:
-                updated_NC = state.image_NC + layer.mlp(layer.post_attention_layernorm(state.image_NC))
-                state = replace(state, image_NC=updated_NC)
+                state = replace(state, image_NC=self._recomputed(partial(_image_ffn, layer), state.image_NC))
         hidden_BSC = self.language_model.norm(hidden_BSC)
         return hidden_BSC if stream is None else stream.text(hidden_BSC)
 
@@ -225,13 +318,14 @@ class CasaForConditionalGeneration(PreTrainedModel):
         """Image tokens in the language model's width, (N, C), as they meet the language model."""
         if images is None:
             return None
-        patches_PE = images.patches_PE.to(self.device)
-        image_NC = self.vision_tower(patches_PE, images.grids).to(dtype)
+        weight = next(self.vision_tower.parameters(), None)
+        patches_PE = images.patches_PE.to(self.device, self.dtype if weight is None else weight.dtype)
+        image_NC = self._recomputed(self.vision_tower, patches_PE, images.grids).to(dtype)
         if self.qformer is None:
             return image_NC
         merge = self.config.vision_config.spatial_merge_size
         tokens = [rows * columns // merge**2 for rows, columns in images.grids]
-        return self.qformer(image_NC, tokens, self.attention_backend)
+        return self._recomputed(self.qformer, image_NC, tokens, self.attention_backend)
 
     def _fusion_state(
         self,
@@ -284,4 +378,10 @@ class CasaForConditionalGeneration(PreTrainedModel):
         )
 
 
+def _image_ffn(layer: Any, image_NC: torch.Tensor) -> torch.Tensor:
+    """Image tokens through a block's feed-forward network (paper, Table 5)."""
+    return image_NC + layer.mlp(layer.post_attention_layernorm(image_NC))
+
+
 AutoModel.register(CasaConfig, CasaForConditionalGeneration)
+AutoModelForImageTextToText.register(CasaConfig, CasaForConditionalGeneration)

@@ -1,0 +1,276 @@
+"""``generate()``: the cache that transformers' decoding loops pass around, and the few hooks they need.
+
+The loops are transformers' own. What they call ``past_key_values`` is here a :class:`CasaCache`: our cached
+sequences, which know each row's own length, so that padding is neither stored nor seen.
+
+Shape suffixes: B rows, K kept columns, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from transformers import GenerationMixin
+from transformers.generation.configuration_utils import GenerationMode
+
+from casa_core.cache import CachedSequences
+from casa_core.errors import ConfigError, DataError
+from casa_core.kv_cache import row_slices
+from casa_core.padded import IMAGE_INPUTS, PaddedBatch, check_lengths, kept_columns, read_padded
+
+if TYPE_CHECKING:
+    from casa_core.model import CasaForConditionalGeneration
+
+
+class CasaCache:
+    """What a batch of rows remembers between forwards: text KV, the windows' KV, positions.
+
+    Args:
+        model: The model that fills it.
+        rows: B.
+
+    Attributes:
+        sequences: The rows.
+        columns: Columns of the padded batch read so far, padding counted.
+    """
+
+    # transformers asks every cache; it would compile forwards, or undo tokens, if these were true.
+    is_compileable = False
+    is_croppable = False
+
+    def __init__(self, model: CasaForConditionalGeneration, rows: int) -> None:
+        self.sequences = CachedSequences(model, rows)
+        self.columns = 0
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Columns read so far: how transformers finds out which tokens are new."""
+        return self.columns
+
+    def check(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> None:
+        """Refuse a batch that does not continue these rows.
+
+        Raises:
+            DataError: If there are more or fewer rows, or their padding has moved.
+        """
+        rows, new = input_ids.shape
+        if rows != self.sequences.size:
+            raise DataError(
+                f"input_ids has {rows} rows, past_key_values {self.sequences.size}",
+                "a cache is continued row by row",
+                "pass the rows it was made with, or start without past_key_values",
+            )
+        if attention_mask is None or attention_mask.shape[1] != self.columns + new:
+            return
+        held = attention_mask[:, : self.columns].sum(dim=1).tolist()
+        if held != self.sequences.lengths:
+            raise DataError(
+                f"attention_mask shows {held} tokens in the columns that past_key_values has read",
+                f"it holds {self.sequences.lengths} tokens of them",
+                "rows padded anew have other columns: continue one conversation at a time",
+            )
+
+    def extend(self, batch: PaddedBatch, columns_K: Sequence[int]) -> torch.Tensor:
+        """Read a batch's columns.
+
+        Args:
+            batch: New columns only.
+            columns_K: Those of them whose logits are wanted. Each is the end of a forward of its own: ask for
+                the last alone unless you need more.
+
+        Returns:
+            (B, K, V); in padding, the logits after the row's last token before it (0 without one).
+
+        Raises:
+            DataError: If a row still has no token after this.
+        """
+        check_lengths([old + new for old, new in zip(self.sequences.lengths, batch.lengths, strict=True)])
+        width = batch.input_ids.shape[1]
+        after: dict[int, torch.Tensor] = {}
+        latest_BV: torch.Tensor | None = None
+        start = 0
+        for stop in sorted({column + 1 for column in columns_K} | {width}):
+            rows = batch.extensions(start, stop)
+            read = torch.tensor([row is not None for row in rows], device=self.sequences.model.device)
+            if any(row is not None for row in rows):
+                logits_BV = self.sequences.extend(rows)
+                before_BV = torch.zeros_like(logits_BV) if latest_BV is None else latest_BV
+                latest_BV = torch.where(read[:, None], logits_BV, before_BV)
+            if latest_BV is not None:
+                after[stop - 1] = latest_BV
+            start = stop
+        self.columns += width
+        if latest_BV is None:
+            raise DataError(
+                "the batch has no new token",
+                "its attention_mask is 0 everywhere",
+                "pass at least one row with a token",
+            )
+        nothing_BV = torch.zeros_like(latest_BV)
+        return torch.stack([after.get(column, nothing_BV) for column in columns_K], dim=1)
+
+    @torch.inference_mode()
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        """Row n becomes what row ``beam_idx[n]`` was: beam search keeps some beams and drops others."""
+        order, held = beam_idx.tolist(), self.sequences
+        index = lambda rows: torch.tensor(rows, dtype=torch.long, device=held.model.device)  # noqa: E731
+        order_B = index(order)
+        for store in (held.text.keys, held.text.values):
+            for layer, tensor in store.items():
+                store[layer] = tensor.index_select(0, order_B)
+        held.text.lengths = [held.text.lengths[row] for row in order]
+        counts = [(c.image_tokens, c.text_tokens) if c is not None else (0, 0) for c in held.carries]
+        kept = [
+            [n for row in order for n in range(slices[row].start, slices[row].stop)]
+            for slices in map(row_slices, zip(*counts, strict=True))
+        ]
+        held.windows.keep(index(kept[0]), index(kept[1]))
+        held.states = [replace(held.states[row]) for row in order]
+
+
+def read_on(
+    model: CasaForConditionalGeneration,
+    input_ids: torch.Tensor | None,
+    attention_mask: torch.Tensor | None,
+    images: Mapping[str, torch.Tensor | None],
+    cache: CasaCache | None,
+    logits_to_keep: int | torch.Tensor,
+) -> tuple[torch.Tensor, CasaCache]:
+    """A padded batch with a cache: each row grows by its real tokens.
+
+    Args:
+        model: The fused model.
+        input_ids, attention_mask, images: As :func:`casa_core.padded.read_padded` takes them.
+        cache: What earlier columns left; ``None``: a new one.
+        logits_to_keep: Of which columns logits are wanted.
+
+    Returns:
+        (B, K, V) logits, and the cache.
+
+    Raises:
+        DataError: If the inputs do not fit each other, or the cache.
+    """
+    if cache is not None and not isinstance(cache, CasaCache):
+        raise DataError(
+            f"past_key_values is a {type(cache).__name__}",
+            "the model keeps the current window's images beside the text, which only its own cache holds",
+            "start without past_key_values; what a forward with use_cache=True returns can be passed on",
+        )
+    batch = read_padded(model.config, input_ids, attention_mask, images, cache.columns if cache else 0)
+    if cache is None:
+        cache = CasaCache(model, len(batch.input_ids))
+    cache.check(batch.input_ids, attention_mask)
+    columns_K = kept_columns(logits_to_keep, batch.input_ids.shape[1])
+    return cache.extend(batch, columns_K.tolist()), cache
+
+
+class CasaGenerationMixin(GenerationMixin):
+    """transformers' ``generate()`` on a :class:`CasaCache`: greedy, sampling and beam search."""
+
+    _is_stateful = True  # nothing that was read can be unread, so no assisted decoding
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        """No cache of transformers': the first forward makes ours."""
+        return False
+
+    def _validate_generation_mode(
+        self, generation_mode: GenerationMode, generation_config: Any, generation_mode_kwargs: dict[str, Any]
+    ) -> None:
+        """Refuse what our cache cannot do."""
+        if generation_mode == GenerationMode.ASSISTED_GENERATION:
+            raise ConfigError(
+                "assisted generation (assistant_model, prompt_lookup_num_tokens) is not available",
+                "tokens it rejects would have to be taken out of the window's cache again",
+                "generate without it",
+            )
+        for name, allowed in (("cache_implementation", (None, "dynamic")), ("prefill_chunk_size", (None,))):
+            value = getattr(generation_config, name, None)
+            if value not in allowed:
+                raise ConfigError(
+                    f"{name} = {value!r} is not available",
+                    "the model keeps a cache of its own, for text and for the current window's images",
+                    f"leave {name} out",
+                )
+        theirs: Any = super()
+        theirs._validate_generation_mode(generation_mode, generation_config, generation_mode_kwargs)
+
+    def prepare_inputs_for_generation(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        input_ids: torch.Tensor,
+        next_sequence_length: int | None = None,
+        is_first_iteration: bool = False,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """The forward's inputs: with a cache new tokens only, and images only where they are new."""
+        theirs: Any = super()
+        inputs: dict[str, Any] = theirs.prepare_inputs_for_generation(
+            input_ids,
+            next_sequence_length=next_sequence_length,
+            is_first_iteration=is_first_iteration,
+            **kwargs,
+        )
+        images = {name: kwargs.get(name) for name in IMAGE_INPUTS}
+        inputs = {name: value for name, value in inputs.items() if name not in images}
+        known = input_ids.shape[1] - inputs["input_ids"].shape[1]
+        if known and not is_first_iteration:  # a generated token: every image came before it
+            return inputs
+        return inputs | later_images(images, known)
+
+    def _expand_inputs_for_generation(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        expand_size: int = 1,
+        is_encoder_decoder: bool = False,
+        input_ids: torch.Tensor | None = None,
+        **model_kwargs: Any,
+    ) -> tuple[Any, dict[str, Any]]:
+        """Every row ``expand_size`` times, each copy with its images."""
+        images = {name: model_kwargs.pop(name) for name in IMAGE_INPUTS if name in model_kwargs}
+        theirs: Any = super()
+        input_ids, model_kwargs = theirs._expand_inputs_for_generation(
+            expand_size=expand_size,
+            is_encoder_decoder=is_encoder_decoder,
+            input_ids=input_ids,
+            **model_kwargs,
+        )
+        return input_ids, model_kwargs | repeated_images(images, expand_size)
+
+
+def later_images(images: dict[str, Any], first_column: int) -> dict[str, Any]:
+    """The images from a column on, their positions counted from it; the others have been read before."""
+    if first_column == 0 or any(value is None for value in images.values()):
+        return {name: value for name, value in images.items() if value is not None}
+    new = [n for n, column in enumerate(images["image_positions"].tolist()) if column >= first_column]
+    if not new:
+        return {}
+    chosen = _chosen_images(images, new)
+    return chosen | {"image_positions": chosen["image_positions"] - first_column}
+
+
+def repeated_images(images: dict[str, Any], times: int) -> dict[str, Any]:
+    """The images of a batch whose rows are each repeated ``times`` in place."""
+    if times == 1 or any(images.get(name) is None for name in IMAGE_INPUTS):
+        return images
+    row_I = np.asarray(images["image_rows"].tolist())
+    order: list[int] = []
+    rows: list[int] = []
+    for row in np.unique(row_I).tolist():
+        own = np.flatnonzero(row_I == row).tolist()
+        for copy in range(times):
+            order += own
+            rows += [row * times + copy] * len(own)
+    image_rows = torch.tensor(rows, dtype=images["image_rows"].dtype, device=images["image_rows"].device)
+    return _chosen_images(images, order) | {"image_rows": image_rows}
+
+
+def _chosen_images(images: dict[str, Any], order: Sequence[int]) -> dict[str, Any]:
+    """Some images of a batch, with all that describes them."""
+    each_PE = images["pixel_values"].split(images["image_grid_thw"].prod(dim=1).tolist())
+    chosen = {"pixel_values": torch.cat([each_PE[n] for n in order])}
+    for name in IMAGE_INPUTS[1:]:
+        index = torch.tensor(order, dtype=torch.long, device=images[name].device)
+        chosen[name] = images[name].index_select(0, index)
+    return chosen

@@ -1,0 +1,150 @@
+"""What transformers expects of a model beside its forward: initial weights, attention by name, gradient
+checkpointing.
+
+Shape suffixes: none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from casa_core.backbones.text_attention import TEXT_ATTENTION
+from casa_core.config import CasaConfig
+from casa_core.errors import ConfigError
+from casa_core.fusion.layers import FusionLayer
+from casa_core.fusion.qformer import QFormer
+
+ATTENTION_BACKENDS = {"eager": "reference", "sdpa": "auto", "flash_attention_2": "flash"}
+"""transformers' names of attention implementations → the backend of every attention in the model."""
+
+
+class CasaPreTrainedModel(PreTrainedModel):
+    """Base of the fused model.
+
+    Attributes:
+        attention_backend: The backend of attention inside segments: packed text, windows, the Q-Former.
+    """
+
+    config_class = CasaConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    gradient_checkpointing = False
+    accepts_loss_kwargs = True  # the Trainer then passes num_items_in_batch
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+    _no_split_modules = [  # noqa: RUF012
+        "FusedHeliumDecoderLayer",
+        "HeliumDecoderLayer",
+        "FusedQwenDecoderLayer",
+        "Qwen2_5_VLDecoderLayer",
+        "Qwen2_5_VLVisionBlock",
+    ]
+    _tied_weights_keys = {"lm_head.weight": "language_model.embed_tokens.weight"}  # noqa: RUF012
+    config: CasaConfig
+    attention_backend: Any
+
+    def __init__(self, config: CasaConfig) -> None:
+        super().__init__(config)
+        self._pin_attention()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Random starts of what transformers does not know."""
+        super()._init_weights(module)
+        if isinstance(module, FusionLayer):
+            module.reset_gate()
+        elif isinstance(module, QFormer):
+            init.normal_(module.queries, std=self.config.text_config.initializer_range)
+
+    def set_attn_implementation(
+        self, attn_implementation: str | dict[str, str], allow_all_kernels: bool = False
+    ) -> None:
+        """Choose how attention is computed: ``eager``, ``sdpa`` or ``flash_attention_2``.
+
+        One choice for the whole model: its parts have no attention of their own to choose.
+
+        Raises:
+            ConfigError: If the name is unknown, or what it needs is not installed.
+        """
+        if isinstance(attn_implementation, dict):
+            parts = [name for name in attn_implementation if name]
+            if parts:
+                raise ConfigError(
+                    f"attn_implementation names {', '.join(parts)} alone",
+                    "language model, fusion layers and vision tower share one choice",
+                    f"pass one of {', '.join(ATTENTION_BACKENDS)} for the whole model",
+                )
+            attn_implementation = attn_implementation.get("", self.config._attn_implementation or "sdpa")
+        self.config._attn_implementation_internal = self._check_and_adjust_attn_implementation(
+            attn_implementation, allow_all_kernels=allow_all_kernels
+        )
+        self._pin_attention()
+
+    def _check_and_adjust_attn_implementation(
+        self, attn_implementation: str | None, is_init_check: bool = False, allow_all_kernels: bool = False
+    ) -> str:
+        """transformers asks this before it builds the model, and we do when the choice changes."""
+        name = attn_implementation or "sdpa"
+        if name not in ATTENTION_BACKENDS:
+            raise ConfigError(
+                f"attn_implementation = {name!r} is not available",
+                f"expected one of {', '.join(map(repr, ATTENTION_BACKENDS))}",
+                "use sdpa, which chooses the fastest kernel there is",
+            )
+        if name == "flash_attention_2" and find_spec("flash_attn") is None:
+            raise ConfigError(
+                "attn_implementation = 'flash_attention_2' needs the package flash-attn",
+                "it is not installed here",
+                "pip install flash-attn --no-build-isolation, or use sdpa",
+            )
+        return name
+
+    def _pin_attention(self) -> None:
+        """The parts' own settings must not change with the whole's: transformers' implementations, eager and
+        the rest, know nothing of packed documents, and would let text see what comes after it."""
+        self.attention_backend = ATTENTION_BACKENDS[self.config._attn_implementation or "sdpa"]
+        self.config.text_config._attn_implementation_internal = TEXT_ATTENTION
+        self.config.vision_config._attn_implementation_internal = "sdpa"
+
+    def _set_gradient_checkpointing(
+        self,
+        enable: bool = True,
+        gradient_checkpointing_func: Callable[..., Any] = checkpoint,
+        every_n_layers: int = 1,
+    ) -> None:
+        """Recompute activations in the backward pass: what ``gradient_checkpointing_enable()`` calls.
+
+        Raises:
+            ConfigError: With reentrant checkpointing.
+        """
+        choice = getattr(gradient_checkpointing_func, "keywords", {})
+        if choice.get("use_reentrant"):
+            raise ConfigError(
+                "gradient checkpointing with use_reentrant=True would lose the images' gradients",
+                "image tokens reach the layers beside their input, which reentrant checkpoints do not follow",
+                "pass gradient_checkpointing_kwargs={'use_reentrant': False}, the default",
+            )
+        if "use_reentrant" not in choice:
+            gradient_checkpointing_func = partial(gradient_checkpointing_func, use_reentrant=False)
+        super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, every_n_layers)
+
+    def _recomputed(self, module: Callable[..., torch.Tensor], *inputs: Any) -> torch.Tensor:
+        """``module(*inputs)``; with gradient checkpointing on, its activations are not kept."""
+        if not (self.gradient_checkpointing and self.training):
+            return module(*inputs)
+        blocks = module.modules() if isinstance(module, nn.Module) else ()
+        if any(isinstance(block, GradientCheckpointingLayer) for block in blocks):
+            return module(*inputs)  # its blocks see to themselves
+        return self._gradient_checkpointing_func(module, *inputs)

@@ -1,52 +1,50 @@
-"""Conversations → token ids, pictures → patches. Training, evaluation and serving all call this, and nothing
-else.
+"""The processor of a checkpoint: conversations → token ids, pictures → patches. Training, evaluation and
+serving all call this, and nothing else.
 
-Template ``casa-1`` (each turn wrapped in a start and an end token, as the paper's B.2 does for Helium)::
-
-    <|user|> [image] <|image|> what is this? <|end|> <|assistant|> a circle <|end|>
-    <|user|> describe it live <|end|> <|assistant|> [frame] <|image|> a red <|frame_end|> [frame] <|image|> …
-
-``[image]`` marks a position, not a token. ``<|image|>`` follows each run of consecutive images and lies in
-*their* window, so the first answer token of a frame is predicted by a token that already sees the frame.
-(B.2 gives Helium no delimiters, but then the first word about a frame could only come from the previous
-frame's window.)
+It joins a tokenizer, a chat template (:mod:`casa_core.templates`) and image settings
+(:mod:`casa_core.images`).
 
 Shape suffixes: P patches, E values of a patch.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image as PILImage
-from transformers import AutoProcessor, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from casa_core.config import CasaConfig
-from casa_core.errors import ConfigError, DataError, MediaError
-from casa_core.tokenizer import ASSISTANT, END, FRAME_END, IMAGE, SYSTEM, USER
-from casa_core.types import EncodedSample, Image, ImageSize, Part, Sample, Text
+from casa_core.errors import ConfigError, DataError
+from casa_core.images import MAX_ASPECT_RATIO, ImageSettings
+from casa_core.messages import Conversation, Row, read_rows
+from casa_core.templates import WRITERS, ImagePlacement, special_ids
+from casa_core.types import EncodedSample, Image, ImageSize, Sample, Text
 
-TEMPLATES = ("casa-1",)
-MAX_ASPECT_RATIO = 200  # beyond it a resized side would vanish; the same bound as Qwen2.5-VL's
+__all__ = ["MAX_ASPECT_RATIO", "TEMPLATES", "CasaProcessor"]
+
+TEMPLATES = tuple(WRITERS)
 
 
 class CasaProcessor(ProcessorMixin):
     """The text and image side of a checkpoint.
 
     Args:
-        tokenizer: Has the special tokens of :mod:`casa_core.tokenizer`.
-        template: Version of the chat template.
-        patch_size: Side of a patch, pixels.
-        merge_size: Side of the square of patches merged into one image token.
-        max_side: R_max: images keep their resolution up to ``max_side``² pixels and their aspect always.
+        tokenizer: Has the template's special tokens.
+        template: Version of the chat template, see :mod:`casa_core.templates`.
+        image_placement: Where consecutive images go: ``window_start`` for fusion layers, ``in_place`` for
+            insertion.
+        patch_size, merge_size, temporal_patch_size, max_side, max_frame_side, min_side, image_mean,
+            image_std, resample: As :class:`casa_core.images.ImageSettings` documents them.
+
+    Raises:
+        ConfigError: If a setting cannot work, or the tokenizer lacks a token of the template.
     """
 
     attributes = ["tokenizer"]  # noqa: RUF012 (transformers' contract)
@@ -59,38 +57,83 @@ class CasaProcessor(ProcessorMixin):
         patch_size: int = 8,
         merge_size: int = 2,
         max_side: int = 64,
+        image_placement: ImagePlacement = "window_start",
+        temporal_patch_size: int = 1,
+        max_frame_side: int | None = None,
+        min_side: int | None = None,
+        image_mean: Sequence[float] = (0.5, 0.5, 0.5),
+        image_std: Sequence[float] = (0.5, 0.5, 0.5),
+        resample: str = "bicubic",
         **kwargs: Any,
     ) -> None:
-        if template not in TEMPLATES:
+        self._ids = special_ids(tokenizer, template)
+        if image_placement not in get_args(ImagePlacement):
             raise ConfigError(
-                f"unknown chat template {template!r}",
-                f"expected one of {', '.join(TEMPLATES)}",
-                "set model.template",
+                f"image_placement = {image_placement!r} is not available",
+                f"expected one of {', '.join(get_args(ImagePlacement))}",
             )
         self.template = template
+        self.image_placement = image_placement
         self.patch_size = patch_size
         self.merge_size = merge_size
+        self.temporal_patch_size = temporal_patch_size
         self.max_side = max_side
+        self.max_frame_side = max_frame_side
+        self.min_side = min_side
+        self.image_mean = list(image_mean)
+        self.image_std = list(image_std)
+        self.resample = resample
+        self._writer = WRITERS[template]
         super().__init__(tokenizer, **kwargs)
-        self._ids = {
-            token: cast(int, tokenizer.convert_tokens_to_ids(token))
-            for token in (END, SYSTEM, USER, ASSISTANT, IMAGE, FRAME_END)
-        }
+        _ = self.image_settings  # refuses what cannot work
+
+    @classmethod
+    def for_model(
+        cls, tokenizer: PreTrainedTokenizerBase, config: CasaConfig, *, template: str, **changes: Any
+    ) -> CasaProcessor:
+        """The processor that a model's vision tower and fusion call for.
+
+        Args:
+            tokenizer: Has the template's special tokens.
+            config: The model's.
+            template: Version of the chat template.
+            changes: Settings that differ, ``max_side`` above all.
+        """
+        fitting: ImagePlacement = "in_place" if config.fusion_settings.inserts else "window_start"
+        placement: ImagePlacement = changes.pop("image_placement", fitting)
+        images = dataclasses.asdict(ImageSettings.for_tower(config.vision_config, **changes))
+        return cls(tokenizer, template=template, image_placement=placement, **images)
+
+    @property
+    def image_settings(self) -> ImageSettings:
+        """How pictures become patches, from the attributes as they are now."""
+        names = [setting.name for setting in dataclasses.fields(ImageSettings)]
+        return ImageSettings(**{name: getattr(self, name) for name in names})
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """What a call returns."""
+        return ["input_ids", "attention_mask", *_IMAGE_INPUTS]
 
     @property
     def end_id(self) -> int:
         """Ends a turn."""
-        return self._ids[END]
+        return self._ids[self._writer.end]
 
     @property
     def frame_end_id(self) -> int:
         """Ends what is said about a live frame."""
-        return self._ids[FRAME_END]
+        return self._ids[self._writer.frame_end]
+
+    @property
+    def frame_prefix_ids(self) -> list[int]:
+        """What stands before a live frame, after the end of the one before: tokens of the old window."""
+        return [self._ids[token] for token in self._writer.frame_prefix]
 
     @property
     def image_id(self) -> int:
-        """Stands after each run of images."""
-        return self._ids[IMAGE]
+        """Stands after an image: the first token of its window."""
+        return self._ids[self._writer.image]
 
     def template_hash(self) -> str:
         """Names the template's exact token sequences: a probe conversation, encoded."""
@@ -109,8 +152,10 @@ class CasaProcessor(ProcessorMixin):
         )
         encoded = self.encode(probe, [size, size])
         tokens = self.tokenizer.convert_ids_to_tokens(list(encoded.input_ids))
-        payload = json.dumps([self.template, tokens, encoded.loss_mask, encoded.image_positions])
-        return hashlib.sha256(payload.encode()).hexdigest()
+        payload = [self.template, tokens, encoded.loss_mask, encoded.image_positions]
+        if self.template != "casa-1":  # there it changes nothing
+            payload.append(self.image_placement)
+        return hashlib.sha256(json.dumps(payload).encode()).hexdigest()
 
     def encode(
         self, sample: Sample, sizes: Sequence[ImageSize], *, add_generation_prompt: bool = False
@@ -120,7 +165,7 @@ class CasaProcessor(ProcessorMixin):
         Args:
             sample: The conversation.
             sizes: One size for each image of it, in order.
-            add_generation_prompt: End with the assistant's start token, ready to generate.
+            add_generation_prompt: End with what the assistant's answer follows, ready to generate.
 
         Raises:
             DataError: If the number of sizes is not the number of images.
@@ -131,19 +176,19 @@ class CasaProcessor(ProcessorMixin):
                 f"sample {sample.sample_id!r} has {images} images but {len(sizes)} sizes were given",
                 "each image needs its size to count its tokens",
             )
-        out = _Encoder(self.tokenizer, self._ids)
+        out = self._writer(self.tokenizer, self._ids, self.image_placement)
         for part in sample.parts:
             out.add(part)
         out.close()
         if add_generation_prompt:
-            out.append(self._ids[ASSISTANT], trained=False)
+            out.open("assistant")
         return EncodedSample(
             tuple(out.ids), tuple(out.mask), tuple(out.image_positions), tuple(out.turns), tuple(sizes)
         )
 
     def stream_prompt(self, query: str) -> list[int]:
-        """What a live stream starts with, up to where its first frame goes: the query's turn, the answer's
-        start."""
+        """What a live stream starts with, up to where its first frame goes (before
+        :attr:`frame_prefix_ids`): the query's turn, the answer's start."""
         turn = (Text(role="user", text=query),) if query else ()
         sample = Sample(source="stream", sample_id="stream", parts=turn)
         return list(self.encode(sample, [], add_generation_prompt=True).input_ids)
@@ -152,132 +197,129 @@ class CasaProcessor(ProcessorMixin):
         """Text of generated ids, without special tokens and surrounding spaces."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
-    def image_size(self, height: int, width: int) -> ImageSize:
-        """The size an image is resized to: aspect kept, at most ``max_side``² pixels, sides multiples of
-        ``patch_size × merge_size``, at least one image token.
-
-        Raises:
-            MediaError: ``empty_image`` or ``extreme_aspect_ratio``.
-        """
-        if height < 1 or width < 1:
-            raise MediaError("empty_image", f"an image of {width} by {height} pixels has nothing to see")
-        if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
-            raise MediaError(
-                "extreme_aspect_ratio",
-                f"an image of {width} by {height} pixels is too elongated",
-                f"its longer side is more than {MAX_ASPECT_RATIO} times the shorter",
-                "crop it",
-            )
-        factor = self.patch_size * self.merge_size
-        scale = min(1.0, self.max_side / math.sqrt(height * width))
-        new_height, new_width = (
-            max(factor, round(side * scale / factor) * factor) for side in (height, width)
-        )
-        while new_height * new_width > self.max_side**2 and max(new_height, new_width) > factor:
-            # Rounding to multiples can overshoot the budget by one step: take it off the longer side.
-            if new_height >= new_width:
-                new_height -= factor
-            else:
-                new_width -= factor
-        tokens = (new_height // factor) * (new_width // factor)
-        return ImageSize(height, width, new_height, new_width, tokens)
+    def image_size(self, height: int, width: int, *, frame: bool = False) -> ImageSize:
+        """The size a picture, or a frame of a video, is resized to: see
+        :meth:`casa_core.images.ImageSettings.size`."""
+        return self.image_settings.size(height, width, frame=frame)
 
     def grid(self, size: ImageSize) -> tuple[int, int]:
         """(rows, columns) of patches."""
-        return size.height // self.patch_size, size.width // self.patch_size
+        return self.image_settings.grid(size)
 
     def patches(self, rgb: NDArray[np.uint8], size: ImageSize) -> torch.Tensor:
-        """Resize, normalise to [−1, 1] and cut into patches.
+        """Resized, normalised patches (P, E): see :meth:`casa_core.images.ImageSettings.patches`."""
+        return self.image_settings.patches(rgb, size)
+
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        text: Conversation | Sequence[Conversation],
+        images: Any = None,
+        *,
+        add_generation_prompt: bool = True,
+        padding: bool = True,
+        return_tensors: str = "pt",
+    ) -> BatchFeature:
+        """Conversations and their pictures → tensors, as transformers' processors are called.
 
         Args:
-            rgb: (height, width, 3).
-            size: From :meth:`image_size` of the same picture.
+            text: One conversation or several: a :class:`Sample`, a list of messages with
+                ``{"type": "text", "text": …}`` and ``{"type": "image"}`` parts, or a string: one user turn
+                with its images before the text.
+            images: Pictures of the image parts that bring none, in order: encoded bytes, Pillow images or
+                (height, width, 3) uint8 arrays. For several conversations flat, or a list for each.
+            add_generation_prompt: End every conversation with what the assistant's answer follows.
+            padding: Fill shorter rows up on the left; ``False`` refuses rows of different length.
+            return_tensors: ``pt``.
 
         Returns:
-            (P, E) float32, E = 3 · patch_size², in merge-group order: the patches of one image token are
-            neighbours.
+            ``input_ids`` and ``attention_mask`` (B, L); where there are images also ``pixel_values`` (P, E),
+            ``image_grid_thw`` (I, 3) patches, ``image_rows`` (I,) the row each image is in, and
+            ``image_positions`` (I,) the index, in that padded row, of the token that follows it.
+
+        Raises:
+            DataError: If a conversation is not understood, or pictures and image parts do not match.
+            MediaError: If a picture cannot be read or resized.
         """
-        if rgb.shape[:2] != (size.height, size.width):
-            resized = PILImage.fromarray(rgb).resize((size.width, size.height), PILImage.Resampling.BICUBIC)
-            rgb = np.asarray(resized)
-        rows, cols = self.grid(size)
-        merge, patch = self.merge_size, self.patch_size
-        tiles = rgb.reshape(rows // merge, merge, patch, cols // merge, merge, patch, 3)
-        flat_PE = np.ascontiguousarray(tiles.transpose(0, 3, 1, 4, 6, 2, 5)).reshape(rows * cols, -1)
-        return torch.from_numpy(flat_PE).float().div_(127.5).sub_(1.0)
+        if return_tensors != "pt":
+            raise ConfigError(
+                f"return_tensors = {return_tensors!r} is not available", "the model takes torch tensors"
+            )
+        return self._batch(read_rows(text, images), add_generation_prompt, padding)
+
+    def apply_chat_template(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        conversation: Conversation | Sequence[Conversation],
+        images: Any = None,
+        *,
+        add_generation_prompt: bool = False,
+        tokenize: bool = True,
+        return_dict: bool = True,
+        return_tensors: str = "pt",
+    ) -> BatchFeature:
+        """The same as a call, under the name that transformers' users look for.
+
+        Raises:
+            ConfigError: Where the rendered text is asked for: an image has a position among the tokens and no
+                token of its own, so a text could not say where it is.
+        """
+        if not tokenize or not return_dict:
+            raise ConfigError(
+                "the chat template gives token ids and image positions together, not a text",
+                "an image has a position among the tokens and none of its own",
+                "leave tokenize and return_dict at True, or pass the messages to the processor itself",
+            )
+        return self(
+            conversation, images, add_generation_prompt=add_generation_prompt, return_tensors=return_tensors
+        )
+
+    def _batch(self, rows: list[Row], add_generation_prompt: bool, padding: bool) -> BatchFeature:
+        settings = self.image_settings
+        encoded: list[EncodedSample] = []
+        patches_PE: list[torch.Tensor] = []
+        for row in rows:
+            parts = [part for part in row.sample.parts if isinstance(part, Image)]
+            sizes = [
+                settings.size(*rgb.shape[:2], frame=part.timestamp is not None)
+                for part, rgb in zip(parts, row.pictures, strict=True)
+            ]
+            patches_PE += [settings.patches(rgb, size) for rgb, size in zip(row.pictures, sizes, strict=True)]
+            encoded.append(self.encode(row.sample, sizes, add_generation_prompt=add_generation_prompt))
+        longest = max(len(row.input_ids) for row in encoded)
+        gaps = [longest - len(row.input_ids) for row in encoded]
+        if any(gaps) and not padding:
+            raise DataError(
+                f"the conversations have {longest - max(gaps)} to {longest} tokens", "", "set padding=True"
+            )
+        pad = self._padding_id() if any(gaps) else 0
+        data = {
+            "input_ids": torch.tensor(
+                [[pad] * gap + list(row.input_ids) for gap, row in zip(gaps, encoded, strict=True)]
+            ),
+            "attention_mask": torch.tensor([[0] * gap + [1] * (longest - gap) for gap in gaps]),
+        }
+        if patches_PE:
+            grids = [(1, *settings.grid(size)) for row in encoded for size in row.images]
+            places = [
+                (number, gap + place)
+                for number, (gap, row) in enumerate(zip(gaps, encoded, strict=True))
+                for place in row.image_positions
+            ]
+            image_rows, image_positions = torch.tensor(places).unbind(dim=1)
+            values = (torch.cat(patches_PE), torch.tensor(grids), image_rows, image_positions)
+            data |= dict(zip(_IMAGE_INPUTS, values, strict=True))
+        return BatchFeature(data)
+
+    def _padding_id(self) -> int:
+        pad = self.tokenizer.pad_token_id
+        if pad is None:
+            raise ConfigError(
+                "the tokenizer has no padding token",
+                "conversations of different length are padded to the longest",
+                "set tokenizer.pad_token, or pass one conversation at a time",
+            )
+        return int(pad)
 
 
-@dataclass(slots=True)
-class _Encoder:
-    """Grows a conversation token by token, opening and closing turns."""
-
-    tokenizer: PreTrainedTokenizerBase
-    special: dict[str, int]
-    ids: list[int] = field(default_factory=list)
-    mask: list[bool] = field(default_factory=list)
-    image_positions: list[int] = field(default_factory=list)
-    turns: list[tuple[int, int]] = field(default_factory=list)
-    role: str | None = None
-    pending_images: int = 0
-    turn_start: int = 0
-    turn_trained: bool = False
-    frame_open: bool = False
-
-    def append(self, token: int, *, trained: bool) -> None:
-        self.ids.append(token)
-        self.mask.append(trained)
-
-    def add(self, part: Part) -> None:
-        if part.role != self.role:
-            self.close()
-            self._open(part.role)
-        if isinstance(part, Image):
-            if part.role == "assistant" and not self.pending_images:
-                self._end_frame()
-            self.pending_images += 1
-        else:
-            self._see_images()
-            for token in self._words(part.text):
-                self.append(token, trained=part.trained)
-            self.turn_trained |= part.trained
-
-    def _words(self, text: str) -> list[int]:
-        """Ids of a run of text. Whoever spells a special token in it gets its letters, not its power."""
-        if not text:
-            return []
-        return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
-
-    def close(self) -> None:
-        """End the open turn. A live stream has no end of its own: its last frame ends like the others."""
-        if self.role is None:
-            return
-        self._see_images()
-        if self.frame_open:
-            self._end_frame()
-        else:
-            self.append(self.special[END], trained=self.turn_trained)
-        if self.turn_trained:
-            self.turns.append((self.turn_start, len(self.ids)))
-        self.role = None
-
-    def _open(self, role: str) -> None:
-        token = {"system": SYSTEM, "user": USER, "assistant": ASSISTANT}[role]
-        self.append(self.special[token], trained=False)
-        self.role, self.turn_start, self.turn_trained, self.frame_open = role, len(self.ids), False, False
-
-    def _see_images(self) -> None:
-        """The token after a run of images: the window's first, from which the answer is predicted."""
-        if not self.pending_images:
-            return
-        self.image_positions.extend([len(self.ids)] * self.pending_images)
-        self.append(self.special[IMAGE], trained=False)
-        self.frame_open = self.role == "assistant"
-        self.pending_images = 0
-
-    def _end_frame(self) -> None:
-        if self.frame_open:
-            self.append(self.special[FRAME_END], trained=self.turn_trained)
-            self.frame_open = False
-
+_IMAGE_INPUTS = ("pixel_values", "image_grid_thw", "image_rows", "image_positions")
 
 AutoProcessor.register(CasaConfig, CasaProcessor)

@@ -1,4 +1,8 @@
-"""The tokenizer of models trained from scratch: byte-level BPE with this project's special tokens."""
+"""Special tokens of the chat templates, and the tokenizer of models trained from scratch: byte-level BPE.
+
+A model built on a released backbone takes that backbone's tokenizer; for ``qwen-1`` it has the special tokens
+named here already.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,9 @@ from collections.abc import Iterable
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from casa_core.errors import ConfigError
+
+# casa-1
 PAD = "<|pad|>"
 END = "<|end|>"  # closes every turn; ends an answer
 SYSTEM = "<|system|>"
@@ -16,31 +23,71 @@ IMAGE = "<|image|>"  # stands after each image, in the image's own window: the f
 FRAME_END = "<|frame_end|>"  # says: nothing more until the next frame
 SPECIAL_TOKENS = (PAD, END, SYSTEM, USER, ASSISTANT, IMAGE, FRAME_END)
 
+# qwen-1
+ENDOFTEXT = "<|endoftext|>"
+IM_START = "<|im_start|>"
+IM_END = "<|im_end|>"
+VISION_START = "<|vision_start|>"
+VISION_END = "<|vision_end|>"
+QWEN_SPECIAL_TOKENS = (
+    ENDOFTEXT,
+    IM_START,
+    IM_END,
+    "<|object_ref_start|>",
+    "<|object_ref_end|>",
+    "<|box_start|>",
+    "<|box_end|>",
+    "<|quad_start|>",
+    "<|quad_end|>",
+    VISION_START,
+    VISION_END,
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+"""In the order of their ids, 151643 … 151656 in Qwen2.5-VL's vocabulary."""
 
-def build_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+# template → its special tokens, padding first; the token that ends a turn
+_LAYOUTS = {"casa-1": (SPECIAL_TOKENS, END), "qwen-1": (QWEN_SPECIAL_TOKENS, IM_END)}
+
+
+def build_tokenizer(
+    texts: Iterable[str], vocab_size: int, template: str = "casa-1"
+) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE tokenizer; the same texts in any order give the same tokenizer.
 
     Args:
         texts: The training corpus's text.
         vocab_size: Tokens in all, special ones and the 256 bytes included.
+        template: The chat template it is for.
+
+    Raises:
+        ConfigError: For an unknown template.
     """
+    if template not in _LAYOUTS:
+        raise ConfigError(
+            f"no tokenizer can be trained for the chat template {template!r}",
+            f"expected one of {', '.join(_LAYOUTS)}",
+            "set model.template",
+        )
+    special, end = _LAYOUTS[template]
     tokenizer = Tokenizer(models.BPE())
-    # Every run of text starts with a space, so a word is the same token wherever a frame happens to cut a
-    # sentence.
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    # For casa-1 every run of text starts with a space, so a word is the same token wherever a frame happens
+    # to cut a sentence. Qwen's text runs start with template text, so its tokenizers add none.
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=template == "casa-1")
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=list(SPECIAL_TOKENS),
+        special_tokens=list(special),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        pad_token=PAD,
-        eos_token=END,
-        extra_special_tokens=[SYSTEM, USER, ASSISTANT, IMAGE, FRAME_END],
+        pad_token=special[0],
+        eos_token=end,
+        extra_special_tokens=[token for token in special[1:] if token != end],
         model_input_names=["input_ids"],
         clean_up_tokenization_spaces=False,
     )

@@ -106,8 +106,8 @@ class QwenVisionTower(Qwen2_5_VisionTransformerPretrainedModel):
             "images": _segments(image_ends, device),
             "windows": _segments(window_ends, device),
         }
-        output = super().forward(patches_PE, grid_I3, **layout)
-        return cast(torch.Tensor, output.pooler_output)
+        output: Any = super().forward(patches_PE, grid_I3, **layout)
+        return output.pooler_output
 
 
 def _segments(ends: torch.Tensor, device: torch.device) -> Segments | None:

@@ -1,0 +1,238 @@
+"""What callers of :class:`casa_core.processing.CasaProcessor` may pass → samples and decoded pictures.
+
+Three spellings of a conversation: a :class:`Sample`; a list of messages as OpenAI's and transformers' chat
+calls have them, with ``{"type": "text", "text": …}`` and ``{"type": "image"}`` parts; a plain string, which
+is one user turn with its images before the text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as PILImage
+from PIL import ImageOps
+
+from casa_core.errors import DataError
+from casa_core.images import check_pixels
+from casa_core.media import _to_rgb, decode_image
+from casa_core.types import Image, Part, Role, Sample, Text
+
+Rgb = NDArray[np.uint8]
+Picture = bytes | Rgb | PILImage.Image
+Message = Mapping[str, Any]
+Conversation = Sample | str | Sequence[Message]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One conversation with its pixels.
+
+    Attributes:
+        sample: Its parts.
+        pictures: (height, width, 3) RGB of each of its images, in order.
+    """
+
+    sample: Sample
+    pictures: list[Rgb]
+
+
+def read_rows(text: Conversation | Sequence[Conversation], images: Any = None) -> list[Row]:
+    """Conversations with their pictures.
+
+    Args:
+        text: One conversation or a list of them.
+        images: Pictures of the image parts that carry none of their own, in order: one, a flat list over all
+            conversations, or a list for each conversation.
+
+    Raises:
+        DataError: If a conversation is not understood, or the images do not match its image parts.
+        MediaError: If a picture cannot be decoded.
+    """
+    conversations = _as_list(text)
+    if any(isinstance(one, str) for one in conversations):
+        return _read_strings(conversations, images)
+    drafts = [_Draft.read(one, row) for row, one in enumerate(conversations)]
+    wanted = [draft.wanted for draft in drafts]
+    shares = _share(images, wanted)
+    return [Row(draft.sample, list(draft.fill(share))) for draft, share in zip(drafts, shares, strict=True)]
+
+
+def to_rgb(picture: Any, name: str) -> Rgb:
+    """Pixels of an encoded file, a Pillow image or an array.
+
+    Args:
+        picture: One of these.
+        name: What to call it in an error.
+
+    Raises:
+        DataError: If it is something else, or an array that is not (height, width, 3) of uint8.
+        MediaError: If a file cannot be decoded.
+    """
+    if isinstance(picture, bytes):
+        return decode_image(picture)
+    if isinstance(picture, PILImage.Image):
+        return np.array(_to_rgb(ImageOps.exif_transpose(picture)), dtype=np.uint8)
+    check_pixels(picture, name)
+    return picture
+
+
+def _as_list(text: Any) -> list[Conversation]:
+    """One conversation is a list of one. A list of messages is one conversation."""
+    if isinstance(text, (Sample, str)):
+        return [text]
+    if not isinstance(text, Sequence) or not text:
+        raise DataError(
+            f"text is {text!r:.80}",
+            "expected a conversation (a Sample, a list of messages or a string) or a list of them",
+        )
+    return [text] if isinstance(text[0], Mapping) else list(text)
+
+
+def _read_strings(conversations: list[Conversation], images: Any) -> list[Row]:
+    if not all(isinstance(one, str) for one in conversations):
+        raise DataError("text mixes strings with conversations", "", "write the strings as messages too")
+    if len(conversations) == 1 and not _is_nested(images):
+        images = [_as_pictures(images)]
+    if images is not None and (not _is_nested(images) or len(images) != len(conversations)):
+        raise DataError(
+            f"which of the {len(conversations)} strings the images belong to is not known",
+            "a string has no image parts",
+            "pass one list of images a string, [] for none, or write them as messages",
+        )
+    rows = []
+    for row, words in enumerate(conversations):
+        pictures = _as_pictures(images[row]) if images is not None else []
+        parts: list[Part] = [*(Image() for _ in pictures), Text(role="user", text=cast(str, words))]
+        sample = Sample(source="call", sample_id=str(row), parts=tuple(parts))
+        rows.append(Row(sample, [to_rgb(one, f"images[{row}][{n}]") for n, one in enumerate(pictures)]))
+    return rows
+
+
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """A conversation read, its missing pictures not yet filled in.
+
+    Attributes:
+        sample: Its parts.
+        own: The picture that each image part brings, or ``None``.
+    """
+
+    sample: Sample
+    own: list[Any]
+
+    @classmethod
+    def read(cls, conversation: Any, row: int) -> _Draft:
+        if isinstance(conversation, Sample):
+            return cls(conversation, _sample_pictures(conversation))
+        parts: list[Part] = []
+        own: list[Any] = []
+        for number, message in enumerate(conversation):
+            for part, picture in _message_parts(message, f"messages[{number}]"):
+                parts.append(part)
+                if isinstance(part, Image):
+                    own.append(picture)
+        return cls(Sample(source="call", sample_id=str(row), parts=tuple(parts)), own)
+
+    @property
+    def wanted(self) -> int:
+        """Pictures the caller must give."""
+        return sum(picture is None for picture in self.own)
+
+    def fill(self, share: Sequence[tuple[str, Any]]) -> Iterator[Rgb]:
+        """All pictures in order; ``share`` names and gives those that are missing."""
+        given = iter(share)
+        for number, own in enumerate(self.own):
+            name, picture = next(given) if own is None else (f"image {number} of the conversation", own)
+            yield to_rgb(picture, name)
+
+
+def _sample_pictures(sample: Sample) -> list[Any]:
+    """Decoded pictures of a sample's image parts; ``None`` where a part carries no bytes."""
+    from casa_core.engine.inputs import decode_images  # it imports the processor, which imports this module
+
+    images = [part for part in sample.parts if isinstance(part, Image)]
+    carrying = Sample(
+        source=sample.source,
+        sample_id=sample.sample_id,
+        parts=tuple(image for image in images if image.data is not None),
+    )
+    decoded = iter(decode_images(carrying))
+    return [None if image.data is None else next(decoded) for image in images]
+
+
+def _message_parts(message: Any, name: str) -> Iterator[tuple[Part, Any]]:
+    """Parts of one message, each with the picture it brings."""
+    role = message.get("role") if isinstance(message, Mapping) else None
+    if role not in get_args(Role):
+        raise DataError(
+            f"{name} has the role {role!r}",
+            f"expected a message with one of the roles {', '.join(get_args(Role))}",
+        )
+    content = message.get("content")
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content or ()
+    for number, part in enumerate(parts):
+        yield _message_part(part, cast(Role, role), f"{name}.content[{number}]")
+
+
+def _message_part(part: Any, role: Role, name: str) -> tuple[Part, Any]:
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if kind == "text" and isinstance(part.get("text"), str):
+        return Text(role=role, text=part["text"], trained=role == "assistant"), None
+    if kind == "image" and role == "user":
+        return Image(role=role), part.get("image")
+    if kind == "image":
+        raise DataError(
+            f"{name} is an image in the {role}'s turn",
+            "in a list of messages only users show images",
+            "pass a Sample for a live stream, whose frames lie in the assistant's turn",
+        )
+    raise DataError(
+        f"{name} is {part!r:.80}",
+        'expected {"type": "text", "text": …} or {"type": "image"}',
+        'pass encoded bytes, an array or a Pillow image as images= or as the part\'s "image"',
+    )
+
+
+def _is_nested(images: Any) -> bool:
+    return isinstance(images, (list, tuple)) and bool(images) and isinstance(images[0], (list, tuple))
+
+
+def _as_pictures(images: Any) -> list[Any]:
+    if images is None:
+        return []
+    return list(images) if isinstance(images, (list, tuple)) else [images]
+
+
+def _share(images: Any, wanted: Sequence[int]) -> list[list[tuple[str, Any]]]:
+    """Each conversation's pictures, with their names."""
+    if _is_nested(images):
+        if len(images) != len(wanted):
+            raise DataError(
+                f"images has {len(images)} lists for {len(wanted)} conversations",
+                "",
+                "pass one list a conversation, [] for none",
+            )
+        shares = [
+            [(f"images[{row}][{n}]", picture) for n, picture in enumerate(own)]
+            for row, own in enumerate(images)
+        ]
+        for row, (share, count) in enumerate(zip(shares, wanted, strict=True)):
+            _check_count(len(share), count, f"images[{row}]", f"conversation {row}")
+        return shares
+    named = [(f"images[{n}]", picture) for n, picture in enumerate(_as_pictures(images))]
+    _check_count(len(named), sum(wanted), "images", "the text")
+    ends = np.cumsum(wanted)
+    return [named[end - count : end] for end, count in zip(ends, wanted, strict=True)]
+
+
+def _check_count(given: int, wanted: int, name: str, where: str) -> None:
+    if given != wanted:
+        raise DataError(
+            f"{name} has {given} pictures; {where} has {wanted} image parts without one",
+            'each {"type": "image"} part without an "image" of its own takes one, in order',
+            "pass as many pictures as there are such parts",
+        )

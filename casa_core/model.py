@@ -7,7 +7,7 @@ vocabulary, A trained (answer) tokens, K kept columns.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -26,7 +26,7 @@ from casa_core.backbones.vision import build_tower
 from casa_core.config import CasaConfig
 from casa_core.errors import ConfigError, DataError
 from casa_core.fusion.attention import Segments
-from casa_core.fusion.layers import FusionState
+from casa_core.fusion.layers import AttentionProbe, FusionState
 from casa_core.fusion.qformer import QFormer
 from casa_core.generation import CasaCache, CasaGenerationMixin, read_on
 from casa_core.kv_cache import TextCache, WindowCache
@@ -76,7 +76,13 @@ class CasaForConditionalGeneration(CasaPreTrainedModel, CasaGenerationMixin):
 
     Args:
         config: Backbone, tower and fusion.
+
+    Attributes:
+        attention_probe: Set by :mod:`casa_core.analysis` while it looks: each forward's windows → what stands
+            in for its fusion layers' attention.
     """
+
+    attention_probe: Callable[[Windows], AttentionProbe] | None = None
 
     def __init__(self, config: CasaConfig) -> None:
         super().__init__(config)
@@ -354,6 +360,7 @@ class CasaForConditionalGeneration(CasaPreTrainedModel, CasaGenerationMixin):
             image_rope=image_rope,
             cache=cache,
             backend=self.attention_backend,
+            probe=self.attention_probe and self.attention_probe(windows),
         )
 
     def turn_keys(self, key_GXD: torch.Tensor, by: int) -> torch.Tensor:

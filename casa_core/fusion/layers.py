@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -40,6 +41,24 @@ class SelfAttention(Projections, Protocol):
     head_dim: int
 
 
+class AttentionProbe(Protocol):
+    """An analysis that stands where the fusion layers' attention stands, for one forward."""
+
+    def attend(
+        self,
+        layer: int,
+        query_THD: torch.Tensor,
+        key_KGD: torch.Tensor,
+        value_KGD: torch.Tensor,
+        segments: Segments,
+        *,
+        causal: bool,
+        backend: Backend,
+    ) -> torch.Tensor:
+        """In the place of :func:`segment_attention`, in the fusion layer of decoder layer ``layer``."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class FusionState:
     """What every fusion layer of one forward shares.
@@ -52,6 +71,7 @@ class FusionState:
         image_rope: cos and sin of the *new* image tokens' positions in the windows.
         cache: Where carried keys and values come from and new ones go; ``None`` in training.
         backend: Attention backend.
+        probe: Stands in for the attention; ``None`` outside :mod:`casa_core.analysis`.
     """
 
     image_NC: torch.Tensor | None
@@ -60,6 +80,7 @@ class FusionState:
     image_rope: Rope | None
     cache: WindowCache | None = None
     backend: Backend = "auto"
+    probe: AttentionProbe | None = None
 
 
 class FusionLayer(nn.Module):
@@ -138,7 +159,8 @@ class FusionLayer(nn.Module):
         source: Projections = attention if self.settings.borrows_projections else self
         key_KGD, value_KGD = self._keys_and_values(normed_BLC, state, source, block_norm)
         query_THD = self._heads(source.q_proj(normed_BLC))
-        out_THD = segment_attention(
+        attend = segment_attention if state.probe is None else partial(state.probe.attend, self.layer_idx)
+        out_THD = attend(
             self.rotate(query_THD, state.text_rope),
             key_KGD,
             value_KGD,

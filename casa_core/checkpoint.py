@@ -1,15 +1,18 @@
 """Checkpoint folders in Hugging Face layout: what training writes, and evaluation and serving load.
 
-After ``import casa_core.checkpoint``, transformers' ``AutoConfig``, ``AutoModel`` and ``AutoProcessor`` load
-such a folder too. (``import casa_core`` alone does not register them: it stays free of torch, for the command
-line's sake.)
+After ``import casa_core.checkpoint``, transformers' ``AutoConfig``, ``AutoModel``,
+``AutoModelForImageTextToText`` and ``AutoProcessor`` load such a folder too. (``import casa_core`` alone does
+not register them: it stays free of torch, for the command line's sake.)
 """
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any, cast
+
+from transformers import GenerationConfig
 
 from casa_core.config import CasaConfig
 from casa_core.errors import StoreError
@@ -26,7 +29,8 @@ def save_checkpoint(
     *,
     provenance: dict[str, Any] | None = None,
 ) -> None:
-    """Write ``config.json``, ``model.safetensors``, tokenizer, processor and, last, our ``manifest.json``.
+    """Write ``config.json``, ``generation_config.json``, ``model.safetensors``, tokenizer, processor, and
+    last our ``manifest.json``.
 
     Args:
         folder: Made if missing.
@@ -37,6 +41,7 @@ def save_checkpoint(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
+    generation_defaults(model, processor).save_pretrained(folder)
     processor.save_pretrained(folder)
     manifest = {
         "format": "casa-checkpoint/1",
@@ -49,11 +54,24 @@ def save_checkpoint(
     partial.replace(folder / MANIFEST)
 
 
+def generation_defaults(model: CasaForConditionalGeneration, processor: CasaProcessor) -> GenerationConfig:
+    """The model's settings for ``generate()``: it ends at the template's end of a turn too, and pads as the
+    tokenizer does."""
+    config = copy.deepcopy(model.generation_config)
+    stops = config.eos_token_id if config.eos_token_id is not None else []
+    ids = sorted({processor.end_id, *(stops if isinstance(stops, list) else [stops])})
+    config.eos_token_id = ids[0] if len(ids) == 1 else ids
+    pad = processor.tokenizer.pad_token_id
+    config.pad_token_id = config.pad_token_id if pad is None else pad
+    return config
+
+
 def load_checkpoint(folder: str | Path) -> tuple[CasaForConditionalGeneration, CasaProcessor]:
     """Load a folder that :func:`save_checkpoint` finished.
 
     Raises:
-        StoreError: If it is missing, was not finished, or its template is not the one this code writes.
+        StoreError: If it is missing, was not finished, its weights are not those its configuration calls for,
+            or its template is not the one this code writes.
     """
     folder = Path(folder)
     if not (folder / MANIFEST).is_file():
@@ -63,9 +81,11 @@ def load_checkpoint(folder: str | Path) -> tuple[CasaForConditionalGeneration, C
             "point at the model/ folder of a finished train stage",
         )
     config = CasaConfig.from_pretrained(folder)
-    model = cast(
-        CasaForConditionalGeneration, CasaForConditionalGeneration.from_pretrained(folder, config=config)
+    model, report = cast(
+        tuple[CasaForConditionalGeneration, dict[str, Any]],
+        CasaForConditionalGeneration.from_pretrained(folder, config=config, output_loading_info=True),
     )
+    _check_complete(folder, report)
     processor = cast(CasaProcessor, CasaProcessor.from_pretrained(folder))
     stored = json.loads((folder / MANIFEST).read_text())["template_hash"]
     if stored != processor.template_hash():
@@ -75,3 +95,18 @@ def load_checkpoint(folder: str | Path) -> tuple[CasaForConditionalGeneration, C
             "load it with the version of this package that trained it",
         )
     return model.eval(), processor
+
+
+def _check_complete(folder: Path, report: dict[str, Any]) -> None:
+    """transformers only warns, and starts the weights it misses at random."""
+    for kind, why in (
+        ("missing_keys", "its configuration calls for weights that are not in it"),
+        ("unexpected_keys", "it has weights that its configuration has no place for"),
+    ):
+        names = sorted(report[kind])
+        if names:
+            raise StoreError(
+                f"the weights of {folder} do not fit its configuration: {len(names)}, first {names[0]}",
+                why,
+                "restore config.json and the weights from one and the same save",
+            )

@@ -63,10 +63,22 @@ class CasaPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """Random starts of what transformers does not know."""
         super()._init_weights(module)
-        if isinstance(module, FusionLayer):
-            module.reset_gate()
-        elif isinstance(module, QFormer):
+        if isinstance(module, QFormer):
             init.normal_(module.queries, std=self.config.text_config.initializer_range)
+
+    @torch.no_grad()
+    def initialize_weights(self) -> None:
+        """Random weights wherever none were loaded.
+
+        transformers lets the language model start its own modules, fusion layers among them, of whose gates
+        it knows nothing; so these follow here. Loaded gates stay (their weights are marked).
+        """
+        fusions = [module for module in self.modules() if isinstance(module, FusionLayer)]
+        fresh = [fusion for fusion in fusions if not getattr(fusion, "_is_hf_initialized", False)]
+        super().initialize_weights()
+        with init.guard_torch_init_functions():
+            for fusion in fresh:
+                fusion.reset_gate()
 
     def set_attn_implementation(
         self, attn_implementation: str | dict[str, str], allow_all_kernels: bool = False

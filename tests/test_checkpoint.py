@@ -6,14 +6,19 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from casa_core.cache import CachedSequences, Extension
 from casa_core.checkpoint import load_checkpoint, save_checkpoint
 from casa_core.errors import StoreError
+from casa_core.padded import IMAGE_INPUTS, read_padded
 from casa_core.types import Sample, Text
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -80,6 +85,71 @@ def test_a_template_that_changed_since_training_is_refused(folder: Path):
         load_checkpoint(folder)
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda weights: weights.pop("language_model.norm.weight"), "are not in it"),
+        (lambda weights: weights.update(more=torch.zeros(1)), "has no place for"),
+    ],
+)
+def test_weights_that_do_not_fit_the_configuration_are_refused(
+    change: Callable[[dict[str, torch.Tensor]], object], words: str, folder: Path
+):
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(StoreError, match=words):
+        load_checkpoint(folder)
+
+
+def test_generate_ends_where_the_template_ends_a_turn(tiny_checkpoint: Path, tmp_path: Path):
+    model, processor = load_checkpoint(tiny_checkpoint)
+    model.generation_config.eos_token_id = None
+    save_checkpoint(tmp_path / "silent", model, processor)
+    again, _ = load_checkpoint(tmp_path / "silent")
+    assert again.generation_config.eos_token_id == processor.end_id
+    assert again.generation_config.pad_token_id == processor.tokenizer.pad_token_id
+    model.generation_config.eos_token_id = [3]
+    save_checkpoint(tmp_path / "two", model, processor)
+    again, _ = load_checkpoint(tmp_path / "two")
+    assert again.generation_config.eos_token_id == sorted([3, processor.end_id])
+    assert model.generation_config.eos_token_id == [3]  # the model at hand is left as it is
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_conversation_goes_through_processor_and_generate_as_with_any_model(tiny_checkpoint: Path):
+    """The batch of the auto classes gives the tokens that the engine's own loop gives each conversation."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    model: Any = AutoModelForImageTextToText.from_pretrained(tiny_checkpoint)
+    processor: Any = AutoProcessor.from_pretrained(tiny_checkpoint)
+    picture = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)
+    conversations = [
+        [{"role": "user", "content": [{"type": "text", "text": "what colour is shape 3"}]}],
+        [
+            {
+                "role": "user",
+                "content": [{"type": "image"}, {"type": "text", "text": "describe"}, {"type": "image"}],
+            }
+        ],
+    ]
+    images = [[], [picture, picture[::-1].copy()]]
+    inputs = processor(conversations, images)
+    tokens = model.generate(**inputs, max_new_tokens=5, do_sample=False, eos_token_id=None)
+    assert not inputs["attention_mask"][1, 0] or not inputs["attention_mask"][0, 0]
+    for number, (conversation, pictures) in enumerate(zip(conversations, images, strict=True)):
+        alone = processor([conversation], [pictures])
+        sequences = CachedSequences(model, 1)
+        (extension,) = read_padded(
+            model.config, alone["input_ids"], None, {name: alone.get(name) for name in IMAGE_INPUTS}
+        ).extensions(0, alone["input_ids"].shape[1])
+        expected: list[int] = []
+        while len(expected) < 5:
+            expected.append(int(sequences.extend([extension])[0].argmax()))
+            extension = Extension(expected[-1:])
+        assert tokens[number, inputs["input_ids"].shape[1] :].tolist() == expected
+
+
 def test_nothing_is_finished_before_everything_is_written(tiny_checkpoint: Path, tmp_path: Path):
     model, processor = load_checkpoint(tiny_checkpoint)
 
@@ -87,7 +157,7 @@ def test_nothing_is_finished_before_everything_is_written(tiny_checkpoint: Path,
         """Stands for a power cut."""
 
     class Unsaveable(type(processor)):
-        def save_pretrained(self, *_args: object, **_options: object) -> None:
+        def save_pretrained(self, *_args: object, **_options: object) -> list[str]:
             raise Killed
 
     processor.__class__ = Unsaveable

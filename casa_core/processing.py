@@ -89,7 +89,13 @@ class CasaProcessor(ProcessorMixin):
 
     @classmethod
     def for_model(
-        cls, tokenizer: PreTrainedTokenizerBase, config: CasaConfig, *, template: str, **changes: Any
+        cls,
+        tokenizer: PreTrainedTokenizerBase,
+        config: CasaConfig,
+        *,
+        template: str,
+        image_placement: ImagePlacement | None = None,
+        **changes: Any,
     ) -> CasaProcessor:
         """The processor that a model's vision tower and fusion call for.
 
@@ -97,12 +103,13 @@ class CasaProcessor(ProcessorMixin):
             tokenizer: Has the template's special tokens.
             config: The model's.
             template: Version of the chat template.
-            changes: Settings that differ, ``max_side`` above all.
+            image_placement: Where consecutive images go; by default as the model's fusion needs it.
+            changes: Image settings that differ from the tower's, ``max_side`` above all.
         """
-        fitting: ImagePlacement = "in_place" if config.fusion_settings.inserts else "window_start"
-        placement: ImagePlacement = changes.pop("image_placement", fitting)
+        if image_placement is None:
+            image_placement = "in_place" if config.fusion_settings.inserts else "window_start"
         images = dataclasses.asdict(ImageSettings.for_tower(config.vision_config, **changes))
-        return cls(tokenizer, template=template, image_placement=placement, **images)
+        return cls(tokenizer, template=template, image_placement=image_placement, **images)
 
     @property
     def image_settings(self) -> ImageSettings:

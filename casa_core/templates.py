@@ -32,7 +32,7 @@ one video share one pair. A live frame is what Qwen's template does not know: th
 tokens; only the words after ``assistant`` and its line break are tokenised apart from it, because a
 generated answer starts there.
 
-Consecutive images (nothing but delimiters between): ``window_start`` puts all of them at the first one's
+Consecutive images (no text part between): ``window_start`` puts all of them at the first one's
 ``<|vision_end|>``, so that they are one window that starts with all its images, and no token of it lies
 between two of them. ``in_place`` leaves each at its own, as insertion into the text needs it. ``casa-1`` has
 one token after all of them, so that both are the same there.
@@ -43,7 +43,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, cast
+from typing import ClassVar, Literal
 
 from transformers import PreTrainedTokenizerBase
 
@@ -280,12 +280,15 @@ def special_ids(tokenizer: PreTrainedTokenizerBase, template: str) -> dict[str, 
             f"expected one of {', '.join(WRITERS)}",
             "set model.template",
         )
-    vocabulary = tokenizer.get_vocab()
-    missing = [token for token in WRITERS[template].tokens if token not in vocabulary]
-    if missing:
-        raise ConfigError(
-            f"the tokenizer has no token {missing[0]}",
-            f"the chat template {template!r} is made of {', '.join(WRITERS[template].tokens)}",
-            "take the backbone's own tokenizer, or set model.template to the one it was made for",
-        )
-    return {token: cast(int, vocabulary[token]) for token in WRITERS[template].tokens}
+    ids: dict[str, int] = {}
+    for token in WRITERS[template].tokens:
+        found = tokenizer.convert_tokens_to_ids(token)
+        # An unknown token gets the id of the tokenizer's "unknown", where it has one.
+        if not isinstance(found, int) or tokenizer.convert_ids_to_tokens(found) != token:
+            raise ConfigError(
+                f"the tokenizer has no token {token}",
+                f"the chat template {template!r} is made of {', '.join(WRITERS[template].tokens)}",
+                "take the backbone's own tokenizer, or set model.template to the one it was made for",
+            )
+        ids[token] = found
+    return ids

@@ -156,13 +156,11 @@ def rewrite_config(folder: Path, **changes: Any) -> Path:
     return folder
 
 
-@torch.inference_mode()
 def text_logits(model: CasaForConditionalGeneration, ids: list[int]) -> torch.Tensor:
     """(text tokens, vocabulary) of a text without pictures."""
     return seen_logits(model, ids, [], [])
 
 
-@torch.inference_mode()
 def seen_logits(
     model: CasaForConditionalGeneration,
     ids: list[int],

@@ -73,7 +73,7 @@ class CasaProcessor(ProcessorMixin):
                 f"expected one of {', '.join(get_args(ImagePlacement))}",
             )
         self.template = template
-        self.image_placement = image_placement
+        self.image_placement: ImagePlacement = image_placement
         self.patch_size = patch_size
         self.merge_size = merge_size
         self.temporal_patch_size = temporal_patch_size

@@ -135,11 +135,12 @@ def _groups(model: CasaForConditionalGeneration, stage: TrainingStage) -> Iterat
             empty = False
             yield _Group(name, kind, each)
     if empty:
+        fusion = repr(model.config.fusion_settings.kind)
         withheld = " with images withheld" if model.config.images_withheld else ""
         raise ConfigError(
             "this stage trains nothing of this model",
-            f"it has language_model = {stage.language_model}, vision_blocks = {stage.vision_blocks} and fusion ="
-            f" {stage.fusion}; {model.config.fusion_settings.kind!r}{withheld} adds nothing that it would train",
+            f"language_model = {stage.language_model}, vision_blocks = {stage.vision_blocks}, "
+            f"fusion = {stage.fusion}, and {fusion}{withheld} adds nothing that it would train",
             "train the language model, or some of the vision tower's last blocks",
         )
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
 
 import casa_core.checkpoint  # noqa: F401 (registers the model with transformers)
+from casa_core import pretrained
 from casa_core.config import CasaConfig
 from casa_core.errors import ConfigError
 from casa_core.model import CasaForConditionalGeneration
@@ -188,12 +189,15 @@ def test_attention_is_chosen_by_transformers_names(backbone: BackboneKind, tower
         for chosen in (at_load, later):
             assert chosen.attention_backend == backend
             assert chosen.config._attn_implementation == name
+            parts = (chosen.config.text_config, chosen.config.vision_config)
+            assert [part._attn_implementation for part in parts] == ["casa_text", "sdpa"]
             torch.testing.assert_close(chosen(**inputs).logits, expected, rtol=0, atol=2e-5)
         made = cast(Any, AutoModel.from_config(model.config, attn_implementation=name))
         assert made.attention_backend == backend
 
 
-def test_attention_that_is_not_there_is_refused_by_name(tmp_path: Path):
+def test_attention_that_is_not_there_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(pretrained, "find_spec", lambda name: None)
     model = small_casa()
     model.save_pretrained(tmp_path)
     for name, words in (
@@ -209,6 +213,17 @@ def test_attention_that_is_not_there_is_refused_by_name(tmp_path: Path):
         model.set_attn_implementation({"text_config": "eager"})
     model.set_attn_implementation({"": "eager"})
     assert model.attention_backend == "reference"
+
+
+def test_flash_attention_is_the_flash_backend_where_it_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(pretrained, "find_spec", lambda name: name == "flash_attn" or None)
+    small_casa("qwen", tower="qwen").save_pretrained(tmp_path)
+    model = loaded(tmp_path, attn_implementation="flash_attention_2", dtype=torch.bfloat16)[0]
+    assert model.attention_backend == "flash"
+    model.set_attn_implementation("sdpa")
+    assert model(**padded(three_rows("qwen"))).logits.isfinite().all()
 
 
 def test_attention_changed_behind_the_models_back_does_not_go_unnoticed():

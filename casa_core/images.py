@@ -4,7 +4,8 @@ Sizes follow Qwen2.5-VL's own rule (``smart_resize``: sides rounded to whole ima
 shrunk and rounded down, a smaller one enlarged and rounded up), with one deliberate difference: the result
 never exceeds ``max_side``² pixels. Qwen's does for elongated images at a small maximum, where a side cannot
 shrink below one token, and then the budgets that packing counts on would not hold. Here the longer side gives
-way.
+way. Everything else is kept, its floating point too: of the square pictures above the maximum, one in eight
+comes out a row and a column short (961 tokens for 1024 at 896²), as it does in transformers.
 
 Shape suffixes: P patches, E values of a patch.
 """

@@ -212,8 +212,9 @@ def test_a_resized_image_keeps_its_aspect_and_what_resolution_the_budget_leaves(
     assume(max(height, width) <= 4 * min(height, width))
     size = CasaProcessor(TOKENIZER, max_side=896).image_size(height, width)
     scale = min(1.0, 896 / math.sqrt(height * width))
-    assert abs(size.height - height * scale) <= 16
-    assert abs(size.width - width * scale) <= 16
+    # Rounding down can cost a whole step where a side would fit exactly but for floating point.
+    assert abs(size.height - height * scale) < 16.001
+    assert abs(size.width - width * scale) < 16.001
 
 
 @given(height=SIDES, width=SIDES)

@@ -1,0 +1,136 @@
+"""Attention that is missing: what a model says when a token may not attend to itself, or to a random other
+(paper, Table 8).
+
+Inside the fusion layers of eq. 3 every text token loses one token that it may not attend to:
+
+* ``self``: itself;
+* ``random_text``: one random past text token of its window;
+* ``random_token``: one random past token of its window, image or text.
+
+The paper does not say when the random choice is made. Here it is made once a token: the same for all layers
+and heads, a function of the seed, the token's place among its window's text, and how many there are to choose
+from. It does not depend on how the text was cut into forwards, so decoding with a cache chooses as one long
+forward does; nor on the document, so that the n-th text token of every window with as many image tokens loses
+the same place. Where nothing is left to attend to, the update is zero.
+
+Shape suffixes: T query (text) tokens, K keys, H/G query/key-value heads, D head size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+
+from casa_core.analysis.probe import WindowPart, probing, window_parts
+from casa_core.errors import ConfigError
+from casa_core.fusion.attention import Backend, Segments, segment_attention
+from casa_core.fusion.layers import AttentionProbe
+from casa_core.model import CasaForConditionalGeneration
+from casa_core.windows import Windows
+
+Masking = Literal["self", "random_text", "random_token"]
+MASKINGS: tuple[Masking, ...] = get_args(Masking)
+
+
+@contextmanager
+def masked_attention(model: CasaForConditionalGeneration, what: Masking, seed: int = 0) -> Iterator[None]:
+    """Mask one token from each text token's attention in every fusion layer, for as long as this lasts.
+
+    Whole forwards, cached decoding and the engine are masked alike::
+
+        with masked_attention(engine.model, "self"):
+            engine.generate(requests)
+
+    Args:
+        model: Of kind ``casa``.
+        what: ``self``, ``random_text`` or ``random_token``; see above.
+        seed: Of the random choice.
+
+    Raises:
+        ConfigError: If the model's fusion layers have no text keys, or ``what`` is unknown.
+    """
+    if what not in MASKINGS:
+        raise ConfigError(
+            f"what = {what!r} cannot be masked", f"expected one of {', '.join(map(repr, MASKINGS))}"
+        )
+    kind = model.config.fusion_settings.kind
+    if kind == "cross_attention":
+        raise ConfigError(
+            f"nothing can be masked in a model of fusion.kind = {kind!r}",
+            "its text tokens attend to image tokens alone: not to themselves, nor to other text",
+            "mask a model of kind 'casa' (eq. 3)",
+        )
+
+    def probe(windows: Windows) -> AttentionProbe:
+        parts = window_parts(windows, attends_text=True, device=model.device)
+        return _Masked([(part, _allowed(part, what, seed)) for part in parts])
+
+    with probing(model, probe):
+        yield
+
+
+def masked_place(what: Masking, seed: int, images: int, number: int) -> int | None:
+    """The place in its window that a text token loses.
+
+    Args:
+        what: ``self``, ``random_text`` or ``random_token``.
+        seed: Of the random choice.
+        images: Image tokens of the window; they take its places 0, 1, …
+        number: The text token's among its window's text, from 0; its own place is ``images + number``.
+
+    Returns:
+        ``None`` where there is no past token to lose.
+    """
+    if what == "self":
+        return images + number
+    first, past = (images, number) if what == "random_text" else (0, images + number)
+    if past == 0:
+        return None
+    digest = hashlib.blake2b(f"{seed} {number}".encode(), digest_size=8).digest()
+    return first + int.from_bytes(digest, "big") % past
+
+
+def _allowed(part: WindowPart, what: Masking, seed: int) -> torch.Tensor:
+    """(T, K), False at what each token loses; keys stand in the order of their places."""
+    allowed_TK = torch.ones(len(part.text_T), len(part.key_K), dtype=torch.bool)
+    for query in range(len(part.text_T)):
+        place = masked_place(what, seed, part.images, part.seen + query)
+        if place is not None:
+            allowed_TK[query, place] = False
+    return allowed_TK.to(part.text_T.device)
+
+
+@dataclass(frozen=True, slots=True)
+class _Masked:
+    """The reference attention with a mask of its own, window by window."""
+
+    parts: list[tuple[WindowPart, torch.Tensor]]
+
+    def attend(
+        self,
+        layer: int,
+        query_THD: torch.Tensor,
+        key_KGD: torch.Tensor,
+        value_KGD: torch.Tensor,
+        segments: Segments,
+        *,
+        causal: bool,
+        backend: Backend,
+    ) -> torch.Tensor:
+        out_THD = torch.zeros_like(query_THD, dtype=value_KGD.dtype)
+        for part, allowed_TK in self.parts:
+            out_THD[part.text_T] = segment_attention(
+                query_THD[part.text_T],
+                key_KGD[part.key_K],
+                value_KGD[part.key_K],
+                part.segments,
+                causal=causal,
+                backend="reference",
+                allowed_TN=allowed_TK,
+            )
+        return out_THD

@@ -1,0 +1,162 @@
+"""Standing in for the fusion layers' attention, one window at a time.
+
+What an analysis needs (every weight, any mask) takes the dense matrix of a window's queries and keys. Windows
+are taken one after the other, so memory is bounded by the largest of them, not by their sum.
+
+Shape suffixes: T query (text) tokens, K keys, H/G query/key-value heads, D head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from casa_core.errors import ConfigError
+from casa_core.fusion.attention import Backend, Segments, segment_attention, segment_attention_weights
+from casa_core.fusion.layers import AttentionProbe
+from casa_core.model import CasaForConditionalGeneration
+from casa_core.windows import IntArray, Windows
+
+
+@dataclass(frozen=True, slots=True)
+class WindowPart:
+    """What one forward holds of a window.
+
+    A window's tokens in their own order are its image tokens, then its text: *places* 0, 1, … below.
+
+    Attributes:
+        text_T: The window's new text tokens, as indices into the forward's; they are the queries.
+        key_K: The window's keys, as indices into the layer's: every image token, and where the layers attend
+            to text (eq. 3) every text token up to the last new one.
+        images: How many of the keys are image tokens: the place of the window's first text token.
+        seen: Text tokens it held before this forward.
+        segments: All of it as one attention segment.
+    """
+
+    text_T: torch.Tensor
+    key_K: torch.Tensor
+    images: int
+    seen: int
+    segments: Segments
+
+
+def window_parts(windows: Windows, *, attends_text: bool, device: torch.device) -> list[WindowPart]:
+    """The windows of a forward that have both a query and a key, in reading order."""
+    keys = [windows.image_window_N]
+    if attends_text:
+        keys += [windows.carried_text_window_M, windows.text_window_T]
+    window_K = np.concatenate(keys)
+    parts = []
+    for window in range(windows.count):
+        text_T = np.flatnonzero(windows.text_window_T == window)
+        key_K = np.flatnonzero(window_K == window)
+        segments = Segments.build(_one(text_T), _one(key_K), 1, device)
+        if segments is None:
+            continue
+        parts.append(
+            WindowPart(
+                text_T=torch.from_numpy(text_T).to(device),
+                key_K=torch.from_numpy(key_K).to(device),
+                images=int((windows.image_window_N == window).sum()),
+                seen=int(windows.text_tokens_W[window]) - len(text_T),
+                segments=segments,
+            )
+        )
+    return parts
+
+
+def _one(tokens_X: IntArray) -> IntArray:
+    return np.zeros(len(tokens_X), dtype=np.int64)
+
+
+@contextmanager
+def probing(
+    model: CasaForConditionalGeneration, probe: Callable[[Windows], AttentionProbe]
+) -> Iterator[None]:
+    """Let an analysis stand in for the attention of a model's fusion layers.
+
+    Args:
+        model: Not probed already.
+        probe: Makes one for each forward, from its windows.
+
+    Raises:
+        ConfigError: If the model has no fusion layers, or another analysis is under way.
+    """
+    settings = model.config.fusion_settings
+    if settings.inserts:
+        raise ConfigError(
+            f"fusion.kind = {settings.kind!r} has no fusion layers to look into",
+            "image tokens stand in the text there and pass through self-attention",
+            "analyse a model of kind 'casa' or 'cross_attention'",
+        )
+    if model.attention_probe is not None:
+        raise ConfigError(
+            "the model is being analysed already",
+            "one analysis at a time stands in for its attention",
+            "end the other one first",
+        )
+    model.attention_probe = probe
+    try:
+        yield
+    finally:
+        model.attention_probe = None
+
+
+# Called with the decoder layer, the window, and the weights (T, K) averaged over heads.
+Look = Callable[[int, WindowPart, torch.Tensor], None]
+
+
+@contextmanager
+def watching(model: CasaForConditionalGeneration, look: Look) -> Iterator[None]:
+    """Show every fusion layer's attention weights, window by window; the model computes what it always does.
+
+    Args:
+        model: With fusion layers.
+        look: Called for each fused layer of each forward, once a window. Rows of weights sum to 1.
+    """
+    attends_text = model.config.fusion_settings.attends_text
+
+    def probe(windows: Windows) -> AttentionProbe:
+        return _Watcher(window_parts(windows, attends_text=attends_text, device=model.device), look)
+
+    with probing(model, probe):
+        yield
+
+
+@dataclass(frozen=True, slots=True)
+class _Watcher:
+    parts: list[WindowPart]
+    look: Look
+
+    def attend(
+        self,
+        layer: int,
+        query_THD: torch.Tensor,
+        key_KGD: torch.Tensor,
+        value_KGD: torch.Tensor,
+        segments: Segments,
+        *,
+        causal: bool,
+        backend: Backend,
+    ) -> torch.Tensor:
+        for part in self.parts:
+            query, key = query_THD[part.text_T], key_KGD[part.key_K]
+            self.look(layer, part, _mean_weights(query, key, part.segments, causal))
+        return segment_attention(query_THD, key_KGD, value_KGD, segments, causal=causal, backend=backend)
+
+
+def _mean_weights(
+    query_THD: torch.Tensor, key_KGD: torch.Tensor, segments: Segments, causal: bool
+) -> torch.Tensor:
+    """(T, K) weights, averaged over heads; one group of heads at a time, for memory's sake."""
+    heads, groups = query_THD.shape[1], key_KGD.shape[1]
+    total_TK = sum(
+        segment_attention_weights(query_TPD, key_KGD[:, group, None], segments, causal=causal).sum(dim=0)
+        for group, query_TPD in enumerate(query_THD.split(heads // groups, dim=1))
+    )
+    assert isinstance(total_TK, torch.Tensor)
+    return total_TK / heads

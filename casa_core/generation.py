@@ -3,19 +3,20 @@
 The loops are transformers' own. What they call ``past_key_values`` is here a :class:`CasaCache`: our cached
 sequences, which know each row's own length, so that padding is neither stored nor seen.
 
-Shape suffixes: B rows, K kept columns, V vocabulary.
+Shape suffixes: B rows, K kept columns, A trained (answer) tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from transformers import GenerationMixin
 from transformers.generation.configuration_utils import GenerationMode
+from transformers.utils.generic import ModelOutput
 
 from casa_core.cache import CachedSequences
 from casa_core.errors import ConfigError, DataError
@@ -131,6 +132,25 @@ class CasaCache:
         held.states = [replace(held.states[row]) for row in order]
 
 
+@dataclass
+class CasaOutput(ModelOutput):
+    """What a forward returns.
+
+    Attributes:
+        loss: Mean next-token loss over this call's answer tokens; ``None`` without labels or a loss mask.
+        loss_sum: The same, summed: what training divides by the *global* count of answer tokens.
+        trained_tokens: Number of answer tokens A.
+        logits: (B, kept, V), or (A, V) where a loss mask was given.
+        past_key_values: What the rows remember, where a cache was asked for.
+    """
+
+    loss: torch.Tensor | None = None
+    loss_sum: torch.Tensor | None = None
+    trained_tokens: int | None = None
+    logits: torch.Tensor | None = None
+    past_key_values: CasaCache | None = None
+
+
 def read_on(
     model: CasaForConditionalGeneration,
     input_ids: torch.Tensor | None,
@@ -138,7 +158,7 @@ def read_on(
     images: Mapping[str, torch.Tensor | None],
     cache: CasaCache | None,
     logits_to_keep: int | torch.Tensor,
-) -> tuple[torch.Tensor, CasaCache]:
+) -> CasaOutput:
     """A padded batch with a cache: each row grows by its real tokens.
 
     Args:
@@ -164,7 +184,7 @@ def read_on(
         cache = CasaCache(model, len(batch.input_ids))
     cache.check(batch.input_ids, attention_mask)
     columns_K = kept_columns(logits_to_keep, batch.input_ids.shape[1])
-    return cache.extend(batch, columns_K.tolist()), cache
+    return CasaOutput(logits=cache.extend(batch, columns_K.tolist()), past_key_values=cache)
 
 
 class CasaGenerationMixin(GenerationMixin):

@@ -17,7 +17,6 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers import AutoModel, AutoModelForImageTextToText
-from transformers.utils.generic import ModelOutput
 
 from casa_core.backbones.block import FusedBlock
 from casa_core.backbones.families import family_of
@@ -28,12 +27,14 @@ from casa_core.errors import ConfigError, DataError
 from casa_core.fusion.attention import Segments
 from casa_core.fusion.layers import AttentionProbe, FusionState
 from casa_core.fusion.qformer import QFormer
-from casa_core.generation import CasaCache, CasaGenerationMixin, read_on
+from casa_core.generation import CasaCache, CasaGenerationMixin, CasaOutput, read_on
 from casa_core.kv_cache import TextCache, WindowCache
 from casa_core.layout import Layout, LayoutRules, Packing, packed_layout
 from casa_core.padded import IMAGE_INPUTS, PaddedBatch, kept_columns, read_padded
 from casa_core.pretrained import CasaPreTrainedModel
 from casa_core.windows import Windows
+
+_PLANNED = {"packing", "layout", "images", "text_cache", "window_cache", "loss_mask", "last_tokens"}
 
 
 @dataclass(slots=True)
@@ -47,25 +48,6 @@ class ImageInputs:
 
     patches_PE: torch.Tensor
     grids: Sequence[tuple[int, int]]
-
-
-@dataclass
-class CasaOutput(ModelOutput):
-    """What a forward returns.
-
-    Attributes:
-        loss: Mean next-token loss over this call's answer tokens; ``None`` without labels or a loss mask.
-        loss_sum: The same, summed: what training divides by the *global* count of answer tokens.
-        trained_tokens: Number of answer tokens A.
-        logits: (B, kept, V), or (A, V) where a loss mask was given.
-        past_key_values: What the rows remember, where a cache was asked for.
-    """
-
-    loss: torch.Tensor | None = None
-    loss_sum: torch.Tensor | None = None
-    trained_tokens: int | None = None
-    logits: torch.Tensor | None = None
-    past_key_values: CasaCache | None = None
 
 
 class CasaForConditionalGeneration(CasaPreTrainedModel, CasaGenerationMixin):
@@ -139,23 +121,12 @@ class CasaForConditionalGeneration(CasaPreTrainedModel, CasaGenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         return_dict: bool | None = None,
-        packing: Packing | None = None,
-        layout: Layout | None = None,
-        images: ImageInputs | None = None,
-        text_cache: TextCache | None = None,
-        window_cache: WindowCache | None = None,
-        loss_mask: torch.Tensor | None = None,
-        last_tokens: torch.Tensor | None = None,
-        **unsupported: Any,
+        **planned: Any,
     ) -> CasaOutput | tuple[Any, ...]:
         """Run text tokens through the fused model.
 
-        A batch comes in one of two forms: as transformers' models take it, rows padded on either side (the
-        arguments down to ``return_dict``), or flat and planned, as training and cached inference have it (the
-        others).
-
         Args:
-            input_ids: (B, L); packed documents come as one row.
+            input_ids: (B, L), rows padded on either side.
             attention_mask: (B, L), 1 for tokens, 0 for padding; with a cache the columns it has read may
                 stand before.
             pixel_values: (P, E) patches of all images, row by row in reading order.
@@ -170,60 +141,85 @@ class CasaForConditionalGeneration(CasaPreTrainedModel, CasaGenerationMixin):
             logits_to_keep: Compute the logits of so many last columns (0: all), or of these columns. With a
                 cache each one costs a forward: keep 1.
             return_dict: ``False``: a tuple.
-            packing: Where documents start and images stand in a flat row; for forwards without a cache.
+            planned: Instead of all that but ``input_ids``: a flat batch, as :meth:`forward_planned` takes it.
+
+        Raises:
+            DataError: If inputs do not fit each other, or are unknown; the message names them.
+        """
+        planned = self._check_call(planned)
+        given = (pixel_values, image_grid_thw, image_rows, image_positions)
+        image_inputs: dict[str, Any] = dict(zip(IMAGE_INPUTS, given, strict=True))
+        if planned:
+            assert input_ids is not None, "planned batches bring their ids"
+            output = self.forward_planned(input_ids, **planned)
+        elif use_cache or past_key_values is not None:
+            if labels is not None:
+                raise DataError(
+                    "labels were passed together with a cache",
+                    "a cached forward keeps no gradients",
+                    "train with use_cache=False and without past_key_values",
+                )
+            output = read_on(self, input_ids, attention_mask, image_inputs, past_key_values, logits_to_keep)
+        else:
+            batch = read_padded(self.config, input_ids, attention_mask, image_inputs)
+            output = self._read_whole(batch, labels, num_items_in_batch, logits_to_keep)
+        return output.to_tuple() if return_dict is False else output
+
+    def forward_planned(
+        self,
+        input_ids: torch.Tensor,
+        *,
+        packing: Packing | None = None,
+        layout: Layout | None = None,
+        images: ImageInputs | None = None,
+        text_cache: TextCache | None = None,
+        window_cache: WindowCache | None = None,
+        loss_mask: torch.Tensor | None = None,
+        last_tokens: torch.Tensor | None = None,
+    ) -> CasaOutput:
+        """The forward of training and of cached inference: documents in one flat row, or rows as planned.
+
+        Call the model itself, which hands these arguments on.
+
+        Args:
+            input_ids: (B, L); packed documents come as one row.
+            packing: Where documents start and images stand in that row; for forwards without a cache.
             layout: Instead of ``packing``: positions, windows and masks, as cached inference plans them.
             images: New images; the carried ones live in ``window_cache``.
             text_cache: Text KV to read and extend.
             window_cache: KV of the current windows to read and extend.
             loss_mask: (B, L), True where the prediction *of* a token counts.
             last_tokens: (B,) compute only the logits after these tokens.
-            unsupported: Refused unless empty: ``inputs_embeds``, ``output_attentions``, ...
-
-        Raises:
-            DataError: If inputs do not fit each other; the message names them.
         """
-        self._check_call(unsupported)
-        planned = (packing, layout, images, text_cache, window_cache, loss_mask, last_tokens)
-        if all(value is None for value in planned):
-            given = (pixel_values, image_grid_thw, image_rows, image_positions)
-            image_inputs: dict[str, Any] = dict(zip(IMAGE_INPUTS, given, strict=True))
-            if use_cache or past_key_values is not None:
-                if labels is not None:
-                    raise DataError(
-                        "labels were passed together with a cache",
-                        "a cached forward keeps no gradients",
-                        "train with use_cache=False and without past_key_values",
-                    )
-                logits, cache = read_on(
-                    self, input_ids, attention_mask, image_inputs, past_key_values, logits_to_keep
-                )
-                output = CasaOutput(logits=logits, past_key_values=cache)
-            else:
-                batch = read_padded(self.config, input_ids, attention_mask, image_inputs)
-                output = self._read_whole(batch, labels, num_items_in_batch, logits_to_keep)
-        else:
-            assert input_ids is not None, "planned batches bring their ids"
-            if layout is None:
-                layout = self._packed_layout(input_ids, packing, images)
-            text_BLC = self.language_model.embed_tokens(input_ids)
-            hidden_BLC = self._run(text_BLC, layout, images, text_cache, window_cache)
-            output = self._planned_output(hidden_BLC, input_ids, loss_mask, last_tokens)
-        return output.to_tuple() if return_dict is False else output
+        if layout is None:
+            layout = self._packed_layout(input_ids, packing, images)
+        hidden_BLC = self._run(
+            self.language_model.embed_tokens(input_ids), layout, images, text_cache, window_cache
+        )
+        if loss_mask is not None:
+            return self._loss(hidden_BLC, input_ids, loss_mask)
+        if last_tokens is not None:
+            row_B = torch.arange(len(last_tokens), device=hidden_BLC.device)
+            hidden_BLC = hidden_BLC[row_B, last_tokens][:, None]
+        return CasaOutput(logits=self.lm_head(hidden_BLC))
 
-    def _check_call(self, unsupported: dict[str, Any]) -> None:
-        for name, value in unsupported.items():
-            if value is not None and value is not False:
-                raise DataError(
-                    f"{name} is nothing the model takes",
-                    "images have places among token ids; positions and masks follow from both",
-                    "pass what CasaProcessor returns",
-                )
+    def _check_call(self, planned: dict[str, Any]) -> dict[str, Any]:
+        """What was given of a planned batch; anything else is refused."""
+        given = {name: value for name, value in planned.items() if value is not None and value is not False}
+        unknown = sorted(given.keys() - _PLANNED)
+        if unknown:
+            raise DataError(
+                f"{unknown[0]} is nothing the model takes",
+                "images have places among token ids; positions and masks follow from both",
+                "pass what CasaProcessor returns",
+            )
         if self.config.text_config._attn_implementation != TEXT_ATTENTION:
             raise ConfigError(
                 f"the language model's attention was set to {self.config.text_config._attn_implementation!r}",
                 "transformers' own knows nothing of packed documents",
                 "use model.set_attn_implementation, which leaves the parts as they are",
             )
+        return given
 
     def _read_whole(
         self,
@@ -259,20 +255,6 @@ class CasaForConditionalGeneration(CasaPreTrainedModel, CasaGenerationMixin):
             num_items_in_batch=num_items_in_batch,
         )
         return CasaOutput(loss=loss, logits=logits_BKV)
-
-    def _planned_output(
-        self,
-        hidden_BLC: torch.Tensor,
-        input_ids: torch.Tensor,
-        loss_mask: torch.Tensor | None,
-        last_tokens: torch.Tensor | None,
-    ) -> CasaOutput:
-        if loss_mask is not None:
-            return self._loss(hidden_BLC, input_ids, loss_mask)
-        if last_tokens is not None:
-            row_B = torch.arange(len(last_tokens), device=hidden_BLC.device)
-            hidden_BLC = hidden_BLC[row_B, last_tokens][:, None]
-        return CasaOutput(logits=self.lm_head(hidden_BLC))
 
     def _packed_layout(
         self, input_ids: torch.Tensor, packing: Packing | None, images: ImageInputs | None

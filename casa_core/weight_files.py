@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -78,18 +77,17 @@ class WeightFiles:
     def __init__(self, label: str, paths: Sequence[Path]) -> None:
         self.label = label
         self.shapes: dict[str, Shape] = {}
-        self._handles: dict[str, Any] = {}
+        self._paths: dict[str, Path] = {}
         for path in paths:
-            handle = _opened(path)
-            for name in handle.keys():  # noqa: SIM118 (no mapping)
-                if name in self._handles:
+            for name, shape in _shapes(path).items():
+                if name in self.shapes:
                     raise StoreError(
                         f"{label} holds two tensors named {name}",
-                        f"the second one is in {path.name}",
+                        f"one is in {self._paths[name].name}, the other in {path.name}",
                         "leave one set of weights in the folder",
                     )
-                self._handles[name] = handle
-                self.shapes[name] = tuple(handle.get_slice(name).get_shape())
+                self.shapes[name] = shape
+                self._paths[name] = path
 
     @classmethod
     def of(cls, source: str | Path, revision: str | None = None) -> WeightFiles:
@@ -114,13 +112,16 @@ class WeightFiles:
         return files
 
     def read(self, name: str) -> torch.Tensor:
-        """A tensor, still in its file until its values are used."""
-        return self._handles[name].get_tensor(name)
+        """A tensor, still in its file until its values are used. No file stays open after it."""
+        with safe_open(self._paths[name], framework="pt") as file:
+            return file.get_tensor(name)
 
 
-def _opened(path: Path) -> Any:
+def _shapes(path: Path) -> dict[str, Shape]:
+    """Every tensor's shape, from a file's head."""
     try:
-        return safe_open(path, framework="pt")
+        with safe_open(path, framework="pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise StoreError(
             f"{path} cannot be read",

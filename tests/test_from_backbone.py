@@ -188,6 +188,16 @@ def test_no_tensor_is_held_once_it_is_copied(folders: dict[str, Path], monkeypat
     assert most <= 2
 
 
+def test_two_tensors_of_one_name_are_refused(copy: Any):
+    folder = copy("qwen, old names")
+    index = folder / "model.safetensors.index.json"
+    names = json.loads(index.read_text())
+    shutil.copy(folder / "model-00001-of-00003.safetensors", folder / "double.safetensors")
+    names["weight_map"]["extra"] = "double.safetensors"
+    index.write_text(json.dumps(names))
+    assert "holds two tensors named" in refusal(folder).what
+
+
 def test_a_name_of_the_hub_is_found_in_the_hubs_cache(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -119,7 +119,7 @@ class CasaPreTrainedModel(PreTrainedModel):
             raise ConfigError(
                 "attn_implementation = 'flash_attention_2' needs the package flash-attn",
                 "it is not installed here",
-                "pip install flash-attn --no-build-isolation, or use sdpa",
+                "pip install --no-build-isolation 'casa[gpu]', or use sdpa",
             )
         return name
 

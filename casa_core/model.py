@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -33,6 +34,9 @@ from casa_core.layout import Layout, LayoutRules, Packing, packed_layout
 from casa_core.padded import IMAGE_INPUTS, PaddedBatch, kept_columns, read_padded
 from casa_core.pretrained import CasaPreTrainedModel
 from casa_core.windows import Windows
+
+if TYPE_CHECKING:
+    from casa_core.weight_files import ImportReport
 
 _PLANNED = {"packing", "layout", "images", "text_cache", "window_cache", "loss_mask", "last_tokens"}
 
@@ -105,6 +109,15 @@ class CasaForConditionalGeneration(CasaPreTrainedModel, CasaGenerationMixin):
         """
         for layer in self.fused_layers():
             layer.fusion.initialize(layer.self_attn, layer.input_layernorm)
+
+    @classmethod
+    def from_backbone(
+        cls, name_or_path: str | Path, **choices: Any
+    ) -> tuple[CasaForConditionalGeneration, ImportReport]:
+        """A fused model from published weights: :func:`casa_core.from_backbone.from_backbone`."""
+        from casa_core.from_backbone import from_backbone  # it builds on this module
+
+        return from_backbone(name_or_path, **choices)
 
     def forward(
         self,

@@ -103,6 +103,14 @@ def test_with_insertion_its_pictures_are_qwens_own(name: str, folders: dict[str,
     torch.testing.assert_close(ours, expected[~is_image], rtol=1e-4, atol=1e-5)
 
 
+def test_the_models_class_offers_it_too(folders: dict[str, Path]):
+    model, report = CasaForConditionalGeneration.from_backbone(
+        folders["tied helium"], vision=folders["qwen, old names"], fusion={"kind": "casa"}
+    )
+    assert model.config.fusion_settings.kind == "casa"
+    assert report.taken
+
+
 def test_helium_gets_qwens_tower_and_nothing_else_of_it(folders: dict[str, Path]):
     model, report = from_backbone(folders["llama"], vision=folders["qwen, old names"])
     theirs = loaded(folders["qwen, old names"]).model.visual.state_dict()

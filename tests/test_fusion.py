@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 from itertools import chain
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
 
 from casa_core.batch import collate
-from casa_core.fusion.attention import Backend
+from casa_core.errors import ConfigError
+from casa_core.fusion.config import FusionConfig
 from tests.support.core_fusions import BACKBONES, FUSIONS, model_of
 from tests.support.core_layouts import Document, sequence
 from tests.support.core_models import BackboneName, exactly_in_float64, sizes_of, small_model, weights_of
 from tests.support.core_runs import OUTLINES, documents_of, logits_of, masks_of, trained
 from tests.support.naive_fusion import naive_logits
 
+CPU_BACKENDS = ["auto", "padded", "reference"]
 KINDS = ["CA ⊕", "CASA ⊕", "CASA replacing", "insertion", "Q-Former"]
 REPLACING_ALL = {"kind": "casa", "placement": "replace", "layers": "all"}
 
 
-@pytest.mark.parametrize("backend", get_args(Backend))
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
 @pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("name", KINDS)
-def test_every_backend_gives_what_is_written_token_by_token(
-    name: str, backbone: BackboneName, backend: Backend
-):
+def test_every_backend_gives_what_is_written_token_by_token(name: str, backbone: BackboneName, backend: Any):
     model = exactly_in_float64(small_model(torch.float64, backbone, **FUSIONS[name]))
     model.attention_backend = backend
     documents = documents_of(OUTLINES)
@@ -82,3 +82,37 @@ def test_where_every_self_attention_is_replaced_a_picture_reaches_its_own_window
 def test_and_a_word_reaches_no_further_than_the_next_picture():
     assert changed(REPLACING_ALL, two_windows(), two_windows(word=2)) == [True, True, False, False, False]
     assert changed({"kind": "casa"}, two_windows(), two_windows(word=2)) == [True] * 5
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"placement": "replace"}, "text would lose its self-attention"),
+        ({**REPLACING_ALL, "gate": "tanh"}, "switch the block's only attention off"),
+        ({**REPLACING_ALL, "text_norm": "own"}, "reads the block's norm"),
+        ({**REPLACING_ALL, "init": "zero_output"}, "would break the language model"),
+        ({"shared_projections": True, "init": "zero_output"}, "would break the language model"),
+        ({"gate": "tanh", "init": "zero_output"}, "would have no gradient"),
+        ({"kind": "insertion", "gate": "tanh"}, "has no fusion layers"),
+        ({"kind": "qformer", "positions": "global"}, "has no fusion layers"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused_with_the_reason(fields: dict[str, Any], why: str):
+    with pytest.raises(ConfigError, match=why):
+        FusionConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "fused"),
+    [
+        ({}, (0, 1, 2, 3, 4, 5, 6, 7)),
+        ({"kind": "casa", "placement": "replace"}, (3, 7)),
+        ({"layers": 3}, (2, 5)),
+        ({"layers": "first:2"}, (0, 1)),
+        ({"layers": "first_and_last:1"}, (0, 7)),
+        ({"layers": (6, 1)}, (1, 6)),
+        ({"kind": "insertion"}, ()),
+    ],
+)
+def test_the_layers_a_setting_names(fields: dict[str, Any], fused: tuple[int, ...]):
+    assert FusionConfig(**fields).layer_indices(8) == fused

@@ -173,6 +173,13 @@ class FusionConfig:
                 "the output projection belongs to self-attention: zeroing it would break the language model",
                 "self_attention",
             )
+        if self.gate == "tanh" and self.init == "zero_output":
+            raise _contradiction(
+                "init",
+                self.init,
+                "a tanh gate starts shut already, and behind it a zero output would have no gradient, ever",
+                "self_attention",
+            )
 
     def layer_indices(self, num_layers: int) -> tuple[int, ...]:
         """Indices of the decoder layers that carry a fusion layer; none for insertion.

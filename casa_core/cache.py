@@ -52,7 +52,7 @@ class CachedSequences:
     _setting: StepSetting = field(init=False)
 
     def __post_init__(self) -> None:
-        self.text = TextCache(self.size)
+        self.text = TextCache(self.size, self.bounds and self.bounds.limit)
         self.states = [SequenceState() for _ in range(self.size)]
         config = cast(CasaConfig, self.model.config)
         rules = LayoutRules.of(config)

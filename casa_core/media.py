@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from casa_core import types
 from casa_core.errors import MediaError
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def decode_image(data: bytes, *, max_pixels: int = _MAX_PIXELS) -> Rgb:
     try:
         image.load()
         upright = ImageOps.exif_transpose(image)
-        return np.array(_to_rgb(upright), dtype=np.uint8)
+        return np.array(flattened(upright), dtype=np.uint8)
     except Image.DecompressionBombError as error:
         raise _bomb(str(error)) from error
     except _DECODER_ERRORS as error:
@@ -237,6 +238,31 @@ class VideoFrames:
         )
 
 
+def decode_images(sample: types.Sample) -> list[Rgb]:
+    """Pixels of every image of a sample, in order; frames of one video are decoded in one pass.
+
+    Raises:
+        MediaError: If bytes are missing or cannot be decoded.
+    """
+    images = [part for part in sample.parts if isinstance(part, types.Image)]
+    frames: dict[int, list[float]] = {}
+    videos: dict[int, bytes] = {}
+    for image in images:
+        if image.data is None:
+            raise MediaError(
+                "missing_image", f"sample {sample.sample_id!r} names an image but carries no bytes"
+            )
+        if image.timestamp is not None:
+            frames.setdefault(image.media, []).append(image.timestamp)
+            videos[image.media] = image.data
+    decoded = {media: iter(VideoFrames(videos[media]).at(times)) for media, times in frames.items()}
+    return [
+        decode_image(image.data) if image.timestamp is None else next(decoded[image.media])
+        for image in images
+        if image.data is not None
+    ]
+
+
 def _open(data: bytes, max_pixels: int) -> Image.Image:
     if not data:
         raise MediaError("empty_file", "The image file is empty.", "It has no bytes.")
@@ -260,8 +286,8 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     return image
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow mode → RGB, transparency on white."""
+def flattened(image: Image.Image) -> Image.Image:
+    """A picture of any Pillow mode → RGB, transparency on white."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I") or image.mode == "F":

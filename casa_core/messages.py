@@ -18,7 +18,7 @@ from PIL import ImageOps
 
 from casa_core.errors import DataError
 from casa_core.images import check_pixels
-from casa_core.media import _to_rgb, decode_image
+from casa_core.media import decode_image, decode_images, flattened
 from casa_core.types import Image, Part, Role, Sample, Text
 
 Rgb = NDArray[np.uint8]
@@ -75,7 +75,7 @@ def to_rgb(picture: Any, name: str) -> Rgb:
     if isinstance(picture, bytes):
         return decode_image(picture)
     if isinstance(picture, PILImage.Image):
-        return np.array(_to_rgb(ImageOps.exif_transpose(picture)), dtype=np.uint8)
+        return np.array(flattened(ImageOps.exif_transpose(picture)), dtype=np.uint8)
     check_pixels(picture, name)
     return picture
 
@@ -152,8 +152,6 @@ class _Draft:
 
 def _sample_pictures(sample: Sample) -> list[Any]:
     """Decoded pictures of a sample's image parts; ``None`` where a part carries no bytes."""
-    from casa_core.engine.inputs import decode_images  # it imports the processor, which imports this module
-
     images = [part for part in sample.parts if isinstance(part, Image)]
     carrying = Sample(
         source=sample.source,

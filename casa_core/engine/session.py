@@ -204,7 +204,7 @@ class StreamSession:
                 "a frame without a picture", "only a blind model takes frames without one", "send its bytes"
             )
         rgb = decode_image(image) if isinstance(image, bytes) else image
-        return [prepare_image(rgb, self._processor)]
+        return [prepare_image(rgb, self._processor, frame=True)]
 
     def _step(self, extension: Extension) -> int:
         """Append and choose, and keep the list of tokens in the KV in step with what it forgets."""

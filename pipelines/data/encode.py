@@ -124,9 +124,16 @@ def encode_sample(
         sample: The same as a sample.
         budget: Of a sequence.
     """
-    pictures = [row["media"][part.media] for part in sample.parts if isinstance(part, Image)]
+    images = [part for part in sample.parts if isinstance(part, Image)]
     try:
-        sizes = [processor.image_size(picture["height"], picture["width"]) for picture in pictures]
+        sizes = [
+            processor.image_size(
+                row["media"][image.media]["height"],
+                row["media"][image.media]["width"],
+                frame=image.timestamp is not None,
+            )
+            for image in images
+        ]
     except MediaError as error:
         return _reject(number, row, error.reason, f"{error.what} {error.why}".strip())
     encoded = processor.encode(sample, sizes)

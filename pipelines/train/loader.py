@@ -69,7 +69,7 @@ class SequenceReader:
         for reference in references:
             key = _media_key(reference)
             rgb = next(videos[key]) if key in videos else decode_image(self._bytes(key))
-            image = prepare_image(rgb, self.processor)
+            image = prepare_image(rgb, self.processor, frame=reference["timestamp"] is not None)
             if image.size.tokens != reference["tokens"]:
                 raise StoreError(
                     f"row {key[1]} of {key[0]} gives {image.size.tokens} image tokens, "

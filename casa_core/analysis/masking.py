@@ -26,7 +26,7 @@ from typing import Literal, get_args
 
 import torch
 
-from casa_core.analysis.probe import WindowPart, probing, window_parts
+from casa_core.analysis.probe import WindowPart, probing, watching_refusal, window_parts
 from casa_core.errors import ConfigError
 from casa_core.fusion.attention import Backend, Segments, segment_attention
 from casa_core.fusion.layers import AttentionProbe
@@ -58,13 +58,9 @@ def masked_attention(model: CasaForConditionalGeneration, what: Masking, seed: i
         raise ConfigError(
             f"what = {what!r} cannot be masked", f"expected one of {', '.join(map(repr, MASKINGS))}"
         )
-    kind = model.config.fusion_settings.kind
-    if kind == "cross_attention":
-        raise ConfigError(
-            f"nothing can be masked in a model of fusion.kind = {kind!r}",
-            "its text tokens attend to image tokens alone: not to themselves, nor to other text",
-            "mask a model of kind 'casa' (eq. 3)",
-        )
+    refusal = masking_refusal(model)
+    if refusal is not None:
+        raise refusal
 
     def probe(windows: Windows) -> AttentionProbe:
         parts = window_parts(windows, attends_text=True, device=model.device)
@@ -72,6 +68,18 @@ def masked_attention(model: CasaForConditionalGeneration, what: Masking, seed: i
 
     with probing(model, probe):
         yield
+
+
+def masking_refusal(model: CasaForConditionalGeneration) -> ConfigError | None:
+    """Why nothing can be masked in a model, if so."""
+    kind = model.config.fusion_settings.kind
+    if kind == "cross_attention":
+        return ConfigError(
+            f"nothing can be masked in a model of fusion.kind = {kind!r}",
+            "its text tokens attend to image tokens alone: not to themselves, nor to other text",
+            "mask a model of kind 'casa' (eq. 3)",
+        )
+    return watching_refusal(model)
 
 
 def masked_place(what: Masking, seed: int, images: int, number: int) -> int | None:

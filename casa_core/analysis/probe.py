@@ -73,6 +73,18 @@ def _one(tokens_X: IntArray) -> IntArray:
     return np.zeros(len(tokens_X), dtype=np.int64)
 
 
+def watching_refusal(model: CasaForConditionalGeneration) -> ConfigError | None:
+    """Why a model has no fusion layers to look into, if so."""
+    kind = model.config.fusion_settings.kind
+    if not model.config.fusion_settings.inserts:
+        return None
+    return ConfigError(
+        f"fusion.kind = {kind!r} has no fusion layers to look into",
+        "image tokens stand in the text there and pass through self-attention",
+        "analyse a model of kind 'casa' or 'cross_attention'",
+    )
+
+
 @contextmanager
 def probing(
     model: CasaForConditionalGeneration, probe: Callable[[Windows], AttentionProbe]
@@ -86,13 +98,9 @@ def probing(
     Raises:
         ConfigError: If the model has no fusion layers, or another analysis is under way.
     """
-    settings = model.config.fusion_settings
-    if settings.inserts:
-        raise ConfigError(
-            f"fusion.kind = {settings.kind!r} has no fusion layers to look into",
-            "image tokens stand in the text there and pass through self-attention",
-            "analyse a model of kind 'casa' or 'cross_attention'",
-        )
+    refusal = watching_refusal(model)
+    if refusal is not None:
+        raise refusal
     if model.attention_probe is not None:
         raise ConfigError(
             "the model is being analysed already",

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from casa_core.errors import CasaError, ClusterError
-from pipelines.cli import endpoint, inspect, machine, run
+from pipelines.cli import checkpoint, endpoint, inspect, machine, run
 
 FAILED = 1
 USER_ERROR = 2
@@ -97,6 +97,7 @@ app.command("logs")(inspect.logs)
 app.command("stop")(inspect.stop)
 app.command("ask")(endpoint.ask)
 app.command("caption")(endpoint.caption)
+app.command("inspect")(checkpoint.inspect)
 app.command("doctor")(machine.doctor)
 
 

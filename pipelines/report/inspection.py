@@ -1,0 +1,277 @@
+"""The page of ``casa inspect``: what a checkpoint is, what it said, and what it attended to."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+
+from PIL import Image
+
+from casa_core.analysis.examine import END, NEXT_FRAME, SILENT, Examined, Said
+from casa_core.analysis.kinds import AttentionTable, KindMean, Kinds
+from casa_core.analysis.maps import ImageMap
+from casa_core.errors import CasaError
+from casa_core.media import Rgb
+from pipelines.report.attention import (
+    LABELS,
+    heat,
+    heat_legend,
+    kinds_chart,
+    kinds_legend,
+    share_rows,
+)
+from pipelines.report.html import Html, tag
+from pipelines.report.scale import number
+from pipelines.report.sections.layout import figure, fold, section, table, tile, tiles
+
+TILES = ("parameters", "fused layers", "language model", "pictures")
+"""The facts at the top."""
+SIDE = 360
+"""Longest side of an embedded picture, pixels."""
+MOST_MAPS = 48
+"""Words of one conversation whose heat is shown."""
+MASKED = {
+    None: "nothing",
+    "self": "itself",
+    "random_text": "a random text token",
+    "random_token": "a random token",
+}
+"""What is masked → in words."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inspection:
+    """Everything the page tells.
+
+    Attributes:
+        name: Of the checkpoint.
+        headline: What it is, in a sentence.
+        facts: Label → value.
+        examined: The conversations.
+        table: Attention by kind over all of them; ``None`` where the model cannot be watched.
+        unwatched, unmasked: Why not, if so.
+    """
+
+    name: str
+    headline: str
+    facts: Mapping[str, str]
+    examined: Sequence[Examined]
+    table: AttentionTable | None
+    unwatched: CasaError | None
+    unmasked: CasaError | None
+
+
+def render(inspection: Inspection) -> str:
+    """The page as one HTML document; it needs no network."""
+    style = _asset("report.css") + _asset("inspection.css") + _picture_styles(inspection.examined)
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("title", f"{inspection.name}: inspected"),
+        tag("style", Html(style)),
+    )
+    shown = [(name, inspection.facts[name]) for name in TILES if name in inspection.facts]
+    header = tag(
+        "header",
+        tag("p", "Model inspection", class_="kicker"),
+        tag("h1", inspection.name),
+        tag("p", inspection.headline, class_="subtitle"),
+        tiles(*(tile(value, name) for name, value in shown)),
+    )
+    sections = [
+        *(_conversation(one, n) for n, one in enumerate(inspection.examined)),
+        _by_kind(inspection),
+        section("The checkpoint", "As its files state it.", table(("", ""), list(inspection.facts.items()))),
+    ]
+    body = tag(
+        "body", header, tag("main", *sections), tag("footer"), tag("script", Html(_asset("report.js")))
+    )
+    return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
+
+
+def _conversation(one: Examined, index: int) -> Html:
+    """What was asked and said, what masking changes, where it looked: side by side as far as they fit."""
+    blocks = [_exchange(one, index)]
+    if one.masked:
+        blocks.append(_masked(one))
+    looks = [] if one.maps is None else [_heat_maps(one, index)]
+    if len(one.pictures) == 1 and not one.masked:
+        blocks, looks = blocks + looks, []
+    body = [tag("div", *blocks, class_="columns"), *looks]
+    if one.maps is not None and len(one.pictures) == 1:
+        body.append(_layer_maps(one, index))
+    shown = "" if one.sequence.image_tokens else " The model was not shown it."
+    lead = f"{one.name}.{shown} Words are the likeliest ones; nothing is sampled."
+    return section(one.question or "Watched without a question", lead, *body)
+
+
+def _exchange(one: Examined, index: int) -> Html:
+    if len(one.pictures) == 1:
+        picture = tag(
+            "div",
+            class_=f"picture p{index}-0",
+            style=_aspect(one.pictures[0]),
+            role="img",
+            aria_label=one.name,
+        )
+        return tag("figure", picture, tag("p", one.answer or "(nothing)", class_="reply"), class_="exchange")
+    words: list[list[str]] = [[] for _ in one.pictures]
+    for said in one.said:
+        if said.text not in (END, NEXT_FRAME, SILENT):
+            words[said.picture].append(said.text)
+    frames = [
+        tag(
+            "li",
+            tag(
+                "div", class_=f"picture p{index}-{n}", style=_aspect(rgb), role="img", aria_label=f"frame {n}"
+            ),
+            tag("span", "".join(words[n]).strip() or "·"),
+        )
+        for n, rgb in enumerate(one.pictures)
+    ]
+    return tag("figure", tag("ol", *frames, class_="frames"), class_="exchange")
+
+
+def _masked(one: Examined) -> Html:
+    rows = [
+        (
+            tag("b", MASKED[answer.what]) if answer.what is None else MASKED[answer.what],
+            answer.text or "(nothing)",
+            f"{answer.log_likelihood:.4f}",
+        )
+        for answer in one.masked
+    ]
+    return figure(
+        "With attention masked in every fusion layer",
+        table(("no token attends to", "then it says", "log-likelihood"), rows, numeric=[2]),
+        note="Table 8 of the paper, on this conversation. Log-likelihood: of what was said with nothing "
+        "masked, in nats a token; the further below the first row, the more the masking disturbs.",
+    )
+
+
+def _because(refused: CasaError | None) -> Html:
+    assert refused is not None, "what is missing has a reason"
+    return tag("p", f"{refused.what}: {refused.why}.", class_="note because")
+
+
+def _heat_maps(one: Examined, index: int) -> Html:
+    assert one.maps is not None
+    cards = [
+        _heat_card(_word(said), images[said.picture], one.pictures[said.picture], f"p{index}-{said.picture}")
+        for said, images in zip(one.said, one.maps.tokens, strict=True)
+        if said.picture in images
+    ]
+    note = (
+        "Attention of the token before each word, where the word is chosen: mean over heads and fused layers."
+    )
+    if len(cards) > MOST_MAPS:
+        note += f" The first {MOST_MAPS} of {len(cards)} are shown."
+    return figure(
+        "Where it looked for each word",
+        heat_legend(),
+        tag("div", *cards[:MOST_MAPS], class_="looks"),
+        note=note,
+    )
+
+
+def _layer_maps(one: Examined, index: int) -> Html:
+    assert one.maps is not None
+    cards = [
+        _heat_card(f"layer {layer}", images[0], one.pictures[0], f"p{index}-0")
+        for layer, images in one.maps.layers.items()
+        if 0 in images
+    ]
+    return fold("Layer by layer, over the whole answer", tag("div", *cards, class_="looks"))
+
+
+def _heat_card(title: object, weights_RC: ImageMap, picture: Rgb, style: str) -> Html:
+    total = float(weights_RC.sum())
+    peak = float(weights_RC.max()) / (total / weights_RC.size) if total else 0.0
+    share = "" if total > 0.999 else f"{total:.0%} on it, "
+    what = f"{total:.0%} of its attention is on the picture; its peak is {peak:.1f} times the average there"
+    return tag(
+        "div",
+        tag("b", title),
+        tag(
+            "div",
+            tag("div", class_=f"picture grey {style}"),
+            heat(weights_RC, alt=what),
+            class_="overlay",
+            style=_aspect(picture),
+        ),
+        tag("small", f"{share}peak {peak:.1f}-fold"),
+        class_="look",
+        data_tip=what,
+        tabindex="0",
+    )
+
+
+def _word(said: Said) -> object:
+    stop = said.text in (END, NEXT_FRAME, SILENT)
+    return tag("i", said.text) if stop else said.text.strip() or repr(said.text)
+
+
+def _by_kind(inspection: Inspection) -> Html:
+    title = "Attention by kind of token"
+    if inspection.table is None:
+        return section(title, _because(inspection.unwatched))
+    means = inspection.table
+    per_token = tag("span", "The weight of one token ", tag("small", "(mean, logarithmic)"))
+    pictures = "a picture" if means.images == 1 else f"one of {means.images} pictures"
+    note = (
+        f"Figure 7 of the paper, for the {means.queries} text tokens that see {pictures}, averaged over "
+        f"heads and {len(means.layers)} fused layers. Image tokens are in reading order, {means.group} to a "
+        "point. Dashed: what every token would get, were attention even."
+    )
+    body = [figure(per_token, kinds_chart(means), note=note)]
+    if means.whole.itself.per_token is not None:
+        rows = [
+            (f"layer {layer}", *(_weight(kinds, name) for name in LABELS))
+            for layer, kinds in means.layers.items()
+        ]
+        body += [
+            figure("How attention is divided", kinds_legend(means), share_rows(means)),
+            fold("Weight of one token, by layer", table(("", *LABELS.values()), rows, numeric=range(1, 5))),
+        ]
+    if inspection.unmasked is not None:
+        body.append(_because(inspection.unmasked))
+    return section(
+        title, "What a text token's attention in the fusion layers is made of, before any gate.", *body
+    )
+
+
+def _weight(kinds: Kinds, name: str) -> str:
+    mean: KindMean = getattr(kinds, name)
+    return "" if mean.per_token is None else number(mean.per_token)
+
+
+def _picture_styles(examined: Sequence[Examined]) -> str:
+    """Each picture once, as a background that any number of cards share."""
+
+    def rules() -> Iterator[str]:
+        for index, one in enumerate(examined):
+            for n, rgb in enumerate(one.pictures):
+                yield f".p{index}-{n} {{ background-image: url(data:image/png;base64,{_png(rgb)}); }}"
+
+    return "\n".join(rules())
+
+
+def _png(rgb: Rgb) -> str:
+    image = Image.fromarray(rgb)
+    image.thumbnail((SIDE, SIDE))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _aspect(rgb: Rgb) -> str:
+    height, width = rgb.shape[:2]
+    return f"aspect-ratio: {width} / {height}"
+
+
+def _asset(name: str) -> str:
+    return resources.files("pipelines.report").joinpath(name).read_text(encoding="utf-8")

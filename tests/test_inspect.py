@@ -135,7 +135,9 @@ def frames_of(count: int) -> list[bytes]:
     return [png(seed) for seed in range(count)]
 
 
-def test_a_clip_is_examined_as_the_stream_that_it_was(engine: Engine):
+@pytest.mark.parametrize("template", ["casa-1", "qwen-1"])
+def test_a_clip_is_examined_as_the_stream_that_it_was(template: str, tmp_path: Path):
+    engine = Engine.from_pretrained(write(tmp_path, template, kind="casa"), device="cpu")
     word = engine.processor.tokenizer.encode(" red")[0]
     with saying_one_word_a_frame(engine, word), recorded(engine.model) as tape:
         session = engine.open_session("describe it live", max_tokens_per_frame=5)

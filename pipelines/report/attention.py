@@ -63,7 +63,13 @@ def kinds_chart(table: AttentionTable) -> Html:
         parts.append(
             text((start + end) / 2, _TOP + _HEIGHT + 22, label, anchor="middle", class_=f"ink-{name}")
         )
-    return svg(_WIDTH, _TOP + _HEIGHT + 34, *parts, label="Average attention weight by kind of token")
+    return svg(
+        _WIDTH,
+        _TOP + _HEIGHT + 34,
+        *parts,
+        label="Average attention weight by kind of token",
+        class_="chart kinds",
+    )
 
 
 # Kind → its points: what a point is called, and its weight.

@@ -227,7 +227,7 @@ def _by_kind(inspection: Inspection) -> Html:
         f"heads and {len(means.layers)} fused layers. Image tokens are in reading order, {means.group} to a "
         "point. Dashed: what every token would get, were attention even."
     )
-    body = [figure(per_token, kinds_chart(means), note=note)]
+    body = [figure(per_token, tag("div", kinds_chart(means), class_="scroll"), note=note)]
     if means.whole.itself.per_token is not None:
         rows = [
             (f"layer {layer}", *(_weight(kinds, name) for name in LABELS))

@@ -17,19 +17,23 @@ def naive_attention(
     causal: bool,
     scale: float,
 ) -> torch.Tensor:
-    """(T, H, D): each query over the keys of its own segment; zero where there is none. −1 is no segment."""
+    """(T, H, D): each query over the keys of its own segment; zero where there is none. −1 is no segment.
+
+    Causal: a segment's queries are its last keys, in order, and see no key after themselves.
+    """
     heads, groups = query_THD.shape[1], key_NGD.shape[1]
     rows = []
     for t, segment in enumerate(query_segments):
-        seen = [n for n, own in enumerate(key_segments) if own == segment != -1 and (n <= t or not causal)]
+        seen = [n for n, own in enumerate(key_segments) if own == segment != -1]
+        if causal:
+            later = list(query_segments[t + 1 :]).count(segment)
+            seen = seen[: len(seen) - later]
         for head in range(heads):
             if not seen:
                 rows.append(torch.zeros_like(query_THD[t, head], dtype=torch.float64))
                 continue
             group = head * groups // heads
-            scores = [query_THD[t, head].double() @ key_NGD[n, group].double() * scale for n in seen]
-            weights = torch.stack(scores).exp() / torch.stack(scores).exp().sum()
-            rows.append(
-                sum(weight * value_NGD[n, group].double() for weight, n in zip(weights, seen, strict=True))
-            )
+            scores = key_NGD[seen, group].double() @ query_THD[t, head].double() * scale
+            weights = scores.exp() / scores.exp().sum()
+            rows.append(weights @ value_NGD[seen, group].double())
     return torch.stack(rows).view(query_THD.shape)

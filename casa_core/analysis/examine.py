@@ -46,7 +46,7 @@ class MaskedAnswer:
     Attributes:
         what: What is masked; ``None`` for nothing.
         text: The answer, or the words about a clip.
-        log_likelihood: Of what is said *without* masking, nats a token: it moves long before the words do.
+        log_likelihood: Of what is said *without* masking, nats a token: it moves before the words do.
     """
 
     what: Masking | None

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 import torch
 
 from casa_core.kv_cache import row_slices
 from casa_core.layout import Layout, LayoutRules, Packing, StreamIndex, stream_source
-from casa_core.windows import Carry, window_layout
+from casa_core.windows import Carry, WindowRules, Windows, window_layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,22 +123,32 @@ def _plan_windows(
         positions += [base + position for position in row.image_positions]
     first_B = np.array([state.position for state in states])
     position_BL = first_B[:, None] + np.arange(longest)
-    windows = window_layout(
-        text_length=len(rows) * longest,
-        document_starts=starts,
-        image_positions=positions,
-        image_tokens=[tokens for row in rows for tokens in row.image_tokens],
-        image_grids=[(h // setting.merge, w // setting.merge) for row in rows for h, w in row.grids],
-        carries=carries,
-        text_positions=position_BL.flatten(),
-        rules=setting.rules.windows,
-    )
+    rules = setting.rules.windows
+    if len(rows) == longest == 1 and not positions and rules.positions == "window":
+        windows = _next_word(carries[0], rules)
+    else:
+        windows = window_layout(
+            text_length=len(rows) * longest,
+            document_starts=starts,
+            image_positions=positions,
+            image_tokens=[tokens for row in rows for tokens in row.image_tokens],
+            image_grids=[(h // setting.merge, w // setting.merge) for row in rows for h, w in row.grids],
+            carries=carries,
+            text_positions=position_BL.flatten(),
+            rules=rules,
+        )
     layout = Layout(
         position_ABS=torch.from_numpy(position_BL).expand(setting.rules.axes, -1, -1).to(setting.device),
         windows=windows,
         attention_mask=causal_mask(lengths, longest, setting.device),
     )
     return Step(layout, longest, [len(row.ids) for row in rows], documents=documents)
+
+
+@lru_cache(maxsize=64)
+def _next_word(carry: Carry | None, rules: WindowRules) -> Windows:
+    """One more word of a lone stream: every frame's words find the layouts of the frame before again."""
+    return window_layout(text_length=1, document_starts=[0], carries=[carry], rules=rules)
 
 
 def _plan_stream(

@@ -18,7 +18,7 @@ from casa_core import cache
 from casa_core.backbones import text_attention
 from casa_core.engine.requests import SamplingParams
 from casa_core.engine.slots import Slots
-from casa_core.fusion import attention
+from casa_core.fusion import backends
 from casa_core.fusion.config import FusionConfig, FusionKind
 
 KINDS: tuple[FusionKind, ...] = ("cross_attention", "casa")
@@ -58,7 +58,7 @@ def _watched(slots: Slots, clock: _Clock) -> Iterator[None]:
     places: list[tuple[object, str, str]] = [
         (functional, "linear", products),
         (text_attention, "scaled_dot_product_attention", products),
-        (attention, "scaled_dot_product_attention", products),
+        (backends, "scaled_dot_product_attention", products),
         (cache, "plan_step", "planning: windows, positions, masks"),
         (model, "_fusion_state", "segments and rotary angles of the windows"),
         (cache.CachedSequences, "_remember", "what sequences remember"),

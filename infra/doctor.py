@@ -12,7 +12,7 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -81,6 +81,24 @@ def check_device(gpus: list[str], cpus: int) -> Check:
         cost,
         "install a CUDA build of torch on a GPU machine",
     )
+
+
+def check_attention(chosen: str, tensors: str, obstacles: Mapping[str, str | None], has_gpu: bool) -> Check:
+    """Which attention backend runs here.
+
+    Args:
+        chosen: The backend that ``auto`` takes.
+        tensors: What for: a type and a device.
+        obstacles: Each backend, and why it cannot run here; ``None`` where it can.
+        has_gpu: Whether a GPU is there to be used well.
+    """
+    able = [name for name, why in obstacles.items() if why is None and name != chosen]
+    found = f"{chosen} for {tensors}; can be forced: {', '.join(able)}"
+    unable = "; ".join(f"{name}: {why}" for name, why in obstacles.items() if why is not None)
+    if not has_gpu or chosen != "padded":
+        return Check("attention", "ok", found, unable)
+    remedy = "install torch 2.10 or newer for CUDA, or flash-attn"
+    return Check("attention", "optional", found, f"long sequences are slower without: {unable}", remedy)
 
 
 def check_cpus(cpus: int) -> Check:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+import torch
+from typer.testing import CliRunner
 
 from infra import doctor
 from infra.doctor import GIB, Check
+from pipelines.cli.app import app
 
 
 @pytest.mark.parametrize(
@@ -20,6 +24,9 @@ from infra.doctor import GIB, Check
         (doctor.check_optional("flash-attn", None, "slower", "install it"), "optional"),
         (doctor.check_device([], 2), "optional"),
         (doctor.check_device(["H200", "H200"], 2), "ok"),
+        (doctor.check_attention("padded", "fp32 on cpu", {"padded": None, "flash": "no GPU"}, False), "ok"),
+        (doctor.check_attention("flash", "bf16 on cuda", {"padded": None, "flash": None}, True), "ok"),
+        (doctor.check_attention("padded", "bf16 on cuda", {"flash": "not there"}, True), "optional"),
         (doctor.check_cpus(1), "optional"),
         (doctor.check_memory(16 * GIB, 12 * GIB), "ok"),
         (doctor.check_memory(16 * GIB, 4 * GIB), "optional"),
@@ -37,8 +44,24 @@ def test_a_fact_gets_its_verdict(check: Check, level: str):
         assert check.remedy
 
 
+def test_attention_names_the_backend_chosen_the_others_that_can_run_and_why_the_rest_cannot():
+    obstacles = {"reference": None, "padded": None, "varlen": None, "flash": "flash_attn is missing"}
+    check = doctor.check_attention("varlen", "bf16 on cuda", obstacles, has_gpu=True)
+    assert check.found == "varlen for bf16 on cuda; can be forced: reference, padded"
+    assert check.cost == "flash: flash_attn is missing"
+
+
 def test_this_machine_can_be_examined(tmp_path: Path):
     checks = {check.name: check for check in doctor.examine(tmp_path / "not" / "yet")}
     assert checks["Python"].level == "ok"
     assert checks["Ray"].level == "ok"
     assert {"torch", "DeepSpeed", "device", "memory", "disk", "flash-attn", "PyAV (FFmpeg)"} <= checks.keys()
+
+
+def test_the_command_says_which_attention_runs_on_this_machine(tmp_path: Path):
+    result = CliRunner().invoke(app, ["doctor", "--json", "--store", str(tmp_path)])
+    attention = next(check for check in json.loads(result.stdout) if check["name"] == "attention")
+    assert "can be forced: reference" in attention["found"]
+    if not torch.cuda.is_available():
+        assert attention["found"].startswith("padded for fp32 on cpu")
+        assert "varlen: it runs on CUDA devices" in attention["cost"]

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import asdict
+from typing import TYPE_CHECKING, get_args
 
 import typer
 
 from pipelines.cli.options import DEFAULT_STORE, JsonOption, StoreOption, print_json
+
+if TYPE_CHECKING:
+    from infra.doctor import Check
 
 MARKS = {"ok": "[green]✓", "optional": "[yellow]○", "problem": "[red]✗"}
 
@@ -23,6 +28,8 @@ def doctor(store: StoreOption = DEFAULT_STORE, json_: JsonOption = False) -> Non
     from infra.doctor import examine
 
     checks = examine(store)
+    after_device = next(index for index, check in enumerate(checks) if check.name == "device") + 1
+    checks[after_device:after_device] = _attention()
     if json_:
         print_json([asdict(check) for check in checks])
     else:
@@ -38,3 +45,25 @@ def doctor(store: StoreOption = DEFAULT_STORE, json_: JsonOption = False) -> Non
         Console().print(table)
     if any(check.level == "problem" for check in checks):
         raise typer.Exit(1)
+
+
+def _attention() -> list[Check]:
+    """The attention backend of this machine, in the type a model would have here and at the real models' head
+    size; nothing without torch, which the doctor has said by then."""
+    if importlib.util.find_spec("torch") is None:
+        return []
+    import torch
+
+    from casa_core.fusion.backends import Backend, choose_backend, why_not
+    from infra.doctor import check_attention
+
+    has_gpu = torch.cuda.is_available()
+    device = torch.device("cuda", 0) if has_gpu else torch.device("cpu")
+    dtype, type_name = (torch.bfloat16, "bf16") if has_gpu else (torch.float32, "fp32")
+    obstacles = {
+        name: reason[0] if (reason := why_not(name, device, dtype, 128)) else None
+        for name in get_args(Backend)
+        if name != "auto"
+    }
+    chosen = choose_backend("auto", device, dtype, 128)
+    return [check_attention(chosen, f"{type_name} on {device.type}", obstacles, has_gpu)]

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, Literal, cast, get_args
 
@@ -188,9 +188,9 @@ def attend_padded(
 ) -> torch.Tensor:
     """``padded``: a batch for each bucket of similar segments; views where nothing has to move."""
     layout = segments.padded
-    queries = layout.queries.take(query_THD).split(layout.query_slots)
-    keys = layout.keys.take(key_NGD).split(layout.key_slots)
-    values = layout.keys.take(value_NGD).split(layout.key_slots)
+    queries = _split(layout.queries.take(query_THD), layout.query_slots)
+    keys = _split(layout.keys.take(key_NGD), layout.key_slots)
+    values = _split(layout.keys.take(value_NGD), layout.key_slots)
     outs = []
     for bucket, *tokens in zip(layout.buckets, queries, keys, values, strict=True):
         query_SHQD, key_SGKD, value_SGKD = (
@@ -226,6 +226,11 @@ def _attend_bucket(
         mask = mask.repeat(1, 1, shared, 1)
     out_SGXD = scaled_dot_product_attention(query_SGXD, key_SGKD, value_SGKD, attn_mask=mask, scale=scale)
     return out_SGXD.unflatten(2, (shared, -1)).flatten(1, 2)
+
+
+def _split(tokens_XHD: torch.Tensor, lengths: list[int]) -> Sequence[torch.Tensor]:
+    """In parts; a split in one part would still copy its gradient."""
+    return tokens_XHD.split(lengths) if len(lengths) > 1 else [tokens_XHD]
 
 
 def _in_flat_order(outs: list[torch.Tensor], outputs: Rows, has_outside: bool) -> torch.Tensor:

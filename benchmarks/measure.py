@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
+import math
 import os
 import statistics
 import time
@@ -116,10 +117,19 @@ def _least_squares(x: np.ndarray, y: np.ndarray) -> float:
 def write_result(name: str, payload: Mapping[str, Any], text: str, folder: Path = RESULTS) -> Path:
     """Write ``name.json`` and ``name.md``; returns the latter."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.json").write_text(json.dumps(payload, indent=1) + "\n")
+    (folder / f"{name}.json").write_text(json.dumps(_plain(payload), indent=1, allow_nan=False) + "\n")
     path = folder / f"{name}.md"
     path.write_text(text)
     return path
+
+
+def _plain(value: Any) -> Any:
+    """JSON knows no NaN."""
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def stamp(command: str, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import stream_frames, stream_profile, stream_restore
+from benchmarks import stream_frames, stream_profile, stream_report, stream_restore
 from benchmarks.measure import RESULTS, stamp, write_result
 from benchmarks.models import Size
 
@@ -29,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     frames.add_argument("--frames", type=int, default=2000)
     frames.add_argument("--insertion-frames", type=int, default=500, help="insertion stops here")
     frames.add_argument("--words", type=int, default=4, help="said about every frame")
+    frames.add_argument("--together", action="store_true", help="in one process: memory then says nothing")
     restore = commands.add_parser("restore", help="saved and restored streams beside those that went on")
     restore.add_argument("--streams", type=int, default=50)
     restore.add_argument("--model", type=Path, help="a checkpoint folder; random weights by default")
@@ -49,8 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _frames(options: argparse.Namespace) -> None:
     chosen = stream_frames.contenders(options.frames, options.insertion_frames, options.words)
-    courses = stream_frames.run(chosen, _size(options))
-    payload, text, picture = stream_frames.report(courses)
+    courses = stream_frames.run(chosen, _size(options), apart=not options.together)
+    payload, text, picture = stream_report.report(courses)
     said = stamp("python -m benchmarks.stream frames", vars(options))
     title = f"# A stream's cost against its age\n\n{_heading(said)}\n![](stream_frames.svg)\n\n"
     write_result("stream_frames", said | payload, title + text, options.results)

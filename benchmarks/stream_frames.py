@@ -1,9 +1,11 @@
 """What a frame costs as a stream grows older: time and memory of every fusion, each in a process of its own.
 
-Frames are taken in turns, one process at a time, so that a drifting machine slows all alike. Every frame
-says the same number of words: the stop tokens are forbidden, and the limit of words a frame cuts the rest
-off. The text KV therefore grows by ``words + 2`` tokens a frame (the last word and the frame's stop token are
-read with the next frame, together with the token that follows its image).
+Frames are taken in turns, one process at a time, so that a drifting machine slows all alike; a stream that
+starts over every few frames, and so cannot grow, tells how much it drifted.
+
+Every frame says the same number of words: the stop tokens are forbidden, and the limit of words a frame cuts
+the rest off. The text KV therefore grows by ``words + 2`` tokens a frame (the last word and the frame's stop
+token are read with the next frame, together with the token that follows its image).
 """
 
 from __future__ import annotations
@@ -11,16 +13,15 @@ from __future__ import annotations
 import multiprocessing
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
-from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.measure import Slope, resident_bytes, slope, table
+from benchmarks.measure import resident_bytes
 from benchmarks.models import Size, film, small_engine
-from benchmarks.plot import Line, Panel, figure
 from casa_core.backbones.text_attention import text_attention
 from casa_core.engine.requests import SamplingParams
 from casa_core.engine.session import StreamSession
@@ -30,19 +31,20 @@ from casa_core.kv_cache import TextBounds
 from casa_core.steps import causal_mask
 
 BLOCK = 25  # frames between two looks at resident memory, and in a block of the fits
-FLAT_BYTES, FLAT_SECONDS = 100.0, 2e-6
-"""A bounded stream counts as flat below so much a frame (one token's text KV is 8,192 bytes by default)."""
+CONTROL = "control"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contender:
-    """A way to stream: its fusion, its bounds, how many frames it is run for."""
+    """A way to stream: its fusion, its bounds, how many frames it is run for, whether it starts over with
+    every block of them."""
 
     name: str
     kind: FusionKind
     frames: int
+    words: int
     bounds: TextBounds | None = None
-    words: int = 4
+    starts_over: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +82,15 @@ class Course:
 
 
 def contenders(frames: int, insertion_frames: int, words: int) -> list[Contender]:
-    """The four lines of the picture."""
+    """The four lines of the picture, and the control."""
     bounds = TextBounds(sinks=16, recent=128, slack=32)
+    each = partial(Contender, frames=frames, words=words)
     return [
-        Contender(name="CA", kind="cross_attention", frames=frames, words=words),
-        Contender(name="CASA", kind="casa", frames=frames, words=words),
-        Contender(name="CA, bounded text", kind="cross_attention", frames=frames, bounds=bounds, words=words),
-        Contender(name="insertion", kind="insertion", frames=min(frames, insertion_frames), words=words),
+        each(name="CA", kind="cross_attention"),
+        each(name="CASA", kind="casa"),
+        each(name="CA, bounded text", kind="cross_attention", bounds=bounds),
+        each(name="insertion", kind="insertion", frames=min(frames, insertion_frames)),
+        each(name=CONTROL, kind="cross_attention", starts_over=True),
     ]
 
 
@@ -94,20 +98,28 @@ class _Stream:
     """One contender's stream, measured and checked frame by frame."""
 
     def __init__(self, contender: Contender, size: Size) -> None:
-        engine = small_engine(size, FusionConfig(kind=contender.kind))
+        self.engine = engine = small_engine(size, FusionConfig(kind=contender.kind))
         self.contender, self.size = contender, size
         self.slots = Slots(engine.model, 1, bounds=contender.bounds)
-        self.session: StreamSession = engine.open_session(
-            max_tokens_per_frame=contender.words, sampling=SamplingParams(stop_bias=-1e9), slots=self.slots
-        )
+        self.session = self._open()
         self.prompt = len(engine.processor.stream_prompt(""))
         self.prefix = len(engine.processor.frame_prefix_ids)
         self.film = film(size.side, seed=1)
         self.token_bytes = 2 * 4 * size.layers * size.kv_heads * (size.hidden // size.heads)
         self.frames = self.drops = 0
 
+    def _open(self) -> StreamSession:
+        return self.engine.open_session(
+            max_tokens_per_frame=self.contender.words,
+            sampling=SamplingParams(stop_bias=-1e9),
+            slots=self.slots,
+        )
+
     def push(self, look: bool) -> Sample:
         """One frame; ``look``: at resident memory too, before its time is taken."""
+        if self.contender.starts_over and self.frames == BLOCK:
+            self.session.close()
+            self.session, self.frames = self._open(), 0
         frame = next(self.film)
         resident = resident_bytes() if look else 0
         dropped = self.slots.state(0).dropped
@@ -144,8 +156,12 @@ class _Stream:
         assert self.session.image_tokens == image
         assert self.slots.sequences.windows.nbytes == window * self.token_bytes
 
+    def finish(self) -> tuple[float, int]:
+        """What :class:`Course` has beside the samples."""
+        return self._attention_slope(), self.drops
+
     @torch.inference_mode()
-    def attention_slope(self) -> float:
+    def _attention_slope(self) -> float:
         """Seconds a frame by which self-attention over the text KV alone grew in the second half."""
         text, end = self.slots.sequences.text, self.session.kv_tokens
         half = max(end // 2, 1)
@@ -165,7 +181,28 @@ class _Stream:
                         )
                 seconds.append(time.process_time() - began)
         grown = float(np.median(taken[end]) - np.median(taken[half]))
-        return 0.0 if self.contender.bounds else grown / (self.frames / 2)
+        flat = self.contender.bounds is not None or self.contender.starts_over
+        return 0.0 if flat else grown / (self.frames / 2)
+
+
+class _Apart:
+    """The same in a process of its own, so that its memory can be told from the others'."""
+
+    def __init__(self, contender: Contender, size: Size) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        context.Process(target=_serve, args=(theirs, contender, size), daemon=True).start()
+        theirs.close()
+
+    def push(self, look: bool) -> Sample:
+        """As :meth:`_Stream.push`."""
+        self._pipe.send(look)
+        return self._pipe.recv()
+
+    def finish(self) -> tuple[float, int]:
+        """As :meth:`_Stream.finish`; the process ends."""
+        self._pipe.send(None)
+        return self._pipe.recv()
 
 
 def _serve(pipe: Connection, contender: Contender, size: Size) -> None:
@@ -174,172 +211,18 @@ def _serve(pipe: Connection, contender: Contender, size: Size) -> None:
     stream = _Stream(contender, size)
     while (look := pipe.recv()) is not None:
         pipe.send(stream.push(look))
-    pipe.send((stream.attention_slope(), stream.drops))
+    pipe.send(stream.finish())
 
 
-def run(chosen: Sequence[Contender], size: Size) -> list[Course]:
-    """Run all contenders to their ends, frame by frame in turns."""
-    context = multiprocessing.get_context("spawn")
-    pipes: list[Connection] = []
-    for contender in chosen:
-        ours, theirs = context.Pipe()
-        context.Process(target=_serve, args=(theirs, contender, size), daemon=True).start()
-        theirs.close()
-        pipes.append(ours)
+def run(chosen: Sequence[Contender], size: Size, *, apart: bool = True) -> list[Course]:
+    """Run all contenders to their ends, frame by frame in turns; not ``apart``: in this process."""
+    streams = [(_Apart if apart else _Stream)(contender, size) for contender in chosen]
     samples: list[list[Sample]] = [[] for _ in chosen]
     for frame in range(max(contender.frames for contender in chosen)):
-        for contender, pipe, taken in zip(chosen, pipes, samples, strict=True):
+        for contender, stream, taken in zip(chosen, streams, samples, strict=True):
             if frame < contender.frames:
-                pipe.send(frame % BLOCK == 0)
-                taken.append(pipe.recv())
-    courses = []
-    for contender, pipe, taken in zip(chosen, pipes, samples, strict=True):
-        pipe.send(None)
-        courses.append(Course(contender, taken, *pipe.recv()))
-    return courses
-
-
-@dataclass(frozen=True, slots=True)
-class Fits:
-    """Growth over the second half of a course, a frame.
-
-    Seconds (wall and processor), bytes of the process, and of the text KV with its spare room (both step by
-    step, so fitted alike), and the bytes of it in use, exactly.
-    """
-
-    wall: Slope
-    cpu: Slope
-    resident: Slope
-    text_room: Slope
-    text_bytes: float
-
-    @classmethod
-    def of(cls, course: Course) -> Fits:
-        """Fit a course."""
-        start = len(course.samples) // 2
-        late = course.samples[start:]
-        steps = range(len(late))
-        looked = [(step, sample) for step, sample in enumerate(late) if sample.resident]
-        at, per_block = [step for step, _ in looked], max(1, len(looked) // 10)
-        grown = late[-1].text_bytes - course.samples[start - 1].text_bytes
-        return cls(
-            slope(steps, [sample.wall for sample in late], block=BLOCK),
-            slope(steps, [sample.cpu for sample in late], block=BLOCK),
-            slope(at, [sample.resident for _, sample in looked], block=per_block, robust=False),
-            slope(at, [sample.text_room for _, sample in looked], block=per_block, robust=False),
-            0.0 if course.contender.bounds else grown / len(late),
-        )
-
-
-def report(courses: Sequence[Course]) -> tuple[dict[str, Any], str, str]:
-    """What is kept: numbers, a table for people, a picture."""
-    fits = [Fits.of(course) for course in courses]
-    rows = []
-    for course, fit in zip(courses, fits, strict=True):
-        ends = max(len(course.samples) // 10, 1)
-        early, late = course.samples[:ends], course.samples[-ends:]
-        last = course.samples[-1]
-        wall = [float(np.median([sample.wall for sample in part])) * 1e3 for part in (early, late)]
-        cpu = [float(np.median([sample.cpu for sample in part])) * 1e3 for part in (early, late)]
-        rows.append(
-            [
-                course.contender.name,
-                len(course.samples),
-                f"{wall[0]:.1f} → {wall[1]:.1f}",
-                f"{cpu[0]:.1f} → {cpu[1]:.1f}",
-                _span(fit.wall.scaled(1e6)),
-                _span(fit.cpu.scaled(1e6)),
-                f"{course.attention_slope * 1e6:.1f}",
-                _span(fit.resident.scaled(1e-3)),
-                f"{fit.text_room.value / 1e3:.1f}",
-                f"{fit.text_bytes / 1e3:.1f}",
-                last.text_tokens,
-                last.kv_tokens,
-                f"{last.window_bytes / 1024:.0f}",
-            ]
-        )
-    header = (
-        "fusion",
-        "frames",
-        "wall ms a frame, first → last 10 %",
-        "CPU ms, first → last 10 %",
-        "wall growth, µs a frame",
-        "CPU growth, µs a frame",
-        "… of self-attention alone",
-        "resident growth, kB a frame",
-        "… of the text KV with spare room",
-        "… in use, exactly",
-        "text tokens",
-        "KV tokens",
-        "image KV apart, KiB",
-    )
-    payload = {
-        "courses": [
-            {
-                "name": course.contender.name,
-                "frames": len(course.samples),
-                "drops": course.drops,
-                "fits": asdict(fit),
-                "attention_slope": course.attention_slope,
-                "last": asdict(course.samples[-1]),
-                "blocks": _blocks(course),
-            }
-            for course, fit in zip(courses, fits, strict=True)
-        ]
-    }
-    return payload, table(header, rows) + "\n" + _verdicts(courses, fits), _picture(courses)
-
-
-def _span(fit: Slope) -> str:
-    return f"{fit.value:.2f} [{fit.low:.2f}, {fit.high:.2f}]"
-
-
-def _verdicts(courses: Sequence[Course], fits: Sequence[Fits]) -> str:
-    lines = [
-        "Checked at every frame, exactly: the windowed fusions' text KV holds text tokens alone, and their "
-        "image KV the latest frame's alone; insertion's holds both kinds, all of them.",
+                taken.append(stream.push(frame % BLOCK == 0))
+    return [
+        Course(contender, taken, *stream.finish())
+        for contender, stream, taken in zip(chosen, streams, samples, strict=True)
     ]
-    for course, fit in zip(courses, fits, strict=True):
-        if course.contender.bounds is None:
-            continue
-        for name, found, limit, unit in (
-            ("memory", fit.resident, FLAT_BYTES, "bytes"),
-            ("processor time", fit.cpu, FLAT_SECONDS, "s"),
-        ):
-            flat = found.low <= 0 <= found.high or abs(found.value) < limit
-            verdict = "flat" if flat else "NOT flat"
-            lines.append(
-                f"{course.contender.name} ({course.drops} times text was dropped): {name} is {verdict} "
-                f"(its interval contains 0, or it grows by less than {limit:g} {unit} a frame)."
-            )
-    return "\n".join(f"- {line}" for line in lines) + "\n"
-
-
-def _blocks(course: Course) -> list[dict[str, float]]:
-    """Every block's medians: enough to draw the course again."""
-    found = []
-    for start in range(0, len(course.samples), BLOCK):
-        part = course.samples[start : start + BLOCK]
-        found.append(
-            {
-                "frame": start,
-                "wall_ms": round(float(np.median([sample.wall for sample in part])) * 1e3, 3),
-                "cpu_ms": round(float(np.median([sample.cpu for sample in part])) * 1e3, 3),
-                "resident": part[0].resident,
-                "kv_tokens": part[0].kv_tokens,
-            }
-        )
-    return found
-
-
-def _picture(courses: Sequence[Course]) -> str:
-    memory, seconds = [], []
-    for course in courses:
-        name, blocks = course.contender.name, _blocks(course)
-        memory.append(Line(label=name, points=[(b["frame"], b["resident"] / 2**20) for b in blocks]))
-        seconds.append(Line(label=name, points=[(b["frame"], b["cpu_ms"]) for b in blocks]))
-    panels = [
-        Panel(title="Memory of the process", x="frame", y="resident memory, MiB", lines=memory),
-        Panel(title="Time of a frame", x="frame", y="processor time, ms", lines=seconds),
-    ]
-    return figure(panels, caption="Memory and time of a frame against the age of a stream, four fusions")

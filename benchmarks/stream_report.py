@@ -140,9 +140,9 @@ def _verdicts(courses: Sequence[Course], fits: dict[str, Fits]) -> str:
             ("processor time", fit.cpu, FLAT_SECONDS, "s"),
         ):
             flat = found.low <= 0 <= found.high or abs(found.value) < limit
-            verdict = (
-                "undecided, too short a run" if math.isnan(found.low) else "flat" if flat else "NOT flat"
-            )
+            verdict = "flat" if flat else "NOT flat"
+            if math.isnan(found.low):
+                verdict = "not decided: too few frames"
             lines.append(
                 f"{course.contender.name} ({course.drops} times text was dropped): {name} is {verdict} "
                 f"(its interval contains 0, or it grows by less than {limit:g} {unit} a frame)."

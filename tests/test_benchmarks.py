@@ -82,8 +82,8 @@ def test_streams_grow_older_and_are_measured(tmp_path: Path, capsys: pytest.Capt
     stream.main(["frames", "--together", *SMALL, *sizes, "--results", str(tmp_path)])
     found = json.loads((tmp_path / "stream_frames.json").read_text())
     tokens = {course["name"]: course["last"]["kv_tokens"] for course in found["courses"]}
-    # Four tokens of text a frame, and for insertion four of the picture; one before the first frame, and two of
-    # the last frame still to be read.
+    # Four tokens of text a frame, and for insertion four of the picture; one before the first frame, and two
+    # of the last frame still to be read.
     assert tokens["CA"] == tokens["CASA"] == 4 * 60 - 1
     assert tokens["CA, bounded text"] <= 16 + 128 + 32
     assert tokens["insertion"] == 8 * 30 - 1

@@ -96,7 +96,10 @@ def contenders(shape: Shape, tokens: Tokens) -> dict[str, Callable[[], torch.Ten
         )
 
     def ours() -> torch.Tensor:
-        return segment_attention(tokens.query, *keys_and_values(), segments, causal=shape.attends_text)
+        key, value = [tokens.image_key], [tokens.image_value]
+        if shape.attends_text:
+            key, value = [*key, tokens.text_key], [*value, tokens.text_value]
+        return segment_attention(tokens.query, key, value, segments, causal=shape.attends_text)
 
     def dense() -> torch.Tensor:
         query, key, value = (x.transpose(0, 1)[None] for x in (tokens.query, *keys_and_values()))

@@ -15,6 +15,7 @@ from casa_core.errors import ConfigError
 from casa_core.fusion import backends, segments
 from casa_core.fusion.attention import Backend, Segments, segment_attention, segment_attention_weights
 from casa_core.fusion.backends import attend_runs, choose_backend, flash_kernel, varlen_kernel, why_not
+from casa_core.fusion.segments import Tokens
 from tests.support.naive_attention import naive_attention
 
 CPU = torch.device("cpu")
@@ -26,7 +27,7 @@ SCALE = 0.4
 # Of the norm of the result, forward and backward: some roundings of the type (bf16: 2^-9 each).
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 2e-6, torch.bfloat16: 2e-2}
 
-Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Segments, bool], torch.Tensor]
+Attend = Callable[[torch.Tensor, Tokens, Tokens, Segments, bool], torch.Tensor]
 
 
 def tensors(
@@ -59,8 +60,9 @@ def assert_naive(
     *,
     causal: bool,
     dtype: torch.dtype = torch.float64,
+    cut: int = 0,
 ) -> None:
-    """Values and gradients are the loop's in float64, from the same numbers."""
+    """Values and gradients are the loop's in float64, from the same numbers. ``cut``: keys in two tensors."""
     (tokens, count), (many, few) = (len(queries), len(keys)), heads
     query, key, value = inputs = tensors((tokens, many, SIZE), *[(count, few, SIZE)] * 2, dtype=dtype)
     exact_query, exact_key, exact_value = exact = doubles_of(inputs)
@@ -69,7 +71,8 @@ def assert_naive(
     if layout is None:
         assert not expected.any()
         return
-    ours = attend(query, key, value, layout, causal)
+    parts = (key[:cut], key[cut:]), (value[:cut], value[cut:])
+    ours = attend(query, *(parts if 0 < cut < count else (key, value)), layout, causal)
     assert ours.dtype == dtype
     (weights,) = tensors(tuple(ours.shape), dtype=dtype)
     mine = torch.autograd.grad((ours * weights).sum(), inputs)
@@ -102,7 +105,13 @@ DTYPES = st.sampled_from([torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("backend", BACKENDS)
 @settings(max_examples=100, deadline=None)
 @given(
-    layout=layouts(), heads=HEADS, dtype=DTYPES, causal=st.booleans(), call_cost=st.sampled_from([0, 1024])
+    layout=layouts(),
+    heads=HEADS,
+    dtype=DTYPES,
+    causal=st.booleans(),
+    call_cost=st.sampled_from([0, 1024]),
+    shortest_piece=st.sampled_from([0, 16]),
+    cut=st.integers(0, 9),
 )
 def test_queries_attend_to_exactly_the_keys_of_their_segment(
     backend: Backend,
@@ -111,10 +120,14 @@ def test_queries_attend_to_exactly_the_keys_of_their_segment(
     dtype: torch.dtype,
     causal: bool,
     call_cost: int,
+    shortest_piece: int,
+    cut: int,
 ):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(segments, "CALL_COST", call_cost)  # 0: a bucket for each length
-        assert_naive(attend_with(backend), *layout, heads, causal=causal, dtype=dtype)
+        patch.setattr(segments, "COPIED_SCORES", 100)
+        patch.setattr(segments, "SHORTEST_PIECE", shortest_piece)  # 0: no token moves alone
+        assert_naive(attend_with(backend), *layout, heads, causal=causal, dtype=dtype, cut=cut)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -216,9 +229,9 @@ def test_tokens_that_stand_where_they_are_needed_are_not_moved(
     layout = segments_of(queries, keys)
     assert layout is not None
     for rows in (layout.padded.queries, layout.padded.keys, layout.padded.outputs):
-        assert rows.where is None
+        assert not rows.is_needed
     for rows in (layout.packed.queries, layout.packed.keys, layout.packed.outputs):
-        assert rows.where is None
+        assert not rows.is_needed
 
 
 def test_the_weights_of_the_reference_are_those_it_mixes_values_with_and_obey_a_mask_of_ones_own():
@@ -299,16 +312,20 @@ def flash_2_8(q, k, v, cu_q, cu_k, max_q, max_k, dropout_p=0.0, softmax_scale=0.
     ids=["varlen 2.10", "varlen 2.11", "varlen 2.13", "flash-attn 2.8"],
 )
 @settings(max_examples=20, deadline=None)
-@given(layout=layouts(), heads=HEADS, causal=st.booleans())
+@given(layout=layouts(), heads=HEADS, causal=st.booleans(), cut=st.integers(0, 9))
 def test_a_kernel_for_runs_gets_its_tokens_sorted_and_its_outputs_go_back_to_their_queries(
-    kernel: backends.RunKernel, layout: tuple[list[int], list[int]], heads: tuple[int, int], causal: bool
+    kernel: backends.RunKernel,
+    layout: tuple[list[int], list[int]],
+    heads: tuple[int, int],
+    causal: bool,
+    cut: int,
 ):
     def attend(
-        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Segments, causal: bool
+        query: torch.Tensor, key: Tokens, value: Tokens, layout: Segments, causal: bool
     ) -> torch.Tensor:
         return attend_runs(kernel, query, key, value, layout, causal, SCALE)
 
-    assert_naive(attend, *layout, heads, causal=causal)
+    assert_naive(attend, *layout, heads, causal=causal, cut=cut)
 
 
 @pytest.fixture

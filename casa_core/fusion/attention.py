@@ -12,20 +12,21 @@ Shape suffixes: T query tokens, N key tokens, H query heads, G key/value heads, 
 from __future__ import annotations
 
 import math
+from typing import overload
 
 import torch
 
 from casa_core.errors import ConfigError
 from casa_core.fusion.backends import Backend, attend_padded, attend_runs, choose_backend, run_kernel
-from casa_core.fusion.segments import Segments
+from casa_core.fusion.segments import Segments, Tokens, joined
 
 __all__ = ["Backend", "Segments", "segment_attention", "segment_attention_weights"]
 
 
 def segment_attention(
     query_THD: torch.Tensor,
-    key_NGD: torch.Tensor,
-    value_NGD: torch.Tensor,
+    key_NGD: Tokens,
+    value_NGD: Tokens,
     segments: Segments | None,
     *,
     causal: bool,
@@ -37,8 +38,9 @@ def segment_attention(
 
     Args:
         query_THD: Queries, already rotated where positions apply.
-        key_NGD: Keys; H must be a multiple of G (grouped-query attention).
-        value_NGD: Values.
+        key_NGD: Keys; H must be a multiple of G (grouped-query attention). Several tensors stand one after
+            another: they are copied once, to where they are needed, instead of joined first and then moved.
+        value_NGD: Values, in the same way.
         segments: Who attends to whom; ``None`` when nobody attends to anything.
         causal: A segment's queries are its last keys, in order, and a query sees no later key: packed text
             (as many queries as keys), or eq. 3 (image keys, then text keys).
@@ -58,7 +60,7 @@ def segment_attention(
             "a mask of its own for every pair of tokens needs the dense matrix of them",
             'name backend="reference"',
         )
-    query_THD, key_NGD, value_NGD = _autocast(query_THD, key_NGD, value_NGD)
+    query_THD, key_NGD, value_NGD = _autocast(query_THD), _autocast(key_NGD), _autocast(value_NGD)
     chosen = choose_backend(backend, query_THD.device, query_THD.dtype, query_THD.shape[-1])
     if segments is None:
         return torch.zeros_like(query_THD)
@@ -66,9 +68,9 @@ def segment_attention(
         segments.check_causal()
     if chosen == "reference":
         weights_HTN = segment_attention_weights(
-            query_THD, key_NGD, segments, causal=causal, scale=scale, allowed_TN=allowed_TN
+            query_THD, joined(key_NGD), segments, causal=causal, scale=scale, allowed_TN=allowed_TN
         )
-        return _mix(weights_HTN, value_NGD)
+        return _mix(weights_HTN, joined(value_NGD))
     scale = 1 / math.sqrt(query_THD.shape[-1]) if scale is None else scale
     if chosen == "padded":
         return attend_padded(query_THD, key_NGD, value_NGD, segments, causal, scale)
@@ -116,12 +118,18 @@ def _mix(weights_HTN: torch.Tensor, value_NGD: torch.Tensor) -> torch.Tensor:
     return out_THD.to(value_NGD.dtype)
 
 
-def _autocast(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """The tensors as autocast would hand them to an attention of torch's: not every kernel is one.
+@overload
+def _autocast(tokens: torch.Tensor) -> torch.Tensor: ...
+@overload
+def _autocast(tokens: Tokens) -> Tokens: ...
+def _autocast(tokens: Tokens) -> Tokens:
+    """Tokens as autocast would hand them to an attention of torch's: not every kernel here is one.
 
     RoPE leaves queries and keys in fp32 under autocast, values in bf16.
     """
-    kind = tensors[0].device.type
-    if not torch.is_autocast_enabled(kind) or tensors[0].dtype == torch.float64:
-        return tensors
-    return tuple(tensor.to(torch.get_autocast_dtype(kind)) for tensor in tensors)
+    if not isinstance(tokens, torch.Tensor):
+        return [_autocast(part) for part in tokens]
+    kind = tokens.device.type
+    if not torch.is_autocast_enabled(kind) or tokens.dtype == torch.float64:
+        return tokens
+    return tokens.to(torch.get_autocast_dtype(kind))

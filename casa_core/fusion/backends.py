@@ -22,7 +22,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from casa_core.errors import ConfigError
-from casa_core.fusion.segments import Bucket, Rows, Segments
+from casa_core.fusion.segments import Bucket, Move, Segments, Tokens
 
 Backend = Literal["auto", "reference", "padded", "varlen", "flash"]
 # The kernels that take runs of varying length, best first, and the module and name each is imported from.
@@ -156,8 +156,8 @@ def varlen_kernel(varlen_attn: Callable[..., Any]) -> RunKernel:
 def attend_runs(
     kernel: RunKernel,
     query_THD: torch.Tensor,
-    key_NGD: torch.Tensor,
-    value_NGD: torch.Tensor,
+    key_NGD: Tokens,
+    value_NGD: Tokens,
     segments: Segments,
     causal: bool,
     scale: float,
@@ -165,9 +165,9 @@ def attend_runs(
     """``flash`` and ``varlen``: tokens sorted by segment (usually they are), each run on its own."""
     layout = segments.packed
     out_XHD = kernel(
-        layout.queries.take(query_THD).contiguous(),
-        layout.keys.take(key_NGD).contiguous(),
-        layout.keys.take(value_NGD).contiguous(),
+        layout.queries.whole(query_THD).contiguous(),
+        layout.keys.whole(key_NGD).contiguous(),
+        layout.keys.whole(value_NGD).contiguous(),
         layout.query_ends,
         layout.key_ends,
         layout.longest_query,
@@ -180,17 +180,19 @@ def attend_runs(
 
 def attend_padded(
     query_THD: torch.Tensor,
-    key_NGD: torch.Tensor,
-    value_NGD: torch.Tensor,
+    key_NGD: Tokens,
+    value_NGD: Tokens,
     segments: Segments,
     causal: bool,
     scale: float,
 ) -> torch.Tensor:
     """``padded``: a batch for each bucket of similar segments; views where nothing has to move."""
     layout = segments.padded
-    queries = _split(layout.queries.take(query_THD), layout.query_slots)
-    keys = _split(layout.keys.take(key_NGD), layout.key_slots)
-    values = _split(layout.keys.take(value_NGD), layout.key_slots)
+    queries, keys, values = (
+        layout.queries.take(query_THD),
+        layout.keys.take(key_NGD),
+        layout.keys.take(value_NGD),
+    )
     outs = []
     for bucket, *tokens in zip(layout.buckets, queries, keys, values, strict=True):
         query_SHQD, key_SGKD, value_SGKD = (
@@ -228,12 +230,7 @@ def _attend_bucket(
     return out_SGXD.unflatten(2, (shared, -1)).flatten(1, 2)
 
 
-def _split(tokens_XHD: torch.Tensor, lengths: list[int]) -> Sequence[torch.Tensor]:
-    """In parts; a split in one part would still copy its gradient."""
-    return tokens_XHD.split(lengths) if len(lengths) > 1 else [tokens_XHD]
-
-
-def _in_flat_order(outs: list[torch.Tensor], outputs: Rows, has_outside: bool) -> torch.Tensor:
+def _in_flat_order(outs: Sequence[torch.Tensor], outputs: Move, has_outside: bool) -> torch.Tensor:
     if has_outside:
         outs = [*outs, outs[0].new_zeros(1, *outs[0].shape[1:])]
-    return outputs.take(outs[0] if len(outs) == 1 else torch.cat(outs))
+    return outputs.whole(outs)

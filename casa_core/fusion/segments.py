@@ -9,8 +9,10 @@ H heads, D head size.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -24,33 +26,74 @@ IntArray = NDArray[np.int64]
 # 4096, … scores a call, 1024 is within 10 % of the best for windows, documents and towers alike.
 ROW_COST = 16
 CALL_COST = 1024
+# Calls on tokens that have to be copied do this many scores, roughly: enough to be worth a call.
+COPIED_SCORES = 32 * CALL_COST
+# Tokens move one by one where pieces of neighbours are shorter than this on average.
+SHORTEST_PIECE = 16
+
+
+# Tokens in flat order: one tensor, or several that stand one after another (image keys, then text keys).
+Tokens = torch.Tensor | Sequence[torch.Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
-    """Some rows of a flat tensor, in some order.
+class Move:
+    """Rows of flat tokens brought into another order, in parts.
 
     Attributes:
-        where: All of them as they stand (``None``), neighbours (a slice), or any (indices).
+        lengths: Rows of each part.
+        index: The rows, one by one; ``None`` where they stand in order already, or move as pieces.
+        cuts: Lengths of the pieces that the flat tokens are cut into, where they move as pieces.
+        pieces: Pieces of each part, in order.
     """
 
-    where: torch.Tensor | slice | None
+    lengths: list[int]
+    index: torch.Tensor | None = None
+    cuts: list[int] | None = None
+    pieces: list[list[int]] | None = None
 
     @classmethod
-    def of(cls, index_X: IntArray, rows: int, device: torch.device) -> Rows:
-        """The rows at ``index_X`` of a tensor with ``rows`` of them."""
-        if len(index_X) and (np.diff(index_X) == 1).all():
-            first, end = int(index_X[0]), int(index_X[-1]) + 1
-            return cls(None if end - first == rows else slice(first, end))
-        return cls(to_device(index_X, device))
+    def of(cls, parts: Sequence[IntArray], rows: int, device: torch.device) -> Move:
+        """The rows at the indices ``parts`` of a tensor with ``rows`` of them."""
+        lengths = [len(part) for part in parts]
+        index_X = np.concatenate(parts)
+        if len(index_X) == rows and (np.diff(index_X) == 1).all():
+            return cls(lengths)
+        new_X = np.diff(index_X, prepend=-2) != 1
+        new_X[np.cumsum([0, *lengths[:-1]])] = True
+        starts = np.flatnonzero(new_X)
+        first, end = index_X[starts], index_X[np.append(starts[1:], len(index_X)) - 1] + 1
+        borders = np.unique(np.concatenate([[0, rows], first, end]))
+        low, high = np.searchsorted(borders, first), np.searchsorted(borders, end)
+        if (high - low).sum() * SHORTEST_PIECE > len(index_X):
+            return cls(lengths, index=to_device(index_X, device))
+        part_of_run = np.searchsorted(np.cumsum(lengths), starts, side="right")
+        pieces: list[list[int]] = [[] for _ in lengths]
+        for part, from_, to in zip(part_of_run, low, high, strict=True):
+            pieces[part].extend(range(from_, to))
+        return cls(lengths, cuts=np.diff(borders).tolist(), pieces=pieces)
 
-    def take(self, tokens_XHD: torch.Tensor) -> torch.Tensor:
-        """The rows: a view where they are neighbours."""
-        if self.where is None:
-            return tokens_XHD
-        if isinstance(self.where, slice):
-            return tokens_XHD[self.where]
-        return tokens_XHD.index_select(0, self.where)
+    @property
+    def is_needed(self) -> bool:
+        """Some token does not stand where it is needed."""
+        return self.index is not None or self.pieces is not None
+
+    def take(self, tokens: Tokens) -> Iterator[torch.Tensor]:
+        """The parts, each made when it is asked for: views where nothing has to move."""
+        if self.pieces is not None and self.cuts is not None:
+            cut = _cut(tokens, self.cuts)
+            yield from (torch.cat([cut[piece] for piece in part]) for part in self.pieces)
+            return
+        flat = joined(tokens)
+        if self.index is not None:
+            flat = flat.index_select(0, self.index)
+        # A split in one part would still copy its gradient.
+        yield from flat.split(self.lengths) if len(self.lengths) > 1 else [flat]
+
+    def whole(self, tokens: Tokens) -> torch.Tensor:
+        """The rows of a move in one part."""
+        (part,) = self.take(tokens)
+        return part
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,19 +156,15 @@ class PaddedLayout:
 
     Attributes:
         buckets: One kernel call each.
-        queries, keys: The tokens of each slot, bucket by bucket, segment by segment; where a slot is padding,
-            any token.
-        query_slots, key_slots: Slots of each bucket.
+        queries, keys: The token of each slot of each bucket, segment by segment; any where it is padding.
         outputs: Each query's slot in the buckets' outputs one after another, with a row of zeros at the end.
         has_outside: Some query is in no segment: it reads that row.
     """
 
     buckets: list[Bucket]
-    queries: Rows
-    keys: Rows
-    query_slots: list[int]
-    key_slots: list[int]
-    outputs: Rows
+    queries: Move
+    keys: Move
+    outputs: Move
     has_outside: bool
 
 
@@ -134,20 +173,20 @@ class PackedLayout:
     """Tokens sorted by segment, for kernels that take runs of them.
 
     Attributes:
-        queries, keys: The tokens in that order, those of no segment left out.
+        queries, keys: The tokens in that order, those of no segment left out, in one part.
         query_ends, key_ends: Running totals of the segments' lengths, 0 first; (S + 1,), int32.
         longest_query, longest_key: Longest run.
         outputs: Each query's place in the sorted order, with a row of zeros at the end.
         has_outside: Some query is in no segment: it reads that row.
     """
 
-    queries: Rows
-    keys: Rows
+    queries: Move
+    keys: Move
     query_ends: torch.Tensor
     key_ends: torch.Tensor
     longest_query: int
     longest_key: int
-    outputs: Rows
+    outputs: Move
     has_outside: bool
 
 
@@ -212,20 +251,23 @@ class Segments:
         """The layout of the padded backend."""
         queries_S, keys_S = self.query_length_S, self.key_length_S
         query_order, key_order = _sorted(self.query_segment_T), _sorted(self.key_segment_N)
+        arrange = lambda buckets: Move.of(  # noqa: E731
+            [_pad(key_order, keys_S, some)[0] for some in buckets], len(self.key_segment_N), self.device
+        )
         buckets = alike(queries_S, keys_S)
-        queries = [_pad(query_order, queries_S, segment_B) for segment_B in buckets]
-        query_index = np.concatenate([index for index, _ in queries])
+        keys = arrange(buckets)
+        if keys.is_needed:
+            buckets = [part for bucket_S in buckets for part in _small(bucket_S, queries_S, keys_S)]
+            keys = arrange(buckets)
+        queries = [_pad(query_order, queries_S, some) for some in buckets]
         is_query = np.concatenate([real for _, real in queries])
-        keys = [_pad(key_order, keys_S, segment_B)[0] for segment_B in buckets]
         slot_T = np.full(len(self.query_segment_T), -1)
-        slot_T[query_index[is_query]] = np.flatnonzero(is_query)
-        outputs, has_outside = _outputs(slot_T, len(query_index), self.device)
+        slot_T[np.concatenate([index for index, _ in queries])[is_query]] = np.flatnonzero(is_query)
+        outputs, has_outside = _outputs(slot_T, len(is_query), self.device)
         return PaddedLayout(
             buckets=[Bucket(queries_S[some], keys_S[some], self.device) for some in buckets],
-            queries=Rows.of(query_index, len(self.query_segment_T), self.device),
-            keys=Rows.of(np.concatenate(keys), len(self.key_segment_N), self.device),
-            query_slots=[len(index) for index, _ in queries],
-            key_slots=[len(index) for index in keys],
+            queries=Move.of([index for index, _ in queries], len(self.query_segment_T), self.device),
+            keys=keys,
             outputs=outputs,
             has_outside=has_outside,
         )
@@ -238,8 +280,8 @@ class Segments:
         slot_T[query_order] = np.arange(len(query_order))
         outputs, has_outside = _outputs(slot_T, len(query_order), self.device)
         return PackedLayout(
-            queries=Rows.of(query_order, len(self.query_segment_T), self.device),
-            keys=Rows.of(key_order, len(self.key_segment_N), self.device),
+            queries=Move.of([query_order], len(self.query_segment_T), self.device),
+            keys=Move.of([key_order], len(self.key_segment_N), self.device),
             query_ends=to_device(_ends(self.query_length_S).astype(np.int32), self.device),
             key_ends=to_device(_ends(self.key_length_S).astype(np.int32), self.device),
             longest_query=int(self.query_length_S.max()),
@@ -253,6 +295,27 @@ def to_device(array: NDArray[np.generic], device: torch.device) -> torch.Tensor:
     """A host array on the device. Its memory is not pinned, so the copy has left it before this returns, and
     yet waits for nothing that is queued on the device."""
     return torch.from_numpy(array).to(device, non_blocking=True)
+
+
+def joined(tokens: Tokens) -> torch.Tensor:
+    """The tokens as one tensor."""
+    if isinstance(tokens, torch.Tensor):
+        return tokens
+    return torch.cat(list(tokens)) if len(tokens) > 1 else tokens[0]
+
+
+def _cut(tokens: Tokens, lengths: list[int]) -> list[torch.Tensor]:
+    """Views of neighbouring tokens, so many each; a piece across two tensors joins them first."""
+    parts = [tokens] if isinstance(tokens, torch.Tensor) else tokens
+    if not {*accumulate(len(part) for part in parts)} <= {*accumulate(lengths)}:
+        parts = [joined(tokens)]
+    pieces: list[torch.Tensor] = []
+    for part in parts:
+        inside: list[int] = []
+        while sum(inside) < len(part):
+            inside.append(lengths[len(pieces) + len(inside)])
+        pieces += part.split(inside)
+    return pieces
 
 
 def alike(query_length_S: IntArray, key_length_S: IntArray) -> list[IntArray]:
@@ -282,6 +345,14 @@ def alike(query_length_S: IntArray, key_length_S: IntArray) -> list[IntArray]:
     return sorted(done, key=lambda bucket_S: bucket_S[0])
 
 
+def _small(bucket_S: IntArray, query_length_S: IntArray, key_length_S: IntArray) -> list[IntArray]:
+    """A bucket in parts that are only large enough to be worth a call: what is copied for one stays in the
+    processor's cache until it is read, and its memory serves the next."""
+    whole = _cost(query_length_S[bucket_S], key_length_S[bucket_S])[-1]
+    parts = min(len(bucket_S), max(1, int(whole // COPIED_SCORES)))
+    return np.array_split(bucket_S, parts)
+
+
 def _cost(query_length_S: IntArray, key_length_S: IntArray) -> IntArray:
     """Cost of a bucket of the first 1, 2, … segments, in scores."""
     query_S, key_S = np.maximum.accumulate(query_length_S), np.maximum.accumulate(key_length_S)
@@ -296,10 +367,10 @@ def _pad(order_X: IntArray, length_S: IntArray, segment_B: IntArray) -> tuple[In
     return index_BL.ravel(), real_BL.ravel()
 
 
-def _outputs(slot_T: IntArray, taken: int, device: torch.device) -> tuple[Rows, bool]:
+def _outputs(slot_T: IntArray, taken: int, device: torch.device) -> tuple[Move, bool]:
     """Where each query finds its output among ``taken`` rows; whether some need a row of zeros after them."""
     has_outside = bool((slot_T < 0).any())
-    return Rows.of(np.where(slot_T < 0, taken, slot_T), taken + has_outside, device), has_outside
+    return Move.of([np.where(slot_T < 0, taken, slot_T)], taken + has_outside, device), has_outside
 
 
 def _sorted(segment_X: IntArray) -> IntArray:

@@ -21,6 +21,7 @@ the same rounds; backward counts twice forward.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -199,7 +200,7 @@ def main() -> None:
             sizes = options.windows, options.image_tokens, options.text_tokens, options.heads
             shape = Shape(*sizes, kv_heads, options.head_dim, attends_text)
             results[f"{kind}, {kv_heads} kv heads"] = compare(shape, options.rounds)
-    says = stamp("python -m benchmarks.attention", vars(options))
+    says = stamp(" ".join(["python -m benchmarks.attention", *sys.argv[1:]]), vars(options))
     sizes = f"{options.windows} windows of {options.image_tokens} image and {options.text_tokens} text tokens"
     text = f"## Attention of one fusion layer: {sizes}, {options.heads} heads of {options.head_dim}, fp32\n\n"
     text += f"`{says['command']}`, {says['date']}, {says['machine']}\n\n{rendered(results)}"

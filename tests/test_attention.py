@@ -11,6 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.attention import Shape, contenders
+from benchmarks.attention import Tokens as BenchmarkTokens
 from casa_core.errors import ConfigError
 from casa_core.fusion import backends, segments
 from casa_core.fusion.attention import Backend, Segments, segment_attention, segment_attention_weights
@@ -391,6 +393,20 @@ def test_the_installed_torchs_kernel_is_understood():
     ).parameters
     assert "window_size" in known or "is_causal" in known
     assert callable(backends.run_kernel("varlen"))
+
+
+@pytest.mark.parametrize("attends_text", [False, True])
+def test_the_benchmark_compares_ways_to_the_same_result(attends_text: bool):
+    shape = Shape(windows=3, image=8, text=5, heads=4, kv_heads=2, size=SIZE, attends_text=attends_text)
+    ways = contenders(shape, BenchmarkTokens(shape))
+    ours = ways["ours"]()
+    for name in ("dense mask", "loop"):
+        torch.testing.assert_close(ways[name](), ours)
+    inserted_text = ways["insertion"]().unflatten(0, (3, 13))[:, 8:].flatten(0, 1)
+    assert (
+        torch.allclose(inserted_text, ours, atol=1e-5) == attends_text
+    )  # eq. 3 sees what inserted text sees
+    assert shape.flops() == 4 * 3 * (5 * 8 + attends_text * 15) * 4 * SIZE
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -101,6 +101,7 @@ class CachedSequences:
         step = plan_step(full, self.states, self.text.lengths, self._setting)
         self.text.expect(step.new_tokens, device)
         patches = [patches for row in full for patches in row.patches_PE]
+        lasts = [max(len(row.ids), 1) - 1 for row in full]
         output = self.model(
             ids_BL,
             layout=step.layout,
@@ -109,7 +110,7 @@ class CachedSequences:
             else None,
             text_cache=self.text,
             window_cache=self.windows,
-            last_tokens=torch.tensor([max(len(row.ids), 1) - 1 for row in full], device=device),
+            last_tokens=torch.tensor(lasts, device=device) if longest > 1 else None,
         )
         self._remember(full, step)
         return output.logits[:, -1]

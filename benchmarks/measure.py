@@ -7,7 +7,6 @@ import gc
 import json
 import math
 import os
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -46,21 +45,27 @@ def machine() -> str:
     )
 
 
-def interleaved(commands: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each command, taken in turns so that a drifting machine slows all alike; one warm-up."""
-    taken: dict[str, list[float]] = {name: [] for name in commands}
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """Seconds of a command, one entry a round: by the wall, and of the processor."""
+
+    wall: list[float]
+    cpu: list[float]
+
+
+def interleaved(commands: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Taken]:
+    """Time commands in turns, so that a drifting machine slows all alike; each round begins with another.
+    The first round warms up and does not count."""
+    taken = {name: Taken([], []) for name in commands}
+    names = list(commands)
     for number in range(rounds + 1):
-        for name, command in commands.items():
-            began = time.perf_counter()
-            command()
+        for name in (*names[number % len(names) :], *names[: number % len(names)]):
+            wall, cpu = time.perf_counter(), time.process_time()
+            commands[name]()
             if number:
-                taken[name].append(time.perf_counter() - began)
+                taken[name].wall.append(time.perf_counter() - wall)
+                taken[name].cpu.append(time.process_time() - cpu)
     return taken
-
-
-def median_ms(seconds: Sequence[float]) -> float:
-    """Median, milliseconds."""
-    return statistics.median(seconds) * 1e3
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,7 +115,12 @@ def test_our_decoding_says_what_transformers_says(tmp_path: Path):
     decode.main([*sizes, "--batches", "1,3", "--rounds", "1", "--results", str(tmp_path)])
     found = json.loads((tmp_path / "decode.json").read_text())
     for batch in found["batches"]:
-        assert set(batch["tokens_a_second"]) == {decode.OURS, decode.OUR_GENERATE, decode.THEIRS}
+        assert set(batch["tokens_a_second"]) == {
+            decode.OURS,
+            decode.OUR_GENERATE,
+            decode.THEIRS,
+            decode.FLOOR,
+        }
 
 
 def test_the_gpu_checks_run_at_toy_size_and_make_one_page(tmp_path: Path):

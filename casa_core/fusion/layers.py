@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-from casa_core.cache import WindowCache
 from casa_core.fusion.attention import Backend, Segments, segment_attention
 from casa_core.fusion.config import FusionConfig
+from casa_core.fusion.segments import Tokens, joined
+from casa_core.kv_cache import WindowCache
 
 # cos and sin of each token, (X, D) each, ready to multiply.
 Rope = tuple[torch.Tensor, torch.Tensor]
@@ -158,16 +158,17 @@ class FusionLayer(nn.Module):
             return torch.zeros_like(normed_BLC)
         source: Projections = attention if self.settings.borrows_projections else self
         key_KGD, value_KGD = self._keys_and_values(normed_BLC, state, source, block_norm)
-        query_THD = self._heads(source.q_proj(normed_BLC))
-        attend = segment_attention if state.probe is None else partial(state.probe.attend, self.layer_idx)
-        out_THD = attend(
-            self.rotate(query_THD, state.text_rope),
-            key_KGD,
-            value_KGD,
-            state.segments,
-            causal=self.settings.attends_text,
-            backend=state.backend,
-        )
+        query_THD = self.rotate(self._heads(source.q_proj(normed_BLC)), state.text_rope)
+        causal, backend = self.settings.attends_text, state.backend
+        if state.probe is None:
+            out_THD = segment_attention(
+                query_THD, key_KGD, value_KGD, state.segments, causal=causal, backend=backend
+            )
+        else:
+            parts = joined(key_KGD), joined(value_KGD)
+            out_THD = state.probe.attend(
+                self.layer_idx, query_THD, *parts, state.segments, causal=causal, backend=backend
+            )
         update_BLC = source.o_proj(out_THD.reshape(*normed_BLC.shape[:2], -1))
         if self.settings.gate == "adaptive_sigmoid":
             return update_BLC * torch.sigmoid(self.gate_proj(normed_BLC))
@@ -177,7 +178,7 @@ class FusionLayer(nn.Module):
 
     def _keys_and_values(
         self, normed_BLC: torch.Tensor, state: FusionState, source: Projections, block_norm: nn.Module
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[Tokens, Tokens]:
         """Image keys and values, carried ones first; then for eq. 3 the text's, carried ones first."""
         images = None
         if state.image_NC is not None and state.image_rope is not None:
@@ -195,7 +196,7 @@ class FusionLayer(nn.Module):
             text = state.cache.extend_text(self.layer_idx, text)
         if images is None:
             return text
-        return torch.cat([images[0], text[0]]), torch.cat([images[1], text[1]])
+        return (images[0], text[0]), (images[1], text[1])
 
     def _norm_images(self, image_NC: torch.Tensor, block_norm: nn.Module) -> torch.Tensor:
         if self.settings.image_norm == "none":

@@ -159,7 +159,7 @@ def load_processor(encoding: Encoding) -> CasaProcessor:
     return CasaProcessor(tokenizer, template=encoding.template, max_side=encoding.max_side, **sides)
 
 
-def patch_sides(backbone: str) -> dict[str, int]:
+def patch_sides(backbone: str) -> dict[str, Any]:
     """``patch_size`` and ``merge_size`` of a backbone's vision tower.
 
     Raises:

@@ -15,14 +15,16 @@ eq. 3). Contenders, which take turns in every round and must agree before they a
 
 Rope, projections and everything else of a layer are left out. The floor is the time of the bare matrix
 products, scores and weighted values of visible pairs alone, at the rate of a large fp32 product measured in
-the same rounds; backward counts twice forward.
+the same rounds; backward counts twice forward. One thread is timed by the processor's clock, which leaves out
+what other programs take; several by the wall's.
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +32,7 @@ import numpy as np
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from benchmarks.measure import interleaved, median_ms, stamp, table, write_result
+from benchmarks.measure import interleaved, stamp, table, write_result
 from casa_core.fusion.attention import Segments, segment_attention
 
 GEMM = 1024
@@ -154,7 +156,10 @@ def compare(shape: Shape, rounds: int) -> dict[str, float]:
             forward().backward(gradient)
 
         commands[f"{name}, {PASSES[0]}"], commands[f"{name}, {PASSES[1]}"] = only_forward, both
-    milliseconds = {name: median_ms(seconds) for name, seconds in interleaved(commands, rounds).items()}
+    milliseconds = {
+        name: 1e3 * statistics.median(taken.wall if torch.get_num_threads() > 1 else taken.cpu)
+        for name, taken in interleaved(commands, rounds).items()
+    }
     rate = 2 * GEMM**3 / milliseconds.pop("gemm") / 1e6
     for times, name in zip((1, 3), PASSES, strict=True):
         milliseconds[f"floor, {name}"] = times * shape.flops() / rate / 1e6
@@ -175,7 +180,7 @@ def rendered(results: dict[str, dict[str, float]]) -> str:
     return "\n".join(parts)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, and write where asked."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -191,7 +196,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="rounds after a warm-up; medians are kept (5)")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (1)")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write results here, and as .md beside it")
-    options = parser.parse_args()
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     results = {}
@@ -200,7 +206,7 @@ def main() -> None:
             sizes = options.windows, options.image_tokens, options.text_tokens, options.heads
             shape = Shape(*sizes, kv_heads, options.head_dim, attends_text)
             results[f"{kind}, {kv_heads} kv heads"] = compare(shape, options.rounds)
-    says = stamp(" ".join(["python -m benchmarks.attention", *sys.argv[1:]]), vars(options))
+    says = stamp(" ".join(["python -m benchmarks.attention", *arguments]), vars(options))
     sizes = f"{options.windows} windows of {options.image_tokens} image and {options.text_tokens} text tokens"
     text = f"## Attention of one fusion layer: {sizes}, {options.heads} heads of {options.head_dim}, fp32\n\n"
     text += f"`{says['command']}`, {says['date']}, {says['machine']}\n\n{rendered(results)}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 
 from benchmarks.attention import Shape, contenders
 from benchmarks.attention import Tokens as BenchmarkTokens
+from benchmarks.attention import main as run_benchmark
 from casa_core.errors import ConfigError
 from casa_core.fusion import backends, segments
 from casa_core.fusion.attention import Backend, Segments, segment_attention, segment_attention_weights
@@ -407,6 +410,22 @@ def test_the_benchmark_compares_ways_to_the_same_result(attends_text: bool):
         torch.allclose(inserted_text, ours, atol=1e-5) == attends_text
     )  # eq. 3 sees what inserted text sees
     assert shape.flops() == 4 * 3 * (5 * 8 + attends_text * 15) * 4 * SIZE
+
+
+def test_the_benchmark_writes_what_it_measured_and_how(tmp_path: Path):
+    arguments = "--windows 2 --image-tokens 4 --text-tokens 3 --heads 2 --kv-heads 1 --head-dim 8 --rounds 1"
+    threads = torch.get_num_threads()
+    try:
+        run_benchmark([*arguments.split(), "--json", str(tmp_path / "attention.json")])
+    finally:
+        torch.set_num_threads(threads)
+    written = json.loads((tmp_path / "attention.json").read_text())
+    assert arguments in written["command"]
+    assert written["results"].keys() == {"CA, 1 kv heads", "CASA, 1 kv heads"}
+    for result in written["results"].values():
+        assert all(value > 0 for value in result.values())
+        assert {"ours, forward", "loop, forward+backward", "floor, forward", "GFLOP/s"} <= result.keys()
+    assert "times ours" in (tmp_path / "attention.md").read_text()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -1,0 +1,111 @@
+"""Parts of a pack artifact's card: the fill of both budgets beside the best possible, and the mixture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipelines.data.card_charts import fill_histogram, meter, share_bar
+from pipelines.report.html import Html, tag
+from pipelines.report.scale import number
+from pipelines.report.sections.layout import figure, section, table, tile, tiles
+
+BUDGETS = {"text": "model", "image": "video"}
+"""Budget → colour class."""
+KINDS = {"image": "pictures", "video": "videos"}
+MEASURES = ("samples", "text_tokens", "image_tokens")
+
+
+def pack_tiles(card: Mapping[str, Any]) -> Html:
+    """The artifact at a glance."""
+    over = card["sequences"] / max(card["lower_bound"], 1) - 1
+    samples = sum(source["samples"] for source in card["sources"].values())
+    return tiles(
+        tile(
+            number(card["sequences"]), "sequences", f"{over:.2%} above the bound of {card['lower_bound']:,}"
+        ),
+        tile(number(samples), "samples packed", f"{samples / max(card['sequences'], 1):.1f} a sequence"),
+        tile(number(card["text_tokens"]), "text tokens", _mean(card, "text_tokens")),
+        tile(number(card["image_tokens"]), "image tokens", _mean(card, "image_tokens")),
+    )
+
+
+def fill_section(card: Mapping[str, Any]) -> Html:
+    """How full both budgets are, by kind, beside the fill of the lower bound's number of sequences."""
+    lead = (
+        "Samples share sequences under two budgets; a video has a sequence of its own. No packing needs "
+        "fewer sequences than tokens divided by budget, the larger of the two: the stroke marks the fill that "
+        "this many sequences would have. Only the scarcer budget can be full."
+    )
+    rows = []
+    for kind, own in card["by_kind"].items():
+        if not own["sequences"]:
+            continue
+        ratio = own["sequences"] / max(own["lower_bound"], 1)
+        for budget, style in BUDGETS.items():
+            reached = own["fill"][budget]
+            tip = f"{own['sequences']:,} sequences, at best {own['lower_bound']:,}"
+            rows.append(
+                meter(f"{KINDS.get(kind, kind)}, {budget}", reached, reached * ratio, tip, style=style)
+            )
+    legend = tag("p", tag("span", tag("i", class_="key line"), "best possible"), class_="legend")
+    return section("Fill", lead, figure("Budgets by kind of sequence", *rows, legend), _histograms(card))
+
+
+def mixture_section(card: Mapping[str, Any]) -> Html:
+    """Samples and tokens of each source, and its share asked for beside the one reached."""
+    mixture = card.get("mixture") or {}
+    asked = _asked(mixture)
+    lead = "What each source contributes to the sequences, repeated samples counted as often as they occur."
+    sources = card["sources"]
+    totals = {measure: sum(own[measure] for own in sources.values()) for measure in MEASURES}
+    measure = mixture.get("measure", "samples") if isinstance(mixture, Mapping) else "samples"
+    basis = measure if measure in MEASURES else "samples"
+    rows = []
+    for name, own in sources.items():
+        realised = own[basis] / max(totals[basis], 1)
+        wanted = asked.get(name)
+        rows.append(
+            [
+                name,
+                *(f"{own[column]:,}" for column in MEASURES),
+                "" if wanted is None else f"{wanted:.2%}",
+                f"{realised:.2%}",
+                share_bar(wanted, realised),
+            ]
+        )
+    head = [
+        "source",
+        "samples",
+        "text tokens",
+        "image tokens",
+        "asked",
+        f"share of {basis}".replace("_", " "),
+        "",
+    ]
+    return section("Mixture", lead, table(head, rows, numeric=range(1, 6)))
+
+
+def _asked(mixture: Any) -> dict[str, float]:
+    """Shares that the recipe asked for, by source; none where it asked for none."""
+    sources = mixture.get("sources", {}) if isinstance(mixture, Mapping) else {}
+    return {
+        name: own["asked"]
+        for name, own in sources.items()
+        if isinstance(own, Mapping) and own.get("asked") is not None
+    }
+
+
+def _histograms(card: Mapping[str, Any]) -> Html:
+    drawings = []
+    for budget, style in BUDGETS.items():
+        found = card.get("histograms", {}).get(budget)
+        if found:
+            title = f"Sequences by fill of the {budget} budget"
+            chart = fill_histogram(found["counts"], found["edges"], style=style, label=title)
+            drawings.append(figure(title, chart))
+    return tag("div", *drawings, class_="columns") if drawings else Html()
+
+
+def _mean(card: Mapping[str, Any], measure: str) -> str:
+    return f"{number(card[measure] / max(card['sequences'], 1))} a sequence"

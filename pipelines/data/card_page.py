@@ -1,0 +1,249 @@
+"""The data cards of clean and pack artifacts as HTML: one file each, that needs no network.
+
+Everything is drawn from the artifact itself, so equal artifacts have equal cards, byte for byte.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from casa_core.errors import StoreError
+from pipelines.data.card_gallery import CLIPS, PICTURES, gallery
+from pipelines.data.card_pack import fill_section, mixture_section, pack_tiles
+from pipelines.data.card_samples import clean_histograms, token_histograms
+from pipelines.data.card_tables import (
+    FILTERED,
+    FilteredRow,
+    filters_section,
+    quarantine_section,
+    read_filtered,
+    settings_section,
+)
+from pipelines.data.encode import SPLIT
+from pipelines.data.quarantine import QUARANTINE, Rejected, read_quarantine
+from pipelines.data.store import CARD, CleanReader, PackReader
+from pipelines.report.html import Html, tag
+from pipelines.report.scale import byte_size, number
+from pipelines.report.sections.layout import anchor, section, table, tile, tiles
+
+CARD_PAGE = "card.html"
+
+
+def write_clean_card(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Writes ``card.html`` of a clean artifact in a local folder that is finished but for it.
+
+    Args:
+        folder: The artifact, with its shards, ``card.json`` and ``quarantine.parquet``.
+        settings: The stage's ``what``.
+
+    Raises:
+        StoreError: Where one of these is missing, or ``card.json`` lacks what every clean card has.
+    """
+    rejected = read_quarantine(folder / QUARANTINE)
+    page = clean_page(_read_card(folder), rejected, CleanReader(folder, SPLIT), settings)
+    _write(folder / CARD_PAGE, page)
+
+
+def write_pack_card(folder: Path, clean: Mapping[str, Path], settings: Mapping[str, Any]) -> None:
+    """Writes ``card.html`` of a pack artifact in a local folder that is finished but for it.
+
+    Args:
+        folder: The artifact, with its shards, ``index.json``, ``card.json`` and ``quarantine.parquet``.
+        clean: Source → clean artifact.
+        settings: The stage's ``what``.
+
+    Raises:
+        StoreError: Where one of these is missing, or ``card.json`` lacks what every pack card has.
+    """
+    card = _read_card(folder)
+    page = pack_page(
+        card,
+        read_quarantine(folder / QUARANTINE),
+        read_filtered(folder / FILTERED),
+        PackReader(folder),
+        {name: CleanReader(clean[name], SPLIT) for name in card["sources"]},
+        dict(settings)
+        | {"licences": {name: _read_card(clean[name]).get("licence") for name in card["sources"]}},
+    )
+    _write(folder / CARD_PAGE, page)
+
+
+def clean_page(
+    card: Mapping[str, Any], rejected: Sequence[Rejected], reader: CleanReader, settings: Mapping[str, Any]
+) -> str:
+    """The card of a clean artifact as one HTML document.
+
+    Args:
+        card: Its ``card.json``.
+        rejected: Its quarantine.
+        reader: Its train split.
+        settings: The stage's ``what``.
+
+    Raises:
+        StoreError: Where the card lacks what every clean card has.
+    """
+    _need(card, ("source", "schema", "bytes", "splits"))
+    source, splits = card["source"], card["splits"]
+    records = sum(split["records"] for split in splits.values())
+    seen, histograms = clean_histograms(reader)
+    gallery_lead = (
+        f"Up to {PICTURES} samples with pictures, {CLIPS} with videos, evenly spaced over the train split: "
+        "nobody picked them. The first question and the first answer are shown."
+    )
+    licence = {source: settings.get("licence", card.get("licence"))}
+    return _page(
+        title=source,
+        kicker="Data card · clean artifact",
+        subtitle=f"Read as {card.get('reader', 'an unknown layout')}; every picture was decoded once.",
+        header=_clean_tiles(card, records),
+        sections={
+            "Splits": section("Splits", "Only the train split is ever packed.", _split_table(splits)),
+            "Sizes": section("Sizes", f"Of the train split's samples: {seen}.", histograms),
+            "Samples": section("Samples", gallery_lead, gallery(reader)),
+            "Quarantine": quarantine_section(rejected, records),
+            "How it was made": settings_section(settings, card["schema"], licence),
+        },
+    )
+
+
+def pack_page(
+    card: Mapping[str, Any],
+    rejected: Sequence[Rejected],
+    filtered: Sequence[FilteredRow],
+    packed: PackReader,
+    clean: Mapping[str, CleanReader],
+    settings: Mapping[str, Any],
+) -> str:
+    """The card of a pack artifact as one HTML document.
+
+    Args:
+        card: Its ``card.json``.
+        rejected: Its quarantine.
+        filtered: What its filters removed.
+        packed: Its sequences.
+        clean: Train split of each source's clean artifact.
+        settings: The stage's ``what``, with ``licences`` by source.
+
+    Raises:
+        StoreError: Where the card lacks what every pack card has.
+    """
+    _need(card, ("schema", "budget", "sequences", "lower_bound", "fill", "by_kind", "sources"))
+    names = list(card["sources"])
+    seen, histograms = token_histograms(packed, names)
+    share = max(2, PICTURES // len(names))
+    shown = (
+        part for name in names for part in (tag("h3", name), gallery(clean[name], pictures=share, clips=1))
+    )
+    gallery_lead = "Of each source, evenly spaced over its train split, before filters; nobody picked them."
+    licences = {name: settings.get("licences", {}).get(name) for name in names}
+    told = {name: value for name, value in settings.items() if name != "licences"}
+    budget = card["budget"]
+    return _page(
+        title=" + ".join(names),
+        kicker="Data card · pack artifact",
+        subtitle=f"Sequences of up to {budget['text']:,} text and {budget['image']:,} image tokens.",
+        header=pack_tiles(card),
+        sections={
+            "Fill": fill_section(card),
+            "Tokens": section("Tokens", f"Of the documents of sequences: {seen}.", histograms),
+            "Mixture": mixture_section(card),
+            "Filters": filters_section(filtered, clean, card.get("filters", {})),
+            "Quarantine": quarantine_section(rejected, sum(map(len, clean.values()))),
+            "Samples": section("Samples", gallery_lead, *shown),
+            "How it was made": settings_section(told, card["schema"], licences),
+        },
+    )
+
+
+def _page(*, title: str, kicker: str, subtitle: str, header: Html, sections: Mapping[str, Html]) -> str:
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("title", f"{title}: data card"),
+        tag("style", Html(_asset("report.css") + _asset("card.css"))),
+    )
+    links = (tag("a", name, href=f"#{anchor(name)}") for name in sections)
+    top = tag(
+        "header",
+        tag("p", kicker, class_="kicker"),
+        tag("h1", title),
+        tag("p", subtitle, class_="subtitle"),
+        header,
+        tag("nav", *links),
+    )
+    footer = tag("footer", tag("p", "Every number is read from the artifact; the file needs no network."))
+    script = tag("script", Html(_asset("report.js")))
+    body = tag("body", top, tag("main", *sections.values()), footer, script)
+    return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
+
+
+def _clean_tiles(card: Mapping[str, Any], records: int) -> Html:
+    splits = card["splits"].values()
+    kept = sum(split["rows"] for split in splits)
+    aside = sum(split["quarantined"] for split in splits)
+    media = {kind: sum(split[kind] for split in splits) for kind in ("images", "videos")}
+    shrunk = card.get("shrunk")
+    note = f"{shrunk:,} shrunk" if isinstance(shrunk, int) and shrunk else "bytes as they were found"
+    found = " and ".join(f"{number(count)} {kind}" for kind, count in media.items() if count)
+    return tiles(
+        tile(number(kept), "samples", f"of {number(records)} records"),
+        tile(found or "no pictures", "decoded once, found good", note),
+        tile(byte_size(card["bytes"]), "of pictures and videos", f"{_each(card['bytes'], media)} each"),
+        tile(number(aside), "set aside", f"{aside / max(records, 1):.3%} of the records"),
+    )
+
+
+def _each(size: int, media: Mapping[str, int]) -> str:
+    return byte_size(size / max(sum(media.values()), 1))
+
+
+def _split_table(splits: Mapping[str, Mapping[str, Any]]) -> Html:
+    columns = ("records", "rows", "quarantined", "images", "videos")
+    rows = [
+        [
+            name,
+            *(f"{split[column]:,}" for column in columns),
+            byte_size(split["bytes"]),
+            f"{len(split['shards']):,}",
+        ]
+        for name, split in splits.items()
+    ]
+    head = ["split", "records", "samples", "set aside", "pictures", "videos", "media", "shards"]
+    return table(head, rows, numeric=range(1, len(head)))
+
+
+def _need(card: Mapping[str, Any], keys: Sequence[str]) -> None:
+    missing = [key for key in keys if key not in card]
+    if missing:
+        raise StoreError(
+            f"A card of schema {card.get('schema')!r} lacks {', '.join(missing)}.",
+            "Every card of its kind has them.",
+            "Run the stage that wrote it again.",
+        )
+
+
+def _read_card(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / CARD).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError) as error:
+        raise StoreError(
+            f"{folder} is not a finished artifact.",
+            f"{CARD} cannot be read: {error}",
+            "Run the stage that writes it.",
+        ) from error
+
+
+def _write(path: Path, page: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(page, encoding="utf-8")
+    temporary.replace(path)
+
+
+def _asset(name: str) -> str:
+    return resources.files("pipelines.report").joinpath(name).read_text(encoding="utf-8")

@@ -1,0 +1,269 @@
+"""Paths on S3 under pathlib's names, as far as S3 can keep what the names promise.
+
+A folder is nothing but a common start of keys: it needs no making, and is there when something is in it. An
+object appears whole, in one step, when its writing ends; there is no renaming, so there is no ``replace``,
+and no ``__fspath__``: what only works on a disk (``os``, ``shutil``) fails at once, not somewhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from fnmatch import fnmatchcase
+from functools import total_ordering
+from pathlib import PurePosixPath
+from typing import Any
+
+from pipelines import s3
+
+PART_BYTES = 16 << 20
+
+
+@total_ordering
+class S3Path:
+    """A key of a bucket, or the folder that it begins.
+
+    ``str(path)`` is its URI, settings included: it leads to the same place from any process.
+
+    Args:
+        bucket: The bucket's name.
+        key: Without slashes at its ends.
+        settings: How the bucket is reached.
+    """
+
+    __slots__ = ("bucket", "key", "settings")
+
+    def __init__(self, bucket: str, key: str, settings: s3.S3Settings = s3.S3Settings()) -> None:  # noqa: B008
+        self.bucket, self.key, self.settings = bucket, key, settings
+
+    @classmethod
+    def from_uri(cls, uri: str) -> S3Path:
+        """Reads ``s3://bucket/key?options``.
+
+        Raises:
+            ConfigError: If it is not such a URI, or holds credentials.
+        """
+        return cls(*s3.parse_uri(uri))
+
+    # What a path is called
+
+    def __str__(self) -> str:
+        query = self.settings.query()
+        return self.place + (f"?{query}" if query else "")
+
+    def __repr__(self) -> str:
+        return f"S3Path({str(self)!r})"
+
+    @property
+    def place(self) -> str:
+        """The URI without settings: for people."""
+        return f"s3://{self.bucket}/{self.key}"
+
+    def _identity(self) -> tuple[str, str, s3.S3Settings]:
+        return self.bucket, self.key, self.settings
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, S3Path) and self._identity() == other._identity()
+
+    def __hash__(self) -> int:
+        return hash(self._identity())
+
+    def __lt__(self, other: S3Path) -> bool:
+        return (self.bucket, self.key.split("/")) < (other.bucket, other.key.split("/"))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return S3Path, self._identity()
+
+    @property
+    def _pure(self) -> PurePosixPath:
+        return PurePosixPath(self.key)
+
+    @property
+    def name(self) -> str:
+        return self._pure.name
+
+    @property
+    def stem(self) -> str:
+        return self._pure.stem
+
+    @property
+    def suffix(self) -> str:
+        return self._pure.suffix
+
+    @property
+    def parent(self) -> S3Path:
+        return self._at(self._pure.parent)
+
+    def __truediv__(self, name: str | PurePosixPath) -> S3Path:
+        return self._at(self._pure / name)
+
+    def with_name(self, name: str) -> S3Path:
+        return self._at(self._pure.with_name(name))
+
+    def relative_to(self, other: S3Path) -> PurePosixPath:
+        return self._pure.relative_to(other._pure)
+
+    def absolute(self) -> S3Path:
+        return self
+
+    def _at(self, key: PurePosixPath) -> S3Path:
+        return S3Path(self.bucket, str(key).strip("/") if str(key) != "." else "", self.settings)
+
+    # What is there
+
+    def exists(self) -> bool:
+        """Whether there is an object of this key, or any below it."""
+        return self.is_file() or self.is_dir()
+
+    def is_file(self) -> bool:
+        try:
+            self.listed()
+        except FileNotFoundError:
+            return False
+        return True
+
+    def is_dir(self) -> bool:
+        return next(iter(self.list_below()), None) is not None
+
+    def listed(self) -> s3.Listed:
+        """Size and tag of the object; raises FileNotFoundError."""
+        with s3.explained(self.place):
+            found = s3.client(self.settings).head_object(Bucket=self.bucket, Key=self.key)
+        return s3.Listed(self.key, found["ContentLength"], found["ETag"].strip('"'))
+
+    def list_below(self) -> Iterator[s3.Listed]:
+        """Every object below this folder, by key."""
+        return s3.list_objects(self.settings, self.bucket, f"{self.key}/" if self.key else "")
+
+    def iterdir(self) -> Iterator[S3Path]:
+        """The objects and folders directly below, by key."""
+        names = dict.fromkeys(self._below(entry).parts[0] for entry in self.list_below())
+        return (self / name for name in names)
+
+    def glob(self, pattern: str) -> Iterator[S3Path]:
+        """The objects directly below whose names match; of pathlib's patterns, those without a slash."""
+        assert "/" not in pattern, "a pattern for names, not for paths"
+        below = map(self._below, self.list_below())
+        return (self / path for path in below if len(path.parts) == 1 and fnmatchcase(path.name, pattern))
+
+    def rglob(self, pattern: str) -> Iterator[S3Path]:
+        """The objects anywhere below whose names match. Folders are none of them."""
+        assert "/" not in pattern, "a pattern for names, not for paths"
+        below = map(self._below, self.list_below())
+        return (self / path for path in below if fnmatchcase(path.name, pattern))
+
+    def _below(self, entry: s3.Listed) -> PurePosixPath:
+        return PurePosixPath(entry.key).relative_to(self._pure)
+
+    # Reading and writing
+
+    def read_bytes(self) -> bytes:
+        return s3.read_object(self.settings, self.bucket, self.key)
+
+    def read_text(self, encoding: str = "utf-8") -> str:
+        return self.read_bytes().decode(encoding)
+
+    def write_bytes(self, data: bytes, *, only_new: bool = False) -> str:
+        """Puts an object in one step, and returns its tag.
+
+        Raises:
+            FileExistsError: If ``only_new`` is set and there is one. Of many that try at once, one succeeds.
+        """
+        condition = {"IfNoneMatch": "*"} if only_new else {}
+        with s3.explained(self.place):
+            done = s3.client(self.settings).put_object(
+                Bucket=self.bucket, Key=self.key, Body=data, **condition
+            )
+        return done["ETag"].strip('"')
+
+    def write_text(self, text: str, encoding: str = "utf-8") -> str:
+        return self.write_bytes(text.encode(encoding))
+
+    def unlink(self, missing_ok: bool = True) -> None:
+        """Removes the object. S3 does not say whether there was one, so asking for that is refused."""
+        assert missing_ok, "S3 removes what is not there without complaint"
+        with s3.explained(self.place):
+            s3.client(self.settings).delete_object(Bucket=self.bucket, Key=self.key)
+
+    def mkdir(self, parents: bool = True, exist_ok: bool = True) -> None:
+        """Nothing: a folder is there when something is in it."""
+
+    def remove_tree(self) -> None:
+        """Removes every object below this folder."""
+        with s3.explained(self.place):
+            for entry in list(self.list_below()):
+                s3.client(self.settings).delete_object(Bucket=self.bucket, Key=entry.key)
+
+    def abort_uploads(self) -> int:
+        """Ends every unfinished upload below this folder, whose parts are stored and paid for; how many."""
+        uploads = s3.list_uploads(self.settings, self.bucket, f"{self.key}/")
+        for key, upload, _ in uploads:
+            with s3.explained(f"s3://{self.bucket}/{key}"):
+                s3.client(self.settings).abort_multipart_upload(Bucket=self.bucket, Key=key, UploadId=upload)
+        return len(uploads)
+
+
+class S3Upload:
+    """An object that is written as a stream: nothing of it is visible before :meth:`finish`.
+
+    At most two parts are held in memory, the one being filled and the one under way. What fits into one part
+    is put in a single request.
+    """
+
+    def __init__(self, path: S3Path) -> None:
+        self._path = path
+        self._buffer = bytearray()
+        self._upload: str | None = None
+        self._parts: list[dict[str, Any]] = []
+        self._sender = ThreadPoolExecutor(max_workers=1, thread_name_prefix="upload")
+        self._under_way: Future[dict[str, Any]] | None = None
+
+    def write(self, data: memoryview) -> None:
+        """Takes bytes; sends whole parts as they fill."""
+        start = 0
+        while start < len(data):
+            taken = data[start : start + PART_BYTES - len(self._buffer)]
+            self._buffer += taken
+            start += len(taken)
+            if len(self._buffer) == PART_BYTES:
+                self._send_part()
+
+    def finish(self) -> str:
+        """Makes the object appear, and returns its tag."""
+        try:
+            if self._upload is None:
+                return self._path.write_bytes(bytes(self._buffer))
+            if self._buffer:
+                self._send_part()
+            self._wait()
+            done = self._call("complete_multipart_upload", MultipartUpload={"Parts": self._parts})
+            return done["ETag"].strip('"')
+        finally:
+            self._sender.shutdown()
+
+    def abort(self) -> None:
+        """Leaves nothing behind."""
+        self._sender.shutdown()
+        if self._upload is not None:
+            self._call("abort_multipart_upload")
+
+    def _send_part(self) -> None:
+        if self._upload is None:
+            self._upload = self._call("create_multipart_upload")["UploadId"]
+        self._wait()
+        number, body = len(self._parts) + 1, bytes(self._buffer)
+        self._buffer.clear()
+        self._under_way = self._sender.submit(self._call, "upload_part", PartNumber=number, Body=body)
+
+    def _wait(self) -> None:
+        if self._under_way is not None:
+            tag = self._under_way.result()["ETag"]
+            self._parts.append({"PartNumber": len(self._parts) + 1, "ETag": tag})
+            self._under_way = None
+
+    def _call(self, method: str, **arguments: Any) -> dict[str, Any]:
+        path = self._path
+        if self._upload is not None:
+            arguments["UploadId"] = self._upload
+        with s3.explained(path.place):
+            return getattr(s3.client(path.settings), method)(Bucket=path.bucket, Key=path.key, **arguments)

@@ -9,33 +9,43 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from casa_core import types
 from casa_core.errors import MediaError
-
-if TYPE_CHECKING:
-    from av.container import InputContainer
-    from av.video.stream import VideoStream
+from casa_core.video import VideoFrames
 
 Rgb = NDArray[np.uint8]
+Grey = NDArray[np.uint8]
 
 # Formats are named so that no plugin that calls another program (EPS → Ghostscript) sees untrusted bytes.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "ICO", "TGA", "JPEG2000")
 _MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"II*\x00", b"MM\x00*", b"BM")
 _ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _TURNED = frozenset({5, 6, 7, 8})
-_MAX_PIXELS = 178_956_970
+MAX_PIXELS = 178_956_970
+_DRAFT = 8
+"""A JPEG is decoded at least this much larger than its thumbnail: then its thumbnail is an average, too."""
+
+# How Pillow words the ValueError for a PNG whose compressed text or colour profile is a bomb.
+_UNPACKS_WITHOUT_END = ("Decompressed data too large", "Too much memory used in text chunks")
 
 # What Pillow's decoders raise for damaged bytes, as found by flipping bits in every format above.
 _DECODER_ERRORS = (
+    Image.DecompressionBombError,
     ArithmeticError,
     EOFError,
     LookupError,
@@ -48,16 +58,8 @@ _DECODER_ERRORS = (
     zlib.error,
 )
 
-# Demuxers that can name other files or addresses (HLS, concat, …) are left out.
-_CONTAINERS = "mov,mp4,matroska,webm,avi,mpeg,mpegts,flv,ogg,asf,gif,3gp"
-_TIME_TOLERANCE = 1e-4
-_END_TOLERANCE = 0.5
-"""Seconds that the last frame may be asked for after it began: sound often outlasts the picture a little."""
-_SEEK_FROM = 4.0
-"""Seconds from which seeking to a key frame pays; before, decoding from the start is as fast."""
 
-
-def decode_image(data: bytes, *, max_pixels: int = _MAX_PIXELS) -> Rgb:
+def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Rgb:
     """Decodes a picture to RGB.
 
     EXIF orientation is applied, transparency lies on white, of an animation the first frame counts, 16-bit
@@ -73,15 +75,67 @@ def decode_image(data: bytes, *, max_pixels: int = _MAX_PIXELS) -> Rgb:
     Raises:
         MediaError: ``empty_file``, ``not_an_image``, ``truncated_image`` or ``decompression_bomb``.
     """
+    return np.array(load_image(data, max_pixels=max_pixels), dtype=np.uint8)
+
+
+def load_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """As ``decode_image``, but as a Pillow image of mode RGB."""
     image = _open(data, max_pixels)
     try:
         image.load()
-        upright = ImageOps.exif_transpose(image)
-        return np.array(flattened(upright), dtype=np.uint8)
-    except Image.DecompressionBombError as error:
-        raise _bomb(str(error)) from error
+        return flattened(_upright(image, _orientation(image)))
     except _DECODER_ERRORS as error:
-        raise _truncated(data, error) from error
+        raise _damaged(data, error) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What one decoding of a good picture tells.
+
+    Attributes:
+        height, width: Of what ``decode_image`` returns.
+        format: Pillow's name of the file's format.
+        thumbnail: The upright picture in grey, averaged; (rows, columns) as asked for.
+    """
+
+    height: int
+    width: int
+    format: str
+    thumbnail: Grey
+
+
+def verify_image(
+    data: bytes, *, max_pixels: int = MAX_PIXELS, thumbnail: tuple[int, int] = (8, 9)
+) -> Verified:
+    """Decodes a picture once to find out whether ``decode_image`` would, without building its RGB array.
+
+    All of a JPEG's coefficients are read, which is where damage shows, but pixels are made at an eighth of
+    its size, in grey: most of a full decoding's time and memory is saved.
+
+    Args:
+        data: The encoded file.
+        max_pixels: As for ``decode_image``.
+        thumbnail: Rows and columns of the thumbnail wanted.
+
+    Raises:
+        MediaError: As ``decode_image``, for the same files.
+    """
+    image = _open(data, max_pixels)
+    rows, columns = thumbnail
+    try:
+        orientation = _orientation(image)
+        turned = orientation in _TURNED
+        stored = (rows, columns) if turned else (columns, rows)  # Pillow's order: width, height
+        size = image.size
+        reduced = image.draft("L", (stored[0] * _DRAFT, stored[1] * _DRAFT)) is not None
+        image.load()
+        width, height = size if reduced else image.size  # some formats know it only now
+        small = _upright(_small_grey(image, stored), orientation)
+    except _DECODER_ERRORS as error:
+        raise _damaged(data, error) from error
+    if turned:
+        height, width = width, height
+    return Verified(height, width, image.format or "", np.array(small, dtype=np.uint8))
 
 
 def encode_png(rgb: Rgb) -> bytes:
@@ -95,7 +149,7 @@ def encode_png(rgb: Rgb) -> bytes:
     return file.getvalue()
 
 
-def image_dimensions(data: bytes, *, max_pixels: int = _MAX_PIXELS) -> tuple[int, int]:
+def image_dimensions(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """Height and width of the picture that ``decode_image`` returns, from its header where the format allows.
 
     Raises:
@@ -104,138 +158,10 @@ def image_dimensions(data: bytes, *, max_pixels: int = _MAX_PIXELS) -> tuple[int
     image = _open(data, max_pixels)
     width, height = image.size
     try:
-        # Pillow turns a TIFF by itself, its size already at opening.
-        turned = image.format != "TIFF" and image.getexif().get(_ORIENTATION) in _TURNED
+        turned = _orientation(image) in _TURNED
     except _DECODER_ERRORS as error:
-        raise _truncated(data, error) from error
+        raise _damaged(data, error) from error
     return (width, height) if turned else (height, width)
-
-
-class VideoFrames:
-    """Frames of one video by time; a context manager.
-
-    Args:
-        data: The encoded file, or where it lies.
-
-    Attributes:
-        height, width: Pixels of a frame, upright.
-        duration: Seconds, as the container states them.
-
-    Raises:
-        MediaError: ``empty_file`` or ``not_a_video``.
-    """
-
-    def __init__(self, data: bytes | Path) -> None:
-        size = data.stat().st_size if isinstance(data, Path) else len(data)
-        if size == 0:
-            raise MediaError("empty_file", "The video file is empty.", "It has no bytes.")
-        self._container = _open_container(data)
-        # FFmpeg lists tracks whose codec it does not know, too; those have no decoder.
-        tracks = [track for track in self._container.streams.video if track.codec_context is not None]
-        if not tracks:
-            self._container.close()
-            raise MediaError(
-                "not_a_video",
-                "The file has no video track that can be decoded.",
-                "Use H.264, VP9, AV1 or MPEG-4.",
-            )
-        self._stream: VideoStream = tracks[0]
-        self._stream.codec_context.thread_count = 1  # callers run a video a process, not a process a video
-        self._touched = False
-        self.height: int = self._stream.height
-        self.width: int = self._stream.width
-        self.duration: float = self._stated_duration()
-
-    def __enter__(self) -> VideoFrames:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Frees the decoder."""
-        self._container.close()
-
-    def at(self, timestamps: Sequence[float]) -> list[Rgb]:
-        """The frame on screen at each time: the last one whose presentation time is not after it.
-
-        Args:
-            timestamps: Seconds in the video, in any order. Before the first frame counts as on it.
-
-        Returns:
-            One uint8 array of (height, width, 3) a timestamp; equal ones share their memory.
-
-        Raises:
-            MediaError: ``truncated_video`` where the pictures end or break before a timestamp.
-        """
-        pictures: dict[float, Rgb] = {}
-        if not timestamps:
-            return []
-        wanted = sorted(set(timestamps))
-        frames = self._frames_from(wanted[0])
-        shown, picture, upcoming = next(frames, None), None, next(frames, None)
-        for time in wanted:
-            while upcoming is not None and _begin(upcoming) <= time + _TIME_TOLERANCE:
-                shown, picture, upcoming = upcoming, None, next(frames, None)
-            if shown is None or (upcoming is None and time > _begin(shown) + self._last_frame_seconds()):
-                raise self._ended(shown, time)
-            if picture is None:
-                picture = shown.to_ndarray(format="rgb24")
-            pictures[time] = picture
-        return [pictures[time] for time in timestamps]
-
-    def _frames_from(self, time: float) -> Iterator[Any]:
-        """Decoded frames in order, from one not after ``time`` on."""
-        from av.error import FFmpegError
-
-        try:
-            if time >= _SEEK_FROM:
-                self._seek(time)
-                first = next(self._decode(), None)
-                if first is not None and _begin(first) <= time + _TIME_TOLERANCE:
-                    yield first
-                    yield from self._decode()
-                    return
-            if self._touched:
-                self._seek(0.0)
-            yield from self._decode()
-        except FFmpegError as error:
-            raise MediaError(
-                "truncated_video",
-                "The video cannot be decoded up to the frames asked for.",
-                f"{type(error).__name__}: {error}",
-                "Fetch the file again, or leave the record out.",
-            ) from error
-
-    def _seek(self, time: float) -> None:
-        assert self._stream.time_base is not None
-        self._container.seek(int(time / self._stream.time_base), stream=self._stream, backward=True)
-
-    def _decode(self) -> Iterator[Any]:
-        self._touched = True
-        return (frame for frame in self._container.decode(self._stream) if frame.pts is not None)
-
-    def _last_frame_seconds(self) -> float:
-        rate = self._stream.average_rate
-        return max(_END_TOLERANCE, 1.0 / float(rate) if rate else 0.0) + _TIME_TOLERANCE
-
-    def _stated_duration(self) -> float:
-        if self._stream.duration is not None and self._stream.time_base is not None:
-            return float(self._stream.duration * self._stream.time_base)
-        return (self._container.duration or 0) / 1_000_000
-
-    def _ended(self, last: Any | None, time: float) -> MediaError:
-        end = (
-            "no frame could be decoded" if last is None else f"the last frame begins at {_begin(last):.2f} s"
-        )
-        return MediaError(
-            "truncated_video",
-            f"The video has no frame at {time:.2f} s.",
-            f"Its header states {self.duration:.2f} s, and {end}.",
-            "Fetch the file again, or correct the record's times.",
-        )
 
 
 def decode_images(sample: types.Sample) -> list[Rgb]:
@@ -268,8 +194,6 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
         raise MediaError("empty_file", "The image file is empty.", "It has no bytes.")
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except Image.DecompressionBombError as error:
-        raise _bomb(str(error)) from error
     except UnidentifiedImageError as error:
         if data.startswith(_MAGIC):
             raise _truncated(data, error) from error
@@ -280,7 +204,7 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
             "Use PNG, JPEG, WebP, GIF, BMP or TIFF.",
         ) from error
     except _DECODER_ERRORS as error:
-        raise _truncated(data, error) from error
+        raise _damaged(data, error) from error
     if image.width * image.height > max_pixels:
         raise _bomb(f"{image.width} x {image.height} pixels are more than the {max_pixels} allowed.")
     return image
@@ -310,6 +234,32 @@ def _deep_grey_to_rgb(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.clip(np.nan_to_num(scaled), 0, 255).astype(np.uint8)).convert("RGB")
 
 
+def _orientation(image: Image.Image) -> int:
+    """EXIF's number for how the stored picture must be turned; 1 where it stands upright."""
+    if image.format == "TIFF":  # Pillow turns a TIFF by itself, its size already at opening
+        return 1
+    return image.getexif().get(_ORIENTATION, 1)
+
+
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    method = _UPRIGHT.get(orientation)
+    return image if method is None else image.transpose(method)
+
+
+def _small_grey(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """A picture of any mode → grey of (width, height), each pixel the average of its part of the picture."""
+    if image.mode not in ("L", "RGB", "RGBA") or "transparency" in image.info:
+        image = flattened(image)  # palettes, 16 bits, CMYK: averages of their raw values mean nothing
+    return flattened(image.resize(size, Image.Resampling.BOX)).convert("L")
+
+
+def _damaged(data: bytes, error: Exception) -> MediaError:
+    """What a decoder raised → what it means for the file."""
+    if isinstance(error, Image.DecompressionBombError) or str(error).startswith(_UNPACKS_WITHOUT_END):
+        return _bomb(f"{type(error).__name__}: {error}")
+    return _truncated(data, error)
+
+
 def _truncated(data: bytes, error: BaseException) -> MediaError:
     return MediaError(
         "truncated_image",
@@ -326,25 +276,3 @@ def _bomb(why: str) -> MediaError:
         why,
         "Shrink it, or raise max_pixels if you trust its origin.",
     )
-
-
-def _open_container(data: bytes | Path) -> InputContainer:
-    import av
-    from av.error import FFmpegError
-
-    file = str(data) if isinstance(data, Path) else io.BytesIO(data)
-    options = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}
-    try:
-        return av.open(file, "r", options=options, metadata_errors="replace")  # titles in any encoding
-    except FFmpegError as error:
-        raise MediaError(
-            "not_a_video",
-            "The file cannot be opened as a video.",
-            f"{type(error).__name__}: {error}",
-            "Use MP4, WebM/Matroska, AVI or MPEG-TS.",
-        ) from error
-
-
-def _begin(frame: Any) -> float:
-    """Presentation time of a decoded frame, seconds."""
-    return float(frame.pts * frame.time_base)

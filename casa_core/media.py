@@ -149,6 +149,16 @@ def encode_png(rgb: Rgb) -> bytes:
     return file.getvalue()
 
 
+def image_header(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[str, int]:
+    """Pillow's name of a picture's format, and how many pixels it claims to have; nothing is decoded.
+
+    Raises:
+        MediaError: As ``decode_image``, as far as the header shows it.
+    """
+    image = _open(data, max_pixels)
+    return image.format or "", image.width * image.height
+
+
 def image_dimensions(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """Height and width of the picture that ``decode_image`` returns, from its header where the format allows.
 

@@ -13,7 +13,7 @@ from casa_core.types import Image, Sample, Text
 from pipelines.data import clean
 from pipelines.data.clean import clean_record, clean_shard, plan
 from pipelines.data.files import Files
-from pipelines.data.quarantine import Rejected
+from pipelines.data.quarantine import Rejected, read_quarantine
 from pipelines.data.readers import RawMedia, Record
 from pipelines.data.readers.finevision import FineVisionReader
 from pipelines.data.readers.live_whisperx import LiveWhisperXReader
@@ -132,10 +132,9 @@ def test_a_shard_holds_every_record_or_its_rejection(tmp_path):
     (tmp_path / ".reports").mkdir()
     report = clean_shard(reader, task, tmp_path)
     assert (report.rows, report.bytes, report.media) == (2, 2 * len(PICTURE), {"image": 2})
-    assert [(entry.row, entry.reason) for entry in report.rejected] == [
-        (1, "not_an_image"),
-        (2, "missing_text"),
-    ]
+    assert report.rejected.by_reason() == {"missing_text": 1, "not_an_image": 1}
+    listed = read_quarantine(tmp_path / ".reports" / "train-00000.parquet")
+    assert [(entry.row, entry.reason) for entry in listed] == [(1, "not_an_image"), (2, "missing_text")]
     (tmp_path / "card.json").write_text(json.dumps({"splits": {"train": {"rows": 2}}}))
     assert [row["sample_id"] for row in CleanReader(tmp_path, "train")] == ["train-0/0", "train-0/3"]
 
@@ -164,7 +163,7 @@ def test_clips_that_share_a_video_keep_their_own_times(tmp_path, video):
     (tmp_path / ".reports").mkdir()
     report = clean_shard(reader, task, tmp_path)
     assert report.rows == 2
-    assert [entry.reason for entry in report.rejected] == ["truncated_video"]
+    assert report.rejected.by_reason() == {"truncated_video": 1}
     (tmp_path / "card.json").write_text(json.dumps({"splits": {"train": {"rows": 2}}}))
     first, second = CleanReader(tmp_path, "train")
     assert first["media"][0]["sha256"] == second["media"][0]["sha256"]

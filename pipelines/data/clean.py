@@ -7,22 +7,21 @@ killed goes on with the shards that are missing. Unusable records are listed in 
 
 from __future__ import annotations
 
-import hashlib
 import json
-import shutil
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from casa_core.errors import ConfigError, MediaError
-from casa_core.media import VideoFrames, decode_image
-from casa_core.types import Image
-from pipelines.data.quarantine import QUARANTINE, Rejected, check_budget, count_reasons, write_quarantine
+from casa_core.errors import ConfigError
+from casa_core.media import MAX_PIXELS
+from pipelines.data.clean_records import SHRUNK, Limits, clean_record
+from pipelines.data.quarantine import QUARANTINE, Rejected, Tally, merge_quarantines, write_quarantine
 from pipelines.data.ray_map import ray_map
 from pipelines.data.readers import Reader, Record, Span, open_reader
-from pipelines.data.rows import CLEAN_SCHEMA, Media, Row, row_from_sample
+from pipelines.data.rows import CLEAN_SCHEMA, Row
 from pipelines.data.store import CARD, remove_leftovers, write_json, write_shard
+from pipelines.storage import Folder, remove_tree
 
 if TYPE_CHECKING:
     from pipelines.dag.context import StageContext
@@ -30,8 +29,11 @@ if TYPE_CHECKING:
 SPLITS = ("train", "test")
 RECORDS_PER_SHARD = 4096
 BYTES_PER_SHARD = 256 << 20
+SMALL_SHARD = 8 << 20
+SHARDS_AT_LEAST = 64
+"""Shards that a corpus is cut into before they grow to full size: many workers end at about the same time."""
 _REPORTS = ".reports"
-_STAGE_KEYS = frozenset({"source", "reader", "path", "raw", "max_failures"})
+_STAGE_KEYS = frozenset({"source", "reader", "path", "raw", "max_failures", "max_pixels", "shrink_above"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,11 +43,13 @@ class ShardTask:
     Attributes:
         split: ``train`` or ``test``.
         number: Of the shard in its split.
+        limits: Of its pictures.
     """
 
     split: str
     number: int
     spans: tuple[Span, ...]
+    limits: Limits = field(default_factory=Limits)
 
     @property
     def name(self) -> str:
@@ -60,13 +64,14 @@ class ShardTask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardReport:
-    """What became of a shard's records.
+    """What became of a shard's records; the rejected ones themselves lie in a table beside it.
 
     Attributes:
         rows: Written.
         bytes: Of the media written.
         media: How many pictures and videos, by kind.
-        rejected: The others.
+        shrunk: Pictures that were encoded anew, and the bytes they had before.
+        rejected: The others, counted.
     """
 
     split: str
@@ -74,7 +79,8 @@ class ShardReport:
     rows: int
     bytes: int
     media: dict[str, int]
-    rejected: tuple[Rejected, ...]
+    shrunk: dict[str, int]
+    rejected: Tally
 
 
 def run_stage(context: StageContext) -> dict[str, Any]:
@@ -90,11 +96,12 @@ def run_stage(context: StageContext) -> dict[str, Any]:
     root = str(context.inputs["corpus"]) if "corpus" in context.inputs else what["path"]
     options = {name: value for name, value in what.items() if name not in _STAGE_KEYS}
     reader = open_reader(what["reader"], root, what["source"], options)
-    tasks = plan(reader)
+    limits = Limits(max_pixels=what.get("max_pixels") or MAX_PIXELS, shrink_above=what.get("shrink_above"))
+    tasks = plan(reader, limits)
     reports = _work_off(context, reader, tasks)
     card = _card(what, tasks, reports)
     write_json(context.output / CARD, card)
-    shutil.rmtree(context.output / _REPORTS)
+    remove_tree(context.output / _REPORTS)
     rows = {split: entry["rows"] for split, entry in card["splits"].items()}
     return {
         "headline": " · ".join([*(f"{count:,} {split}" for split, count in rows.items()), _set_aside(card)]),
@@ -104,8 +111,10 @@ def run_stage(context: StageContext) -> dict[str, Any]:
     }
 
 
-def plan(reader: Reader) -> list[ShardTask]:
-    """Groups the corpus's spans into shards of up to 4,096 records or about 256 MiB; same corpus, same plan.
+def plan(reader: Reader, limits: Limits = Limits()) -> list[ShardTask]:
+    """Groups the corpus's spans into shards; same corpus, same plan.
+
+    A shard has up to 4,096 records or about 256 MiB; in a corpus of less than 16 GiB its 64th part.
 
     Raises:
         ConfigError: Where there is nothing to train on.
@@ -114,15 +123,18 @@ def plan(reader: Reader) -> list[ShardTask]:
     for split in SPLITS:
         groups: list[list[Span]] = []
         records = size = 0
-        for span in reader.spans(split):
-            full = records + span.records > RECORDS_PER_SHARD or size + span.bytes > BYTES_PER_SHARD
+        spans = list(reader.spans(split))
+        largest = _shard_bytes(sum(span.bytes for span in spans))
+        for span in spans:
+            full = records + span.records > RECORDS_PER_SHARD or size + span.bytes > largest
             if not groups or full:
                 groups.append([])
                 records = size = 0
             groups[-1].append(span)
             records, size = records + span.records, size + span.bytes
         tasks += [
-            ShardTask(split=split, number=number, spans=tuple(group)) for number, group in enumerate(groups)
+            ShardTask(split=split, number=number, spans=tuple(group), limits=limits)
+            for number, group in enumerate(groups)
         ]
     if not any(task.split == "train" for task in tasks):
         raise ConfigError(
@@ -133,78 +145,59 @@ def plan(reader: Reader) -> list[ShardTask]:
     return tasks
 
 
-def clean_shard(reader: Reader, task: ShardTask, output: Path) -> ShardReport:
+def _shard_bytes(total: int) -> int:
+    return min(BYTES_PER_SHARD, max(total // SHARDS_AT_LEAST, SMALL_SHARD))
+
+
+def clean_shard(reader: Reader, task: ShardTask, output: Folder) -> ShardReport:
     """Writes one shard and, last, a report of it; where that report exists already, nothing is done."""
     report_path = output / _REPORTS / f"{task.name}.json"
     if report_path.is_file():
         return _report_from_json(report_path.read_text(encoding="utf-8"))
     rejected: list[Rejected] = []
-    sizes: list[int] = []
     kinds: dict[str, int] = {}
+    shrunk = {"pictures": 0, "bytes_before": 0}
+    size = 0
 
     def rows() -> Iterator[Row]:
-        for span in task.spans:
-            for record in reader.read(span):
-                result = clean_record(record) if isinstance(record, Record) else record
-                if isinstance(result, Rejected):
-                    rejected.append(result)
-                    continue
-                for media in result["media"]:
-                    sizes.append(len(media["bytes"]))
-                    kinds[media["kind"]] = kinds.get(media["kind"], 0) + 1
-                yield result
+        nonlocal size
+        for record in _records(reader, task):
+            result = clean_record(record, task.limits) if isinstance(record, Record) else record
+            if isinstance(result, Rejected):
+                rejected.append(result)
+                continue
+            size += _media_bytes(result)
+            for media in result["media"]:
+                kinds[media["kind"]] = kinds.get(media["kind"], 0) + 1
+            for replaced in _replaced(result):
+                shrunk["pictures"] += 1
+                shrunk["bytes_before"] += replaced["bytes"]
+            yield result
 
     count = write_shard(output / f"{task.name}.arrow", CLEAN_SCHEMA, rows(), size_of=_media_bytes)
     assert count + len(rejected) == task.records, "every record is written or quarantined"
+    write_quarantine(_table_of(output, task.name), rejected)
     report = ShardReport(
         split=task.split,
         name=task.name,
         rows=count,
-        bytes=sum(sizes),
+        bytes=size,
         media=dict(sorted(kinds.items())),
-        rejected=tuple(rejected),
+        shrunk=shrunk,
+        rejected=Tally.of(rejected),
     )
-    write_json(report_path, asdict(report))
+    write_json(report_path, _report_to_json(report))
     return report
 
 
-def clean_record(record: Record) -> Row | Rejected:
-    """Decodes every picture, and every video at all times used: a row of the clean artifact, or why not."""
-    media: list[Media] = []
-    for number, raw in enumerate(record.media):
-        digest = hashlib.sha256(raw.data).hexdigest()
-        try:
-            height, width = (
-                decode_image(raw.data).shape[:2]
-                if raw.kind == "image"
-                else _verify_video(raw.data, _timestamps(record, number))
-            )
-        except MediaError as error:
-            return Rejected(
-                source=record.sample.source,
-                file=record.file,
-                row=record.row,
-                sample_id=record.sample.sample_id,
-                reason=error.reason,
-                detail=f"{raw.name}: {error.what} {error.why}".strip(),
-                sha256=digest,
-            )
-        media.append(Media(kind=raw.kind, data=raw.data, width=width, height=height, sha256=digest))
-    return row_from_sample(record.sample, media, record.meta)
-
-
-def _verify_video(data: bytes, timestamps: Sequence[float]) -> tuple[int, int]:
-    with VideoFrames(data) as video:
-        frames = video.at(timestamps)
-        return frames[0].shape[:2] if frames else (video.height, video.width)
-
-
-def _timestamps(record: Record, media: int) -> list[float]:
-    return [
-        part.timestamp
-        for part in record.sample.parts
-        if isinstance(part, Image) and part.media == media and part.timestamp is not None
-    ]
+def _records(reader: Reader, task: ShardTask) -> Iterator[Record | Rejected]:
+    """The records of a shard's spans, each of which must come once."""
+    for span in task.spans:
+        seen = bytearray(span.records)
+        for record in reader.read(span):
+            seen[record.row - span.start] += 1
+            yield record
+        assert seen.count(1) == span.records, f"{span.file}: every record from {span.start} on comes once"
 
 
 def _work_off(context: StageContext, reader: Reader, tasks: Sequence[ShardTask]) -> list[ShardReport]:
@@ -214,46 +207,54 @@ def _work_off(context: StageContext, reader: Reader, tasks: Sequence[ShardTask])
     remove_leftovers(output)
     total = sum(task.records for task in tasks)
     reports: list[ShardReport] = []
-    rejected: list[Rejected] = []
+    rejected = Tally()
     done = 0
     work = [(reader, task, output) for task in tasks]
     try:
         for report in ray_map(_clean_shard, work, workers=context.where["data"]["workers"]):
             reports.append(report)
-            rejected += report.rejected
-            done += report.rows + len(report.rejected)
-            context.progress(done, total, f"{len(rejected)} quarantined")
-            check_budget(what["source"], rejected, total, what["max_failures"])
-    finally:
-        write_quarantine(output / QUARANTINE, rejected)  # also where the budget is spent: what was it?
+            rejected.add(report.rejected)
+            done += report.rows + report.rejected.total
+            context.progress(done, total, f"{rejected.total} quarantined")
+            rejected.check(what["source"], total, what["max_failures"])
+    finally:  # also where the budget is spent: what was it?
+        tables = [_table_of(output, report.name) for report in reports if report.rejected.total]
+        listed = merge_quarantines(output / QUARANTINE, tables)
+    assert listed == rejected.total, "every rejected record is listed"
     assert done == total, "every record is written or quarantined"
     return reports
 
 
-def _clean_shard(work: tuple[Reader, ShardTask, Path]) -> ShardReport:
+def _clean_shard(work: tuple[Reader, ShardTask, Folder]) -> ShardReport:
     return clean_shard(*work)
 
 
 def _card(what: dict[str, Any], tasks: Sequence[ShardTask], reports: Sequence[ShardReport]) -> dict[str, Any]:
     splits = {}
+    rejected = Tally()
     for split in SPLITS:
         own = [report for report in reports if report.split == split]
         splits[split] = {
             "records": sum(task.records for task in tasks if task.split == split),
             "rows": sum(report.rows for report in own),
-            "quarantined": sum(len(report.rejected) for report in own),
+            "quarantined": sum(report.rejected.total for report in own),
             "bytes": sum(report.bytes for report in own),
             "images": sum(report.media.get("image", 0) for report in own),
             "videos": sum(report.media.get("video", 0) for report in own),
+            "shrunk": {
+                name: sum(report.shrunk[name] for report in own) for name in ("pictures", "bytes_before")
+            },
             "shards": [{"file": f"{report.name}.arrow", "rows": report.rows} for report in own],
         }
+        for report in own:
+            rejected.add(report.rejected)
     return {
-        "schema": "clean/1",
+        "schema": "clean/2",
         "source": what["source"],
         "reader": what["reader"],
         "bytes": sum(entry["bytes"] for entry in splits.values()),
         "splits": splits,
-        "quarantine": count_reasons(entry for report in reports for entry in report.rejected),
+        "quarantine": rejected.by_reason(),
     }
 
 
@@ -268,7 +269,22 @@ def _media_bytes(row: Row) -> int:
     return sum(len(media["bytes"]) for media in row["media"])
 
 
+def _replaced(row: Row) -> list[dict[str, Any]]:
+    return json.loads(row["meta"]).get(SHRUNK, []) if SHRUNK in row["meta"] else []
+
+
+def _table_of(output: Folder, name: str) -> Folder:
+    return output / _REPORTS / f"{name}.parquet"
+
+
+def _report_to_json(report: ShardReport) -> dict[str, Any]:
+    tally = {"reasons": report.rejected.by_reason(), "examples": report.rejected.examples}
+    return asdict(replace(report, rejected=Tally())) | {"rejected": tally}
+
+
 def _report_from_json(text: str) -> ShardReport:
     values = json.loads(text)
-    rejected = tuple(Rejected(**entry) for entry in values.pop("rejected"))
-    return ShardReport(**values, rejected=rejected)
+    rejected = values.pop("rejected")
+    return ShardReport(
+        **values, rejected=Tally(reasons=Counter(rejected["reasons"]), examples=rejected["examples"])
+    )

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from casa_core.errors import DataError
+from pipelines.storage import Folder, create, filesystem_for
 
 QUARANTINE = "quarantine.parquet"
 QUARANTINE_SCHEMA = pa.schema(
@@ -26,6 +26,9 @@ QUARANTINE_SCHEMA = pa.schema(
     ],
     metadata={"casa.schema": "quarantine/1"},
 )
+EXAMPLES = 3
+"""Rejected records that a summary quotes."""
+_ROWS_PER_GROUP = 1 << 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,43 +54,113 @@ class Rejected:
     sha256: str = ""
 
 
-def write_quarantine(path: Path, rejected: Iterable[Rejected]) -> None:
+@dataclass(slots=True)
+class Tally:
+    """Rejected records counted: all that a run over millions of records keeps of them in memory.
+
+    Attributes:
+        reasons: How many have each reason.
+        examples: The first few, in words.
+    """
+
+    reasons: Counter[str] = field(default_factory=Counter)
+    examples: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, rejected: Iterable[Rejected]) -> Tally:
+        """Counts a list."""
+        tally = cls()
+        for entry in rejected:
+            tally.reasons[entry.reason] += 1
+            if len(tally.examples) < EXAMPLES:
+                tally.examples.append(f"{entry.file} row {entry.row}: {entry.detail}")
+        return tally
+
+    @property
+    def total(self) -> int:
+        """How many were counted."""
+        return self.reasons.total()
+
+    def add(self, other: Tally) -> None:
+        """Counts those of another tally, which come after the ones counted here."""
+        self.reasons.update(other.reasons)
+        self.examples += other.examples[: EXAMPLES - len(self.examples)]
+
+    def by_reason(self) -> dict[str, int]:
+        """The counts, by name of the reason."""
+        return dict(sorted(self.reasons.items()))
+
+    def check(self, source: str, records: int, max_failures: float) -> None:
+        """Stops a run in which too many records of a source were rejected.
+
+        Args:
+            source: Name of the source.
+            records: Records of the source in all.
+            max_failures: Share of them that may be rejected.
+
+        Raises:
+            DataError: With the counts by reason and the first examples.
+        """
+        if self.total <= max_failures * records:
+            return
+        reasons = ", ".join(f"{count} x {reason}" for reason, count in self.by_reason().items())
+        raise DataError(
+            f"Source {source!r} has too many unusable records: {self.total} of {records}.",
+            f"At most {max_failures:.2%} may be left out. Found {reasons}. "
+            f"For example {'; '.join(self.examples)}",
+            "Repair the source, or raise data.max_failures if losing them is acceptable.",
+        )
+
+
+def write_quarantine(path: Folder, rejected: Iterable[Rejected]) -> None:
     """Writes the table, ordered by file and row, replacing an earlier one atomically."""
     ordered = sorted(rejected, key=lambda entry: (entry.source, entry.file, entry.row))
-    table = pa.Table.from_pylist([asdict(entry) for entry in ordered], schema=QUARANTINE_SCHEMA)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    pq.write_table(table, temporary, compression="zstd")
-    temporary.replace(path)
+    with create(path) as output:
+        pq.write_table(_table(ordered), output, compression="zstd")
 
 
-def read_quarantine(path: Path) -> list[Rejected]:
+def merge_quarantines(path: Folder, parts: Iterable[Folder]) -> int:
+    """Writes one table of the rows of several, in order, holding one part and one row group at a time.
+
+    Returns:
+        How many rows it has.
+    """
+    rows = 0
+    with create(path) as output, pq.ParquetWriter(output, QUARANTINE_SCHEMA, compression="zstd") as writer:
+        waiting: list[pa.Table] = []
+        for part in parts:
+            waiting.append(_read(part))
+            rows += waiting[-1].num_rows
+            # Parts are small, and a row group each would make a file of little else.
+            if sum(table.num_rows for table in waiting) >= _ROWS_PER_GROUP:
+                writer.write_table(pa.concat_tables(waiting), row_group_size=_ROWS_PER_GROUP)
+                waiting = []
+        if waiting:
+            writer.write_table(pa.concat_tables(waiting), row_group_size=_ROWS_PER_GROUP)
+    return rows
+
+
+def read_quarantine(path: Folder) -> list[Rejected]:
     """The entries of a table that ``write_quarantine`` wrote."""
-    return [Rejected(**row) for row in pq.read_table(path, schema=QUARANTINE_SCHEMA).to_pylist()]
+    return [Rejected(**row) for row in _read(path).to_pylist()]
 
 
 def count_reasons(rejected: Iterable[Rejected]) -> dict[str, int]:
     """How many entries have each reason, by name."""
-    return dict(sorted(Counter(entry.reason for entry in rejected).items()))
+    return Tally.of(rejected).by_reason()
 
 
 def check_budget(source: str, rejected: Sequence[Rejected], records: int, max_failures: float) -> None:
-    """Stops a run in which too many records of a source were rejected.
+    """:meth:`Tally.check` for those who hold the rejected records themselves."""
+    Tally.of(rejected).check(source, records, max_failures)
 
-    Args:
-        source: Name of the source.
-        rejected: What was rejected so far.
-        records: Records of the source in all.
-        max_failures: Share of them that may be rejected.
 
-    Raises:
-        DataError: With the counts by reason and the first examples.
-    """
-    if len(rejected) <= max_failures * records:
-        return
-    reasons = ", ".join(f"{count} x {reason}" for reason, count in count_reasons(rejected).items())
-    examples = "; ".join(f"{entry.file} row {entry.row}: {entry.detail}" for entry in rejected[:3])
-    raise DataError(
-        f"Source {source!r} has too many unusable records: {len(rejected)} of {records}.",
-        f"At most {max_failures:.2%} may be left out. Found {reasons}. For example {examples}",
-        "Repair the source, or raise data.max_failures if losing them is acceptable.",
-    )
+def _table(rejected: Sequence[Rejected]) -> pa.Table:
+    rows: list[dict[str, Any]] = [asdict(entry) for entry in rejected]
+    return pa.Table.from_pylist(rows, schema=QUARANTINE_SCHEMA)
+
+
+def _read(path: Folder) -> pa.Table:
+    filesystem, inside = filesystem_for(path)
+    with filesystem.open_input_file(inside) as file:
+        return pq.ParquetFile(file).read().cast(QUARANTINE_SCHEMA)

@@ -44,13 +44,14 @@ CLEAN_SCHEMA = pa.schema(
                         ("width", pa.int32()),
                         ("height", pa.int32()),
                         ("sha256", pa.string()),
+                        ("phash", pa.uint64()),
                     ]
                 )
             ),
         ),
         ("meta", pa.string()),
     ],
-    metadata={"casa.schema": "clean/1"},
+    metadata={"casa.schema": "clean/2"},
 )
 
 Row = dict[str, Any]
@@ -62,9 +63,10 @@ class Media:
 
     Attributes:
         kind: A still picture, or a video of which image parts pick frames.
-        data: The bytes, as they were found.
+        data: The bytes, as they were found unless the source asks for smaller pictures.
         width, height: Pixels, upright.
         sha256: Of the bytes, hexadecimal.
+        phash: Difference hash of a still picture, see ``perceptual.py``; None for a video.
     """
 
     kind: Literal["image", "video"]
@@ -72,6 +74,7 @@ class Media:
     width: int
     height: int
     sha256: str
+    phash: int | None = None
 
 
 def row_from_sample(sample: Sample, media: Sequence[Media], meta: Mapping[str, Any]) -> Row:
@@ -87,6 +90,7 @@ def row_from_sample(sample: Sample, media: Sequence[Media], meta: Mapping[str, A
                 "width": entry.width,
                 "height": entry.height,
                 "sha256": entry.sha256,
+                "phash": entry.phash,
             }
             for entry in media
         ],

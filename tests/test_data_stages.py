@@ -17,7 +17,7 @@ from casa_core.media import decode_image
 from casa_core.types import Image, Text
 from pipelines.dag.context import StageContext
 from pipelines.data import clean, corpus, pack
-from pipelines.data.encode import Encoding, load_processor
+from pipelines.data.pack_processor import Encoding, load_processor
 from pipelines.data.quarantine import read_quarantine
 from pipelines.data.rows import sample_from_row
 from pipelines.data.sequences import documents_of

@@ -1,46 +1,54 @@
-"""Samples of a clean artifact → token ids, image sizes and answer masks, before packing."""
+"""Samples of a clean artifact → token ids, image sizes and answer masks, before packing.
+
+A sample that no sequence can hold is split between turns where that is sound (:mod:`pipelines.data.split`),
+otherwise quarantined. Each task writes one Arrow shard and, last, a report of it, so that a run that was
+killed goes on with the tasks that are missing.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from casa_core.errors import ConfigError, MediaError
-from casa_core.types import Image, Sample
+from casa_core.errors import MediaError
+from casa_core.types import EncodedSample, Image, ImageSize, Sample
+from pipelines.data.pack_processor import Encoding, load_processor
 from pipelines.data.packing import Budget
 from pipelines.data.quarantine import Rejected
 from pipelines.data.rows import Row, is_video, sample_from_row
 from pipelines.data.sequences import ENCODED_SCHEMA, encoded_row
-from pipelines.data.store import CleanReader, write_shard
+from pipelines.data.split import pieces
+from pipelines.data.store import CleanReader, ShardReader, write_json, write_shard
 
 if TYPE_CHECKING:
     from casa_core.processing import CasaProcessor
 
 SPLIT = "train"
 """Held-out samples are never packed."""
+ENCODED = "encoded/2"
+
+_COLUMNS = ("row", "part", "text_tokens", "image_tokens", "video")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Encoding:
-    """How samples become ids: what a worker needs to build the processor.
+class Limits:
+    """What a sequence holds, and what is done with a sample that exceeds it.
 
     Attributes:
-        tokenizer: Folder of the tokenizer.
-        template: Version of the chat template.
-        backbone: Decides patch and merge size.
-        max_side: R_max in pixels.
+        pictures: Budget of a sequence of samples with still pictures, or with none.
+        video: Budget of a video, which is alone in its sequence.
+        split: Split samples between turns where that is sound.
     """
 
-    tokenizer: str
-    template: str
-    backbone: str
-    max_side: int
+    pictures: Budget
+    video: Budget
+    split: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,132 +56,143 @@ class EncodeTask:
     """Rows ``start`` to ``stop`` of a source's clean artifact, to be written to ``output``.
 
     Attributes:
-        processor: Folder to save the processor to; one task of all does, since it has loaded one anyway.
+        keep: Which of these rows the filters left; (stop − start,). The others are passed over.
     """
 
     source: str
     clean: Path
     start: int
     stop: int
+    keep: NDArray[np.bool_]
     output: Path
     encoding: Encoding
-    budget: Budget
-    processor: Path | None = None
+    limits: Limits
+
+    @property
+    def report(self) -> Path:
+        """Written last: where it is, the task is done."""
+        return self.output.with_suffix(".json")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodeReport:
-    """What became of the rows of a task.
+    """What became of a task's rows. E: encoded samples, in order; a split one counts once a piece.
 
     Attributes:
-        text, image: Tokens of each sample that was encoded, in order; (samples,).
-        video: Which of them are videos; (samples,).
-        rejected: The others.
-        template_hash: Of the template that was used.
+        row_E, part_E: Row of the clean artifact, and piece of its sample.
+        text_E, image_E: Tokens.
+        video_E: Which are videos.
+        rejected: The rows that are in no sequence.
     """
 
-    text: NDArray[np.int64]
-    image: NDArray[np.int64]
-    video: NDArray[np.bool_]
+    row_E: NDArray[np.int32]
+    part_E: NDArray[np.int32]
+    text_E: NDArray[np.int32]
+    image_E: NDArray[np.int32]
+    video_E: NDArray[np.bool_]
     rejected: tuple[Rejected, ...]
-    template_hash: str
 
 
 def encode_rows(task: EncodeTask) -> EncodeReport:
-    """Encodes a task's rows into one Arrow shard of ``ENCODED_SCHEMA``."""
-    processor = load_processor(task.encoding)
-    reader = CleanReader(task.clean, SPLIT)
-    rejected: list[Rejected] = []
-    sizes: list[tuple[int, int, bool]] = []
-
-    def rows() -> Iterator[Row]:
-        for number in range(task.start, task.stop):
-            row = reader.without_bytes(number)
-            sample = sample_from_row(row, with_bytes=False)
-            result = encode_sample(processor, number, row, sample, task.budget)
-            if isinstance(result, Rejected):
-                rejected.append(result)
-                continue
-            tokens = sum(image["tokens"] for image in result["images"])
-            sizes.append((len(result["input_ids"]), tokens, is_video(sample)))
-            yield result
-
-    count = write_shard(task.output, ENCODED_SCHEMA, rows())
-    if task.processor is not None:
-        processor.save_pretrained(task.processor)
-    assert count + len(rejected) == task.stop - task.start, "every sample is encoded or quarantined"
-    table = np.array(sizes, np.int64).reshape(-1, 3)
-    return EncodeReport(
-        text=table[:, 0],
-        image=table[:, 1],
-        video=table[:, 2].astype(bool),
-        rejected=tuple(rejected),
-        template_hash=processor.template_hash(),
-    )
+    """Encodes a task's rows into one Arrow shard of ``ENCODED_SCHEMA``, unless that was done before."""
+    if not task.report.is_file():
+        rejected = _write(task)
+        write_json(task.report, {"rejected": [asdict(entry) for entry in rejected]})
+    return _read_report(task)
 
 
 def encode_sample(
-    processor: CasaProcessor, number: int, row: Row, sample: Sample, budget: Budget
-) -> Row | Rejected:
-    """One sample as a row of ``ENCODED_SCHEMA``; rejected where it exceeds a budget or cannot be resized.
+    processor: CasaProcessor, number: int, row: Row, sample: Sample, limits: Limits
+) -> list[Row] | Rejected:
+    """One sample as rows of ``ENCODED_SCHEMA``, one for each piece; rejected where it cannot be trained on.
 
     Args:
         processor: Template, tokenizer and image sizes.
         number: The sample's row in the clean artifact.
         row: That row; only its media's sizes are looked at.
         sample: The same as a sample.
-        budget: Of a sequence.
+        limits: Of a sequence.
     """
-    images = [part for part in sample.parts if isinstance(part, Image)]
     try:
-        sizes = [
-            processor.image_size(
-                row["media"][image.media]["height"],
-                row["media"][image.media]["width"],
-                frame=image.timestamp is not None,
-            )
-            for image in images
-        ]
+        sizes = _image_sizes(processor, row, sample)
     except MediaError as error:
         return _reject(number, row, error.reason, f"{error.what} {error.why}".strip())
-    encoded = processor.encode(sample, sizes)
-    text, image = len(encoded.input_ids), sum(size.tokens for size in sizes)
-    if text > budget.text:
-        return _reject(number, row, "over_text_budget", f"{text} text tokens; a sequence holds {budget.text}")
+    budget = limits.video if is_video(sample) else limits.pictures
+    image = sum(size.tokens for size in sizes)
     if image > budget.image:
-        return _reject(
-            number, row, "over_image_budget", f"{image} image tokens; a sequence holds {budget.image}"
+        detail = f"{image} image tokens; a sequence holds {budget.image}"
+        return _reject(number, row, "over_image_budget", detail)
+    encoded = processor.encode(sample, sizes)
+    if not any(encoded.loss_mask):
+        return _reject(number, row, "nothing_to_train", "no token of an answer is trained")
+    if len(encoded.input_ids) <= budget.text:
+        return [encoded_row(number, sample, encoded)]
+    split = _split(processor, sample, sizes, budget) if limits.split else None
+    if split is None:
+        detail = f"{len(encoded.input_ids)} text tokens; a sequence holds {budget.text}"
+        return _reject(number, row, "over_text_budget", detail)
+    return [encoded_row(number, piece, own, part) for part, (piece, own) in enumerate(split)]
+
+
+def _image_sizes(processor: CasaProcessor, row: Row, sample: Sample) -> list[ImageSize]:
+    images = [part for part in sample.parts if isinstance(part, Image)]
+    media = row["media"]
+    return [
+        processor.image_size(
+            media[image.media]["height"], media[image.media]["width"], frame=image.timestamp is not None
         )
-    return encoded_row(number, sample, encoded)
+        for image in images
+    ]
 
 
-@lru_cache(maxsize=2)
-def load_processor(encoding: Encoding) -> CasaProcessor:
-    """The processor that training and serving will use too; one a process."""
-    from transformers import PreTrainedTokenizerFast
+def _split(
+    processor: CasaProcessor, sample: Sample, sizes: list[ImageSize], budget: Budget
+) -> list[tuple[Sample, EncodedSample]] | None:
+    """Pieces that each fit, encoded; ``None`` where there are none. Every piece has all the pictures."""
 
-    from casa_core.processing import CasaProcessor
+    def fits(piece: Sample) -> bool:
+        return len(processor.encode(piece, sizes).input_ids) <= budget.text
 
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(encoding.tokenizer)
-    sides = patch_sides(encoding.backbone)
-    return CasaProcessor(tokenizer, template=encoding.template, max_side=encoding.max_side, **sides)
+    found = pieces(sample, fits)
+    return None if found is None else [(piece, processor.encode(piece, sizes)) for piece in found]
 
 
-def patch_sides(backbone: str) -> dict[str, Any]:
-    """``patch_size`` and ``merge_size`` of a backbone's vision tower.
+def _write(task: EncodeTask) -> list[Rejected]:
+    processor = load_processor(task.encoding)
+    reader = CleanReader(task.clean, SPLIT)
+    rejected: list[Rejected] = []
 
-    Raises:
-        ConfigError: For an unknown backbone.
-    """
-    from casa_core.config import TinyVisionConfig
+    def rows() -> Iterator[Row]:
+        for number in (task.start + np.flatnonzero(task.keep)).tolist():
+            row = reader.without_bytes(number)
+            sample = sample_from_row(row, with_bytes=False)
+            result = encode_sample(processor, number, row, sample, task.limits)
+            if isinstance(result, Rejected):
+                rejected.append(result)
+            else:
+                yield from result
 
-    towers: dict[str, Any] = {"tiny": TinyVisionConfig}
-    if backbone not in towers:
-        raise ConfigError(
-            f"There is no backbone named {backbone!r}.", "", f"Use one of: {', '.join(sorted(towers))}."
-        )
-    tower = towers[backbone]()
-    return {"patch_size": tower.patch_size, "merge_size": tower.spatial_merge_size}
+    schema = ENCODED_SCHEMA.with_metadata({**(ENCODED_SCHEMA.metadata or {}), "casa.source": task.source})
+    write_shard(task.output, schema, rows())
+    return rejected
+
+
+def _read_report(task: EncodeTask) -> EncodeReport:
+    """From the files, whether this attempt wrote them or an earlier one."""
+    shard = ShardReader([task.output], ENCODED)
+    columns: dict[str, list[NDArray[np.int32]]] = {name: [np.empty(0, np.int32)] for name in _COLUMNS}
+    at = 0
+    while at < len(shard):
+        batch, _ = shard.locate(at)
+        at += batch.num_rows
+        for name in _COLUMNS:
+            columns[name].append(batch.column(name).to_numpy(zero_copy_only=False).astype(np.int32))
+    row, part, text, image, video = (np.concatenate(columns[name]) for name in _COLUMNS)
+    values = json.loads(task.report.read_text(encoding="utf-8"))
+    rejected = tuple(Rejected(**entry) for entry in values["rejected"])
+    return EncodeReport(
+        row_E=row, part_E=part, text_E=text, image_E=image, video_E=video.astype(bool), rejected=rejected
+    )
 
 
 def _reject(number: int, row: Row, reason: str, detail: str) -> Rejected:

@@ -1,36 +1,39 @@
 """The ``pack`` stage: clean samples → sequences of ids and references, for one tokenizer and template.
 
-Ray encodes the samples of all sources in parallel; the driver sees only their sizes, and decides which share
-a sequence and in which order sequences come; Ray writes the shards. No step depends on the number of workers.
+Filters decide what is kept; Ray encodes the samples of all sources in parallel; the driver sees only their
+sizes, and decides which share a sequence and in which order sequences come; Ray writes the shards. No step
+depends on the number of workers, and a stage that was killed goes on with the shards that are missing.
 """
 
 from __future__ import annotations
 
-import hashlib
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from casa_core.errors import ConfigError
-from pipelines.data.encode import SPLIT, EncodeReport, EncodeTask, Encoding, encode_rows
-from pipelines.data.pack_card import Lengths, pack_card
-from pipelines.data.packing import Budget, Item, interleave, pack, shuffled
-from pipelines.data.quarantine import QUARANTINE, count_reasons, write_quarantine
-from pipelines.data.ray_map import ray_map
-from pipelines.data.sequences import PACK_SCHEMA, Kind, packed_row
-from pipelines.data.store import (
-    CARD,
-    INDEX,
-    CleanReader,
-    ShardReader,
-    remove_leftovers,
-    write_json,
-    write_shard,
+from pipelines.data.accounting import check_plan, check_rows, check_written
+from pipelines.data.encode import SPLIT, EncodeReport, EncodeTask, Limits, encode_rows
+from pipelines.data.pack_card import pack_card
+from pipelines.data.pack_draw import draw
+from pipelines.data.pack_plan import EncodedSamples, Plan, gather, plan_sequences
+from pipelines.data.pack_processor import Encoding, load_processor, make_tokenizer
+from pipelines.data.pack_write import (
+    ENCODED_FOLDER,
+    REPORTS,
+    WriteTasks,
+    Written,
+    encoded_path,
+    write_packed,
 )
+from pipelines.data.packing import Budget
+from pipelines.data.quarantine import QUARANTINE, Rejected, count_reasons, write_quarantine
+from pipelines.data.ray_map import ray_map
+from pipelines.data.store import CARD, INDEX, CleanReader, write_json
+from pipelines.storage import local_output, remove_leftovers, remove_tree
 
 if TYPE_CHECKING:
     from pipelines.dag.context import StageContext
@@ -38,33 +41,19 @@ if TYPE_CHECKING:
 ROWS_PER_TASK = 4096
 SEQUENCES_PER_SHARD = 512
 TOKENIZER = "tokenizer"
-_ENCODED = ".encoded"
-_PROCESSOR = "processor"
+_STEPS = 4
 
-
-@dataclass(frozen=True, slots=True)
-class PlannedSequence:
-    """A planned sequence: its samples as (source number, number among that source's encoded samples)."""
-
-    kind: Kind
-    samples: tuple[tuple[int, int], ...]
+Run = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]]
+"""A function over pieces of work, results in order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AssembleTask:
-    """One shard of packed sequences to write.
+class _Encoded:
+    """What became of the input: samples as ids, and what was set aside."""
 
-    Attributes:
-        sources: Names, in the recipe's order.
-        encoded: The encoded shards of each source.
-        metadata: Of the shard's schema.
-    """
-
-    output: Path
-    sequences: tuple[PlannedSequence, ...]
-    sources: tuple[str, ...]
-    encoded: tuple[tuple[Path, ...], ...]
-    metadata: dict[str, str]
+    samples: EncodedSamples
+    rejected: list[Rejected]
+    filters: dict[str, Any]
 
 
 def run_stage(context: StageContext) -> dict[str, Any]:
@@ -74,189 +63,171 @@ def run_stage(context: StageContext) -> dict[str, Any]:
         Sequences by kind, their lower bound, the fill of both budgets and the quarantined samples by reason.
 
     Raises:
-        ConfigError: Where no sample is left to pack.
+        ConfigError: Where no sample is left to pack, or a setting cannot work.
+        StoreError: Where a row would be lost or doubled.
     """
     what, output = context.what, context.output
-    budget = Budget(what["text_tokens"], what["image_tokens"])
-    readers = [CleanReader(context.inputs[source], SPLIT) for source in what["sources"]]
-    scratch = output / _ENCODED
-    scratch.mkdir(parents=True, exist_ok=True)
+    limits = limits_of(what)
+    run = partial(ray_map, workers=context.where["data"]["workers"])
+    readers = {source: CleanReader(context.inputs[source], SPLIT) for source in what["sources"]}
+    for folder in (ENCODED_FOLDER, REPORTS):
+        (output / folder).mkdir(parents=True, exist_ok=True)
     remove_leftovers(output)
-    context.progress(0, 3, "tokenizer")
-    tokenizer_hash = make_tokenizer(what["tokenizer"], readers, output / TOKENIZER)
-    context.progress(1, 3, "encoding")
-    tasks, reports = _encode(context, readers, budget)
-    context.progress(2, 3, "packing")
-    lengths = _lengths(what["sources"], tasks, reports)
-    sequences = plan_sequences(lengths, budget, what["seed"])
-    metadata = {"casa.tokenizer": tokenizer_hash, "casa.template": reports[0].template_hash}
-    shards = _assemble(context, sequences, tasks, metadata)
-    # Beside the tokenizer goes the rest of the processor: training starts from the very one that packed.
-    shutil.copytree(scratch / _PROCESSOR, output / TOKENIZER, dirs_exist_ok=True)
-    rejected = [entry for report in reports for entry in report.rejected]
-    packed = sum(len(sequence.samples) for sequence in sequences)
-    assert packed + len(rejected) == sum(map(len, readers)), "every sample is packed or quarantined"
-    write_quarantine(output / QUARANTINE, rejected)
-    kinds = [sequence.kind for sequence in sequences]
-    by_kind = {kind: [n for n, own in enumerate(kinds) if own == kind] for kind in ("image", "video")}
-    write_json(output / INDEX, {"sequences": len(sequences), "by_kind": by_kind, "shards": shards})
-    card = pack_card(lengths, sequences, budget) | {
-        "encoding": {name: what[name] for name in ("template", "backbone", "max_side")} | metadata,
-        "quarantine": count_reasons(rejected),
+    remove_leftovers(output / ENCODED_FOLDER)
+    context.progress(0, _STEPS, "tokenizer")
+    encoding, hashes = _prepare_encoding(context, readers)
+    context.progress(1, _STEPS, "filters")
+    found = _encode(context, readers, encoding, limits, run)
+    context.progress(3, _STEPS, "packing")
+    plan = plan_sequences(
+        found.samples, draw(found.samples, what.get("mixture") or {}, what["seed"]), limits, what["seed"]
+    )
+    check_plan(found.samples, plan)
+    shards = _write(context, found.samples, plan, hashes, run)
+    write_quarantine(output / QUARANTINE, found.rejected)
+    _write_index(context, plan, shards)
+    card = pack_card(found.samples, plan, limits) | {
+        "encoding": {name: what[name] for name in ("template", "backbone", "max_side")} | hashes,
+        "filters": found.filters,
+        "quarantine": count_reasons(found.rejected),
     }
     write_json(output / CARD, card)
-    shutil.rmtree(scratch)
-    context.progress(3, 3, f"{len(sequences)} sequences")
-    names = ("sequences", "lower_bound", "fill", "by_kind", "quarantine")
+    for folder in (ENCODED_FOLDER, REPORTS):
+        remove_tree(output / folder)
+    context.progress(_STEPS, _STEPS, f"{len(plan)} sequences")
+    return _summary(card)
+
+
+def limits_of(what: Mapping[str, Any]) -> Limits:
+    """The budgets that a stage's settings name: of videos those of pictures, where they have none."""
+    pictures = Budget(what["text_tokens"], what["image_tokens"])
+    video = what.get("video")
+    return Limits(
+        pictures=pictures,
+        video=Budget(video["text_tokens"], video["image_tokens"]) if video else pictures,
+        split=what.get("split", True),
+    )
+
+
+def _prepare_encoding(
+    context: StageContext, readers: Mapping[str, CleanReader]
+) -> tuple[Encoding, dict[str, str]]:
+    """Puts tokenizer and processor in place: training starts from the very ones that packed.
+
+    Returns:
+        How workers encode, and the hashes of tokenizer and template.
+    """
+    what = context.what
+    texts = (text for reader in readers.values() for text in reader.texts())
+    with local_output(context.output / TOKENIZER) as folder:
+        tokenizer_hash = make_tokenizer(what["tokenizer"], texts, what["template"], folder)
+        encoding = Encoding(
+            tokenizer=str(folder),
+            template=what["template"],
+            backbone=what["backbone"],
+            max_side=what["max_side"],
+            max_frame_side=what.get("max_frame_side"),
+            image_placement=what.get("image_placement", "window_start"),
+        )
+        processor = load_processor(encoding)
+        processor.save_pretrained(folder)
+    hashes = {"casa.tokenizer": tokenizer_hash, "casa.template": processor.template_hash()}
+    return replace(encoding, tokenizer=str(context.output / TOKENIZER)), hashes
+
+
+def _encode(
+    context: StageContext,
+    readers: Mapping[str, CleanReader],
+    encoding: Encoding,
+    limits: Limits,
+    run: Run,
+) -> _Encoded:
+    """Filters and encodes all rows of all sources, and makes sure that each has one fate."""
+    keep, filters = _filter(context, readers, run)
+    context.progress(2, _STEPS, "encoding")
+    tasks = _encode_tasks(context, keep, encoding, limits)
+    reports: list[EncodeReport] = []
+    for report in run(encode_rows, tasks):
+        reports.append(report)
+        context.progress(2 + len(reports) / len(tasks), _STEPS, "encoding")
+    samples = gather(context.what["sources"], [task.source for task in tasks], reports)
+    rejected = [entry for report in reports for entry in report.rejected]
+    for number, source in enumerate(samples.sources):
+        check_rows(
+            source,
+            keep[source],
+            [entry.row for entry in rejected if entry.source == source],
+            samples.of(number, samples.row_E),
+            samples.of(number, samples.part_E),
+        )
+    return _Encoded(samples=samples, rejected=rejected, filters=filters)
+
+
+def _filter(
+    context: StageContext, readers: Mapping[str, CleanReader], run: Run
+) -> tuple[dict[str, NDArray[np.bool_]], dict[str, Any]]:
+    """Which rows of each source the recipe's filters keep, and the filters' report."""
+    settings = context.what.get("filters") or {}
+    if not settings:
+        return {source: np.ones(len(reader), bool) for source, reader in readers.items()}, {}
+    from pipelines.data.filters import filter_sources, write_filtered
+
+    filtered = filter_sources(readers, settings, run)
+    write_filtered(context.output / "filtered.parquet", filtered.removed)
+    return filtered.keep, filtered.report
+
+
+def _encode_tasks(
+    context: StageContext, keep: Mapping[str, NDArray[np.bool_]], encoding: Encoding, limits: Limits
+) -> list[EncodeTask]:
+    spans = [
+        (source, start, min(start + ROWS_PER_TASK, len(kept)))
+        for source, kept in keep.items()
+        for start in range(0, len(kept), ROWS_PER_TASK)
+    ]
+    return [
+        EncodeTask(
+            source=source,
+            clean=context.inputs[source],
+            start=start,
+            stop=stop,
+            keep=keep[source][start:stop],
+            output=encoded_path(context.output, number),
+            encoding=encoding,
+            limits=limits,
+        )
+        for number, (source, start, stop) in enumerate(spans)
+    ]
+
+
+def _write(
+    context: StageContext, samples: EncodedSamples, plan: Plan, metadata: dict[str, str], run: Run
+) -> list[Written]:
+    """Writes all shards, and makes sure that each holds what was planned."""
+    tasks = WriteTasks(context.output, samples, plan, metadata, SEQUENCES_PER_SHARD)
+    shards: list[Written] = []
+    for number, shard in enumerate(run(write_packed, tasks)):
+        check_written(shard.file, tasks.planned_checksum(number), shard.checksum)
+        shards.append(shard)
+        context.progress(3 + len(shards) / len(tasks), _STEPS, "writing")
+    return shards
+
+
+def _write_index(context: StageContext, plan: Plan, shards: Sequence[Written]) -> None:
+    by_kind = {"image": np.flatnonzero(~plan.video_S), "video": np.flatnonzero(plan.video_S)}
+    index = {
+        "sequences": len(plan),
+        "by_kind": {kind: numbers.tolist() for kind, numbers in by_kind.items()},
+        "shards": [{"file": shard.file, "rows": shard.rows} for shard in shards],
+    }
+    write_json(context.output / INDEX, index)
+
+
+def _summary(card: Mapping[str, Any]) -> dict[str, Any]:
     pictures = card["by_kind"]["image"]
     headline = (
         f"{card['sequences']:,} sequences, at best {card['lower_bound']:,} · with pictures: "
         f"text {pictures['fill']['text']:.0%} full, images {pictures['fill']['image']:.0%}"
     )
+    names = ("sequences", "lower_bound", "fill", "by_kind", "quarantine")
     return {"headline": headline} | {name: card[name] for name in names}
-
-
-def make_tokenizer(how: dict[str, Any], readers: Sequence[CleanReader], folder: Path) -> str:
-    """Trains a tokenizer on the samples' texts, or copies one; returns the hash of its definition."""
-    from transformers import PreTrainedTokenizerFast
-
-    from casa_core.tokenizer import build_tokenizer
-
-    if "train_bpe" in how:
-        tokenizer = build_tokenizer(_texts(readers), how["train_bpe"]["vocab_size"])
-    elif "path" in how:
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(how["path"])
-    else:
-        raise ConfigError(
-            "The recipe names no tokenizer.",
-            f"Found {how!r}.",
-            "Set model.tokenizer.train_bpe.vocab_size or model.tokenizer.path.",
-        )
-    tokenizer.save_pretrained(folder)
-    return hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
-
-
-def plan_sequences(lengths: Sequence[Lengths], budget: Budget, seed: int) -> list[PlannedSequence]:
-    """Which samples share a sequence, and the order of the sequences; pictures together, videos each alone.
-
-    Raises:
-        ConfigError: Where there is no sample.
-    """
-    source_N, number_N = interleave([len(own.text) for own in lengths])
-    if not len(source_N):
-        raise ConfigError(
-            "There is no sample to pack.", "Every sample was quarantined.", "Raise the budgets."
-        )
-    pairs = list(zip(source_N.tolist(), number_N.tolist(), strict=True))
-    videos = [n for n, (source, own) in enumerate(pairs) if lengths[source].video[own]]
-    alone = set(videos)
-
-    def items() -> Iterator[Item]:
-        for number, (source, own) in enumerate(pairs):
-            if number not in alone:
-                yield Item(number, int(lengths[source].text[own]), int(lengths[source].image[own]))
-
-    planned: list[tuple[Kind, list[int]]] = []
-    for members in pack(items(), budget):
-        planned.append(("image", members))
-    for number in videos:
-        planned.append(("video", [number]))
-    planned.sort(key=lambda entry: entry[1][0])  # kinds mixed, and near to the order of the clean artifacts
-    return [
-        PlannedSequence(planned[at][0], tuple(pairs[number] for number in planned[at][1]))
-        for at in shuffled(len(planned), seed).tolist()
-    ]
-
-
-def assemble(task: AssembleTask) -> int:
-    """Writes one shard of packed sequences from the encoded ones; returns its rows."""
-    readers = [ShardReader(paths, "encoded/1") for paths in task.encoded]
-    schema = PACK_SCHEMA.with_metadata({**(PACK_SCHEMA.metadata or {}), **task.metadata})
-    rows = (
-        packed_row(
-            [(task.sources[source], readers[source][number]) for source, number in sequence.samples],
-            sequence.kind,
-        )
-        for sequence in task.sequences
-    )
-    return write_shard(task.output, schema, rows)
-
-
-def _texts(readers: Sequence[CleanReader]) -> Iterator[str]:
-    for reader in readers:
-        yield from reader.texts()
-
-
-def _encode(
-    context: StageContext, readers: Sequence[CleanReader], budget: Budget
-) -> tuple[list[EncodeTask], list[EncodeReport]]:
-    what = context.what
-    encoding = Encoding(
-        tokenizer=str(context.output / TOKENIZER),
-        template=what["template"],
-        backbone=what["backbone"],
-        max_side=what["max_side"],
-    )
-    tasks = [
-        EncodeTask(
-            source=source,
-            clean=context.inputs[source],
-            start=start,
-            stop=min(start + ROWS_PER_TASK, len(reader)),
-            output=context.output / _ENCODED / f"{number:03d}-{start // ROWS_PER_TASK:05d}.arrow",
-            encoding=encoding,
-            budget=budget,
-        )
-        for number, (source, reader) in enumerate(zip(what["sources"], readers, strict=True))
-        for start in range(0, len(reader), ROWS_PER_TASK)
-    ]
-    tasks[:1] = [replace(task, processor=context.output / _ENCODED / _PROCESSOR) for task in tasks[:1]]
-    reports = []
-    for report in ray_map(encode_rows, tasks, workers=context.where["data"]["workers"]):
-        reports.append(report)
-        context.progress(1 + len(reports) / len(tasks), 3, "encoding")
-    return tasks, reports
-
-
-def _lengths(
-    sources: Sequence[str], tasks: Sequence[EncodeTask], reports: Sequence[EncodeReport]
-) -> list[Lengths]:
-    lengths = []
-    for source in sources:
-        own = [report for task, report in zip(tasks, reports, strict=True) if task.source == source]
-        empty = np.empty(0, np.int64)
-        lengths.append(
-            Lengths(
-                source=source,
-                text=np.concatenate([empty, *(report.text for report in own)]),
-                image=np.concatenate([empty, *(report.image for report in own)]),
-                video=np.concatenate([empty.astype(bool), *(report.video for report in own)]),
-            )
-        )
-    return lengths
-
-
-def _assemble(
-    context: StageContext,
-    sequences: Sequence[PlannedSequence],
-    encoded: Sequence[EncodeTask],
-    metadata: dict[str, str],
-) -> list[dict[str, Any]]:
-    sources = tuple(context.what["sources"])
-    tasks = [
-        AssembleTask(
-            output=context.output / f"packed-{start // SEQUENCES_PER_SHARD:05d}.arrow",
-            sequences=tuple(sequences[start : start + SEQUENCES_PER_SHARD]),
-            sources=sources,
-            encoded=tuple(tuple(task.output for task in encoded if task.source == name) for name in sources),
-            metadata=metadata,
-        )
-        for start in range(0, len(sequences), SEQUENCES_PER_SHARD)
-    ]
-    shards = []
-    for task, rows in zip(
-        tasks, ray_map(assemble, tasks, workers=context.where["data"]["workers"]), strict=True
-    ):
-        shards.append({"file": task.output.name, "rows": rows})
-        context.progress(2 + len(shards) / len(tasks), 3, "writing")
-    return shards

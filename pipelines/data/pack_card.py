@@ -2,106 +2,89 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.data.encode import Limits
+from pipelines.data.pack_plan import EncodedSamples, Plan
 from pipelines.data.packing import Budget, lower_bound
 
 _FILL_BINS = 20
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lengths:
-    """Tokens of a source's samples.
-
-    Attributes:
-        text, image: Of each sample; (samples,).
-        video: Which samples are videos; (samples,).
-    """
-
-    source: str
-    text: NDArray[np.int64]
-    image: NDArray[np.int64]
-    video: NDArray[np.bool_]
-
-
-class Planned(Protocol):
-    """A sequence: its kind, and its samples as (source number, number in the source)."""
-
-    @property
-    def kind(self) -> str: ...
-
-    @property
-    def samples(self) -> tuple[tuple[int, int], ...]: ...
-
-
-def pack_card(lengths: Sequence[Lengths], sequences: Sequence[Planned], budget: Budget) -> dict[str, Any]:
+def pack_card(encoded: EncodedSamples, plan: Plan, limits: Limits) -> dict[str, Any]:
     """Counts, fill, lower bound, shares and histograms.
 
     The lower bound of pictures is tokens divided by budget, the larger of the two; videos lie alone, so their
-    bound is their number. ``fill`` counts all sequences, ``by_kind`` tells pictures and videos apart.
+    bound is their number. ``fill`` counts all sequences against the budget of its kind, ``by_kind`` tells
+    pictures and videos apart. ``sources`` counts every occurrence: ``samples`` those of rows, ``documents``
+    those of their pieces; ``rows`` are different ones.
     """
-    text_S, image_S, video_S = _sequence_tokens(lengths, sequences)
-    by_kind = {
-        kind: _kind_card(text_S[chosen], image_S[chosen], budget, alone=kind == "video")
-        for kind, chosen in (("image", ~video_S), ("video", video_S))
-    }
+    text_S, image_S = _per_sequence(encoded.text_E, plan), _per_sequence(encoded.image_E, plan)
+    of_text = text_S / np.where(plan.video_S, limits.video.text, limits.pictures.text)
+    of_image = image_S / np.where(plan.video_S, limits.video.image, limits.pictures.image)
+    by_kind = {}
+    for kind, own_S in (("image", ~plan.video_S), ("video", plan.video_S)):
+        count = int(own_S.sum())
+        bound = count
+        if kind == "image":
+            bound = lower_bound(int(text_S[own_S].sum()), int(image_S[own_S].sum()), limits.pictures)
+        by_kind[kind] = {
+            "sequences": count,
+            "lower_bound": bound,
+            "fill": {"text": _mean(of_text[own_S]), "image": _mean(of_image[own_S])},
+        }
     return {
-        "schema": "pack/1",
-        "budget": {"text": budget.text, "image": budget.image},
-        "sequences": len(sequences),
+        "schema": "pack/2",
+        "budget": _budget(limits.pictures) | {"video": _budget(limits.video)},
+        "sequences": len(plan),
         "lower_bound": sum(entry["lower_bound"] for entry in by_kind.values()),
         "text_tokens": int(text_S.sum()),
         "image_tokens": int(image_S.sum()),
-        "fill": _fill(text_S, image_S, budget),
+        "fill": {"text": _mean(of_text), "image": _mean(of_image)},
         "by_kind": by_kind,
-        "sources": {
-            own.source: {
-                "samples": len(own.text),
-                "text_tokens": int(own.text.sum()),
-                "image_tokens": int(own.image.sum()),
-            }
-            for own in lengths
-        },
-        "histograms": {
-            "text": _histogram(text_S / budget.text),
-            "image": _histogram(image_S / budget.image),
-        },
+        "sources": realised(encoded, plan),
+        "histograms": {"text": _histogram(of_text), "image": _histogram(of_image)},
         "sample_histograms": {
-            "text": _powers_of_two(np.concatenate([own.text for own in lengths])),
-            "image": _powers_of_two(np.concatenate([own.image for own in lengths])),
+            "text": _powers_of_two(encoded.text_E),
+            "image": _powers_of_two(encoded.image_E),
         },
     }
 
 
-def _sequence_tokens(
-    lengths: Sequence[Lengths], sequences: Sequence[Planned]
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
-    """Text and image tokens of each sequence, and which hold a video; (sequences,) each."""
-    text = [sum(int(lengths[s].text[n]) for s, n in sequence.samples) for sequence in sequences]
-    image = [sum(int(lengths[s].image[n]) for s, n in sequence.samples) for sequence in sequences]
-    video = [sequence.kind == "video" for sequence in sequences]
-    return np.array(text, np.int64), np.array(image, np.int64), np.array(video, bool)
+def realised(encoded: EncodedSamples, plan: Plan) -> dict[str, dict[str, int]]:
+    """What each source contributes to the sequences, by its name."""
+    passes_E = np.bincount(plan.sample_M, minlength=len(encoded))
+    found = {}
+    for number, name in enumerate(encoded.sources):
+        passes, first = encoded.of(number, passes_E), encoded.of(number, encoded.part_E) == 0
+        found[name] = {
+            "rows": int(first.sum()),
+            "samples": int(passes[first].sum()),
+            "documents": int(passes.sum()),
+            "text_tokens": int(passes @ encoded.of(number, encoded.text_E)),
+            "image_tokens": int(passes @ encoded.of(number, encoded.image_E)),
+        }
+    return found
 
 
-def _kind_card(
-    text_S: NDArray[np.int64], image_S: NDArray[np.int64], budget: Budget, *, alone: bool
-) -> dict[str, Any]:
-    bound = len(text_S) if alone else lower_bound(int(text_S.sum()), int(image_S.sum()), budget)
-    return {"sequences": len(text_S), "lower_bound": bound, "fill": _fill(text_S, image_S, budget)}
+def _per_sequence(tokens_E: NDArray[np.int32], plan: Plan) -> NDArray[np.int64]:
+    """Tokens of each sequence; (sequences,)."""
+    # Sums up to each member: a sequence's are the difference of two of them.
+    upto_M = np.empty(len(plan.sample_M) + 1, np.int64)
+    upto_M[0] = 0
+    np.cumsum(tokens_E[plan.sample_M], out=upto_M[1:])
+    return np.diff(upto_M[plan.offsets_S])
 
 
-def _fill(text_S: NDArray[np.int64], image_S: NDArray[np.int64], budget: Budget) -> dict[str, float]:
-    if not len(text_S):
-        return {"text": 0.0, "image": 0.0}
-    return {
-        "text": round(float(text_S.mean() / budget.text), 4),
-        "image": round(float(image_S.mean() / budget.image), 4),
-    }
+def _budget(budget: Budget) -> dict[str, int]:
+    return {"text": budget.text, "image": budget.image}
+
+
+def _mean(share: NDArray[np.float64]) -> float:
+    return round(float(share.mean()), 4) if len(share) else 0.0
 
 
 def _histogram(share: NDArray[np.float64]) -> dict[str, list[float] | list[int]]:
@@ -109,7 +92,7 @@ def _histogram(share: NDArray[np.float64]) -> dict[str, list[float] | list[int]]
     return {"edges": [round(float(edge), 4) for edge in edges], "counts": counts.tolist()}
 
 
-def _powers_of_two(tokens: NDArray[np.int64]) -> dict[str, list[int]]:
+def _powers_of_two(tokens: NDArray[np.int32]) -> dict[str, list[int]]:
     """How many samples have 0, 1, 2–3, 4–7, … tokens."""
     top = int(tokens.max(initial=1)).bit_length()
     edges = [0, *(1 << power for power in range(top + 1))]

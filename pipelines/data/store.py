@@ -52,6 +52,20 @@ def write_shard(path: Path, schema: pa.Schema, rows: Iterable[Row], size_of: Any
     return count
 
 
+def write_batches(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> int:
+    """As :func:`write_shard`, from rows that are in columns already; returns how many there were."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    count = 0
+    with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        for batch in batches:
+            for start in range(0, batch.num_rows, ROWS_PER_BATCH):
+                part = batch.slice(start, ROWS_PER_BATCH).replace_schema_metadata(schema.metadata)
+                writer.write_batch(part)
+                count += part.num_rows
+    temporary.replace(path)
+    return count
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON document atomically."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -137,7 +151,7 @@ class CleanReader(ShardReader):
     def __init__(self, folder: Path, split: str) -> None:
         self._folder, self._split = folder, split
         card = _read_json(folder / CARD)
-        super().__init__(sorted(folder.glob(f"{split}-*.arrow")), "clean/1")
+        super().__init__(sorted(folder.glob(f"{split}-*.arrow")), "clean/2")
         expected = card["splits"].get(split, {"rows": 0})["rows"]
         if len(self) != expected:
             raise StoreError(
@@ -168,7 +182,7 @@ class CleanReader(ShardReader):
         first, end = entries.offsets[row].as_py(), entries.offsets[row + 1].as_py()
         values = entries.values
         sizes = [
-            {name: values.field(name)[at].as_py() for name in ("kind", "width", "height", "sha256")}
+            {name: values.field(name)[at].as_py() for name in ("kind", "width", "height", "sha256", "phash")}
             for at in range(first, end)
         ]
         columns = ("sample_id", "source", "parts", "meta")
@@ -197,7 +211,7 @@ class PackReader(ShardReader):
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         index = _read_json(folder / INDEX)
-        super().__init__([folder / shard["file"] for shard in index["shards"]], "pack/1")
+        super().__init__([folder / shard["file"] for shard in index["shards"]], "pack/2")
         self.by_kind: dict[str, list[int]] = index["by_kind"]
         if len(self) != index["sequences"]:
             raise StoreError(

@@ -13,10 +13,11 @@ from casa_core.processing import CasaProcessor
 from casa_core.tokenizer import build_tokenizer
 from casa_core.types import Image, ImageSize, Part, Sample, Text
 from pipelines.data.rows import CLEAN_SCHEMA, Media, row_from_sample
-from pipelines.data.sequences import PACK_SCHEMA, encoded_row, packed_row
+from pipelines.data.sequences import PACK_SCHEMA, encoded_row
 from pipelines.data.store import CARD, INDEX, write_json, write_shard
 from tests.support.core_engine import png
 from tests.support.data_media import SIDE, counting_video
+from tests.support.naive_packing import packed_row
 
 WORDS = ["red", "green", "blue", "circle", "square", "moves", "on", "is", "it", "a"]
 PICTURES = [(16, 48), (32, 32), (48, 48)]

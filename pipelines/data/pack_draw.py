@@ -1,0 +1,28 @@
+"""Which encoded samples occur, and how often: the mixture decides over rows, and their pieces follow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from pipelines.data.pack_plan import Chunk, EncodedSamples
+from pipelines.data.packing import interleave
+
+_ROWS_PER_CHUNK = 1 << 16
+
+
+def draw(encoded: EncodedSamples, mixture: Mapping[str, Any], seed: int) -> Iterator[Chunk]:
+    """The stream that is packed: all pieces of a row follow one another, in each of its passes."""
+    first_R = np.flatnonzero(encoded.part_E == 0)
+    ends_R = np.append(first_R, len(encoded))
+    row_starts = np.searchsorted(first_R, encoded.source_starts)
+    source_R, number_R = interleave(np.diff(row_starts).tolist())
+    for start in range(0, len(source_R), _ROWS_PER_CHUNK):
+        stop = start + _ROWS_PER_CHUNK
+        row_C = row_starts[source_R[start:stop]] + number_R[start:stop]
+        occurrence_C = np.zeros(len(row_C), np.int64)
+        pieces_C = ends_R[row_C + 1] - ends_R[row_C]
+        within = np.arange(int(pieces_C.sum())) - np.repeat(np.cumsum(pieces_C) - pieces_C, pieces_C)
+        yield np.repeat(first_R[row_C], pieces_C) + within, np.repeat(occurrence_C, pieces_C)

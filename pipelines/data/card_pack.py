@@ -30,12 +30,21 @@ def pack_tiles(card: Mapping[str, Any]) -> Html:
     )
 
 
+def budget_line(card: Mapping[str, Any]) -> str:
+    """What a sequence holds at most, in a sentence."""
+    budget, video = card["budget"], card["budget"].get("video")
+    line = f"Sequences of up to {budget['text']:,} text and {budget['image']:,} image tokens"
+    if video and card["by_kind"]["video"]["sequences"]:
+        line += f"; with a video, {video['text']:,} and {video['image']:,}"
+    return f"{line}."
+
+
 def fill_section(card: Mapping[str, Any]) -> Html:
     """How full both budgets are, by kind, beside the fill of the lower bound's number of sequences."""
     lead = (
         "Samples share sequences under two budgets; a video has a sequence of its own. No packing needs "
-        "fewer sequences than tokens divided by budget, the larger of the two: the stroke marks the fill that "
-        "this many sequences would have. Only the scarcer budget can be full."
+        "fewer sequences than tokens divided by budget, the larger of the two: the stroke marks the fill "
+        "that this many sequences would have. Only the scarcer budget can be full."
     )
     rows = []
     for kind, own in card["by_kind"].items():

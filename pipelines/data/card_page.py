@@ -6,19 +6,18 @@ Everything is drawn from the artifact itself, so equal artifacts have equal card
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from importlib import resources
-from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
 
 from casa_core.errors import StoreError
 from pipelines.data.card_gallery import CLIPS, PICTURES, gallery
-from pipelines.data.card_pack import fill_section, mixture_section, pack_tiles
+from pipelines.data.card_pack import budget_line, fill_section, mixture_section, pack_tiles
 from pipelines.data.card_samples import clean_histograms, token_histograms
 from pipelines.data.card_tables import (
     FILTERED,
-    FilteredRow,
     filters_section,
     quarantine_section,
     read_filtered,
@@ -30,12 +29,13 @@ from pipelines.data.store import CARD, CleanReader, PackReader
 from pipelines.report.html import Html, tag
 from pipelines.report.scale import byte_size, number
 from pipelines.report.sections.layout import anchor, section, table, tile, tiles
+from pipelines.storage import Folder, write_whole
 
 CARD_PAGE = "card.html"
 
 
-def write_clean_card(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Writes ``card.html`` of a clean artifact in a local folder that is finished but for it.
+def write_clean_card(folder: Folder, settings: Mapping[str, Any]) -> None:
+    """Writes ``card.html`` of a clean artifact that is finished but for it.
 
     Args:
         folder: The artifact, with its shards, ``card.json`` and ``quarantine.parquet``.
@@ -46,11 +46,11 @@ def write_clean_card(folder: Path, settings: Mapping[str, Any]) -> None:
     """
     rejected = read_quarantine(folder / QUARANTINE)
     page = clean_page(_read_card(folder), rejected, CleanReader(folder, SPLIT), settings)
-    _write(folder / CARD_PAGE, page)
+    write_whole(folder / CARD_PAGE, page)
 
 
-def write_pack_card(folder: Path, clean: Mapping[str, Path], settings: Mapping[str, Any]) -> None:
-    """Writes ``card.html`` of a pack artifact in a local folder that is finished but for it.
+def write_pack_card(folder: Folder, clean: Mapping[str, Folder], settings: Mapping[str, Any]) -> None:
+    """Writes ``card.html`` of a pack artifact that is finished but for it.
 
     Args:
         folder: The artifact, with its shards, ``index.json``, ``card.json`` and ``quarantine.parquet``.
@@ -70,7 +70,7 @@ def write_pack_card(folder: Path, clean: Mapping[str, Path], settings: Mapping[s
         dict(settings)
         | {"licences": {name: _read_card(clean[name]).get("licence") for name in card["sources"]}},
     )
-    _write(folder / CARD_PAGE, page)
+    write_whole(folder / CARD_PAGE, page)
 
 
 def clean_page(
@@ -114,7 +114,7 @@ def clean_page(
 def pack_page(
     card: Mapping[str, Any],
     rejected: Sequence[Rejected],
-    filtered: Sequence[FilteredRow],
+    filtered: pa.Table,
     packed: PackReader,
     clean: Mapping[str, CleanReader],
     settings: Mapping[str, Any],
@@ -124,7 +124,7 @@ def pack_page(
     Args:
         card: Its ``card.json``.
         rejected: Its quarantine.
-        filtered: What its filters removed.
+        filtered: What its filters removed, as ``FILTERED_SCHEMA``.
         packed: Its sequences.
         clean: Train split of each source's clean artifact.
         settings: The stage's ``what``, with ``licences`` by source.
@@ -142,11 +142,10 @@ def pack_page(
     gallery_lead = "Of each source, evenly spaced over its train split, before filters; nobody picked them."
     licences = {name: settings.get("licences", {}).get(name) for name in names}
     told = {name: value for name, value in settings.items() if name != "licences"}
-    budget = card["budget"]
     return _page(
         title=" + ".join(names),
         kicker="Data card · pack artifact",
-        subtitle=f"Sequences of up to {budget['text']:,} text and {budget['image']:,} image tokens.",
+        subtitle=budget_line(card),
         header=pack_tiles(card),
         sections={
             "Fill": fill_section(card),
@@ -188,8 +187,8 @@ def _clean_tiles(card: Mapping[str, Any], records: int) -> Html:
     kept = sum(split["rows"] for split in splits)
     aside = sum(split["quarantined"] for split in splits)
     media = {kind: sum(split[kind] for split in splits) for kind in ("images", "videos")}
-    shrunk = card.get("shrunk")
-    note = f"{shrunk:,} shrunk" if isinstance(shrunk, int) and shrunk else "bytes as they were found"
+    shrunk = sum(split.get("shrunk", {}).get("pictures", 0) for split in splits)
+    note = f"{shrunk:,} of them shrunk" if shrunk else "bytes as they were found"
     found = " and ".join(f"{number(count)} {kind}" for kind, count in media.items() if count)
     return tiles(
         tile(number(kept), "samples", f"of {number(records)} records"),
@@ -228,7 +227,7 @@ def _need(card: Mapping[str, Any], keys: Sequence[str]) -> None:
         )
 
 
-def _read_card(folder: Path) -> dict[str, Any]:
+def _read_card(folder: Folder) -> dict[str, Any]:
     try:
         return json.loads((folder / CARD).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError) as error:
@@ -237,12 +236,6 @@ def _read_card(folder: Path) -> dict[str, Any]:
             f"{CARD} cannot be read: {error}",
             "Run the stage that writes it.",
         ) from error
-
-
-def _write(path: Path, page: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(path)
 
 
 def _asset(name: str) -> str:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.data.card_gallery import row_thumbnail, shortened, spaced
 from pipelines.data.quarantine import Rejected
+from pipelines.data.readers.reasons import REASONS
 from pipelines.data.store import CleanReader
 from pipelines.report.html import Html, tag
 from pipelines.report.sections.layout import fold, section, table
+from pipelines.storage import Folder, filesystem_for
 
 FILTERED = "filtered.parquet"
 EXAMPLES = 5
@@ -24,46 +26,33 @@ _PICTURE_SIDE = 96
 _PLACES = frozenset({"path"})
 """Settings that say where something lies, and differ from machine to machine."""
 
-REASONS = {
-    "empty_file": "a picture or video of zero bytes",
-    "not_an_image": "bytes that begin like no known picture format",
-    "truncated_image": "a picture that ends early or cannot be decoded",
-    "decompression_bomb": "a picture of too many pixels",
-    "missing_image": "a picture that the record names or needs, and does not have",
-    "missing_text": "a turn without its text",
-    "unreadable_file": "a file that cannot be opened in its layout",
-    "unreadable_rows": "a part of a file that cannot be read",
-    "extreme_aspect_ratio": "a picture too elongated to be resized",
-    "empty_image": "a picture without pixels",
-    "over_text_budget": "a sample of more text tokens than a sequence holds",
-    "over_image_budget": "a sample of more image tokens than a sequence holds",
+PACK_REASONS = {
+    "extreme_aspect_ratio": "The picture is too elongated to be resized.",
+    "empty_image": "The picture has no pixels.",
+    "over_text_budget": "The sample has more text tokens than a sequence holds, and cannot be split.",
+    "over_image_budget": "The sample has more image tokens than a sequence holds, and cannot be split.",
 }
-"""Reason → what it means. A reason that is not listed speaks for itself."""
+"""Every reason for which the pack stage sets a sample aside, and what it means."""
+
+FILTERED_SCHEMA = pa.schema(
+    [
+        ("source", pa.string()),
+        ("row", pa.int64()),
+        ("sample_id", pa.string()),
+        ("filter", pa.string()),
+        ("detail", pa.string()),
+    ]
+)
+"""What a card reads of ``filtered.parquet``; ``row`` is of the train split of the source's clean artifact."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FilteredRow:
-    """A sample that a filter removed.
-
-    Attributes:
-        source, row, sample_id: Which sample; ``row`` of the training split of the source's clean artifact.
-        filter: Its name.
-        detail: What the filter found.
-    """
-
-    source: str
-    row: int
-    sample_id: str
-    filter: str
-    detail: str
-
-
-def read_filtered(path: Path) -> list[FilteredRow]:
-    """The samples that filters removed; none where no filter ran."""
+def read_filtered(path: Folder) -> pa.Table:
+    """The samples that filters removed, as ``FILTERED_SCHEMA``; none where no filter ran."""
     if not path.is_file():
-        return []
-    columns = list(FilteredRow.__dataclass_fields__)
-    return [FilteredRow(**row) for row in pq.read_table(path, columns=columns).to_pylist()]
+        return FILTERED_SCHEMA.empty_table()
+    filesystem, inside = filesystem_for(path)
+    with filesystem.open_input_file(inside) as file:
+        return pq.ParquetFile(file).read(columns=FILTERED_SCHEMA.names).cast(FILTERED_SCHEMA)
 
 
 def quarantine_section(rejected: Sequence[Rejected], records: int) -> Html:
@@ -86,7 +75,7 @@ def quarantine_section(rejected: Sequence[Rejected], records: int) -> Html:
     totals = table(
         ["reason", "source", "records", "meaning"],
         [
-            [tag("code", reason), source, f"{len(own):,}", REASONS.get(reason, "")]
+            [tag("code", reason), source, f"{len(own):,}", (REASONS | PACK_REASONS).get(reason, "")]
             for (reason, source), own in ordered
         ],
         numeric=[2],
@@ -106,49 +95,54 @@ def _rejected_table(entries: Sequence[Rejected]) -> Html:
     return table(["file", "row", "sample", "what was found"], rows, numeric=[1])
 
 
-def filters_section(
-    filtered: Sequence[FilteredRow], readers: Mapping[str, CleanReader], declared: Iterable[str]
-) -> Html:
+def filters_section(filtered: pa.Table, readers: Mapping[str, CleanReader], declared: Iterable[str]) -> Html:
     """What each filter removed, with examples and their pictures.
 
     Args:
-        filtered: All that filters removed.
+        filtered: All that filters removed, as ``FILTERED_SCHEMA``.
         readers: Clean artifact of each source, to take pictures from.
         declared: Names of the filters that ran, those included that removed nothing.
     """
-    counts = Counter(entry.filter for entry in filtered)
-    names = sorted({*declared, *counts}, key=lambda name: (-counts[name], name))
+    grouped = filtered.group_by(["filter", "source"]).aggregate([([], "count_all")]).to_pylist()
+    counts = {(row["filter"], row["source"]): row["count_all"] for row in grouped}
+    removed = Counter[str]()
+    for (name, _), count in counts.items():
+        removed[name] += count
+    names = sorted({*declared, *removed}, key=lambda name: (-removed[name], name))
     if not names:
         return section("Filters", "The recipe declares no quality filter, so every clean sample is packed.")
-    sources = sorted({entry.source for entry in filtered})
-    by_source = Counter((entry.filter, entry.source) for entry in filtered)
+    sources = sorted({source for _, source in counts})
     lead = (
-        f"{len(filtered):,} samples were removed on purpose; filtered.parquet lists them. A sample "
+        f"{filtered.num_rows:,} samples were removed on purpose; filtered.parquet lists them. A sample "
         "counts under the first filter that removes it."
     )
     rows = [
-        [name, f"{counts[name]:,}", *(f"{by_source[name, source]:,}" for source in sources)] for name in names
+        [name, f"{removed[name]:,}", *(f"{counts.get((name, source), 0):,}" for source in sources)]
+        for name in names
     ]
     totals = table(["filter", "removed", *sources], rows, numeric=range(1, len(sources) + 2))
-    groups = {name: [entry for entry in filtered if entry.filter == name] for name in names}
     folds = [
-        fold(f"{name}: {min(len(own), EXAMPLES)} of {len(own):,}", _filtered_table(own, readers))
-        for name, own in groups.items()
-        if own
+        fold(
+            f"{name}: {min(removed[name], EXAMPLES)} of {removed[name]:,}", _examples(filtered, name, readers)
+        )
+        for name in names
+        if removed[name]
     ]
     return section("Filters", lead, totals, *folds)
 
 
-def _filtered_table(entries: Sequence[FilteredRow], readers: Mapping[str, CleanReader]) -> Html:
+def _examples(filtered: pa.Table, name: str, readers: Mapping[str, CleanReader]) -> Html:
+    """Evenly spaced samples that a filter removed."""
+    own = filtered.filter(pc.field("filter") == name)
     rows = [
         [
-            row_thumbnail(readers, entry.source, entry.row, side=_PICTURE_SIDE),
-            entry.source,
-            f"{entry.row:,}",
-            tag("code", entry.sample_id),
-            shortened(entry.detail),
+            row_thumbnail(readers, entry["source"], entry["row"], side=_PICTURE_SIDE),
+            entry["source"],
+            f"{entry['row']:,}",
+            tag("code", entry["sample_id"]),
+            shortened(entry["detail"]),
         ]
-        for entry in (entries[at] for at in spaced(len(entries), EXAMPLES))
+        for entry in own.take(spaced(own.num_rows, EXAMPLES)).to_pylist()
     ]
     return table(["", "source", "row", "sample", "why"], rows, numeric=[2])
 

@@ -1,0 +1,133 @@
+"""A corpus's listing from its headers and a bounded sample of its records; no corpus is read whole."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from math import sqrt
+from statistics import fmean, stdev
+
+from casa_core.errors import MediaError
+from casa_core.media import VideoFrames, image_dimensions
+from casa_core.types import Image, Text
+from pipelines.data.encode import SPLIT
+from pipelines.data.listing import PictureSize, RawFile, SourceListing
+from pipelines.data.quarantine import Rejected
+from pipelines.data.readers import Reader, Record
+from pipelines.data.readers.base import Span
+
+SPANS, RECORDS = 8, 32
+"""Places of a corpus that are looked at, and records read at each."""
+TWO_SIDED_95 = 1.96
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What the sampled records hold, one entry a record."""
+
+    images: list[float] = field(default_factory=list)
+    text_tokens: list[float] = field(default_factory=list)
+    text_bytes: list[float] = field(default_factory=list)
+    media_bytes: list[float] = field(default_factory=list)
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    videos: int = 0
+    unusable: int = 0
+
+
+def sample_source(
+    reader: Reader, count_tokens: Callable[[str], float], *, passes: float = 1.0, text_doubt: float = 0.0
+) -> SourceListing:
+    """Counts a source's records from its headers, and measures a sample of them.
+
+    Args:
+        reader: Of the source. Spans are evenly spaced over the train split; of each, only the first records
+            are taken, and of each picture only the header.
+        count_tokens: Tokens of a text, or an estimate of them.
+        passes: How often each sample is packed.
+        text_doubt: Relative uncertainty of ``count_tokens`` itself.
+
+    Raises:
+        DataError: As the reader does.
+    """
+    spans = reader.spans(SPLIT)
+    chosen = [spans[index * len(spans) // SPANS] for index in range(SPANS)] if len(spans) > SPANS else spans
+    seen = _Seen()
+    for span in chosen:
+        for record in islice(reader.read(span), RECORDS):
+            _look(seen, record, count_tokens)
+    looked = len(seen.images)
+    usable = looked / max(looked + seen.unusable, 1)
+    total = sum(seen.sizes.values())
+    uncertainty = max(map(_relative_error, (seen.images, seen.text_tokens, seen.media_bytes))) + text_doubt
+    return SourceListing(
+        name=reader.source,
+        files=_files(spans),
+        images_per_row=_mean(seen.images) * usable,
+        text_tokens_per_row=_mean(seen.text_tokens) * usable,
+        text_bytes_per_row=_mean(seen.text_bytes) * usable,
+        media_bytes_per_row=_mean(seen.media_bytes) * usable,
+        sizes=tuple(
+            PictureSize(width=width, height=height, share=count / total)
+            for (width, height), count in sorted(seen.sizes.items())
+        ),
+        video=seen.videos > looked / 2,
+        passes=passes,
+        uncertainty=uncertainty,
+        basis=(
+            f"records and bytes from headers; means of {looked} records in {len(chosen)} of {len(spans)} "
+            f"places, {seen.unusable} unusable; within {uncertainty:.0%} (95 %)"
+        ),
+    )
+
+
+def _look(seen: _Seen, record: Record | Rejected, count_tokens: Callable[[str], float]) -> None:
+    if isinstance(record, Rejected):
+        seen.unusable += 1
+        return
+    parts = record.sample.parts
+    pictures = [part.media for part in parts if isinstance(part, Image)]
+    try:
+        sizes = {n: _size(record, n) for n in range(len(record.media))}
+    except MediaError:
+        seen.unusable += 1  # the clean stage will quarantine it
+        return
+    seen.sizes.update(sizes[number] for number in pictures)
+    seen.videos += any(media.kind == "video" for media in record.media)
+    texts = [part.text for part in parts if isinstance(part, Text)]
+    seen.images.append(len(pictures))
+    seen.text_tokens.append(sum(map(count_tokens, texts)))
+    seen.text_bytes.append(sum(len(text.encode()) for text in texts))
+    seen.media_bytes.append(sum(len(media.data) for media in record.media))
+
+
+def _size(record: Record, number: int) -> tuple[int, int]:
+    """(width, height) from a header."""
+    media = record.media[number]
+    if media.kind == "image":
+        height, width = image_dimensions(media.data)
+        return width, height
+    with VideoFrames(media.data) as video:
+        return video.width, video.height
+
+
+def _files(spans: Sequence[Span]) -> tuple[RawFile, ...]:
+    rows: dict[str, int] = defaultdict(int)
+    size: dict[str, int] = defaultdict(int)
+    for span in spans:
+        rows[span.file] += span.records
+        size[span.file] += span.bytes
+    return tuple(RawFile(name=name, rows=rows[name], bytes=size[name]) for name in sorted(rows))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return fmean(values) if values else 0.0
+
+
+def _relative_error(values: Sequence[float]) -> float:
+    """Half of the 95 % interval of a mean, as a share of it; 1 where too little was seen to say."""
+    if len(values) < 2:
+        return 1.0
+    mean = fmean(values)
+    return TWO_SIDED_95 * stdev(values) / sqrt(len(values)) / mean if mean else 0.0

@@ -120,7 +120,8 @@ def _prepare_encoding(
     what = context.what
     texts = (text for reader in readers.values() for text in reader.texts())
     with local_output(context.output / TOKENIZER) as folder:
-        tokenizer_hash = make_tokenizer(what["tokenizer"], texts, what["template"], folder)
+        how = {"path": what["tokenizer_path"]} if "tokenizer_path" in what else what["tokenizer"]
+        tokenizer_hash = make_tokenizer(how, texts, what["template"], folder)
         encoding = Encoding(
             tokenizer=str(folder),
             template=what["template"],

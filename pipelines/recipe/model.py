@@ -21,11 +21,8 @@ from casa_core.fusion.config import (
 )
 from pipelines.recipe.data import Data
 from pipelines.recipe.fields import Count, Index, ModelName, NonNegative, Positive, Section
+from pipelines.recipe.pack import Pack
 from pipelines.recipe.where import Where
-
-IMAGE_TOKEN_SIDE = 16
-"""Pixels along one side of an image token: patches of 8, merged 2 by 2."""
-
 
 LayerRange = Annotated[str, Field(pattern=r"^(first|first_and_last):[1-9][0-9]*$")]
 
@@ -80,40 +77,35 @@ class BpeTraining(Section):
 
 
 class Tokenizer(Section):
-    """Where the tokenizer comes from."""
+    """Where the tokenizer comes from: trained on the run's own texts, or brought along."""
 
-    train_bpe: BpeTraining = Field(
-        default_factory=BpeTraining, description="Train it on the run's own texts."
+    train_bpe: BpeTraining | None = Field(default=None, description="Train it on the run's own texts.")
+    path: str | None = Field(
+        default=None, description="Folder of a tokenizer, or the name of a repository on the hub."
     )
+    revision: str | None = Field(
+        default=None, description="Commit of that repository; without it the newest is taken."
+    )
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if (self.train_bpe is None) == (self.path is None):
+            raise ValueError("expected exactly one of `train_bpe` (train one) and `path` (bring one along)")
+        if self.revision is not None and self.path is None:
+            raise ValueError("revision is a commit of a repository that `path` names; remove it")
+        return self
 
 
 class Model(Section):
     """Backbone, fusion, tokenizer and chat template."""
 
-    backbone: Literal["tiny"] = Field(description="Language model and vision tower.")
+    backbone: Literal["tiny", "helium", "qwen2_5_vl"] = Field(description="Language model and vision tower.")
     fusion: Fusion = Field(default_factory=Fusion, description="How images enter the language model.")
-    tokenizer: Tokenizer = Field(default_factory=Tokenizer, description="Where the tokenizer comes from.")
-    template: Literal["casa-1"] = Field(default="casa-1", description="Versioned chat template.")
-
-
-class Pack(Section):
-    """Budgets of a packed sequence."""
-
-    text_tokens: Annotated[int, Field(ge=16)] = Field(description="Text tokens a packed sequence may hold.")
-    image_tokens: Count = Field(description="Image tokens a packed sequence may hold.")
-    max_side: Annotated[int, Field(ge=IMAGE_TOKEN_SIDE, multiple_of=IMAGE_TOKEN_SIDE)] = Field(
-        description="R_max: an image is shrunk to the area of a square with this side, in pixels."
+    tokenizer: Tokenizer = Field(
+        default_factory=lambda: Tokenizer(train_bpe=BpeTraining()),
+        description="Where the tokenizer comes from.",
     )
-
-    @model_validator(mode="after")
-    def _an_image_fits(self) -> Self:
-        tokens = (self.max_side // IMAGE_TOKEN_SIDE) ** 2
-        if tokens > self.image_tokens:
-            raise ValueError(
-                f"one image of side max_side = {self.max_side} takes {tokens} image tokens, more than "
-                f"image_tokens = {self.image_tokens}; raise image_tokens or lower max_side"
-            )
-        return self
+    template: Literal["casa-1", "qwen-1"] = Field(default="casa-1", description="Versioned chat template.")
 
 
 class Train(Section):
@@ -201,12 +193,18 @@ class Recipe(Section):
     )
     data: Data = Field(description="Where samples come from.")
     model: Model = Field(description="What is trained.")
-    pack: Pack = Field(description="Budgets of a packed sequence.")
+    pack: Pack = Field(description="What a packed sequence holds, and how sources are mixed.")
     train: Train = Field(description="Optimisation.")
     evaluate: Evaluate = Field(default_factory=Evaluate, description="What the model is measured with.")
     deploy: Deploy = Field(description="The endpoint.")
     report: Report = Field(default_factory=Report, description="The report.")
     where: Where = Field(default_factory=Where, description="On what it runs; never part of a fingerprint.")
+
+    @model_validator(mode="after")
+    def _pictures_fit(self) -> Self:
+        self.pack.check_sides(self.model.backbone)
+        self.pack.check_sources(self.data.sources)
+        return self
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:

@@ -22,7 +22,7 @@ from pyarrow import fs
 
 from casa_core.errors import CasaError, ConfigError, StoreError
 
-ATTEMPTS = 8
+ATTEMPTS = 6
 CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 60.0
 _OPTIONS = ("endpoint_override", "region", "scheme")

@@ -7,6 +7,7 @@ and no ``__fspath__``: what only works on a disk (``os``, ``shutil``) fails at o
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from fnmatch import fnmatchcase
@@ -14,6 +15,7 @@ from functools import total_ordering
 from pathlib import PurePosixPath
 from typing import Any
 
+from casa_core.errors import StoreError
 from pipelines import s3
 
 PART_BYTES = 16 << 20
@@ -214,6 +216,7 @@ class S3Upload:
         self._path = path
         self._buffer = bytearray()
         self._upload: str | None = None
+        self._sent = 0
         self._parts: list[dict[str, Any]] = []
         self._sender = ThreadPoolExecutor(max_workers=1, thread_name_prefix="upload")
         self._under_way: Future[dict[str, Any]] | None = None
@@ -236,8 +239,7 @@ class S3Upload:
             if self._buffer:
                 self._send_part()
             self._wait()
-            done = self._call("complete_multipart_upload", MultipartUpload={"Parts": self._parts})
-            return done["ETag"].strip('"')
+            return self._complete()
         finally:
             self._sender.shutdown()
 
@@ -245,13 +247,29 @@ class S3Upload:
         """Leaves nothing behind."""
         self._sender.shutdown()
         if self._upload is not None:
-            self._call("abort_multipart_upload")
+            # Whatever made the writer give up is worth telling; parts that stay behind for want of an answer
+            # are invisible, and the next attempt at the artifact ends them.
+            with contextlib.suppress(StoreError):
+                self._call("abort_multipart_upload")
+
+    def _complete(self) -> str:
+        try:
+            done = self._call("complete_multipart_upload", MultipartUpload={"Parts": self._parts})
+            return done["ETag"].strip('"')
+        except StoreError:
+            # If only the answer was lost, the upload is asked for again and unknown by then: is it there?
+            with contextlib.suppress(FileNotFoundError):
+                found = self._path.listed()
+                if found.size == self._sent and found.etag.endswith(f"-{len(self._parts)}"):
+                    return found.etag
+            raise
 
     def _send_part(self) -> None:
         if self._upload is None:
             self._upload = self._call("create_multipart_upload")["UploadId"]
         self._wait()
         number, body = len(self._parts) + 1, bytes(self._buffer)
+        self._sent += len(body)
         self._buffer.clear()
         self._under_way = self._sender.submit(self._call, "upload_part", PartNumber=number, Body=body)
 

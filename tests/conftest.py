@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,9 @@ import pytest
 
 from infra import local_ray
 from infra.local_ray import RaySession
+from pipelines.s3_path import S3Path
+from tests.support import s3
+from tests.support.s3 import S3Server
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RAY = {"address": "local", "num_cpus": 4, "object_store_mb": 128}
@@ -38,3 +42,17 @@ def ray_head(ray_folder: Path) -> RaySession:
     return local_ray.start(
         ray_folder, num_cpus=RAY["num_cpus"], object_store_mb=RAY["object_store_mb"], python_path=REPOSITORY
     )
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """One S3 server for the whole test session, on loopback."""
+    with s3.running_server(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture
+def s3_folder(s3_server: S3Server, request: pytest.FixtureRequest) -> Iterator[S3Path]:
+    """An empty folder of the S3 server, the environment holding its credentials."""
+    with s3.credentials():
+        yield s3_server.folder(f"{request.node.name}-{uuid.uuid4().hex[:8]}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,7 +15,9 @@ from casa_core.errors import ConfigError, DataError
 from casa_core.types import Image, Text
 from pipelines.data.readers import READERS, Record, open_reader
 from pipelines.data.readers.finevision import FineVisionReader
-from pipelines.data.readers.live_whisperx import RECORDS_PER_SPAN, LiveWhisperXReader, words_by_frame
+from pipelines.data.readers.lines import RECORDS_PER_SPAN
+from pipelines.data.readers.live_whisperx import LiveWhisperXReader, words_by_frame
+from pipelines.recipe.data import Source
 from tests.support.data_corpus import (
     PICTURE,
     finevision_row,
@@ -50,7 +53,8 @@ def test_ratings_may_be_null_or_their_columns_absent(tmp_path):
     plain = pa.Table.from_pylist([{k: finevision_row()[k] for k in ("images", "texts", "source")}])
     pq.write_table(plain, tmp_path / "train-1.parquet")
     metas = [record.meta for record in read_all(FineVisionReader, tmp_path)]
-    assert metas == [{"subset": "ramps", "relevance_min": 4}, {"subset": "ramps"}, {"subset": "ramps"}]
+    ratings = {"relevance_ratings": [5, 4], "relevance_min": 4}
+    assert metas == [{"subset": "ramps", **ratings}, {"subset": "ramps"}, {"subset": "ramps"}]
 
 
 def test_the_kind_of_question_is_taken_from_the_subset(tmp_path):
@@ -117,7 +121,7 @@ def test_a_file_of_another_layout_is_rejected_row_by_row(tmp_path):
     pq.write_table(pa.table({"question": ["a", "b"]}), tmp_path / "train-0.parquet")
     results = read_all(FineVisionReader, tmp_path)
     assert reasons(results) == ["unreadable_rows"] * 2
-    assert "no column images, texts, source" in results[0].detail
+    assert "no column images, texts" in results[0].detail
 
 
 def test_splits_come_from_the_readme_or_from_file_names(tmp_path):
@@ -262,10 +266,10 @@ def test_a_download_that_was_cut_costs_its_last_record(clip):
 
 
 def test_readers_are_chosen_by_name_and_refuse_settings_they_do_not_have(tmp_path):
-    assert set(READERS) == {"finevision", "live_whisperx"}
+    assert set(READERS) == set(get_args(Source.model_fields["reader"].annotation))
     reader = open_reader("live_whisperx", str(tmp_path), "live", {"fps": 4.0})
     assert (reader.source, reader.fps) == ("live", 4.0)  # type: ignore[attr-defined]
-    with pytest.raises(ConfigError, match="finevision, live_whisperx"):
+    with pytest.raises(ConfigError, match="finevision, image_text, live_whisperx"):
         open_reader("fine_vision", str(tmp_path), "vqa", {})
     with pytest.raises(ConfigError, match="fps"):
         open_reader("finevision", str(tmp_path), "vqa", {"fps": 2.0})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -34,19 +34,65 @@ class MovingShapesCorpus(Section):
 Corpus = Annotated[EasyVqaCorpus | MovingShapesCorpus, Field(discriminator="generator")]
 
 _READER_OF_GENERATOR = {"easy_vqa": "finevision", "moving_shapes": "live_whisperx"}
-_VIDEO_READERS = frozenset({"live_whisperx"})
+_VIDEO_READERS = frozenset({"live_whisperx", "llava_video"})
+_SUBSETS = frozenset({"subsets", "exclude_subsets"})
+READER_OPTIONS = {
+    "finevision": _SUBSETS,
+    "image_text": frozenset({"caption_prompt"}),
+    "live_whisperx": frozenset({"fps", "context"}),
+    "llava_midtraining": _SUBSETS | {"caption_prompt"},
+    "llava_onevision": _SUBSETS,
+    "llava_video": _SUBSETS | {"fps", "kinds", "max_seconds"},
+}
+"""The settings of a source that are its reader's own, by reader."""
+
+Reader = Literal[
+    "finevision", "image_text", "live_whisperx", "llava_midtraining", "llava_onevision", "llava_video"
+]
+Subsets = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
 
 
 class Source(Section):
     """One corpus: what reads it, and where it comes from."""
 
-    reader: Literal["finevision", "live_whisperx"] = Field(description="Layout of the corpus's files.")
+    reader: Reader = Field(description="Layout of the corpus's files.")
     make: Corpus | None = Field(
         default=None, description="Generate the corpus, instead of reading one from `path`."
     )
-    path: str | None = Field(default=None, description="Folder of an existing corpus in the reader's layout.")
+    path: str | None = Field(
+        default=None,
+        description="Folder of an existing corpus in the reader's layout: local, s3://bucket/prefix or "
+        "hf://datasets/org/name@revision/path.",
+    )
+    subsets: Subsets | None = Field(
+        default=None, description="Subsets to read, names or patterns such as `gqa*`; all where not given."
+    )
+    exclude_subsets: Subsets | None = Field(default=None, description="Subsets to leave out.")
     fps: Positive | None = Field(
         default=None, description="Frames a second taken from videos (2.0 where not given)."
+    )
+    max_seconds: Positive | None = Field(
+        default=None, description="Longest video that is used (180 where not given); others are quarantined."
+    )
+    kinds: (
+        Annotated[list[Literal["caption", "open_ended", "multiple_choice"]], Field(min_length=1)] | None
+    ) = Field(default=None, description="Kinds of question about videos to read; all where not given.")
+    context: list[Literal["title", "category", "previous"]] | None = Field(
+        default=None,
+        description="What a live model is told about a clip before the query; nothing where not given.",
+    )
+    caption_prompt: str | None = Field(
+        default=None, description="The user's words before a caption; empty for none."
+    )
+
+    max_pixels: Count | None = Field(
+        default=None,
+        description="Larger pictures are quarantined instead of decoded (179 million if not given).",
+    )
+    shrink_above: Count | None = Field(
+        default=None,
+        description="Side of the square, in pixels, to whose area larger pictures are encoded anew; none if "
+        "not given.",
     )
 
     @model_validator(mode="after")
@@ -60,13 +106,33 @@ class Source(Section):
                 f"generator {self.make.generator} writes the layout of reader "
                 f"{_READER_OF_GENERATOR[self.make.generator]}, not of {self.reader}"
             )
-        if self.fps is not None and not self.has_video:
-            raise ValueError(f"fps is for videos, and reader {self.reader} reads still pictures; remove it")
+        return self
+
+    @model_validator(mode="after")
+    def _options_of_its_reader(self) -> Self:
+        foreign = sorted(self.reader_options().keys() - READER_OPTIONS[self.reader])
+        if foreign:
+            own = ", ".join(sorted(READER_OPTIONS[self.reader]))
+            reads = "videos" if self.has_video else "still pictures"
+            raise ValueError(
+                f"{foreign[0]} is no setting of reader {self.reader}, which reads {reads} and has {own}; "
+                f"remove {foreign[0]}"
+            )
         return self
 
     @property
     def has_video(self) -> bool:
         return self.reader in _VIDEO_READERS
+
+    def reader_options(self) -> dict[str, Any]:
+        """The settings that are given and go to the reader."""
+        names = sorted(set().union(*READER_OPTIONS.values()))
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    def picture_limits(self) -> dict[str, int]:
+        """The bounds on pictures' sizes that are given."""
+        limits = {"max_pixels": self.max_pixels, "shrink_above": self.shrink_above}
+        return {name: value for name, value in limits.items() if value is not None}
 
 
 class Data(Section):

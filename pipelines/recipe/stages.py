@@ -56,6 +56,8 @@ def _source_stages(recipe: Recipe, name: str, source: Source, where: dict[str, A
         "source": name,
         "reader": source.reader,
         "max_failures": recipe.data.max_failures,
+        **source.reader_options(),
+        **source.picture_limits(),
     }
     if source.has_video:
         clean["fps"] = source.fps if source.fps is not None else DEFAULT_VIDEO_FPS
@@ -66,12 +68,15 @@ def _source_stages(recipe: Recipe, name: str, source: Source, where: dict[str, A
             _stage("clean", clean, {"corpus": f"corpus-{name}"}, "pipelines.data.clean", where, suffix=name),
         ]
     assert source.path is not None  # The recipe has checked that a source has one origin.
-    path = Path(source.path).expanduser().absolute()
-    clean["raw"] = identify(path, cache=store_folder(recipe) / "session" / "raw_hashes.json")
-    spec = _stage(
-        "clean", clean, {}, "pipelines.data.clean", where, suffix=name, location={"path": str(path)}
-    )
-    return [spec]
+    if "://" in source.path:
+        from pipelines.data.locations import identify_remote  # late: it loads pyarrow
+
+        path = source.path
+        clean["raw"] = identify_remote(path)
+    else:
+        path = str(Path(source.path).expanduser().absolute())
+        clean["raw"] = identify(Path(path), cache=store_folder(recipe) / "session" / "raw_hashes.json")
+    return [_stage("clean", clean, {}, "pipelines.data.clean", where, suffix=name, location={"path": path})]
 
 
 def _pack(recipe: Recipe, clean: dict[str, str], where: dict[str, Any]) -> StageSpec:

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from casa_core.errors import ConfigError
 from pipelines.data.files import Files
 from pipelines.data.readers.base import RawMedia, Reader, Record, Span
 from pipelines.data.readers.finevision import FineVisionReader
+from pipelines.data.readers.image_text import ImageTextReader
 from pipelines.data.readers.live_whisperx import LiveWhisperXReader
+from pipelines.data.readers.llava_midtraining import LlavaMidtrainingReader
+from pipelines.data.readers.llava_onevision import LlavaOneVisionReader
+from pipelines.data.readers.llava_video import LlavaVideoReader
+from pipelines.data.readers.reasons import REASONS
 
-__all__ = ["READERS", "RawMedia", "Reader", "Record", "Span", "open_reader"]
+__all__ = ["READERS", "REASONS", "RawMedia", "Reader", "Record", "Span", "open_reader"]
 
-READERS: dict[str, type[FineVisionReader] | type[LiveWhisperXReader]] = {
+READERS: dict[str, Callable[..., Reader]] = {
     "finevision": FineVisionReader,
+    "image_text": ImageTextReader,
     "live_whisperx": LiveWhisperXReader,
+    "llava_midtraining": LlavaMidtrainingReader,
+    "llava_onevision": LlavaOneVisionReader,
+    "llava_video": LlavaVideoReader,
 }
 
 
@@ -23,9 +33,9 @@ def open_reader(name: str, root: str, source: str, options: dict[str, Any]) -> R
 
     Args:
         name: As in a recipe's ``reader``.
-        root: Local folder or pyarrow filesystem URI.
+        root: Local folder, or a URI that :mod:`pipelines.data.locations` knows.
         source: The data source's name in the recipe.
-        options: The reader's own settings, for example ``fps``.
+        options: The reader's own settings, for example ``fps``; lists are taken as tuples.
 
     Raises:
         ConfigError: For an unknown reader, or a setting it does not have.
@@ -34,8 +44,9 @@ def open_reader(name: str, root: str, source: str, options: dict[str, Any]) -> R
         raise ConfigError(
             f"There is no reader named {name!r}.", "", f"Use one of: {', '.join(sorted(READERS))}."
         )
+    frozen = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
     try:
-        return READERS[name](files=Files(root), source=source, **options)
+        return READERS[name](files=Files(root), source=source, **frozen)
     except TypeError as error:
         raise ConfigError(
             f"The reader {name!r} of source {source!r} was given a setting that it does not have.",

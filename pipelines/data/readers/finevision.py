@@ -1,7 +1,8 @@
-"""FineVision: parquet files of conversations about pictures.
+"""FineVision: parquet files of conversations about pictures, ``<subset>/train-*.parquet``.
 
 ``images: list<struct<bytes, path>>, texts: list<struct<user, assistant>>, source: string``, and four ratings
-a turn (``*_ratings: list<int64>`` with ``*_min: int64``), any of which may be null or absent.
+a turn (``*_ratings: list<int64>`` with ``*_min: int64``), any of which may be null or absent. Docmatix and
+the Cauldron have the same layout without ``source``, where a turn may name its own.
 """
 
 from __future__ import annotations
@@ -10,119 +11,71 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from casa_core.types import Image, Part, Sample, Text
 from pipelines.data.files import Files
 from pipelines.data.quarantine import Rejected
-from pipelines.data.readers.base import RawMedia, Record, Span, sample_id, split_files
+from pipelines.data.readers.base import BadRecord, Place, RawMedia, Record, Span, collect, split_files
+from pipelines.data.readers.conversation import arrange, pictures, turns_from_pairs
+from pipelines.data.readers.parquet import Row, parquet_rows, parquet_spans, still_picture
+from pipelines.data.readers.subsets import choose_subsets, subset_of
 
-IMAGE_MARKER = "<image>"
-_RATINGS = ("relevance_min", "image_correspondence_min", "visual_dependency_min", "formatting_min")
-_NEEDED = ("images", "texts", "source")
+RATINGS = ("relevance", "image_correspondence", "visual_dependency", "formatting")
+"""What each turn is rated for, from 1 to 5."""
+_RATING_COLUMNS = tuple(f"{name}_{kind}" for name in RATINGS for kind in ("ratings", "min"))
+_NEEDED = ("images", "texts")
+_WANTED = ("source", *_RATING_COLUMNS)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FineVisionReader:
     """Reads FineVision's layout; one span a row group.
 
+    A sample's meta holds ``subset`` and, where known, ``question_type``, ``<name>_ratings`` (one a turn) and
+    ``<name>_min`` for the four ``RATINGS``.
+
     Attributes:
-        files: The folder with the parquet files.
+        files: The folder with the subsets' folders, or with parquet files.
         source: The data source's name in the recipe.
+        subsets: Names or patterns of the subsets to read; None for all.
+        exclude_subsets: Subsets to leave out.
     """
 
     files: Files
     source: str
+    subsets: tuple[str, ...] | None = None
+    exclude_subsets: tuple[str, ...] = ()
 
     def spans(self, split: str) -> list[Span]:
         """One span a row group, from the footers; a file without a readable footer is one bad record."""
-        spans: list[Span] = []
-        for name in split_files(self.files, split, ".parquet"):
-            try:
-                with self.files.open(name) as file:
-                    metadata = pq.ParquetFile(file).metadata
-            except (pa.ArrowException, OSError):
-                spans.append(Span(file=name, start=0, stop=1, bytes=0, begin=-1, end=-1))
-                continue
-            start = 0
-            for group in range(metadata.num_row_groups):
-                rows = metadata.row_group(group).num_rows
-                size = metadata.row_group(group).total_byte_size
-                spans.append(
-                    Span(file=name, start=start, stop=start + rows, bytes=size, begin=group, end=group + 1)
-                )
-                start += rows
-        return spans
+        names = split_files(self.files, split, ".parquet")
+        chosen = choose_subsets(self.source, names, self.subsets, self.exclude_subsets)
+        return parquet_spans(self.files, chosen)
 
     def read(self, span: Span) -> Iterator[Record | Rejected]:
-        """The rows of one row group; where its pages are broken, each of its rows is rejected."""
-        try:
-            rows = self._read_group(span)
-        except (pa.ArrowException, OSError) as error:
-            reason = "unreadable_file" if span.begin < 0 else "unreadable_rows"
-            for row in range(span.start, span.stop):
-                yield self._reject(span.file, row, reason, f"{type(error).__name__}: {error}")
-            return
-        for row, columns in enumerate(rows, start=span.start):
-            yield self._parse(span.file, row, columns)
+        """The rows of one row group; where its pages are broken, its rows from there on are rejected."""
+        rows = parquet_rows(self.files, span, needed=_NEEDED, wanted=_WANTED)
+        return collect(self.source, span, rows, self._parse)
 
-    def _read_group(self, span: Span) -> list[dict[str, Any]]:
-        with self.files.open(span.file) as file:
-            parquet = pq.ParquetFile(file)
-            present = set(parquet.schema_arrow.names)
-            missing = [name for name in _NEEDED if name not in present]
-            if missing:
-                raise pa.ArrowInvalid(f"the file has no column {', '.join(missing)}")
-            columns = [name for name in (*_NEEDED, *_RATINGS) if name in present]
-            return parquet.read_row_group(span.begin, columns=columns).to_pylist()
-
-    def _parse(self, file: str, row: int, columns: dict[str, Any]) -> Record | Rejected:
-        texts, images = columns["texts"] or [], columns["images"] or []
-        if not texts or any(turn is None or turn["user"] is None or not turn["assistant"] for turn in texts):
-            return self._reject(
-                file, row, "missing_text", f"{len(texts)} turns, one of them without its text"
-            )
-        gone = [number for number, image in enumerate(images) if image is None or image["bytes"] is None]
-        if gone:
-            return self._reject(file, row, "missing_image", f"image {gone[0]} of {len(images)} has no bytes")
-        if not images and any(IMAGE_MARKER in turn["user"] for turn in texts):
-            return self._reject(
-                file, row, "missing_image", f"the text has {IMAGE_MARKER}, the record no image"
-            )
-        parts: list[Part] = [Image(media=number) for number in range(len(images))]
-        for turn in texts:
-            question = turn["user"].replace(IMAGE_MARKER, "").strip()
-            parts += [
-                Text(role="user", text=question),
-                Text(role="assistant", text=turn["assistant"], trained=True),
-            ]
-        return Record(
-            file=file,
-            row=row,
-            sample=Sample(source=self.source, sample_id=sample_id(file, row), parts=tuple(parts)),
-            media=tuple(
-                RawMedia(kind="image", data=image["bytes"], name=image["path"] or f"image {number}")
-                for number, image in enumerate(images)
-            ),
-            meta=_meta(columns),
-        )
-
-    def _reject(self, file: str, row: int, reason: str, detail: str) -> Rejected:
-        return Rejected(
-            source=self.source,
-            file=file,
-            row=row,
-            sample_id=sample_id(file, row),
-            reason=reason,
-            detail=detail,
-        )
+    def _parse(self, place: Place, row: Row) -> Record:
+        turns = turns_from_pairs(row["texts"])
+        media = _pictures(row["images"] or [])
+        return place.record(arrange(turns, pictures(len(media))), media, _meta(place.file, row))
 
 
-def _meta(columns: dict[str, Any]) -> dict[str, Any]:
+def _pictures(images: Any) -> tuple[RawMedia, ...]:
+    if not isinstance(images, list):
+        raise BadRecord("bad_record", f"images is no list: {type(images).__name__}")
+    found = [still_picture(image, number) for number, image in enumerate(images)]
+    media = tuple(picture for picture in found if picture is not None)
+    if len(media) < len(found):
+        raise BadRecord("missing_image", f"image {found.index(None)} of {len(found)} has no bytes")
+    return media
+
+
+def _meta(file: str, row: Row) -> dict[str, Any]:
     """The subset, the kind of question where the subset names one (``easy-vqa/color``), and known ratings."""
-    subset = columns["source"] or ""
+    named = (turn.get("source") for turn in row["texts"])
+    subset = row.get("source") or next((name for name in named if name), None) or subset_of(file)
     meta: dict[str, Any] = {"subset": subset}
     if "/" in subset:
         meta["question_type"] = subset.rsplit("/", 1)[1]
-    return meta | {name: columns[name] for name in _RATINGS if columns.get(name) is not None}
+    return meta | {name: row[name] for name in _RATING_COLUMNS if row.get(name) is not None}

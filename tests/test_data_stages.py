@@ -134,7 +134,7 @@ def test_the_three_broken_records_are_listed_and_all_others_written(cleaned):
 
 def test_cleaning_gives_the_same_bytes_with_one_and_with_two_workers(corpora, tmp_path, monkeypatch):
     monkeypatch.setattr(clean, "RECORDS_PER_SHARD", 4)  # the plan is the driver's: many shards
-    monkeypatch.setattr("pipelines.data.readers.live_whisperx.RECORDS_PER_SPAN", 4)
+    monkeypatch.setattr("pipelines.data.readers.lines.RECORDS_PER_SPAN", 4)
     for workers in (1, 2):
         run_clean("live", corpora, tmp_path / str(workers), workers=workers)
     one, two = contents(tmp_path / "1"), contents(tmp_path / "2")
@@ -144,7 +144,7 @@ def test_cleaning_gives_the_same_bytes_with_one_and_with_two_workers(corpora, tm
 
 def test_a_killed_cleaning_goes_on_with_the_missing_shards(corpora, tmp_path, monkeypatch):
     monkeypatch.setattr(clean, "RECORDS_PER_SHARD", 4)
-    monkeypatch.setattr("pipelines.data.readers.live_whisperx.RECORDS_PER_SPAN", 4)
+    monkeypatch.setattr("pipelines.data.readers.lines.RECORDS_PER_SPAN", 4)
     run_clean("live", corpora, tmp_path / "whole")
 
     def die(done: float, total: float, message: str = "") -> None:

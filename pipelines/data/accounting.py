@@ -7,8 +7,6 @@ depend on order and misses no lost, repeated or exchanged document but by a chan
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,7 +20,7 @@ _SHOWN = 5
 def check_rows(
     source: str,
     keep_N: NDArray[np.bool_],
-    rejected: Sequence[int],
+    rejected: NDArray[np.integer],
     row_E: NDArray[np.int32],
     part_E: NDArray[np.int32],
 ) -> None:
@@ -39,7 +37,7 @@ def check_rows(
     """
     count = len(keep_N)
     fates = (~keep_N).astype(np.int64)
-    fates += np.bincount(np.asarray(rejected, np.int64), minlength=count)[:count]
+    fates += np.bincount(rejected, minlength=count)[:count]
     fates += np.bincount(row_E[part_E == 0], minlength=count)[:count]
     _none(source, "rows are neither packed nor filtered nor quarantined, or several of it", fates != 1)
     # In order of rows and pieces, each piece follows the one before it or begins another row.

@@ -8,9 +8,9 @@ killed goes on with the tasks that are missing.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,11 +20,12 @@ from casa_core.errors import MediaError
 from casa_core.types import EncodedSample, Image, ImageSize, Sample
 from pipelines.data.pack_processor import Encoding, load_processor
 from pipelines.data.packing import Budget
-from pipelines.data.quarantine import Rejected
+from pipelines.data.quarantine import Rejected, Tally, write_quarantine
 from pipelines.data.rows import Row, is_video, sample_from_row
 from pipelines.data.sequences import ENCODED_SCHEMA, encoded_row
 from pipelines.data.split import pieces
 from pipelines.data.store import CleanReader, ShardReader, write_json, write_shard
+from pipelines.storage import Folder
 
 if TYPE_CHECKING:
     from casa_core.processing import CasaProcessor
@@ -60,18 +61,23 @@ class EncodeTask:
     """
 
     source: str
-    clean: Path
+    clean: Folder
     start: int
     stop: int
     keep: NDArray[np.bool_]
-    output: Path
+    output: Folder
     encoding: Encoding
     limits: Limits
 
     @property
-    def report(self) -> Path:
+    def report(self) -> Folder:
         """Written last: where it is, the task is done."""
-        return self.output.with_suffix(".json")
+        return self.output.with_name(f"{self.output.name}.json")
+
+    @property
+    def quarantine(self) -> Folder:
+        """The rejected samples."""
+        return self.output.with_name(f"{self.output.name}.parquet")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +88,8 @@ class EncodeReport:
         row_E, part_E: Row of the clean artifact, and piece of its sample.
         text_E, image_E: Tokens.
         video_E: Which are videos.
-        rejected: The rows that are in no sequence.
+        rejected: The rows that are in no sequence; a table beside the shard says more of them.
+        tally: The same, counted by reason.
     """
 
     row_E: NDArray[np.int32]
@@ -90,14 +97,18 @@ class EncodeReport:
     text_E: NDArray[np.int32]
     image_E: NDArray[np.int32]
     video_E: NDArray[np.bool_]
-    rejected: tuple[Rejected, ...]
+    rejected: NDArray[np.int32]
+    tally: Tally
 
 
 def encode_rows(task: EncodeTask) -> EncodeReport:
     """Encodes a task's rows into one Arrow shard of ``ENCODED_SCHEMA``, unless that was done before."""
     if not task.report.is_file():
         rejected = _write(task)
-        write_json(task.report, {"rejected": [asdict(entry) for entry in rejected]})
+        write_quarantine(task.quarantine, rejected)
+        tally = Tally.of(rejected)
+        values = {"reasons": tally.by_reason(), "examples": tally.examples}
+        write_json(task.report, values | {"rejected": [entry.row for entry in rejected]})
     return _read_report(task)
 
 
@@ -189,9 +200,14 @@ def _read_report(task: EncodeTask) -> EncodeReport:
             columns[name].append(batch.column(name).to_numpy(zero_copy_only=False).astype(np.int32))
     row, part, text, image, video = (np.concatenate(columns[name]) for name in _COLUMNS)
     values = json.loads(task.report.read_text(encoding="utf-8"))
-    rejected = tuple(Rejected(**entry) for entry in values["rejected"])
     return EncodeReport(
-        row_E=row, part_E=part, text_E=text, image_E=image, video_E=video.astype(bool), rejected=rejected
+        row_E=row,
+        part_E=part,
+        text_E=text,
+        image_E=image,
+        video_E=video.astype(bool),
+        rejected=np.array(values["rejected"], np.int32),
+        tally=Tally(Counter(values["reasons"]), values["examples"]),
     )
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from pipelines.data.accounting import check_plan, check_rows, check_written
 from pipelines.data.encode import SPLIT, EncodeReport, EncodeTask, Limits, encode_rows
+from pipelines.data.filters import FILTERED, filter_sources, write_filtered
 from pipelines.data.pack_card import pack_card
 from pipelines.data.pack_draw import draw
 from pipelines.data.pack_plan import EncodedSamples, Plan, gather, plan_sequences
@@ -30,7 +31,7 @@ from pipelines.data.pack_write import (
     write_packed,
 )
 from pipelines.data.packing import Budget
-from pipelines.data.quarantine import QUARANTINE, Rejected, count_reasons, write_quarantine
+from pipelines.data.quarantine import QUARANTINE, Tally, merge_quarantines
 from pipelines.data.ray_map import ray_map
 from pipelines.data.store import CARD, INDEX, CleanReader, write_json
 from pipelines.storage import local_output, remove_leftovers, remove_tree
@@ -52,7 +53,7 @@ class _Encoded:
     """What became of the input: samples as ids, and what was set aside."""
 
     samples: EncodedSamples
-    rejected: list[Rejected]
+    rejected: Tally
     filters: dict[str, Any]
 
 
@@ -84,12 +85,11 @@ def run_stage(context: StageContext) -> dict[str, Any]:
     )
     check_plan(found.samples, plan)
     shards = _write(context, found.samples, plan, hashes, run)
-    write_quarantine(output / QUARANTINE, found.rejected)
     _write_index(context, plan, shards)
     card = pack_card(found.samples, plan, limits) | {
         "encoding": {name: what[name] for name in ("template", "backbone", "max_side")} | hashes,
         "filters": found.filters,
-        "quarantine": count_reasons(found.rejected),
+        "quarantine": found.rejected.by_reason(),
     }
     write_json(output / CARD, card)
     for folder in (ENCODED_FOLDER, REPORTS):
@@ -152,29 +152,25 @@ def _encode(
         reports.append(report)
         context.progress(2 + len(reports) / len(tasks), _STEPS, "encoding")
     samples = gather(context.what["sources"], [task.source for task in tasks], reports)
-    rejected = [entry for report in reports for entry in report.rejected]
     for number, source in enumerate(samples.sources):
-        check_rows(
-            source,
-            keep[source],
-            [entry.row for entry in rejected if entry.source == source],
-            samples.of(number, samples.row_E),
-            samples.of(number, samples.part_E),
-        )
-    return _Encoded(samples=samples, rejected=rejected, filters=filters)
+        own = [report.rejected for task, report in zip(tasks, reports, strict=True) if task.source == source]
+        rejected = np.concatenate([np.empty(0, np.int32), *own])
+        columns = samples.of(number, samples.row_E), samples.of(number, samples.part_E)
+        check_rows(source, keep[source], rejected, *columns)
+    merge_quarantines(context.output / QUARANTINE, (task.quarantine for task in tasks))
+    tally = Tally()
+    for report in reports:
+        tally.add(report.tally)
+    return _Encoded(samples=samples, rejected=tally, filters=filters)
 
 
 def _filter(
     context: StageContext, readers: Mapping[str, CleanReader], run: Run
 ) -> tuple[dict[str, NDArray[np.bool_]], dict[str, Any]]:
     """Which rows of each source the recipe's filters keep, and the filters' report."""
-    settings = context.what.get("filters") or {}
-    if not settings:
-        return {source: np.ones(len(reader), bool) for source, reader in readers.items()}, {}
-    from pipelines.data.filters import filter_sources, write_filtered
-
-    filtered = filter_sources(readers, settings, run)
-    write_filtered(context.output / "filtered.parquet", filtered.removed)
+    filtered = filter_sources(readers, context.what.get("filters") or {}, run)
+    if filtered.report:
+        write_filtered(context.output / FILTERED, filtered.removed)
     return filtered.keep, filtered.report
 
 
@@ -230,5 +226,7 @@ def _summary(card: Mapping[str, Any]) -> dict[str, Any]:
         f"{card['sequences']:,} sequences, at best {card['lower_bound']:,} · with pictures: "
         f"text {pictures['fill']['text']:.0%} full, images {pictures['fill']['image']:.0%}"
     )
+    if rejected := sum(card["quarantine"].values()):
+        headline += f" · {rejected:,} quarantined"
     names = ("sequences", "lower_bound", "fill", "by_kind", "quarantine")
     return {"headline": headline} | {name: card[name] for name in names}

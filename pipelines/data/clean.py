@@ -10,12 +10,12 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from casa_core.errors import ConfigError
 from casa_core.media import MAX_PIXELS
-from pipelines.data.clean_records import SHRUNK, Limits, clean_record
+from pipelines.data.clean_records import DEFAULT_LIMITS, SHRUNK, Limits, clean_record
 from pipelines.data.quarantine import QUARANTINE, Rejected, Tally, merge_quarantines, write_quarantine
 from pipelines.data.ray_map import ray_map
 from pipelines.data.readers import Reader, Record, Span, open_reader
@@ -49,7 +49,7 @@ class ShardTask:
     split: str
     number: int
     spans: tuple[Span, ...]
-    limits: Limits = field(default_factory=Limits)
+    limits: Limits = DEFAULT_LIMITS
 
     @property
     def name(self) -> str:
@@ -111,7 +111,7 @@ def run_stage(context: StageContext) -> dict[str, Any]:
     }
 
 
-def plan(reader: Reader, limits: Limits = Limits()) -> list[ShardTask]:
+def plan(reader: Reader, limits: Limits = DEFAULT_LIMITS) -> list[ShardTask]:
     """Groups the corpus's spans into shards; same corpus, same plan.
 
     A shard has up to 4,096 records or about 256 MiB; in a corpus of less than 16 GiB its 64th part.

@@ -35,7 +35,10 @@ class Limits:
     shrink_above: int | None = None
 
 
-def clean_record(record: Record, limits: Limits = Limits()) -> Row | Rejected:
+DEFAULT_LIMITS = Limits()
+
+
+def clean_record(record: Record, limits: Limits = DEFAULT_LIMITS) -> Row | Rejected:
     """Decodes every picture once, and every video at all times used: a row, or why not."""
     media: list[Media] = []
     replaced: list[dict[str, Any]] = []

@@ -10,8 +10,9 @@ d = 3 some 26 of 64 bits, so that even millions of hashes share a bucket with fe
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import combinations, pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,24 +45,23 @@ def hamming(left: Hashes, right: Hashes) -> NDArray[np.uint8]:
 def earlier_neighbours(
     hashes: Hashes, distance: int, groups: NDArray[np.int64] | None = None
 ) -> NDArray[np.int64]:
-    """For each hash, the first one before it within ``distance``.
+    """For each of n lists of hashes the first one before it that is within ``distance``, place by place.
 
     Args:
-        hashes: (n,), in the order that decides who is first.
-        distance: Bits that may differ, at most ``MAX_DISTANCE``.
-        groups: (n,); only hashes of one group are compared. None: all of them.
+        hashes: (n, k), in the order that decides who is first: k pictures each.
+        distance: Bits that may differ between two pictures, at most ``MAX_DISTANCE``.
+        groups: (n,); only what is of one group is compared. None: all of it.
 
     Returns:
-        (n,) numbers of hashes; -1 where there is none before it. Memory grows with n, not with pairs.
+        (n,) numbers; -1 where there is none before it. Memory grows with n, not with pairs.
     """
     # Equal ones first, and out of the way: a thousand copies would be half a million pairs.
-    original = _first_equal(hashes, groups)
+    original = first_equal(hashes, groups)
     order = np.flatnonzero(original == np.arange(len(hashes)))
     nearest = np.arange(len(order))
-    own = hashes[order]
-    kinds = None if groups is None else groups[order]
-    for blocks in _block_pairs(distance):
-        _improve(nearest, own, kinds, blocks, distance)
+    own, kinds = hashes[order], None if groups is None else groups[order]
+    for mask in _block_pairs(distance):
+        _improve(nearest, own, kinds, mask, distance)
     found = np.full(len(hashes), -1, np.int64)
     near = nearest < np.arange(len(order))
     found[order[near]] = order[nearest[near]]
@@ -69,6 +69,18 @@ def earlier_neighbours(
     copies = original < np.arange(len(hashes))
     found[copies] = np.where(found[original] >= 0, found[original], original)[copies]
     return found
+
+
+def first_equal(hashes: Hashes, groups: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
+    """For each of n lists of hashes, (n, k), the number of the first that is equal; perhaps its own.
+
+    ``groups`` is as in ``earlier_neighbours``.
+    """
+    columns = [*hashes.T] if groups is None else [*hashes.T, groups]
+    order = np.lexsort(columns) if columns else np.arange(len(hashes))
+    first = np.empty(len(hashes), np.int64)
+    first[order] = order[_bucket_starts([column[order] for column in columns])]
+    return first
 
 
 class HashIndex:
@@ -101,22 +113,13 @@ class HashIndex:
         return np.where(found < missing, found, -1)
 
 
-def _first_equal(hashes: Hashes, groups: NDArray[np.int64] | None) -> NDArray[np.int64]:
-    """For each hash the number of the first one that is equal to it, in its group; perhaps its own."""
-    order = np.argsort(hashes, kind="stable") if groups is None else np.lexsort((hashes, groups))
-    begin = _bucket_starts(hashes[order], None if groups is None else groups[order])
-    first = np.empty(len(hashes), np.int64)
-    first[order] = order[begin]
-    return first
-
-
-def _bucket_starts(keys: Hashes, groups: NDArray[np.int64] | None) -> NDArray[np.int64]:
-    """For each place of a sorted table, the place where its run of equal keys begins."""
-    starts = np.ones(len(keys), bool)
-    starts[1:] = keys[1:] != keys[:-1]
-    if groups is not None:
-        starts[1:] |= groups[1:] != groups[:-1]
-    return np.maximum.accumulate(np.where(starts, np.arange(len(keys)), 0))
+def _bucket_starts(columns: Sequence[NDArray[Any]]) -> NDArray[np.int64]:
+    """For each place of a sorted table, the place where its run of equal rows begins."""
+    starts = np.zeros(len(columns[0]), bool)
+    starts[:1] = True
+    for column in columns:
+        starts[1:] |= column[1:] != column[:-1]
+    return np.maximum.accumulate(np.where(starts, np.arange(len(starts)), 0))
 
 
 def _improve(
@@ -126,15 +129,18 @@ def _improve(
     mask: np.uint64,
     distance: int,
 ) -> None:
-    """Lowers ``nearest`` to the first near hash among those that agree with a hash under ``mask``."""
-    keys = hashes & mask
-    order = np.argsort(keys, kind="stable") if groups is None else np.lexsort((keys, groups))
-    begin = _bucket_starts(keys[order], None if groups is None else groups[order])
-    # Both sorts are stable: within a bucket, what stands earlier in the table came earlier in the stream.
+    """Lowers ``nearest`` to the first near one among those whose first hash agrees under ``mask``."""
+    keys = hashes[:, 0] & mask
+    columns = [keys] if groups is None else [keys, groups]
+    order = np.lexsort(columns)
+    begin = _bucket_starts([column[order] for column in columns])
+    # The sort is stable: within a bucket, what stands earlier in the table came earlier in the stream.
     for late, early in _expanded(begin, np.arange(len(order))):
         left, right = order[early], order[late]
-        near = hamming(hashes[left], hashes[right]) <= distance
-        np.minimum.at(nearest, right[near], left[near])
+        for column in hashes.T:
+            near = hamming(column[left], column[right]) <= distance
+            left, right = left[near], right[near]
+        np.minimum.at(nearest, right, left)
 
 
 def _block_pairs(distance: int) -> Iterator[np.uint64]:

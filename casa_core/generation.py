@@ -1,7 +1,8 @@
 """``generate()``: the cache that transformers' decoding loops pass around, and the few hooks they need.
 
-The loops are transformers' own. What they call ``past_key_values`` is here a :class:`CasaCache`: our cached
-sequences, which know each row's own length, so that padding is neither stored nor seen.
+The loops are transformers' own. What they call ``cache`` (``past_key_values`` before 5.24) is here a
+:class:`CasaCache`: our cached sequences, which know each row's own length, so that padding is neither stored
+nor seen.
 
 Shape suffixes: B rows, K kept columns, A trained (answer) tokens, V vocabulary.
 """
@@ -22,6 +23,7 @@ from casa_core.cache import CachedSequences
 from casa_core.errors import ConfigError, DataError
 from casa_core.kv_cache import row_slices
 from casa_core.padded import IMAGE_INPUTS, PaddedBatch, check_lengths, kept_columns, read_padded
+from casa_core.pretrained import CACHE_ARGUMENT
 
 if TYPE_CHECKING:
     from casa_core.model import CasaForConditionalGeneration
@@ -42,6 +44,8 @@ class CasaCache:
     # transformers asks every cache; it would compile forwards, or undo tokens, if these were true.
     is_compileable = False
     is_croppable = False
+    # One flag a layer, of which transformers asks whether all are set: attention keeps what it has read.
+    is_linear: tuple[bool, ...] = (False,)
 
     def __init__(self, model: CasaForConditionalGeneration, rows: int) -> None:
         self.sequences = CachedSequences(model, rows)
@@ -60,16 +64,16 @@ class CasaCache:
         rows, new = input_ids.shape
         if rows != self.sequences.size:
             raise DataError(
-                f"input_ids has {rows} rows, past_key_values {self.sequences.size}",
+                f"input_ids has {rows} rows, the cache {self.sequences.size}",
                 "a cache is continued row by row",
-                "pass the rows it was made with, or start without past_key_values",
+                "pass the rows it was made with, or start without a cache",
             )
         if attention_mask is None or attention_mask.shape[1] != self.columns + new:
             return
         held = attention_mask[:, : self.columns].sum(dim=1).tolist()
         if held != self.sequences.lengths:
             raise DataError(
-                f"attention_mask shows {held} tokens in the columns that past_key_values has read",
+                f"attention_mask shows {held} tokens in the columns that the cache has read",
                 f"it holds {self.sequences.lengths} tokens of them",
                 "rows padded anew have other columns: continue one conversation at a time",
             )
@@ -141,14 +145,19 @@ class CasaOutput(ModelOutput):
         loss_sum: The same, summed: what training divides by the *global* count of answer tokens.
         trained_tokens: Number of answer tokens A.
         logits: (B, kept, V), or (A, V) where a loss mask was given.
-        past_key_values: What the rows remember, where a cache was asked for.
+        cache: What the rows remember, where a cache was asked for.
     """
 
     loss: torch.Tensor | None = None
     loss_sum: torch.Tensor | None = None
     trained_tokens: int | None = None
     logits: torch.Tensor | None = None
-    past_key_values: CasaCache | None = None
+    cache: CasaCache | None = None
+
+    @property
+    def past_key_values(self) -> CasaCache | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """``cache`` by the name it had in transformers before 5.24."""
+        return self.cache
 
 
 def read_on(
@@ -175,16 +184,16 @@ def read_on(
     """
     if cache is not None and not isinstance(cache, CasaCache):
         raise DataError(
-            f"past_key_values is a {type(cache).__name__}",
+            f"the cache is a {type(cache).__name__}",
             "the model keeps the current window's images beside the text, which only its own cache holds",
-            "start without past_key_values; what a forward with use_cache=True returns can be passed on",
+            "start without one; what a forward with use_cache=True returns can be passed on",
         )
     batch = read_padded(model.config, input_ids, attention_mask, images, cache.columns if cache else 0)
     if cache is None:
         cache = CasaCache(model, len(batch.input_ids))
     cache.check(batch.input_ids, attention_mask)
     columns_K = kept_columns(logits_to_keep, batch.input_ids.shape[1])
-    return CasaOutput(logits=cache.extend(batch, columns_K.tolist()), past_key_values=cache)
+    return CasaOutput(logits=cache.extend(batch, columns_K.tolist()), cache=cache)
 
 
 class CasaGenerationMixin(GenerationMixin):
@@ -217,6 +226,15 @@ class CasaGenerationMixin(GenerationMixin):
                 )
         theirs: Any = super()
         theirs._validate_generation_mode(generation_mode, generation_config, generation_mode_kwargs)
+
+    def _update_model_kwargs_for_generation(
+        self, outputs: ModelOutput, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
+        """The cache goes on to the next step by the name that this version of transformers looks for."""
+        if (cache := outputs.get("cache")) is not None:
+            model_kwargs[CACHE_ARGUMENT] = cache
+        theirs: Any = super()
+        return theirs._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
 
     def prepare_inputs_for_generation(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,

@@ -32,7 +32,7 @@ from casa_core.generation import CasaCache, CasaGenerationMixin, CasaOutput, rea
 from casa_core.kv_cache import TextCache, WindowCache
 from casa_core.layout import Layout, LayoutRules, Packing, packed_layout
 from casa_core.padded import IMAGE_INPUTS, PaddedBatch, kept_columns, read_padded
-from casa_core.pretrained import CasaPreTrainedModel
+from casa_core.pretrained import CACHE_ARGUMENT, CasaPreTrainedModel
 from casa_core.windows import Windows
 
 if TYPE_CHECKING:
@@ -130,6 +130,7 @@ class CasaForConditionalGeneration(CasaPreTrainedModel, CasaGenerationMixin):
         image_positions: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         num_items_in_batch: int | torch.Tensor | None = None,
+        cache: CasaCache | None = None,
         past_key_values: CasaCache | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
@@ -149,7 +150,8 @@ class CasaForConditionalGeneration(CasaPreTrainedModel, CasaGenerationMixin):
             labels: (B, L), -100 where a token is not to be predicted. Padding and the first token of a row
                 never are.
             num_items_in_batch: Divides the summed loss instead of the labels' number.
-            past_key_values: A cache of earlier columns, to be extended.
+            cache: What earlier columns left, to be extended.
+            past_key_values: The same by the name it had in transformers before 5.24.
             use_cache: Make a cache where there is none. Its forward has no gradient.
             logits_to_keep: Compute the logits of so many last columns (0: all), or of these columns. With a
                 cache each one costs a forward: keep 1.
@@ -160,19 +162,20 @@ class CasaForConditionalGeneration(CasaPreTrainedModel, CasaGenerationMixin):
             DataError: If inputs do not fit each other, or are unknown; the message names them.
         """
         planned = self._check_call(planned)
+        cache = cache if past_key_values is None else past_key_values
         given = (pixel_values, image_grid_thw, image_rows, image_positions)
         image_inputs: dict[str, Any] = dict(zip(IMAGE_INPUTS, given, strict=True))
         if planned:
             assert input_ids is not None, "planned batches bring their ids"
             output = self.forward_planned(input_ids, **planned)
-        elif use_cache or past_key_values is not None:
+        elif use_cache or cache is not None:
             if labels is not None:
                 raise DataError(
                     "labels were passed together with a cache",
                     "a cached forward keeps no gradients",
-                    "train with use_cache=False and without past_key_values",
+                    "train with use_cache=False and without a cache",
                 )
-            output = read_on(self, input_ids, attention_mask, image_inputs, past_key_values, logits_to_keep)
+            output = read_on(self, input_ids, attention_mask, image_inputs, cache, logits_to_keep)
         else:
             batch = read_padded(self.config, input_ids, attention_mask, image_inputs)
             output = self._read_whole(batch, labels, num_items_in_batch, logits_to_keep)
@@ -300,12 +303,13 @@ class CasaForConditionalGeneration(CasaPreTrainedModel, CasaGenerationMixin):
         rope = self.family.text_rope(self.language_model, layout.position_ABS, hidden_BSC)
         last_fused = max(self.rules.fusion.layer_indices(len(self.language_model.layers)), default=-1)
         for index, layer in enumerate(self.language_model.layers):
-            extra = {"fusion_state": state} if isinstance(layer, FusedBlock) else {}
+            extra: dict[str, Any] = {CACHE_ARGUMENT: text_cache}
+            if isinstance(layer, FusedBlock):
+                extra["fusion_state"] = state
             hidden_BSC = layer(
                 hidden_BSC,
                 attention_mask=layout.attention_mask,
                 position_embeddings=rope,
-                past_key_values=text_cache,
                 documents=layout.documents,
                 backend=self.attention_backend,
                 **extra,

@@ -17,12 +17,17 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils.generic import ModelOutput
 
 from casa_core.backbones.text_attention import TEXT_ATTENTION
 from casa_core.config import CasaConfig
 from casa_core.errors import ConfigError
 from casa_core.fusion.layers import FusionLayer
 from casa_core.fusion.qformer import QFormer
+
+CACHE_ARGUMENT = "cache" if hasattr(ModelOutput, "cache_params") else "past_key_values"
+"""What transformers calls the cache that it hands around: 5.24 renamed it, and still takes the old name, but
+with a detour and a warning in every layer."""
 
 ATTENTION_BACKENDS = {"eager": "reference", "sdpa": "auto", "flash_attention_2": "flash"}
 """transformers' names of attention implementations → the backend of every attention in the model."""

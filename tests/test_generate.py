@@ -160,6 +160,17 @@ def test_beam_search_finds_the_same_beams_with_and_without_a_cache(fusion: str, 
     assert beams[::3] != generated(model, three_rows())
 
 
+def test_a_cache_may_be_passed_by_either_of_its_names():
+    model, next_ids = model_of("ca"), torch.tensor([[4], [5], [6]])
+    with torch.no_grad():
+        first, second = (model(**padded(three_rows()), use_cache=True, logits_to_keep=1) for _ in range(2))
+        assert first.past_key_values is first.cache
+        by_old_name = model(next_ids, past_key_values=first.cache)
+        by_new_name = model(next_ids, cache=second.cache)
+    assert by_old_name.cache is first.cache
+    assert torch.equal(by_old_name.logits, by_new_name.logits)
+
+
 def test_reordering_a_cache_moves_whole_rows():
     model = model_of("casa-image-ffn")
     rows = three_rows()
@@ -202,7 +213,7 @@ def test_rows_that_were_padded_anew_do_not_continue_a_cache():
     longer = [row(14, {}, 21), row(6, {}, 22)]
     with pytest.raises(DataError, match="attention_mask shows"):
         model.generate(**padded(longer), past_key_values=state, **options)
-    with pytest.raises(DataError, match="1 rows, past_key_values 2"):
+    with pytest.raises(DataError, match="1 rows, the cache 2"):
         model(torch.tensor([[1]]), past_key_values=state)
 
 
@@ -232,7 +243,7 @@ def test_an_assistant_model_and_foreign_embeddings_are_refused():
 def test_a_foreign_cache_is_refused():
     from transformers import DynamicCache
 
-    with pytest.raises(DataError, match="past_key_values is a DynamicCache"):
+    with pytest.raises(DataError, match="the cache is a DynamicCache"):
         model_of("ca")(torch.tensor([[1, 2]]), past_key_values=DynamicCache())
 
 

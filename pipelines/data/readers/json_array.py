@@ -104,29 +104,28 @@ class _Scanner:
         while True:
             first = _blank(self._text, self._at)
             second = _blank(self._text, first + 1)
-            if second < len(self._text) or not self._more():
+            if second < len(self._text) or self._done:
                 return self._text[first : first + 1], self._text[second : second + 1]
+            self._more()
 
     def _item_end(self) -> int:
         """Where the item behind the bracket or comma ends in ``text``."""
         while True:
             try:
                 _, end = _DECODER.raw_decode(self._text, _next_item(self._text, self._at))
-                if end < len(self._text) or not self._more():  # a number may go on in the next piece
+                if end < len(self._text) or self._done:  # a number may go on in the next piece
                     return end
             except ValueError:
-                if len(self._text) - self._at > LARGEST_ITEM or not self._more():
+                if len(self._text) - self._at > LARGEST_ITEM or self._done:
                     raise
+            self._more()
 
     def _pass(self, end: int) -> None:
         self._base += len(self._text[self._at : end].encode("utf-8", "surrogateescape"))
         self._at = end
 
-    def _more(self) -> bool:
-        if self._done:
-            return False
+    def _more(self) -> None:
         data = self._file.read(_CHUNK)
         self._done = not data
         self._text = self._text[self._at :] + self._decoder.decode(data, final=self._done)
         self._at = 0
-        return not self._done

@@ -53,7 +53,7 @@ def _plain(name: str) -> str:
 
 
 def _unknown(source: str, pattern: str, present: Sequence[str]) -> ConfigError:
-    close = get_close_matches(_plain(pattern), [_plain(name) for name in present], n=3, cutoff=0.5)
+    close = get_close_matches(_plain(pattern), [_plain(name) for name in present], n=3, cutoff=0.6)
     near = [name for name in present if _plain(name) in close]
     shown = ", ".join(near or present[:8]) + ("" if near or len(present) <= 8 else ", …")
     return ConfigError(

@@ -145,6 +145,7 @@ def _source(
         video=video,
         passes=passes,
         uncertainty=uncertainty,
+        bytes_uncertainty=uncertainty,
         basis=basis,
     )
 

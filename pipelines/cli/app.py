@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from casa_core.errors import CasaError, ClusterError
-from pipelines.cli import checkpoint, endpoint, inspect, machine, run
+from pipelines.cli import checkpoint, data, endpoint, inspect, machine, prepare, run
 
 FAILED = 1
 USER_ERROR = 2
@@ -91,6 +91,7 @@ def casa(
 
 
 app.command("run")(run.run)
+app.command("prepare")(prepare.prepare)
 app.command("plan")(inspect.plan)
 app.command("status")(inspect.status)
 app.command("logs")(inspect.logs)
@@ -98,6 +99,7 @@ app.command("stop")(inspect.stop)
 app.command("ask")(endpoint.ask)
 app.command("caption")(endpoint.caption)
 app.command("inspect")(checkpoint.inspect)
+app.add_typer(data.app, name="data")
 app.command("doctor")(machine.doctor)
 
 

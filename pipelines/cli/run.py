@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
 
 from pipelines.cli.options import DEFAULT_RECIPE, JsonOption, RecipeArgument, SetOption
-
-INTERRUPTED = 130
 
 
 def run(
@@ -35,35 +32,8 @@ def run(
     """
     from pipelines.cli.results import show_results
     from pipelines.cli.session import open_run
-    from pipelines.cli.watch import JsonWatcher, LiveWatcher, PlainWatcher, is_terminal
-    from pipelines.dag.run import Walker
+    from pipelines.cli.walk import walk
 
     opened = open_run(recipe, set_ or ())
-    live = not (json_ or plain) and is_terminal()
-    watcher = (LiveWatcher if live else JsonWatcher if json_ else PlainWatcher)(opened.stages)
-    walker = Walker(
-        opened.stages,
-        opened.records,
-        opened.cluster,
-        watcher,
-        parallel=opened.recipe.where.parallel_stages,
-        retries=opened.recipe.where.retries,
-    )
-    opened.record()
-    try:
-        with watcher:
-            manifests = walker.run()
-    except KeyboardInterrupt:
-        _explain_interrupt(walker.active, recipe)
-        raise typer.Exit(INTERRUPTED) from None
+    manifests = walk(opened, f"casa run {recipe}", as_json=json_, plain=plain)
     show_results(opened, manifests, as_json=json_)
-
-
-def _explain_interrupt(active: list[str], recipe: str) -> None:
-    going_on = f"Still running in Ray: {', '.join(active)}." if active else "No stage was running."
-    print(
-        f"\nInterrupted. {going_on}\n"
-        f"  casa run {recipe}    goes on from here (repeat your --set options)\n"
-        "  casa stop              ends the jobs and Ray; finished stages and checkpoints are kept",
-        file=sys.stderr,
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -15,25 +16,49 @@ _MEASURES = ("images", "text_tokens", "image_tokens", "read_bytes", "clean_bytes
 
 
 def show_plan(found: Forecast, budgets: Budgets, cluster: Cluster) -> None:
-    """Prints a forecast: one line a source, then totals with their ranges, then what it rests on."""
+    """Prints a forecast: each source, then totals with their ranges, then what it rests on."""
     console = Console()
-    console.print(_sources(found))
-    console.print(_totals(found, budgets, cluster))
-    console.print("Basis", style="bold")
+    console.print(f"{found.name}\n", style="bold", highlight=False)
+    console.print(_counts(found))
+    console.print(_bytes(found))
+    console.print(_totals(found))
+    console.print(
+        f"Sequences hold up to {budgets.text:,} text and {budgets.image:,} image tokens; with pictures, "
+        f"text is {found.fill['text']:.1%} full and images {found.fill['image']:.1%}. Videos: {number(found.video_sequences)}, each alone.",
+        highlight=False,
+    )
+    where = f"{cluster.nodes} x {cluster.cpus_per_node} cores, {cluster.network_gbps:g} Gbit/s a machine"
+    console.print(f"\nTimes are of {where}:", highlight=False)
+    for name, stage in (("clean", found.clean), ("pack", found.pack)):
+        alone = f"cores alone {duration(stage.compute.value)}, network alone {duration(stage.network.value)}"
+        console.print(f"  {name}: bound by the {stage.bound_by} ({alone})", highlight=False)
+    _basis(console, found, cluster)
+
+
+def _basis(console: Console, found: Forecast, cluster: Cluster) -> None:
+    console.print("\nBasis", style="bold")
     for source in found.sources:
         console.print(f"  {source.name}: {source.basis or 'as the listing says'}", highlight=False)
     rates = cluster.rates
     told = (
-        (f"clean  {number(rates.clean_megapixels.value)} megapixels", rates.clean_megapixels.source),
-        (f"encode {number(rates.encode_tokens.value)} text tokens", rates.encode_tokens.source),
-        (f"pack   {number(rates.pack_samples.value)} samples", rates.pack_samples.source),
+        (
+            f"clean, pictures  {number(rates.clean_megapixels.value)} megapixels",
+            rates.clean_megapixels.source,
+        ),
+        (
+            f"clean, frames    {number(rates.video_megapixels.value)} megapixels",
+            rates.video_megapixels.source,
+        ),
+        (f"pack, encoding   {number(rates.encode_tokens.value)} text tokens", rates.encode_tokens.source),
+        (f"pack, placing    {number(rates.pack_samples.value)} samples", rates.pack_samples.source),
     )
     console.print("Rates of one core, a second", style="bold")
     for rate, source in told:
         console.print(f"  {rate}: {source}", highlight=False)
     console.print(
         f"Counted on: {NETWORK_SHARE:.0%} of the network's line rate (assumed), cores that all work, "
-        f"sequences {PACKING_OVERHEAD:.1%} above the lower bound. Start-up, stragglers and filters are not counted.",
+        f"sequences {PACKING_OVERHEAD:.1%} above the lower bound. Not counted: start-up, stragglers, "
+        "filters, samples over a budget.",
         style="dim",
         highlight=False,
     )
@@ -48,45 +73,46 @@ def plan_as_json(found: Forecast, budgets: Budgets, cluster: Cluster) -> dict[st
     return {"budgets": asdict(budgets), "cluster": asdict(cluster), "totals": totals, **values}
 
 
-def _sources(found: Forecast) -> Table:
-    table = Table(box=None, header_style="bold", title=found.name, title_justify="left")
-    table.add_column("source")
-    for name in ("records", "packed", "pictures", "text tok.", "image tok.", "read", "clean", "pack"):
-        table.add_column(name, justify="right", no_wrap=True)
+def _counts(found: Forecast) -> Table:
+    table = _table("samples", "records", "packed", "images", "text tok.", "image tok.")
     for source in found.sources:
-        values = [getattr(source, measure).value for measure in _MEASURES]
-        table.add_row(
-            source.name,
-            number(source.rows),
-            number(source.samples),
-            *(number(value) for value in values[:3]),
-            *(byte_size(value) for value in values[3:]),
-        )
+        values = (source.images, source.text_tokens, source.image_tokens)
+        told = (number(estimate.value) for estimate in values)
+        table.add_row(source.name, number(source.rows), number(source.samples), *told)
     return table
 
 
-def _totals(found: Forecast, budgets: Budgets, cluster: Cluster) -> Table:
-    table = Table(box=None, show_header=False)
-    for name in ("what", "value", "range", "note"):
-        table.add_column(name, no_wrap=name != "note", justify="right" if name == "value" else "left")
+def _bytes(found: Forecast) -> Table:
+    table = _table("bytes", "to read", "clean artifact", "part of the pack")
+    for source in found.sources:
+        values = (source.read_bytes, source.clean_bytes, source.pack_bytes)
+        table.add_row(source.name, *(byte_size(estimate.value) for estimate in values))
+    return table
 
-    def line(name: str, estimate: Estimate, unit: Any, note: str = "") -> None:
-        exact = estimate.low == estimate.high
-        between = "" if exact else f"{unit(estimate.low)} … {unit(estimate.high)}"
-        table.add_row(name, unit(estimate.value), between, note)
 
-    full = f"text {found.fill['text']:.1%} and images {found.fill['image']:.1%} full with pictures"
-    held = f"of up to {budgets.text:,} text and {budgets.image:,} image tokens; {full}"
-    line("pictures", found.total("images"), number, "frames of videos included")
-    line("text tokens", found.total("text_tokens"), number)
-    line("image tokens", found.total("image_tokens"), number)
-    line("sequences", found.sequences, number, held)
-    line("at best", found.lower_bound, number, f"videos: {number(found.video_sequences)}, each alone")
-    line("to read", found.total("read_bytes"), byte_size)
-    line("to store, clean", found.total("clean_bytes"), byte_size)
-    line("to store, pack", found.total("pack_bytes"), byte_size)
-    where = f"{cluster.nodes} x {cluster.cpus_per_node} cores, {cluster.network_gbps:g} Gbit/s each"
-    for name, stage in (("clean", found.clean), ("pack", found.pack)):
-        alone = f"cores alone {duration(stage.compute.value)}, network alone {duration(stage.network.value)}"
-        line(f"time, {name}", stage.seconds, duration, f"{where}; {alone}")
+def _totals(found: Forecast) -> Table:
+    table = _table("in all", "", "from", "to")
+    lines: list[tuple[str, Estimate, Callable[[float], str]]] = [
+        ("images", found.total("images"), number),
+        ("text tokens", found.total("text_tokens"), number),
+        ("image tokens", found.total("image_tokens"), number),
+        ("sequences", found.sequences, number),
+        ("sequences at best", found.lower_bound, number),
+        ("to read", found.total("read_bytes"), byte_size),
+        ("to store, clean", found.total("clean_bytes"), byte_size),
+        ("to store, pack", found.total("pack_bytes"), byte_size),
+        ("time to clean", found.clean.seconds, duration),
+        ("time to pack", found.pack.seconds, duration),
+    ]
+    for name, estimate, unit in lines:
+        between = ("", "") if estimate.low == estimate.high else (unit(estimate.low), unit(estimate.high))
+        table.add_row(name, unit(estimate.value), *between)
+    return table
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(box=None, header_style="dim", padding=(0, 1, 0, 0))
+    table.add_column(title, no_wrap=True, header_style="bold")
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
     return table

@@ -77,16 +77,16 @@ def log_histogram(found: Counts, *, style: str, unit: str, label: str) -> Html:
     return svg(WIDTH, base + 36, *parts, label=label)
 
 
-def meter(name: str, reached: float, best: float, tip: str, *, style: str) -> Html:
-    """A share as a bar from 0 to 1, with a stroke where the best possible lies."""
+def meter(name: str, reached: float, best: float | None, tip: str, *, style: str) -> Html:
+    """A share as a bar from 0 to 1, with a stroke where the best possible lies, if that is known."""
     bar = tag("i", class_=f"level {style}", style=f"width:{_percent(reached)}")
-    mark = tag("b", class_="best", style=f"left:{_percent(best)}")
+    mark = "" if best is None else tag("b", class_="best", style=f"left:{_percent(best)}")
     said = f"{100 * reached:.1f} %"
     return tag(
         "div",
         tag("label", name),
         tag("div", bar, mark, class_="track", data_tip=tip, tabindex="0"),
-        tag("span", said, tag("small", f"best {100 * best:.1f} %")),
+        tag("span", said, "" if best is None else tag("small", f"best {100 * best:.1f} %")),
         class_="meter",
     )
 

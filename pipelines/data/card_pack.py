@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from pipelines.data.card_charts import fill_histogram, meter, share_bar
@@ -61,48 +62,52 @@ def fill_section(card: Mapping[str, Any]) -> Html:
     return section("Fill", lead, figure("Budgets by kind of sequence", *rows, legend), _histograms(card))
 
 
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A source's share of a mixture.
+
+    Attributes:
+        source: Its name.
+        asked: As the recipe wants it; ``None`` where it wants none in particular.
+        realised: Of what was packed.
+    """
+
+    source: str
+    asked: float | None
+    realised: float
+
+
+def shares(card: Mapping[str, Any]) -> list[Share]:
+    """The sources' shares of what the card's ``mixture.measure`` names, of samples where it names nothing."""
+    measure, asked = basis(card), (card.get("mixture") or {}).get("sources", {})
+    total = sum(own[measure] for own in card["sources"].values())
+    return [
+        Share(name, (asked.get(name) or {}).get("asked"), own[measure] / max(total, 1))
+        for name, own in card["sources"].items()
+    ]
+
+
+def basis(card: Mapping[str, Any]) -> str:
+    """What shares are counted in: ``samples``, ``text_tokens`` or ``image_tokens``."""
+    return (card.get("mixture") or {}).get("measure", "samples")
+
+
 def mixture_section(card: Mapping[str, Any]) -> Html:
     """Samples and tokens of each source, and its share asked for beside the one reached."""
-    mixture = card.get("mixture") or {}
-    asked = _asked(mixture)
     lead = "What each source contributes to the sequences, repeated samples counted as often as they occur."
-    sources = card["sources"]
-    totals = {measure: sum(own[measure] for own in sources.values()) for measure in MEASURES}
-    measure = mixture.get("measure", "samples") if isinstance(mixture, Mapping) else "samples"
-    basis = measure if measure in MEASURES else "samples"
-    rows = []
-    for name, own in sources.items():
-        realised = own[basis] / max(totals[basis], 1)
-        wanted = asked.get(name)
-        rows.append(
-            [
-                name,
-                *(f"{own[column]:,}" for column in MEASURES),
-                "" if wanted is None else f"{wanted:.2%}",
-                f"{realised:.2%}",
-                share_bar(wanted, realised),
-            ]
-        )
-    head = [
-        "source",
-        "samples",
-        "text tokens",
-        "image tokens",
-        "asked",
-        f"share of {basis}".replace("_", " "),
-        "",
+    rows = [
+        [
+            share.source,
+            *(f"{card['sources'][share.source][measure]:,}" for measure in MEASURES),
+            "" if share.asked is None else f"{share.asked:.2%}",
+            f"{share.realised:.2%}",
+            share_bar(share.asked, share.realised),
+        ]
+        for share in shares(card)
     ]
+    of = basis(card).replace("_", " ")
+    head = ["source", "samples", "text tokens", "image tokens", "asked", f"share of {of}", ""]
     return section("Mixture", lead, table(head, rows, numeric=range(1, 6)))
-
-
-def _asked(mixture: Any) -> dict[str, float]:
-    """Shares that the recipe asked for, by source; none where it asked for none."""
-    sources = mixture.get("sources", {}) if isinstance(mixture, Mapping) else {}
-    return {
-        name: own["asked"]
-        for name, own in sources.items()
-        if isinstance(own, Mapping) and own.get("asked") is not None
-    }
 
 
 def _histograms(card: Mapping[str, Any]) -> Html:

@@ -29,6 +29,7 @@ _PLACES = frozenset({"path"})
 PACK_REASONS = {
     "extreme_aspect_ratio": "The picture is too elongated to be resized.",
     "empty_image": "The picture has no pixels.",
+    "nothing_to_train": "No token of an answer is trained.",
     "over_text_budget": "The sample has more text tokens than a sequence holds, and cannot be split.",
     "over_image_budget": "The sample has more image tokens than a sequence holds, and cannot be split.",
 }

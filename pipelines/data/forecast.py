@@ -79,12 +79,14 @@ class Rates:
     """What one core does in a second.
 
     Attributes:
-        clean_megapixels: Verified by the clean stage: decoded once, hashed, written.
+        clean_megapixels: Of still pictures that the clean stage verifies: decoded once, hashed, written.
+        video_megapixels: The same of frames that are used; the frames between them are decoded too.
         encode_tokens: Text tokens made from samples by the pack stage.
         pack_samples: Samples that the packer places; it runs on one core of the driver.
     """
 
     clean_megapixels: Rate
+    video_megapixels: Rate
     encode_tokens: Rate
     pack_samples: Rate
 
@@ -238,7 +240,7 @@ def _source(listing: SourceListing, images: ImageSettings) -> SourceForecast:
         megapixels=pictures.times(pixels),
         text_tokens=text_tokens,
         image_tokens=packed_images.times(tokens),
-        read_bytes=Estimate.exactly(listing.bytes),
+        read_bytes=Estimate.about(listing.bytes, listing.bytes_uncertainty),
         clean_bytes=mean(listing.media_bytes_per_row + listing.text_bytes_per_row, rows)
         + Estimate.exactly(rows * CLEAN_ROW_BYTES),
         pack_bytes=text_tokens.times(TEXT_TOKEN_BYTES)
@@ -260,8 +262,11 @@ def _bound(text: Estimate, image: Estimate, budgets: Budgets) -> Estimate:
 
 
 def _clean_time(sources: Sequence[SourceForecast], cluster: Cluster) -> StageTime:
-    pixels = _sum(source.megapixels for source in sources)
-    compute = pixels.times(1 / (cluster.cores * cluster.rates.clean_megapixels.value))
+    still = _sum(source.megapixels for source in sources if not source.video)
+    moving = _sum(source.megapixels for source in sources if source.video)
+    compute = still.times(1 / (cluster.cores * cluster.rates.clean_megapixels.value)) + moving.times(
+        1 / (cluster.cores * cluster.rates.video_megapixels.value)
+    )
     read, written = (_sum(getattr(s, name) for s in sources) for name in ("read_bytes", "clean_bytes"))
     return _time(compute, _larger(read, written).times(1 / cluster.bytes_per_second))
 

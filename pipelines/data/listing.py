@@ -54,6 +54,7 @@ class SourceListing:
         video: Records are videos; each gets a sequence of its own.
         passes: How often each sample is packed.
         uncertainty: Relative, of every mean above: 0.3 for ±30 %.
+        bytes_uncertainty: Relative, of the files' bytes; 0 where they were looked up.
         basis: Where the numbers come from, in words.
     """
 
@@ -67,6 +68,7 @@ class SourceListing:
     video: bool = False
     passes: float = 1.0
     uncertainty: float = 0.0
+    bytes_uncertainty: float = 0.0
     basis: str = ""
 
     @property
@@ -137,6 +139,7 @@ def _check(listing: Listing, path: Path) -> None:
             source.media_bytes_per_row,
             source.passes,
             source.uncertainty,
+            source.bytes_uncertainty,
             *(value for file in source.files for value in (file.rows, file.bytes)),
         ]
         if not source.files:

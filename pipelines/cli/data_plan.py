@@ -1,0 +1,137 @@
+"""What ``casa data plan`` plans with: a listing or a recipe's corpora, and measured rates."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+from casa_core.errors import ConfigError
+from casa_core.images import ImageSettings
+from pipelines.data.forecast import Budgets, Rate, Rates
+from pipelines.data.listing import Listing, read_listing
+
+RATES = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "data_rates.json"
+"""Measured by ``benchmarks/data_rates.py``."""
+LISTED_BACKBONE = "qwen2_5_vl"
+"""A listing is planned for the vision tower of the paper's models."""
+CHARACTERS_PER_TOKEN, CHARACTER_DOUBT = 4.0, 0.25
+"""Assumed of text whose tokenizer is yet to be trained, and how far that may be off."""
+TEMPLATE_TOKENS = 3
+"""Around a text, about."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What is to be prepared: how much of what, under which budgets, at which resolution."""
+
+    listing: Listing
+    budgets: Budgets
+    images: ImageSettings
+
+
+def listed(
+    path: Path,
+    asked: tuple[str | None, Sequence[str]],
+    text_tokens: int,
+    image_tokens: int,
+    max_side: int,
+    max_frame_side: int,
+) -> Work:
+    """Work from a listing.
+
+    Raises:
+        ConfigError: Where a recipe is given too, or the file is no listing.
+    """
+    if asked[0] is not None or asked[1]:
+        raise ConfigError(
+            "A plan is made of a recipe or of a listing, not of both.", "", "leave one of them out"
+        )
+    from pipelines.data.pack_processor import image_settings
+
+    images = image_settings(LISTED_BACKBONE, max_side, max_frame_side)
+    return Work(read_listing(path), Budgets(text=text_tokens, image=image_tokens), images)
+
+
+def read_rates(path: Path | None, given: Mapping[str, float | None]) -> Rates:
+    """Rates of one core: as given, otherwise as measured.
+
+    Args:
+        path: ``{"rates": {name: value}, "machine": …}``; the committed benchmark where it is ``None``.
+        given: Rates that were typed, by name.
+
+    Raises:
+        ConfigError: Where a rate is neither given nor measured.
+    """
+    path = path or RATES
+    measured = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    told = f"{path.name}, {measured.get('date', 'undated')}, {measured.get('machine', 'unknown machine')}"
+    found: dict[str, Rate] = {}
+    for name, value in given.items():
+        if value is not None:
+            found[name] = Rate(value=value, source="as given")
+        elif name in measured.get("rates", {}):
+            found[name] = Rate(value=measured["rates"][name], source=told)
+        else:
+            option = f"--{name.replace('_', '-')}"
+            raise ConfigError(
+                f"The rate {name} is not known.",
+                f"{path} does not have it",
+                f"give {option}, or --rates FILE",
+            )
+    return Rates(**found)
+
+
+def planned(name: str | None, overrides: Sequence[str]) -> Work:
+    """Work from a recipe: headers of its corpora, and a bounded sample of their records.
+
+    Raises:
+        ConfigError: Where no recipe is given, or one of its corpora is yet to be generated.
+    """
+    from pipelines.data.listing_sample import sample_source
+    from pipelines.data.pack_processor import image_settings
+    from pipelines.data.readers import READERS, open_reader
+    from pipelines.recipe import load_recipe
+
+    if name is None:
+        raise ConfigError("There is nothing to plan.", "", "name a recipe, or give --listing FILE.json")
+    recipe = load_recipe(name, overrides)
+    count_tokens, doubt = _token_counter(recipe.model.tokenizer.model_dump(mode="json"))
+    passes = recipe.pack.mixture.passes
+    sources = []
+    for source_name, source in recipe.data.sources.items():
+        if source.path is None:
+            raise ConfigError(
+                f"The corpus of {source_name} is not there yet.",
+                "the recipe generates it",
+                "run `casa prepare`; generated corpora are small",
+            )
+        known = signature(READERS[source.reader]).parameters.keys() - {"files", "source"}
+        options = {
+            key: value
+            for key, value in source.model_dump(mode="json", exclude_none=True).items()
+            if key in known
+        }
+        reader = open_reader(source.reader, source.path, source_name, options)
+        sources.append(
+            sample_source(reader, count_tokens, passes=passes.get(source_name, 1.0), text_doubt=doubt)
+        )
+    pack = recipe.pack
+    return Work(
+        Listing(name=recipe.name, sources=tuple(sources)),
+        Budgets(text=pack.text_tokens, image=pack.image_tokens),
+        image_settings(recipe.model.backbone, pack.max_side, pack.max_frame_side),
+    )
+
+
+def _token_counter(tokenizer: Mapping[str, Any]) -> tuple[Callable[[str], float], float]:
+    """Counts a text's tokens, and how far the count may be off: an existing tokenizer's, or an estimate."""
+    if not tokenizer.get("path"):
+        return lambda text: len(text) / CHARACTERS_PER_TOKEN + TEMPLATE_TOKENS, CHARACTER_DOUBT
+    from transformers import PreTrainedTokenizerFast
+
+    loaded = PreTrainedTokenizerFast.from_pretrained(tokenizer["path"])
+    return lambda text: len(loaded.encode(text, add_special_tokens=False)) + TEMPLATE_TOKENS, 0.0

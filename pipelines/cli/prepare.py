@@ -1,0 +1,43 @@
+"""``casa prepare``: from a recipe to its packed data, and no further."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from pipelines.cli.options import DEFAULT_RECIPE, JsonOption, RecipeArgument, SetOption
+
+KINDS = frozenset({"corpus", "clean", "pack"})
+"""Kinds of stages that prepare data."""
+
+
+def prepare(
+    recipe: RecipeArgument = DEFAULT_RECIPE,
+    set_: SetOption = None,
+    json_: JsonOption = False,
+    plain: Annotated[bool, typer.Option("--plain", help="Lines instead of a live table.")] = False,
+) -> None:
+    """Prepare a recipe's data: make corpora, clean them, pack them. Nothing is trained.
+
+    The same stages as those of `casa run`, which later finds them done. Interrupted or killed, the same
+    command goes on where it was, shard by shard.
+
+    Examples:
+
+      casa prepare quickstart
+
+      casa prepare my.yaml --set data.max_failures=0.001
+
+      casa prepare my.yaml --json | jq 'select(.event == "result")'
+    """
+    from dataclasses import replace
+
+    from pipelines.cli.session import open_run
+    from pipelines.cli.show_prepared import show_prepared
+    from pipelines.cli.walk import walk
+
+    opened = open_run(recipe, set_ or ())
+    opened = replace(opened, stages=[stage for stage in opened.stages if stage.spec.kind in KINDS])
+    manifests = walk(opened, f"casa prepare {recipe}", as_json=json_, plain=plain)
+    show_prepared(opened.stages, manifests, as_json=json_)

@@ -1,0 +1,118 @@
+"""What ``casa prepare`` says at its end: where the data lies, how full it is, what was left out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from pipelines.dag.plan import PlannedStage
+from pipelines.report.scale import number
+
+CARD, PAGE = "card.json", "card.html"
+_KINDS = {"image": "with pictures", "video": "with a video"}
+
+
+def show_prepared(
+    stages: Sequence[PlannedStage], manifests: Mapping[str, Mapping[str, Any]], *, as_json: bool
+) -> None:
+    """Prints the pack artifact's card in short, and where everything lies."""
+    found = collect(stages)
+    if as_json:
+        digests = {name: manifest["content_digest"] for name, manifest in manifests.items()}
+        print(json.dumps({"event": "result", **found, "digests": digests}, ensure_ascii=False), flush=True)
+        return
+    console = Console()
+    card = found["pack"]
+    console.print()
+    console.print(_fill(card))
+    console.print(_sources(card, found["clean"]))
+    for line in _left_out(card, found["clean"]):
+        console.print(line, highlight=False)
+    for name, folder in found["artifacts"].items():
+        console.print(f"{name}: {folder}", soft_wrap=True, highlight=False)
+    for page in found["cards"].values():
+        console.print(f"card: {page}", soft_wrap=True, highlight=False)
+
+
+def collect(stages: Sequence[PlannedStage]) -> dict[str, Any]:
+    """The cards of the prepared artifacts, and where these lie, as plain JSON."""
+    packs = [stage for stage in stages if stage.spec.kind == "pack"]
+    cleans = [stage for stage in stages if stage.spec.kind == "clean"]
+    shown = [*cleans, *packs]
+    cards = {stage.name: _card(stage) for stage in shown}
+    return {
+        "pack": cards[packs[0].name],
+        "clean": {cards[stage.name]["source"]: cards[stage.name] for stage in cleans},
+        "artifacts": {stage.name: str(stage.folder) for stage in shown},
+        "cards": {stage.name: str(stage.folder / PAGE) for stage in shown if (stage.folder / PAGE).is_file()},
+    }
+
+
+def _card(stage: PlannedStage) -> dict[str, Any]:
+    return json.loads((stage.folder / CARD).read_text(encoding="utf-8"))
+
+
+def _fill(card: Mapping[str, Any]) -> Table:
+    table = Table(box=None, header_style="bold", title="Sequences", title_justify="left")
+    table.add_column("")
+    for name in ("count", "at best", "above", "text full", "images full"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for kind, own in card["by_kind"].items():
+        if not own["sequences"]:
+            continue
+        above = own["sequences"] / max(own["lower_bound"], 1) - 1
+        fill = own["fill"]
+        table.add_row(
+            _KINDS.get(kind, kind),
+            f"{own['sequences']:,}",
+            f"{own['lower_bound']:,}",
+            f"{above:.2%}",
+            f"{fill['text']:.1%}",
+            f"{fill['image']:.1%}",
+        )
+    return table
+
+
+def _sources(card: Mapping[str, Any], clean: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Where the samples come from, with the shares asked for beside those reached."""
+    from pipelines.data.card_pack import shares
+
+    rows = shares(card)
+    wanted = any(row.asked is not None for row in rows)
+    table = Table(box=None, header_style="bold", title="Sources", title_justify="left")
+    table.add_column("")
+    names = ("records", "samples", "text tok.", "image tok.", *(("asked",) if wanted else ()), "share")
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        own = card["sources"][row.source]
+        asked = ("" if row.asked is None else f"{row.asked:.2%}",) if wanted else ()
+        table.add_row(
+            row.source,
+            number(clean[row.source]["splits"]["train"]["records"]),
+            *(number(own[name]) for name in ("samples", "text_tokens", "image_tokens")),
+            *asked,
+            f"{row.realised:.2%}",
+        )
+    return table
+
+
+def _left_out(card: Mapping[str, Any], clean: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What filters removed, and what each stage set aside, one line each."""
+    filters = card.get("filters") or {}
+    counts = {name: own["count"] if isinstance(own, Mapping) else own for name, own in filters.items()}
+    lines = [f"filtered: {_counted(counts)}"]
+    for source, own in clean.items():
+        lines.append(f"quarantined by clean, {source}: {_counted(own['quarantine'])}")
+    return [*lines, f"quarantined by pack: {_counted(card['quarantine'])}"]
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    """``12 (empty_file 2, truncated_image 10)``"""
+    listed = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+    total = sum(counts.values())
+    return f"{total:,} ({listed})" if listed else "0"

@@ -1,0 +1,112 @@
+"""One packed sequence as an HTML page, its pictures inside: what the model sees, window by window."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import resources
+from itertools import groupby
+
+from casa_core.media import VideoFrames, decode_image
+from pipelines.data.card_charts import meter
+from pipelines.data.card_gallery import thumbnail
+from pipelines.data.sequence_view import DocumentView, PictureView, SequenceView
+from pipelines.data.store import CleanReader
+from pipelines.report.html import Html, tag
+from pipelines.report.sections.layout import figure, section
+
+SIDE = 260
+"""Longest side of an embedded picture, pixels."""
+
+
+def sequence_page(view: SequenceView, clean: Mapping[str, CleanReader]) -> str:
+    """The page.
+
+    Args:
+        view: The sequence.
+        clean: Source → train split of its clean artifact.
+    """
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("title", f"sequence {view.number}"),
+        tag("style", Html(_asset("report.css") + _asset("card.css"))),
+    )
+    count = len(view.documents)
+    trained = f"{view.trained_tokens:,} of {view.text_tokens:,} text tokens are trained"
+    header = tag(
+        "header",
+        tag("p", f"Packed sequence · {view.kind}", class_="kicker"),
+        tag("h1", f"Sequence {view.number}"),
+        tag("p", f"{count} document{'s' if count != 1 else ''}; {trained}.", class_="subtitle"),
+        _budgets(view),
+    )
+    documents = [_document(number, own, clean) for number, own in enumerate(view.documents)]
+    footer = tag("footer", tag("p", "Text as its tokens decode, special ones included."))
+    body = tag("body", header, tag("main", *documents), footer, tag("script", Html(_asset("report.js"))))
+    return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
+
+
+def _budgets(view: SequenceView) -> Html:
+    held = (
+        ("text", view.text_tokens, view.text_budget, "model"),
+        ("image", view.image_tokens, view.image_budget, "video"),
+    )
+    rows = [
+        meter(f"{name} budget", own / max(budget, 1), None, f"{own:,} of {budget:,} tokens", style=style)
+        for name, own, budget, style in held
+    ]
+    return figure("Budgets", *rows)
+
+
+def _document(number: int, document: DocumentView, clean: Mapping[str, CleanReader]) -> Html:
+    pictures: dict[int, list[Html]] = {}
+    for picture in document.pictures:
+        pictures.setdefault(picture.window, []).append(_picture(picture, clean[picture.source]))
+    windows = []
+    for window, spans in groupby(document.spans, key=lambda span: span.window):
+        words = [
+            tag(
+                "span",
+                span.text,
+                class_=(state := "trained" if span.trained else "masked"),
+                data_tip=f"{span.tokens} tokens, {state}",
+            )
+            for span in spans
+        ]
+        name = f"window {window}" if window else "before any image"
+        images = pictures.get(window, [])
+        windows.append(
+            tag(
+                "article",
+                tag("small", name),
+                tag("div", *images, class_="inputs") if images else "",
+                tag("p", *words, class_="tokens"),
+                class_="window",
+            )
+        )
+    facts = [
+        f"{document.source} · {document.sample_id}",
+        f"part {document.part}" if document.part else "",
+        f"occurrence {document.occurrence}" if document.occurrence else "",
+        f"{document.text_tokens:,} text and {document.image_tokens:,} image tokens",
+    ]
+    return section(f"Document {number}", " · ".join(fact for fact in facts if fact), *windows)
+
+
+def _picture(picture: PictureView, reader: CleanReader) -> Html:
+    data = reader.media(picture.row, picture.media)
+    if picture.timestamp is None:
+        pixels, time = decode_image(data), ""
+    else:
+        with VideoFrames(data) as video:
+            pixels = video.at([picture.timestamp])[0]
+        time = f"{picture.timestamp:.2f} s · "
+    (width, height), (new_width, new_height) = picture.original, picture.resized
+    caption = f"{time}{width} by {height} → {new_width} by {new_height} · {picture.tokens} tokens"
+    alt = f"media {picture.media} of row {picture.row}"
+    return tag("div", thumbnail(pixels, alt=alt, side=SIDE), tag("small", caption))
+
+
+def _asset(name: str) -> str:
+    return resources.files("pipelines.report").joinpath(name).read_text(encoding="utf-8")

@@ -8,7 +8,7 @@ depends on the number of workers, and a stage that was killed goes on with the s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,7 @@ from pipelines.data.pack_write import (
 from pipelines.data.packing import Budget
 from pipelines.data.quarantine import QUARANTINE, Tally, merge_quarantines
 from pipelines.data.ray_map import ray_map
-from pipelines.data.store import CARD, INDEX, CleanReader, write_json
+from pipelines.data.store import CARD, CleanReader, write_index, write_json
 from pipelines.storage import local_output, remove_leftovers, remove_tree
 
 if TYPE_CHECKING:
@@ -67,9 +67,13 @@ def run_stage(context: StageContext) -> dict[str, Any]:
         ConfigError: Where no sample is left to pack, or a setting cannot work.
         StoreError: Where a row would be lost or doubled.
     """
+    return pack_sources(context, partial(ray_map, workers=context.where["data"]["workers"]))
+
+
+def pack_sources(context: StageContext, run: Run) -> dict[str, Any]:
+    """The stage, on whatever ``run`` runs on: Ray in a run, ``map`` in a test."""
     what, output = context.what, context.output
     limits = limits_of(what)
-    run = partial(ray_map, workers=context.where["data"]["workers"])
     readers = {source: CleanReader(context.inputs[source], SPLIT) for source in what["sources"]}
     for folder in (ENCODED_FOLDER, REPORTS):
         (output / folder).mkdir(parents=True, exist_ok=True)
@@ -85,7 +89,7 @@ def run_stage(context: StageContext) -> dict[str, Any]:
     )
     check_plan(found.samples, plan)
     shards = _write(context, found.samples, plan, hashes, run)
-    _write_index(context, plan, shards)
+    write_index(output, [asdict(shard) for shard in shards], plan.video_S)  # image is kind 0, video 1
     card = pack_card(found.samples, plan, limits) | {
         "encoding": {name: what[name] for name in ("template", "backbone", "max_side")} | hashes,
         "filters": found.filters,
@@ -208,16 +212,6 @@ def _write(
         shards.append(shard)
         context.progress(3 + len(shards) / len(tasks), _STEPS, "writing")
     return shards
-
-
-def _write_index(context: StageContext, plan: Plan, shards: Sequence[Written]) -> None:
-    by_kind = {"image": np.flatnonzero(~plan.video_S), "video": np.flatnonzero(plan.video_S)}
-    index = {
-        "sequences": len(plan),
-        "by_kind": {kind: numbers.tolist() for kind, numbers in by_kind.items()},
-        "shards": [{"file": shard.file, "rows": shard.rows} for shard in shards],
-    }
-    write_json(context.output / INDEX, index)
 
 
 def _summary(card: Mapping[str, Any]) -> dict[str, Any]:

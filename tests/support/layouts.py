@@ -120,7 +120,9 @@ def noisy_video(
     noise = np.random.default_rng(0).integers(0, 255, (side, side, 3)).astype(np.uint8)
     settings = {"crf": "20", "preset": "ultrafast", "g": "24", "bf": "2", **options}
     with av.open(buffer, "w", format=container) as file:
-        stream: Any = file.add_stream(codec, rate=rate, options=settings if codec == "libx264" else {})
+        stream: Any = file.add_stream(
+            codec, rate=rate, options=settings if codec == "libx264" else {"g": "24"}
+        )
         stream.width = stream.height = side
         stream.pix_fmt = "yuv420p"
         stream.thread_count = 1

@@ -14,7 +14,7 @@ from pipelines.data.readers.base import BadRecord, RawMedia, Span
 ROWS_PER_BATCH = 16
 """Rows decoded at once: a row may hold a dozen pages of a document."""
 _READ_AHEAD = 4 << 20
-"""Bytes of a column read at once, so that a row group of a gigabyte is never in memory as a whole."""
+"""Bytes of a column read at once: a row group of a gigabyte takes as much memory as a page of it, twice."""
 
 Row = dict[str, Any]
 

@@ -218,18 +218,22 @@ def list_uploads(settings: S3Settings, bucket: str, prefix: str) -> list[tuple[s
         ]
 
 
-def read_object(settings: S3Settings, bucket: str, key: str) -> bytes:
-    """All bytes of a small object. botocore retries a request, but not a body that ends early: this does.
+def read_object(settings: S3Settings, bucket: str, key: str, wanted: str = "") -> bytes:
+    """Bytes of an object. botocore retries a request, but not a body that ends early: this does.
+
+    Args:
+        wanted: Which bytes, as HTTP names them: ``bytes=0-99``, ``bytes=-100``; all where it is empty.
 
     Raises:
-        FileNotFoundError: Where there is none.
+        FileNotFoundError: Where there is no such object.
     """
     from botocore.exceptions import HTTPClientError, IncompleteReadError, ResponseStreamingError
 
     with explained(f"s3://{bucket}/{key}"):
+        part = {"Range": wanted} if wanted else {}
         for attempt in range(ATTEMPTS):
             try:
-                return client(settings).get_object(Bucket=bucket, Key=key)["Body"].read()
+                return client(settings).get_object(Bucket=bucket, Key=key, **part)["Body"].read()
             except (HTTPClientError, IncompleteReadError, ResponseStreamingError):
                 if attempt == ATTEMPTS - 1:
                     raise

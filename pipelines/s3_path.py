@@ -165,6 +165,27 @@ class S3Path:
     def read_text(self, encoding: str = "utf-8") -> str:
         return self.read_bytes().decode(encoding)
 
+    def read_range(self, start: int, end: int) -> bytes:
+        """The bytes from ``start`` up to ``end``.
+
+        Raises:
+            StoreError: If the object is shorter.
+        """
+        if start == end:
+            return b""
+        data = s3.read_object(self.settings, self.bucket, self.key, f"bytes={start}-{end - 1}")
+        if len(data) != end - start:
+            raise StoreError(
+                f"{self.place} ends early.",
+                f"Bytes {start} to {end} were asked for, {len(data)} came.",
+                "Remove its folder and run again.",
+            )
+        return data
+
+    def read_tail(self, size: int) -> bytes:
+        """The last ``size`` bytes, or all where there are fewer."""
+        return s3.read_object(self.settings, self.bucket, self.key, f"bytes=-{size}")
+
     def write_bytes(self, data: bytes, *, only_new: bool = False) -> str:
         """Puts an object in one step, and returns its tag.
 

@@ -135,7 +135,8 @@ def test_a_shard_holds_every_record_or_its_rejection(tmp_path):
     assert report.rejected.by_reason() == {"missing_text": 1, "not_an_image": 1}
     listed = read_quarantine(tmp_path / ".reports" / "train-00000.parquet")
     assert [(entry.row, entry.reason) for entry in listed] == [(1, "not_an_image"), (2, "missing_text")]
-    (tmp_path / "card.json").write_text(json.dumps({"splits": {"train": {"rows": 2}}}))
+    shards = [{"file": "train-00000.arrow", "rows": 2}]
+    (tmp_path / "card.json").write_text(json.dumps({"splits": {"train": {"rows": 2, "shards": shards}}}))
     assert [row["sample_id"] for row in CleanReader(tmp_path, "train")] == ["train-0/0", "train-0/3"]
 
 
@@ -164,7 +165,8 @@ def test_clips_that_share_a_video_keep_their_own_times(tmp_path, video):
     report = clean_shard(reader, task, tmp_path)
     assert report.rows == 2
     assert report.rejected.by_reason() == {"truncated_video": 1}
-    (tmp_path / "card.json").write_text(json.dumps({"splits": {"train": {"rows": 2}}}))
+    shards = [{"file": "train-00000.arrow", "rows": 2}]
+    (tmp_path / "card.json").write_text(json.dumps({"splits": {"train": {"rows": 2, "shards": shards}}}))
     first, second = CleanReader(tmp_path, "train")
     assert first["media"][0]["sha256"] == second["media"][0]["sha256"]
     assert [part["timestamp"] for part in second["parts"] if part["kind"] == "image"] == [2.0, 2.5, 3.0, 3.5]

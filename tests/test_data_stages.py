@@ -248,7 +248,7 @@ def test_the_index_and_the_card_describe_the_shards(packed):
     reader = PackReader(packed)
     kinds = [sequence["kind"] for sequence in reader]
     for kind in ("image", "video"):
-        assert reader.by_kind[kind] == [n for n, own in enumerate(kinds) if own == kind]
+        assert reader.by_kind[kind].tolist() == [n for n, own in enumerate(kinds) if own == kind]
     card = json.loads((packed / "card.json").read_text())
     assert card["sequences"] == len(reader)
     assert card["text_tokens"] == sum(sequence["text_tokens"] for sequence in reader)

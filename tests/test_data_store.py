@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import pickle
+import time
+from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from casa_core.errors import DataError, StoreError
-from casa_core.types import Image, Sample, Text
-from pipelines.data import store
+from casa_core.types import Image, Sample
+from pipelines.data import shard_writing, store
 from pipelines.data.quarantine import (
     QUARANTINE_SCHEMA,
     Rejected,
@@ -18,41 +21,26 @@ from pipelines.data.quarantine import (
     read_quarantine,
     write_quarantine,
 )
-from pipelines.data.rows import CLEAN_SCHEMA, Media, is_video, row_from_sample, sample_from_row
-from pipelines.data.store import CleanReader, remove_leftovers, write_shard
-
-CHAT = (
-    Text(role="system", text="be brief"),
-    Image(media=0),
-    Image(media=1),
-    Text(role="user", text="which is larger? größer?"),
-    Text(role="assistant", text="", trained=True),
+from pipelines.data.rows import CLEAN_SCHEMA, is_video, row_from_sample, sample_from_row
+from pipelines.data.sequences import PACK_SCHEMA
+from pipelines.data.store import (
+    CleanReader,
+    PackReader,
+    ShardReader,
+    remove_leftovers,
+    write_batches,
+    write_index,
+    write_json,
+    write_shard,
 )
-LIVE = (
-    Text(role="user", text="say what you see"),
-    Image(role="assistant", media=0, timestamp=0.0),
-    Text(role="assistant", text="a bird", trained=True),
-    Image(role="assistant", media=0, timestamp=0.5),
-    Text(role="assistant", text="", trained=True),
-)
-
-
-def media(*contents: bytes, kind="image") -> list[Media]:
-    return [Media(kind=kind, data=data, width=4, height=3, sha256=data.hex()) for data in contents]
-
-
-def clean_row(number: int, contents=(b"one", b"two!"), parts=CHAT):
-    sample = Sample(source="s", sample_id=f"a/b/{number}", parts=parts)
-    return row_from_sample(sample, media(*contents), {"n": number, "größe": "大"})
+from tests.support.data_store import CHAT, LIVE, clean_row, media, pack_row, write_clean
 
 
 @pytest.fixture
 def artifact(tmp_path, monkeypatch):
     """A clean artifact of two shards with small batches: 5 + 4 rows."""
-    monkeypatch.setattr(store, "ROWS_PER_BATCH", 2)
-    write_shard(tmp_path / "train-00000.arrow", CLEAN_SCHEMA, [clean_row(n) for n in range(5)])
-    write_shard(tmp_path / "train-00001.arrow", CLEAN_SCHEMA, [clean_row(n) for n in range(5, 9)])
-    (tmp_path / "card.json").write_text(json.dumps({"splits": {"train": {"rows": 9}}}))
+    monkeypatch.setattr(shard_writing, "ROWS_PER_BATCH", 2)
+    write_clean(tmp_path, {"train": [[clean_row(n) for n in range(5)], [clean_row(n) for n in range(5, 9)]]})
     return tmp_path
 
 
@@ -107,17 +95,36 @@ def test_a_split_that_is_not_there_is_empty(artifact):
 def test_an_artifact_that_is_not_whole_is_refused(artifact):
     with pytest.raises(StoreError, match="not a finished artifact"):
         CleanReader(artifact / "nowhere", "train")
+    card = json.loads((artifact / "card.json").read_text())
+    card["splits"]["train"]["rows"] = 10
+    write_json(artifact / "card.json", card)
+    with pytest.raises(StoreError, match="promises 10"):
+        CleanReader(artifact, "train")
+    (artifact / "card.json").write_text("{")
+    with pytest.raises(StoreError, match="not a finished artifact"):
+        CleanReader(artifact, "train")
+
+
+def test_a_shard_that_is_not_what_the_card_says_is_refused_when_it_is_opened(artifact):
+    reader = CleanReader(artifact, "train")
+    assert len(reader) == 9
+    assert reader[0]["sample_id"] == "a/b/0"
     shard = artifact / "train-00001.arrow"
     whole = shard.read_bytes()
     shard.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(StoreError, match="damaged"):
-        CleanReader(artifact, "train")
+        reader[5]
     shard.unlink()
-    with pytest.raises(StoreError, match="promises 9"):
-        CleanReader(artifact, "train")
-    write_shard(shard, CLEAN_SCHEMA.with_metadata({"casa.schema": "clean/0"}), [clean_row(0)])
+    with pytest.raises(StoreError, match="missing"):
+        reader[5]
+    write_shard(shard, CLEAN_SCHEMA, [clean_row(0)])
+    with pytest.raises(StoreError, match=r"holds 1 rows.*\n.*promises 4"):
+        reader[5]
+    write_shard(shard, CLEAN_SCHEMA.with_metadata({"casa.schema": "clean/0"}), [clean_row(0)] * 4)
     with pytest.raises(StoreError, match=r"clean/0.*\n.*clean/2"):
-        CleanReader(artifact, "train")
+        reader[5]
+    shard.write_bytes(whole)
+    assert reader[5]["sample_id"] == "a/b/5"
 
 
 def test_a_shard_appears_whole_or_not_at_all(tmp_path):
@@ -132,17 +139,75 @@ def test_a_shard_appears_whole_or_not_at_all(tmp_path):
     with pytest.raises(DataError):
         write_shard(path, CLEAN_SCHEMA, rows())
     assert path.read_bytes() == before
-    assert len(list(tmp_path.iterdir())) == 2
+    assert [found.name for found in tmp_path.iterdir() if found.is_file()] == [path.name]
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path):
+    for name in (".train-00000.arrow.4711", ".card.json.4711", "card.json"):
+        (tmp_path / name).write_bytes(b"half")
     remove_leftovers(tmp_path)
-    assert [found.name for found in tmp_path.iterdir()] == [path.name]
+    assert [found.name for found in tmp_path.iterdir()] == ["card.json"]
 
 
 def test_batches_are_cut_by_their_bytes_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "BYTES_PER_BATCH", 10)
+    monkeypatch.setattr(shard_writing, "BYTES_PER_BATCH", 10)
     path = tmp_path / "train-00000.arrow"
     rows = [clean_row(n, contents=(b"x" * 6, b"y")) for n in range(5)]
     assert write_shard(path, CLEAN_SCHEMA, rows, size_of=lambda row: 7) == 5
     assert pa.ipc.open_file(path).num_record_batches == 3
+
+
+def test_columns_are_cut_into_even_batches_however_they_come(tmp_path):
+    rows = [pack_row(n) for n in range(11)]
+    batch = pa.RecordBatch.from_pylist(rows, schema=PACK_SCHEMA)
+    cuts = {"whole": [11], "ones": [1] * 11, "odd": [3, 0, 7, 1]}
+    for name, sizes in cuts.items():
+        starts = [sum(sizes[:n]) for n in range(len(sizes))]
+        parts = [batch.slice(start, size) for start, size in zip(starts, sizes, strict=True)]
+        assert write_batches(tmp_path / f"{name}.arrow", PACK_SCHEMA, parts, rows_per_batch=4) == 11
+        file = pa.ipc.open_file(tmp_path / f"{name}.arrow")
+        assert [file.get_batch(n).num_rows for n in range(file.num_record_batches)] == [4, 4, 3]
+        assert list(ShardReader([tmp_path / f"{name}.arrow"], "pack/2")) == batch.to_pylist()
+    assert write_batches(tmp_path / "none.arrow", PACK_SCHEMA, []) == 0
+    assert len(ShardReader([tmp_path / "none.arrow"], "pack/2")) == 0
+
+
+def test_the_index_of_five_million_sequences_stays_small_and_quick(tmp_path):
+    count = 5_000_000
+    kinds = np.random.default_rng(0).random(count) < 0.25
+    shards = [{"file": f"packed-{n:05d}.arrow", "rows": 512} for n in range(count // 512)]
+    shards.append({"file": "packed-last.arrow", "rows": count % 512})
+    write_index(tmp_path, shards, kinds)
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 6.5e6
+    began = time.process_time()
+    reader = PackReader(tmp_path)
+    assert time.process_time() - began < 1.0
+    assert len(reader) == count
+    assert np.array_equal(reader.by_kind["video"], np.flatnonzero(kinds))
+    assert len(reader.by_kind["image"]) + len(reader.by_kind["video"]) == count
+
+
+def test_a_reader_of_many_shards_holds_few_of_them_open(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "OPEN_SHARDS", 3)
+    write_clean(tmp_path, {"train": [[clean_row(n)] for n in range(20)]})
+    before = mapped_files()
+    reader = CleanReader(tmp_path, "train")
+    for number in (*range(20), 5, 19, 0):
+        assert reader[number]["sample_id"] == f"a/b/{number}"
+    assert mapped_files() - before <= 3
+
+
+def mapped_files() -> int:
+    return sum(".arrow" in line for line in Path("/proc/self/maps").read_text().splitlines())
+
+
+def test_media_are_read_together_in_any_order(artifact):
+    reader = CleanReader(artifact, "train")
+    places = [(8, 1), (0, 0), (3, 1), (0, 1), (8, 1)]
+    assert reader.media_of(places) == [b"two!", b"one", b"two!", b"two!", b"two!"]
+    assert reader.media_of([]) == []
+    with pytest.raises(IndexError, match="media 2 of 2 in row 4"):
+        reader.media_of([(0, 0), (4, 2)])
 
 
 # Quarantine

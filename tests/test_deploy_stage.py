@@ -59,9 +59,11 @@ def clean_artifact(folder: Path, clips: list[bytes]) -> Path:
     splits = {"train": rows[:1], "test": rows}
     for split, content in splits.items():
         write_shard(folder / f"{split}-00000.arrow", CLEAN_SCHEMA, content)
-    write_json(
-        folder / "card.json", {"splits": {split: {"rows": len(kept)} for split, kept in splits.items()}}
-    )
+    card = {
+        split: {"rows": len(kept), "shards": [{"file": f"{split}-00000.arrow", "rows": len(kept)}]}
+        for split, kept in splits.items()
+    }
+    write_json(folder / "card.json", {"splits": card})
     return folder
 
 

@@ -1,6 +1,6 @@
 """Packed rows and the bytes they refer to → batches, decoded ahead of the step that needs them.
 
-Row schema in: ``pack/1`` rows (ids and references) and ``clean/1`` media. Out:
+Row schema in: ``pack/2`` rows (ids and references) and ``clean/2`` media. Out:
 :class:`casa_core.batch.PackedBatch`.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from casa_core.errors import StoreError
 from casa_core.media import VideoFrames, decode_image
 from casa_core.processing import CasaProcessor
 from pipelines.data.store import CleanReader, PackReader
+from pipelines.storage import Folder
 from pipelines.train.order import Step, StepOrder, share_of
 
 
@@ -28,14 +28,14 @@ class SequenceReader:
     """Packed sequences by global number, pictures decoded.
 
     Args:
-        pack: The pack artifact.
-        sources: Folder of each source's clean artifact.
+        pack: The pack artifact, local or on S3.
+        sources: Folder of each source's clean artifact, likewise.
         processor: Resizes and patchifies exactly as evaluation and serving do.
         images: ``False`` withholds every image: the blind baseline's data.
     """
 
     def __init__(
-        self, pack: Path, sources: Mapping[str, Path], processor: CasaProcessor, *, images: bool = True
+        self, pack: Folder, sources: Mapping[str, Folder], processor: CasaProcessor, *, images: bool = True
     ) -> None:
         self.pack = PackReader(pack)
         self._clean = (
@@ -64,11 +64,12 @@ class SequenceReader:
         for reference in references:
             if reference["timestamp"] is not None:
                 frames.setdefault(_media_key(reference), []).append(reference["timestamp"])
-        videos = {key: iter(VideoFrames(self._bytes(key)).at(times)) for key, times in frames.items()}
+        data = self._media({_media_key(reference) for reference in references})
+        videos = {key: iter(VideoFrames(data[key]).at(times)) for key, times in frames.items()}
         prepared = []
         for reference in references:
             key = _media_key(reference)
-            rgb = next(videos[key]) if key in videos else decode_image(self._bytes(key))
+            rgb = next(videos[key]) if key in videos else decode_image(data[key])
             image = prepare_image(rgb, self.processor, frame=reference["timestamp"] is not None)
             if image.size.tokens != reference["tokens"]:
                 raise StoreError(
@@ -80,9 +81,13 @@ class SequenceReader:
             prepared.append(image)
         return prepared
 
-    def _bytes(self, key: tuple[str, int, int]) -> bytes:
-        source, row, media = key
-        return self._clean[source].media(row, media)
+    def _media(self, keys: set[tuple[str, int, int]]) -> dict[tuple[str, int, int], bytes]:
+        """The encoded bytes of all that a sequence refers to: together, so that S3 is asked few times."""
+        found: dict[tuple[str, int, int], bytes] = {}
+        for source in sorted({key[0] for key in keys}):
+            own = sorted(key for key in keys if key[0] == source)
+            found |= zip(own, self._clean[source].media_of([key[1:] for key in own]), strict=True)
+        return found
 
 
 def _media_key(reference: dict[str, Any]) -> tuple[str, int, int]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from casa_core.errors import ConfigError
 
@@ -43,14 +44,14 @@ class StepOrder:
 
     def __init__(
         self,
-        by_kind: Mapping[str, Sequence[int]],
+        by_kind: Mapping[str, Sequence[int] | NDArray[np.int64]],
         *,
         ratio: tuple[int, int],
         sequences_per_step: Mapping[str, int],
         seed: int,
     ) -> None:
         for kind, share in zip(("image", "video"), ratio, strict=True):
-            if share and not by_kind.get(kind):
+            if share and not len(by_kind.get(kind, ())):
                 raise ConfigError(
                     f"train.image_video_ratio = {list(ratio)} asks for {kind} steps",
                     f"the packed data has no {kind} sequence",

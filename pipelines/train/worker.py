@@ -15,6 +15,7 @@ from casa_core.checkpoint import save_checkpoint
 from casa_core.fusion.config import fusion_config
 from casa_core.model import CasaForConditionalGeneration
 from casa_core.processing import CasaProcessor
+from pipelines.storage import local_copy, open_folder
 from pipelines.train import checkpoint, zero
 from pipelines.train.loader import LoadedStep, SequenceReader, iterate_steps
 from pipelines.train.metrics import MetricsLog, StepMetrics
@@ -51,7 +52,8 @@ def train(job: TrainJob, *, rank: int, world_size: int) -> None:
     """Train to the last step, from the newest whole checkpoint if there is one, and export the model."""
     if not torch.cuda.is_available():
         torch.set_num_threads(job.threads)
-    processor = CasaProcessor.from_pretrained(Path(job.pack) / "tokenizer")
+    with local_copy(open_folder(job.pack) / "tokenizer") as folder:
+        processor = CasaProcessor.from_pretrained(folder)
     assert isinstance(processor, CasaProcessor)
     model = build_model(job, processor)
     spec, output = job.train, Path(job.output)
@@ -106,7 +108,10 @@ def _steps(
     job: TrainJob, processor: CasaProcessor, start: int, rank: int, world_size: int, device: torch.device
 ) -> Iterator[LoadedStep]:
     reader = SequenceReader(
-        Path(job.pack), {name: Path(path) for name, path in job.sources.items()}, processor, images=job.images
+        open_folder(job.pack),
+        {name: open_folder(path) for name, path in job.sources.items()},
+        processor,
+        images=job.images,
     )
     spec = job.train
     order = StepOrder(

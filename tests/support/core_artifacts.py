@@ -14,7 +14,7 @@ from casa_core.tokenizer import build_tokenizer
 from casa_core.types import Image, ImageSize, Part, Sample, Text
 from pipelines.data.rows import CLEAN_SCHEMA, Media, row_from_sample
 from pipelines.data.sequences import PACK_SCHEMA, encoded_row
-from pipelines.data.store import CARD, INDEX, write_json, write_shard
+from pipelines.data.store import CARD, write_index, write_json, write_shard
 from tests.support.core_engine import png
 from tests.support.data_media import SIDE, counting_video
 from tests.support.naive_packing import packed_row
@@ -92,14 +92,13 @@ def _write_clean(folder: Path, samples: list[tuple[Sample, list[Media]]]) -> Non
     folder.mkdir(parents=True)
     rows = [row_from_sample(sample, media, {}) for sample, media in samples]
     write_shard(folder / "train-00000.arrow", CLEAN_SCHEMA, rows)
-    write_json(folder / CARD, {"splits": {"train": {"rows": len(rows)}}})
+    shards = [{"file": "train-00000.arrow", "rows": len(rows)}]
+    write_json(folder / CARD, {"splits": {"train": {"rows": len(rows), "shards": shards}}})
 
 
 def _write_pack(folder: Path, images: list[dict[str, Any]], videos: list[dict[str, Any]]) -> None:
     folder.mkdir(parents=True)
     rows = [*images, *videos]
     write_shard(folder / "packed-00000.arrow", PACK_SCHEMA, rows)
-    numbers = list(range(len(rows)))
-    by_kind = {"image": numbers[: len(images)], "video": numbers[len(images) :]}
     shards = [{"file": "packed-00000.arrow", "rows": len(rows)}]
-    write_json(folder / INDEX, {"sequences": len(rows), "by_kind": by_kind, "shards": shards})
+    write_index(folder, shards, np.arange(len(rows)) >= len(images))

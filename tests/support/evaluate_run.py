@@ -52,7 +52,8 @@ def write_clean(folder: Path, rows: Iterable[dict[str, Any]], rejected: Iterable
     with pa.ipc.new_file(folder / f"{HELD_OUT}-00000.arrow", CLEAN_SCHEMA) as writer:
         writer.write_table(table, max_chunksize=4)
     write_quarantine(folder / "quarantine.parquet", rejected)
-    card = {"splits": {"train": {"rows": 0}, HELD_OUT: {"rows": len(rows)}}}
+    shards = [{"file": f"{HELD_OUT}-00000.arrow", "rows": len(rows)}]
+    card = {"splits": {"train": {"rows": 0, "shards": []}, HELD_OUT: {"rows": len(rows), "shards": shards}}}
     (folder / "card.json").write_text(json.dumps(card))
 
 

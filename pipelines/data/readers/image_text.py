@@ -156,8 +156,8 @@ class ImageTextReader:
             try:
                 return RawMedia(kind="image", data=self.files.read(name), name=value)
             except OSError as error:  # a network's failures are TransferErrors, and stop the run
-                why = f"{type(error).__name__}: {error}"
-        raise BadRecord("missing_image", f"there is no file {value}; {why}")
+                why = type(error).__name__  # its message would say where the corpus lies
+        raise BadRecord("missing_image", f"there is no file {value}: {why}")
 
 
 def _chat(messages: Any) -> tuple[Any, list[Any]]:

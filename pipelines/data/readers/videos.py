@@ -32,11 +32,11 @@ class Videos:
             try:
                 data = self._files.read(name)
             except OSError as error:  # a network's failures are TransferErrors, and stop the run
-                why = f"{type(error).__name__}: {error}"
+                why = type(error).__name__  # its message would say where the corpus lies
                 continue
             self._name, self._data, self._duration = name, data, None
             return data
-        raise BadRecord("missing_video", f"there is no file {' or '.join(names)}; {why}")
+        raise BadRecord("missing_video", f"there is no file {' or '.join(names)}: {why}")
 
     def duration(self) -> float:
         """Seconds that the container of the video read last states.

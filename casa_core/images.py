@@ -161,7 +161,8 @@ class ImageSettings:
             one image token are neighbours.
 
         Raises:
-            DataError: If the pixels are not an RGB array, or the size belongs to another picture.
+            DataError: If the pixels are not an RGB array, or the size belongs to another picture, or is
+                larger than any that these settings give.
         """
         check_pixels(rgb)
         self._check_size(rgb, size)
@@ -178,6 +179,13 @@ class ImageSettings:
         return values.expand(-1, -1, self.temporal_patch_size, -1).reshape(rows * cols, -1)
 
     def _check_size(self, rgb: NDArray[np.uint8], size: ImageSize) -> None:
+        largest = max(self.max_side, self.max_frame_side or 0)
+        if size.height * size.width > largest**2:
+            raise DataError(
+                f"an image of {size.width} by {size.height} pixels is larger than max_side = {largest}",
+                f"an image has at most {largest} times {largest} pixels, whatever its shape",
+                "take the size from image_size of this processor, or raise its max_side",
+            )
         if rgb.shape[:2] != (size.original_height, size.original_width):
             raise DataError(
                 f"the size of a picture of {size.original_width} by {size.original_height} pixels was given "

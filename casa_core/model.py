@@ -221,6 +221,7 @@ class CasaForConditionalGeneration(CasaPreTrainedModel, CasaGenerationMixin):
 
     def _check_call(self, planned: dict[str, Any]) -> dict[str, Any]:
         """What was given of a planned batch; anything else is refused."""
+        self._check_placement()
         given = {name: value for name, value in planned.items() if value is not None and value is not False}
         unknown = sorted(given.keys() - _PLANNED)
         if unknown:

@@ -135,6 +135,36 @@ class CasaPreTrainedModel(PreTrainedModel):
         self.config.text_config._attn_implementation_internal = TEXT_ATTENTION
         self.config.vision_config._attn_implementation_internal = "sdpa"
 
+    def _check_placement(self) -> None:
+        """Refuse a model spread over several devices; weights may wait on the host or on a disk.
+
+        Raises:
+            ConfigError: Naming the devices.
+        """
+        placed: dict[str, Any] = getattr(self, "hf_device_map", None) or {}
+        devices = sorted({str(device) for device in placed.values()} - {"cpu", "disk"})
+        if len(devices) > 1:
+            raise ConfigError(
+                f"device_map spreads the model over the devices {', '.join(devices)}",
+                "image tokens and the layout of windows are shared by all layers and lie on one device",
+                f'load it with device_map={{"": {devices[0]!r}}}',
+            )
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> CasaPreTrainedModel:
+        """Where weights become bf16 or fp16 (``to``, ``half``, DeepSpeed), RoPE's frequencies stay in fp32.
+
+        Rounded to eight bits they would be off by up to 0.2 %: by radians a few thousand positions on.
+        """
+        exact = {name: b for name, b in self.named_buffers() if b.dtype == torch.float32}
+        super()._apply(fn, recurse)
+        for name, buffer in list(self.named_buffers()):
+            if name in exact and name.endswith("inv_freq") and buffer.itemsize < 4:
+                module, _, own = name.rpartition(".")
+                self.get_submodule(module).register_buffer(
+                    own, exact[name].to(buffer.device), persistent=False
+                )
+        return self
+
     def _set_gradient_checkpointing(
         self,
         enable: bool = True,

@@ -259,15 +259,18 @@ class CasaProcessor(ProcessorMixin):
         images: Any = None,
         *,
         add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
         tokenize: bool = True,
         return_dict: bool = True,
         return_tensors: str = "pt",
+        processor_kwargs: dict[str, Any] | None = None,
     ) -> BatchFeature:
-        """The same as a call, under the name that transformers' users look for.
+        """The same as a call, under the name and with the arguments of transformers and its pipelines.
 
         Raises:
             ConfigError: Where the rendered text is asked for: an image has a position among the tokens and no
-                token of its own, so a text could not say where it is.
+                token of its own, so a text could not say where it is. And where an answer is to be continued:
+                the template closes every turn.
         """
         if not tokenize or not return_dict:
             raise ConfigError(
@@ -275,8 +278,18 @@ class CasaProcessor(ProcessorMixin):
                 "an image has a position among the tokens and none of its own",
                 "leave tokenize and return_dict at True, or pass the messages to the processor itself",
             )
+        if continue_final_message:
+            raise ConfigError(
+                "continue_final_message = True is not available",
+                "the template closes every turn, an answer's too",
+                "end the conversation with a user's message",
+            )
         return self(
-            conversation, images, add_generation_prompt=add_generation_prompt, return_tensors=return_tensors
+            conversation,
+            images,
+            add_generation_prompt=add_generation_prompt,
+            return_tensors=return_tensors,
+            **processor_kwargs or {},
         )
 
     def _batch(self, rows: list[Row], add_generation_prompt: bool, padding: bool) -> BatchFeature:

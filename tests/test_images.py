@@ -127,3 +127,17 @@ def test_the_size_of_another_picture_is_refused():
         ImageSettings().patches(rgb, ImageSettings().size(64, 48))
     with pytest.raises(DataError, match="50 by 32 pixels cannot be cut"):
         ImageSettings().patches(rgb, ImageSize(32, 48, 32, 50, 6))
+
+
+@pytest.mark.parametrize("max_frame_side", [None, 32, 128])
+def test_an_image_larger_than_the_maximum_is_refused_with_the_remedy(max_frame_side: int | None):
+    settings = ImageSettings(max_side=64, max_frame_side=max_frame_side)
+    side = max(64, max_frame_side or 0)
+    rgb = np.zeros((300, 200, 3), np.uint8)
+    fitting = ImageSize(300, 200, 2 * side, side // 2, side**2 // 256)  # elongated: as many pixels
+    assert settings.patches(rgb, fitting).shape[0] == side**2 // 64
+    larger = ImageSize(300, 200, 2 * side, side // 2 + 16, side**2 // 256 + side // 8)
+    with pytest.raises(DataError, match=f"is larger than max_side = {side}") as refused:
+        settings.patches(rgb, larger)
+    assert f"{side // 2 + 16} by {2 * side} pixels" in refused.value.what
+    assert "raise its max_side" in refused.value.remedy

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from casa_core.fusion.layers import FusionLayer, FusionState
+from casa_core.fusion.layers import FusionLayer, FusionState, HostBlock
 
 
 class FusedBlock(nn.Module):
@@ -53,10 +53,14 @@ class FusedBlock(nn.Module):
         return self.self_attn(hidden_states=normed_BLC, **kwargs)[0]
 
     def _fuse(self, x_BLC: torch.Tensor, state: FusionState) -> torch.Tensor:
-        return self.fusion(x_BLC, state, self.self_attn, self.input_layernorm)
+        return self.fusion(x_BLC, state, self._host)
 
     def _fuse_beside(self, x_BLC: torch.Tensor, normed_BLC: torch.Tensor, state: FusionState) -> torch.Tensor:
         """⊕: self-attention and the fusion layer read the same normed text, unless the latter has its own."""
         if self.fusion.settings.text_norm == "own":
             return self._fuse(x_BLC, state)
-        return self.fusion.update(normed_BLC, state, self.self_attn, self.input_layernorm)
+        return self.fusion(normed_BLC, state, self._host, normed=True)
+
+    @property
+    def _host(self) -> HostBlock:
+        return HostBlock(self.self_attn, self.input_layernorm)

@@ -41,6 +41,22 @@ class SelfAttention(Projections, Protocol):
     head_dim: int
 
 
+@dataclass(frozen=True, slots=True)
+class HostBlock:
+    """What a fusion layer finds in the block it stands in.
+
+    No module and no tuple: hooks that move a call's arguments to a device (accelerate's, where weights are
+    offloaded) would move the block's own parts with them.
+
+    Attributes:
+        attention: The block's self-attention, whose projections are borrowed where shared.
+        norm: The block's input norm.
+    """
+
+    attention: SelfAttention
+    norm: nn.Module
+
+
 class AttentionProbe(Protocol):
     """An analysis that stands where the fusion layers' attention stands, for one forward."""
 
@@ -134,30 +150,25 @@ class FusionLayer(nn.Module):
             self.gate_alpha = nn.Parameter(torch.zeros(1))
 
     def forward(
-        self, text_BLC: torch.Tensor, state: FusionState, attention: SelfAttention, block_norm: nn.Module
+        self, text_BLC: torch.Tensor, state: FusionState, block: HostBlock, *, normed: bool = False
     ) -> torch.Tensor:
         """The update F of each text token, zero outside every window.
 
         Args:
             text_BLC: The residual stream where the layer stands in its block.
             state: This forward's images and windows.
-            attention: The block's self-attention, whose projections are borrowed where shared.
-            block_norm: The block's input norm.
+            block: The block it stands in.
+            normed: The text has passed the block's norm already (⊕ shares it with self-attention).
 
         Returns:
             (B, L, C).
         """
-        own = self.settings.text_norm == "own"
-        return self.update((self.text_norm if own else block_norm)(text_BLC), state, attention, block_norm)
-
-    def update(
-        self, normed_BLC: torch.Tensor, state: FusionState, attention: SelfAttention, block_norm: nn.Module
-    ) -> torch.Tensor:
-        """The same from text that has been normed already (⊕ shares the norm with self-attention)."""
         if state.segments is None:
-            return torch.zeros_like(normed_BLC)
-        source: Projections = attention if self.settings.borrows_projections else self
-        key_KGD, value_KGD = self._keys_and_values(normed_BLC, state, source, block_norm)
+            return torch.zeros_like(text_BLC)
+        own = self.settings.text_norm == "own"
+        normed_BLC = text_BLC if normed else (self.text_norm if own else block.norm)(text_BLC)
+        source: Projections = block.attention if self.settings.borrows_projections else self
+        key_KGD, value_KGD = self._keys_and_values(normed_BLC, state, source, block.norm)
         query_THD = self.rotate(self._heads(source.q_proj(normed_BLC)), state.text_rope)
         causal, backend = self.settings.attends_text, state.backend
         if state.probe is None:

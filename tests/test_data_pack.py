@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +34,9 @@ from pipelines.data.quarantine import Tally, read_quarantine
 from pipelines.data.rows import sample_from_row
 from pipelines.data.sequences import ENCODED_SCHEMA, documents_of
 from pipelines.data.store import CARD, CleanReader, PackReader, ShardReader
+from pipelines.recipe import load_recipe
 from pipelines.recipe.pack import FRAME_SIDE, IMAGE_TOKEN_SIDES
+from pipelines.recipe.pack_settings import pack_settings
 from tests.support.data_clean import chats, clips, write_clean
 from tests.support.naive_packing import packed_row
 from tests.support.qwen_tokenizer import qwen_tokenizer
@@ -464,3 +471,89 @@ def test_a_shards_planned_checksum_is_that_of_its_documents():
             for n in samples
         )
         assert planned_checksum(encoded, plan, start, stop) == by_hand % 2**64
+
+
+# killed for real
+
+
+def attempt(cleaned: dict[str, Path], output: Path, workers: int, more: int | None = None) -> bool:
+    """One attempt in a process group of its own, killed once it has ``more`` files; whether it ended."""
+    settings = {
+        "what": PACK,
+        "inputs": {name: str(folder) for name, folder in cleaned.items()},
+        "output": str(output),
+        "workers": workers,
+    }
+    file = output.with_suffix(".json")
+    file.write_text(json.dumps(settings))
+    command = [sys.executable, "-m", "tests.support.pack_worker", str(file)]
+    root = Path(__file__).parents[1]
+    before = _files(output)
+    with subprocess.Popen(command, start_new_session=True, cwd=root) as process:
+        while process.poll() is None:
+            time.sleep(0.002)
+            if more is not None and _files(output) >= before + more:
+                os.killpg(process.pid, signal.SIGKILL)  # its own group: the attempt and its workers
+                return False
+        assert process.returncode == 0
+        return True
+
+
+def _files(output: Path) -> int:
+    """Finished and unfinished shards and reports; none where there is no such folder, or no longer."""
+    folders = [output / ".encoded", output / ".reports", output]
+    return sum(len(list(folder.glob("*.arrow*"))) for folder in folders)
+
+
+@pytest.mark.slow
+def test_killed_at_any_point_and_with_any_number_of_workers_the_bytes_are_the_same(tmp_path):
+    cleaned = {
+        "chats": write_clean(tmp_path / "chats", chats(400)),
+        "clips": write_clean(tmp_path / "clips", clips(20)),
+    }
+    assert attempt(cleaned, tmp_path / "one", 1)
+    expected = contents(tmp_path / "one")
+    rng = np.random.default_rng()  # other points each time: none may matter
+    for workers in (2, 4):
+        assert attempt(cleaned, tmp_path / str(workers), workers)
+        assert contents(tmp_path / str(workers)) == expected
+        output = tmp_path / f"killed-{workers}"
+        points = rng.integers(1, 90, 3).tolist()
+        for more in points:
+            if attempt(cleaned, output, workers, more):
+                break
+        assert attempt(cleaned, output, workers)
+        assert contents(output) == expected, f"killed after {points} files"
+
+
+# the recipe's settings
+
+
+def test_files_that_a_recipe_names_count_by_content_and_come_back_by_path(tmp_path):
+    folder, hashes = tmp_path / "tokenizer", tmp_path / "hashes.json"
+    folder.mkdir()
+    (folder / "tokenizer.json").write_text("{}")
+    hashes.write_text("[]")
+
+    def settings(tokenizer: Path, lists: Path) -> tuple[dict[str, Any], dict[str, str]]:
+        recipe = load_recipe(
+            "quickstart",
+            [
+                f"model.tokenizer={{path: {tokenizer}}}",
+                f"data.filters={{decontamination: {{hashes: [{lists}]}}}}",
+            ],
+        )
+        return pack_settings(recipe, cache=tmp_path / "cache.json")
+
+    what, location = settings(folder, hashes)
+    assert str(tmp_path) not in json.dumps(what)
+    found = pack.located(what | location)
+    assert found["tokenizer"] == {"path": str(folder)}
+    assert found["filters"]["decontamination"]["hashes"] == [str(hashes)]
+    moved = folder.rename(tmp_path / "moved")
+    assert settings(moved, hashes)[0] == what
+    hashes.write_text("[1]")
+    assert settings(moved, hashes)[0] != what
+    for missing in ((tmp_path / "none", hashes), (moved, tmp_path / "none")):
+        with pytest.raises(ConfigError, match="There is no"):
+            settings(*missing)

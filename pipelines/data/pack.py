@@ -7,6 +7,7 @@ depends on the number of workers, and a stage that was killed goes on with the s
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -72,6 +73,7 @@ def run_stage(context: StageContext) -> dict[str, Any]:
 
 def pack_sources(context: StageContext, run: Run) -> dict[str, Any]:
     """The stage, on whatever ``run`` runs on: Ray in a run, ``map`` in a test."""
+    context = replace(context, what=located(context.what))
     what, output = context.what, context.output
     limits = limits_of(what)
     readers = {source: CleanReader(context.inputs[source], SPLIT) for source in what["sources"]}
@@ -102,6 +104,17 @@ def pack_sources(context: StageContext, run: Run) -> dict[str, Any]:
     return _summary(card)
 
 
+def located(what: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with the paths in their places that come apart from them, since only contents decide."""
+    found = dict(what)
+    if "tokenizer_path" in what:
+        found["tokenizer"] = {"path": what["tokenizer_path"]}
+    if "hash_lists" in what:
+        own = what["filters"]["decontamination"] | {"hashes": json.loads(what["hash_lists"])}
+        found["filters"] = what["filters"] | {"decontamination": own}
+    return found
+
+
 def limits_of(what: Mapping[str, Any]) -> Limits:
     """The budgets that a stage's settings name: of videos those of pictures, where they have none."""
     pictures = Budget(what["text_tokens"], what["image_tokens"])
@@ -124,8 +137,7 @@ def _prepare_encoding(
     what = context.what
     texts = (text for reader in readers.values() for text in reader.texts())
     with local_output(context.output / TOKENIZER) as folder:
-        how = {"path": what["tokenizer_path"]} if "tokenizer_path" in what else what["tokenizer"]
-        tokenizer_hash = make_tokenizer(how, texts, what["template"], folder)
+        tokenizer_hash = make_tokenizer(what["tokenizer"], texts, what["template"], folder)
         encoding = Encoding(
             tokenizer=str(folder),
             template=what["template"],

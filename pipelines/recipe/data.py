@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from pipelines.recipe.fields import Count, Name, Positive, Section, Share
+from pipelines.recipe.filters import Filters
 
 RESERVED_SOURCES = frozenset({"train", "blind", "pack", "evaluate", "deploy", "report"})
 
@@ -139,6 +140,7 @@ class Data(Section):
     """Sources, by a name of your choice."""
 
     sources: dict[Name, Source] = Field(min_length=1, description="Each corpus under a name of your choice.")
+    filters: Filters = Field(default_factory=Filters, description="Which samples are not trained on.")
     max_failures: Share = Field(
         default=0.01, description="Share of a source's records that may be quarantined."
     )

@@ -8,12 +8,11 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from casa_core.errors import ConfigError
-from casa_core.fusion.config import fusion_config
 from pipelines.dag.plan import StageSpec
 from pipelines.dag.raw_inputs import identify
 from pipelines.recipe.data import Source
 from pipelines.recipe.model import Recipe
+from pipelines.recipe.pack_settings import pack_settings
 
 DEFAULT_VIDEO_FPS = 2.0
 
@@ -80,41 +79,8 @@ def _source_stages(recipe: Recipe, name: str, source: Source, where: dict[str, A
 
 
 def _pack(recipe: Recipe, clean: dict[str, str], where: dict[str, Any]) -> StageSpec:
-    tokenizer, location = _tokenizer(recipe)
-    # Where consecutive images go in the text is the template's and the fusion's matter alike.
-    inserts = fusion_config(recipe.model.fusion.model_dump()).inserts and recipe.model.template != "casa-1"
-    what = {
-        "sources": list(clean),
-        "tokenizer": tokenizer,
-        "template": recipe.model.template,
-        "image_placement": "in_place" if inserts else "window_start",
-        "backbone": recipe.model.backbone,
-        **_json(recipe.pack),
-        "seed": recipe.seed,
-    }
+    what, location = pack_settings(recipe, cache=store_folder(recipe) / "session" / "raw_hashes.json")
     return _stage("pack", what, clean, "pipelines.data.pack", where, location=location)
-
-
-def _tokenizer(recipe: Recipe) -> tuple[dict[str, Any], dict[str, str]]:
-    """What decides the tokenizer, and where it lies if that is a folder: its files count, not its place.
-
-    Raises:
-        ConfigError: For a path of a folder that is not there.
-    """
-    tokenizer = recipe.model.tokenizer
-    if tokenizer.path is None:
-        return _json(tokenizer), {}
-    folder = Path(tokenizer.path).expanduser().absolute()
-    if folder.is_dir():
-        raw = identify(folder, cache=store_folder(recipe) / "session" / "raw_hashes.json")
-        return {"raw": raw}, {"tokenizer_path": str(folder)}
-    if tokenizer.path.startswith(("/", ".", "~")) or tokenizer.path.count("/") > 1:
-        raise ConfigError(
-            f"There is no tokenizer at {tokenizer.path!r}.",
-            f"{folder} is no folder, and a repository on the hub is called owner/name.",
-            "Correct model.tokenizer.path.",
-        )
-    return _json(tokenizer), {}
 
 
 def _train(recipe: Recipe, clean: dict[str, str], where: dict[str, Any], *, images: bool) -> StageSpec:

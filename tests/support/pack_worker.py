@@ -1,0 +1,37 @@
+"""One attempt at a pack stage in a process of its own, to be killed: ``pack_worker.py SETTINGS.json``."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipelines.dag.context import StageContext
+from pipelines.data import pack
+
+
+def attempt(settings: dict[str, Any]) -> None:
+    """Packs with as many processes as asked for, in small pieces of work."""
+    pack.ROWS_PER_TASK, pack.SEQUENCES_PER_SHARD = 16, 8
+    output = Path(settings["output"])
+    output.mkdir(exist_ok=True)
+    context = StageContext(
+        name="pack",
+        what=settings["what"],
+        where={},
+        inputs={name: Path(folder) for name, folder in settings["inputs"].items()},
+        output=output,
+    )
+    with multiprocessing.get_context("fork").Pool(settings["workers"]) as pool:
+
+        def run(function: Callable[[Any], Any], tasks: Sequence[Any]) -> Iterator[Any]:
+            return pool.imap(function, tasks)
+
+        pack.pack_sources(context, run)
+
+
+if __name__ == "__main__":
+    attempt(json.loads(Path(sys.argv[1]).read_text()))

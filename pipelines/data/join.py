@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipelines.data.sequences import DOCUMENT, IMAGE, PACK_SCHEMA
@@ -40,7 +39,7 @@ class Documents:
 def join(documents: Documents) -> pa.RecordBatch:
     """The sequences as rows of ``PACK_SCHEMA``: positions and turns count from a sequence's first token."""
     rows, offsets_S = documents.rows, documents.offsets_S
-    text_ends_D = _ends(rows.column("text_tokens"))
+    text_ends_D = _ends(_numbers(rows.column("text_tokens")))
     starts_D = text_ends_D[:-1] - np.repeat(text_ends_D[offsets_S[:-1]], np.diff(offsets_S))
     images_of_D = _lengths(rows.column("image_positions"))
     image_offsets_S = _ends(images_of_D)[offsets_S]
@@ -55,7 +54,7 @@ def join(documents: Documents) -> pa.RecordBatch:
         "images": _lists(image_offsets_S, _images(documents, document_of_I)),
         "documents": _lists(offsets_S, _documents(documents, starts_D)),
         "text_tokens": _int32(np.diff(text_ends_D[offsets_S])),
-        "image_tokens": _int32(np.diff(_ends(rows.column("image_tokens"))[offsets_S])),
+        "image_tokens": _int32(np.diff(_ends(_numbers(rows.column("image_tokens")))[offsets_S])),
         "kind": pa.array(np.where(documents.video_S, "video", "image").tolist(), pa.string()),
     }
     return pa.RecordBatch.from_arrays([columns[name] for name in PACK_SCHEMA.names], schema=PACK_SCHEMA)
@@ -89,13 +88,15 @@ def _documents(documents: Documents, starts_D: Ints) -> pa.StructArray:
 
 
 def _lengths(lists: pa.ListArray) -> Ints:
-    return pc.list_value_length(lists).to_numpy(zero_copy_only=False).astype(np.int64)
+    return _numbers(lists.value_lengths()).astype(np.int64)
 
 
-def _ends(counts: pa.Array | Ints) -> Ints:
+def _numbers(column: pa.Array) -> NDArray[np.integer]:
+    return column.to_numpy(zero_copy_only=False)
+
+
+def _ends(counts: NDArray[np.integer]) -> Ints:
     """Where each run ends, with a 0 before: n + 1 numbers."""
-    if isinstance(counts, pa.Array):
-        counts = counts.to_numpy(zero_copy_only=False)
     return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
 
 
@@ -104,8 +105,8 @@ def _lists(offsets: Ints, values: pa.Array) -> pa.ListArray:
 
 
 def _shifted(values: pa.Array, by: Ints) -> pa.Array:
-    return _int32(values.to_numpy(zero_copy_only=False) + by)
+    return _int32(_numbers(values) + by)
 
 
-def _int32(values: Ints) -> pa.Array:
+def _int32(values: NDArray[np.integer]) -> pa.Array:
     return pa.array(values.astype(np.int32), pa.int32())

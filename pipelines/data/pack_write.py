@@ -166,5 +166,5 @@ def _checksum(packed: pa.RecordBatch, sources: Sequence[str]) -> int:
     source, row, part, occurrence = (
         documents.field(name) for name in ("source", "row", "part", "occurrence")
     )
-    numbers = pc.index_in(source, value_set=number_of)
+    numbers = pc.index_in(source, value_set=number_of)  # pyright: ignore[reportAttributeAccessIssue]
     return checksum(*(column.to_numpy(zero_copy_only=False) for column in (numbers, row, part, occurrence)))

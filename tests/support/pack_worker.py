@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import casa_core.processing  # noqa: F401 (before the workers fork, so that none needs to load it again)
 from pipelines.dag.context import StageContext
 from pipelines.data import pack
 

@@ -189,6 +189,8 @@ def _storable(record: Record) -> Record:
             text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise BadRecord("bad_encoding", str(error)) from error
+    except TypeError as error:  # a column of another type than documented
+        raise BadRecord("bad_record", f"the record's meta is no JSON: {error}") from error
     return record
 
 
@@ -214,10 +216,13 @@ def inner_path(value: Any, folder: str = "") -> str:
         folder: What it is relative to, itself relative to the root.
 
     Raises:
-        BadRecord: ``bad_record`` where it is no path, ``bad_path`` where it leads out of the corpus.
+        BadRecord: ``bad_record`` where it is no path, ``bad_path`` where it leads out of the corpus,
+            ``remote_image`` for a web address, ``bad_encoding`` for what is no Unicode.
     """
     if not isinstance(value, str) or not value or "\0" in value:
         raise BadRecord("bad_record", f"not the path of a file: {value!r}")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise BadRecord("bad_encoding", f"not the path of a file: {value!r}")
     if "://" in value:
         raise BadRecord("remote_image", f"{value} is an address, not a file of the corpus")
     path = PurePosixPath(value)

@@ -75,6 +75,8 @@ def _meta(file: str, row: Row) -> dict[str, Any]:
     """The subset, the kind of question where the subset names one (``easy-vqa/color``), and known ratings."""
     named = (turn.get("source") for turn in row["texts"])
     subset = row.get("source") or next((name for name in named if name), None) or subset_of(file)
+    if not isinstance(subset, str):
+        raise BadRecord("bad_record", f"the source is no string: {type(subset).__name__}")
     meta: dict[str, Any] = {"subset": subset}
     if "/" in subset:
         meta["question_type"] = subset.rsplit("/", 1)[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import repeat
 from typing import Any
 
 import pyarrow as pa
@@ -16,24 +17,30 @@ ROWS_PER_BATCH = 16
 _READ_AHEAD = 4 << 20
 """Bytes of a column read at once: a row group of a gigabyte takes as much memory as a page of it, twice."""
 
+_DAMAGE = (pa.ArrowException, OSError, UnicodeDecodeError)
+"""What pyarrow raises for a damaged file, the last one for a column's name; never for a network's failure."""
+
 Row = dict[str, Any]
 
 
 def parquet_spans(files: Files, names: Sequence[str]) -> list[Span]:
-    """One span a row group; a file without a readable footer is one bad record."""
+    """One span a row group; a file without a footer that can be read, and believed, is one bad record."""
     return [span for found in files.map(lambda name: _row_groups(files, name), names) for span in found]
 
 
 def _row_groups(files: Files, name: str) -> list[Span]:
+    unreadable = Span(file=name, start=0, stop=1, bytes=0, begin=-1, end=-1)
     try:
         with files.open(name) as file:
             metadata = pq.ParquetFile(file).metadata
-    except (pa.ArrowException, OSError):
-        return [Span(file=name, start=0, stop=1, bytes=0, begin=-1, end=-1)]
+        counts = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    except _DAMAGE:
+        return [unreadable]
+    if min(counts, default=0) < 0 or sum(counts) != metadata.num_rows:
+        return [unreadable]
     spans: list[Span] = []
     start = 0
-    for group in range(metadata.num_row_groups):
-        rows = metadata.row_group(group).num_rows
+    for group, rows in enumerate(counts):
         size = metadata.row_group(group).total_byte_size
         spans.append(Span(file=name, start=start, stop=start + rows, bytes=size, begin=group, end=group + 1))
         start += rows
@@ -51,16 +58,18 @@ def parquet_rows(
         needed: Columns without which no row can be used.
         wanted: Columns to be read where the file has them.
     """
+    if span.begin < 0:
+        yield BadRecord("unreadable_file", "its footer cannot be read, or contradicts itself")
+        return
     done = 0
     try:
         for batch in _batches(files, span, needed, wanted):
             for number in range(batch.num_rows):
                 yield _row(batch, number)
                 done += 1
-    except (pa.ArrowException, OSError) as error:
-        reason = "unreadable_file" if span.begin < 0 else "unreadable_rows"
-        bad = BadRecord(reason, f"{type(error).__name__}: {error}")
-        yield from [bad] * (span.records - done)
+    except _DAMAGE as error:
+        bad = BadRecord("unreadable_rows", f"{type(error).__name__}: {error}")
+        yield from repeat(bad, span.records - done)
 
 
 def _batches(

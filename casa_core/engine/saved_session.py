@@ -14,6 +14,7 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -25,6 +26,8 @@ from casa_core.processing import CasaProcessor
 from casa_core.snapshot import SequenceSnapshot
 
 FORMAT = "casa-session/1"
+TRANSIENT = ("dtype", "transformers_version", "architectures")
+"""What a configuration, and each part's, says of the last load or save rather than of the model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,9 +126,7 @@ class SavedSession:
 
 def model_identity(model: CasaForConditionalGeneration, processor: CasaProcessor) -> dict[str, str]:
     """What must be equal for a snapshot to mean the same: configuration, weights, their type, template."""
-    config = {key: value for key, value in model.config.to_dict().items() if not key.startswith("_")}
-    for transient in ("dtype", "transformers_version", "architectures"):
-        config.pop(transient, None)
+    config = _lasting(model.config.to_dict())
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         digest.update(name.encode())
@@ -136,4 +137,15 @@ def model_identity(model: CasaForConditionalGeneration, processor: CasaProcessor
         "weights": digest.hexdigest(),
         "type": str(model.dtype),
         "template": processor.template_hash(),
+    }
+
+
+def _lasting(config: Any) -> Any:
+    """A configuration without what a load or save changes, in its parts too."""
+    if not isinstance(config, dict):
+        return config
+    return {
+        str(key): _lasting(value)
+        for key, value in config.items()
+        if not str(key).startswith("_") and key not in TRANSIENT
     }

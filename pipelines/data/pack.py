@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.data.accounting import check_plan, check_rows, check_written
+from pipelines.data.card_page import write_pack_card
 from pipelines.data.encode import SPLIT, EncodeReport, EncodeTask, Limits, encode_rows
 from pipelines.data.filters import FILTERED, filter_sources, write_filtered
 from pipelines.data.pack_card import pack_card
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
 ROWS_PER_TASK = 4096
 SEQUENCES_PER_SHARD = 512
 TOKENIZER = "tokenizer"
+PLACES = ("tokenizer_path", "hash_lists")
+"""Settings that only say where something lies."""
 _STEPS = 4
 
 Run = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]]
@@ -73,6 +76,7 @@ def run_stage(context: StageContext) -> dict[str, Any]:
 
 def pack_sources(context: StageContext, run: Run) -> dict[str, Any]:
     """The stage, on whatever ``run`` runs on: Ray in a run, ``map`` in a test."""
+    settings = {name: value for name, value in context.what.items() if name not in PLACES}
     context = replace(context, what=located(context.what))
     what, output = context.what, context.output
     limits = limits_of(what)
@@ -98,6 +102,7 @@ def pack_sources(context: StageContext, run: Run) -> dict[str, Any]:
         "quarantine": found.rejected.by_reason(),
     }
     write_json(output / CARD, card)
+    write_pack_card(output, context.inputs, settings)
     for folder in (ENCODED_FOLDER, REPORTS):
         remove_tree(output / folder)
     context.progress(_STEPS, _STEPS, f"{len(plan)} sequences")

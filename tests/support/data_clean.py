@@ -1,16 +1,19 @@
-"""Clean artifacts written directly, for what comes after cleaning; their media are never decoded."""
+"""Clean artifacts written directly, for what comes after cleaning."""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from casa_core.types import Image, Part, Sample, Text
 from pipelines.data.rows import CLEAN_SCHEMA, Media, row_from_sample
 from pipelines.data.store import CARD, write_json, write_shard
+from tests.support.core_engine import png
+from tests.support.data_media import SIDE, counting_video
 
 WORDS = ["red", "green", "blue", "circle", "square", "moves", "on", "is", "it", "a"]
 
@@ -34,7 +37,7 @@ def chats(count: int, seed: int = 0, source: str = "chats") -> list[tuple[Sample
     rng = np.random.default_rng(seed)
     found = []
     for number in range(count):
-        media = [picture(*rng.integers(16, 96, 2).tolist()) for _ in range(rng.integers(0, 4))]
+        media = [picture(*rng.choice([16, 40, 64, 96], 2).tolist()) for _ in range(rng.integers(0, 4))]
         parts: list[Part] = [Image(media=at) for at in range(len(media))]
         late = parts.pop() if parts and rng.random() < 0.1 else None
         trained = bool(rng.random() > 0.05)
@@ -59,15 +62,23 @@ def clips(count: int, seed: int = 0, source: str = "clips") -> list[tuple[Sample
         for frame in range(int(rng.integers(4, 11))):
             parts.append(Image(role="assistant", timestamp=frame / 2))
             parts.append(Text(role="assistant", text=_words(rng, 2), trained=True))
-        media = Media(kind="video", data=b"clip", width=64, height=64, sha256=f"{number:064x}")
-        found.append((Sample(source=source, sample_id=f"{source}/{number}", parts=tuple(parts)), [media]))
+        found.append((Sample(source=source, sample_id=f"{source}/{number}", parts=tuple(parts)), [clip()]))
     return found
 
 
-def picture(width: int, height: int, **changes: Any) -> Media:
+@lru_cache
+def clip() -> Media:
+    """Five seconds of video."""
+    with tempfile.TemporaryDirectory() as folder:
+        data = counting_video(Path(folder) / "clip.mp4", frames=20, fps=4)
+    return Media(kind="video", data=data, width=SIDE, height=SIDE, sha256="0" * 64)
+
+
+@lru_cache
+def picture(width: int, height: int) -> Media:
     """A picture of which only the size matters."""
-    media = {"kind": "image", "data": b"picture", "width": width, "height": height, "sha256": "0" * 64}
-    return Media(**(media | changes))
+    data = png(width, height, width)
+    return Media(kind="image", data=data, width=width, height=height, sha256=f"{width:032x}{height:032x}")
 
 
 def _words(rng: np.random.Generator, most: int) -> str:

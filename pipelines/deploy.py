@@ -17,6 +17,7 @@ import httpx
 
 from casa_core.errors import ClusterError
 from pipelines.dag.context import StageContext
+from pipelines.storage import Folder
 
 APP = "casa"
 IMPORT_PATH = "serve.app:build"
@@ -42,7 +43,7 @@ def run_stage(context: StageContext) -> dict[str, Any]:
     if running is not None:
         return running
     context.progress(0, 3, "collecting demo clips")
-    clips = context.output / "demo"
+    clips = context.local_output / "demo"
     copy_demo_clips([path for role, path in context.inputs.items() if role != "train"], clips)
     arguments = serve_arguments(context, clips)
     context.progress(1, 3, "starting the endpoint")
@@ -110,7 +111,7 @@ def serve_arguments(context: StageContext, clips: Path) -> dict[str, Any]:
     """The JSON settings of ``serve.app:build``."""
     deploy = context.what["deploy"]
     return {
-        "model_folder": str(context.inputs["train"] / "model"),
+        "model_folder": str(context.local_input("train") / "model"),
         "model_name": deploy["model_name"],
         "fingerprint": context.fingerprint,
         "checkpoint": context.manifests["train"]["fingerprint"],
@@ -122,7 +123,7 @@ def serve_arguments(context: StageContext, clips: Path) -> dict[str, Any]:
     }
 
 
-def copy_demo_clips(clean_artifacts: list[Path], folder: Path) -> None:
+def copy_demo_clips(clean_artifacts: list[Folder], folder: Path) -> None:
     """Write up to four held-out videos as mp4 files, and ``clips.json`` with each one's title and query."""
     from pipelines.data.store import CleanReader  # Arrow is not needed to look at an endpoint's health
 

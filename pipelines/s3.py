@@ -204,6 +204,27 @@ def list_objects(settings: S3Settings, bucket: str, prefix: str) -> Iterator[Lis
                 yield Listed(entry["Key"], entry["Size"], entry["ETag"].strip('"'))
 
 
+def has_objects(settings: S3Settings, bucket: str, prefix: str) -> bool:
+    """Whether there is any object whose key starts with ``prefix``."""
+    with explained(f"s3://{bucket}/{prefix}"):
+        found = client(settings).list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1)
+    return bool(found.get("Contents"))
+
+
+def list_names(settings: S3Settings, bucket: str, prefix: str) -> Iterator[str]:
+    """What follows ``prefix`` in keys, up to the next slash: the names in a folder, each once."""
+    with explained(f"s3://{bucket}/{prefix}"):
+        pages = (
+            client(settings)
+            .get_paginator("list_objects_v2")
+            .paginate(Bucket=bucket, Prefix=prefix, Delimiter="/")
+        )
+        for page in pages:
+            names = [entry["Key"] for entry in page.get("Contents", ())]
+            names += [entry["Prefix"].rstrip("/") for entry in page.get("CommonPrefixes", ())]
+            yield from sorted(name[len(prefix) :] for name in names if name != prefix)
+
+
 def list_uploads(settings: S3Settings, bucket: str, prefix: str) -> list[tuple[str, str, datetime]]:
     """Uploads under a prefix that were begun and neither completed nor aborted: key, id, when begun."""
     with explained(f"s3://{bucket}/{prefix}"):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
 from functools import total_ordering
 from pathlib import PurePosixPath
@@ -125,7 +126,7 @@ class S3Path:
         return True
 
     def is_dir(self) -> bool:
-        return next(iter(self.list_below()), None) is not None
+        return s3.has_objects(self.settings, self.bucket, self._prefix)
 
     def listed(self) -> s3.Listed:
         """Size and tag of the object; raises FileNotFoundError."""
@@ -135,12 +136,11 @@ class S3Path:
 
     def list_below(self) -> Iterator[s3.Listed]:
         """Every object below this folder, by key."""
-        return s3.list_objects(self.settings, self.bucket, f"{self.key}/" if self.key else "")
+        return s3.list_objects(self.settings, self.bucket, self._prefix)
 
     def iterdir(self) -> Iterator[S3Path]:
-        """The objects and folders directly below, by key."""
-        names = dict.fromkeys(self._below(entry).parts[0] for entry in self.list_below())
-        return (self / name for name in names)
+        """The objects and folders directly below."""
+        return (self / name for name in s3.list_names(self.settings, self.bucket, self._prefix))
 
     def glob(self, pattern: str) -> Iterator[S3Path]:
         """The objects directly below whose names match; of pathlib's patterns, those without a slash."""
@@ -153,6 +153,10 @@ class S3Path:
         assert "/" not in pattern, "a pattern for names, not for paths"
         below = map(self._below, self.list_below())
         return (self / path for path in below if fnmatchcase(path.name, pattern))
+
+    @property
+    def _prefix(self) -> str:
+        return f"{self.key}/" if self.key else ""
 
     def _below(self, entry: s3.Listed) -> PurePosixPath:
         return PurePosixPath(entry.key).relative_to(self._pure)
@@ -217,10 +221,12 @@ class S3Path:
             for entry in list(self.list_below()):
                 s3.client(self.settings).delete_object(Bucket=self.bucket, Key=entry.key)
 
-    def abort_uploads(self) -> int:
-        """Ends every unfinished upload below this folder, whose parts are stored and paid for; how many."""
-        uploads = s3.list_uploads(self.settings, self.bucket, f"{self.key}/")
-        for key, upload, _ in uploads:
+    def abort_uploads(self, older_than: timedelta = timedelta(0)) -> int:
+        """Ends unfinished uploads below this folder, whose parts are stored and paid for; how many."""
+        latest = datetime.now(UTC) - older_than
+        listed = s3.list_uploads(self.settings, self.bucket, self._prefix)
+        uploads = [(key, upload) for key, upload, begun in listed if begun <= latest or not older_than]
+        for key, upload in uploads:
             with s3.explained(f"s3://{self.bucket}/{key}"):
                 s3.client(self.settings).abort_multipart_upload(Bucket=self.bucket, Key=key, UploadId=upload)
         return len(uploads)

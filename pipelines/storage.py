@@ -13,10 +13,13 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from datetime import timedelta
+from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any, TypeAlias
+from typing import IO, Any, TypeAlias, TypeVar
 from urllib.parse import urlencode
 
 from pyarrow import fs
@@ -27,6 +30,11 @@ from pipelines.s3_path import S3Path, S3Upload
 
 Folder: TypeAlias = Path | S3Path
 DIGESTS = ".digests"
+LEFTOVERS_AFTER = timedelta(days=1)
+"""Older uploads are nobody's; younger ones may be another run's that makes the same artifact."""
+THREADS = 8
+Work = TypeVar("Work")
+Result = TypeVar("Result")
 
 
 def open_folder(where: str | Folder) -> Folder:
@@ -218,9 +226,12 @@ def remove_tree(folder: Folder) -> None:
 
 
 def remove_leftovers(folder: Folder) -> None:
-    """Removes what killed writers left: unfinished files, parts of uploads that nobody will complete."""
+    """Removes what killed writers left: unfinished files, parts of uploads that nobody will complete.
+
+    Uploads of the last day are left alone; none outlives the commit of its artifact.
+    """
     if isinstance(folder, S3Path):
-        folder.abort_uploads()
+        folder.abort_uploads(older_than=LEFTOVERS_AFTER)
         return
     for path in folder.glob(".*.*.*"):
         if path.is_file():
@@ -267,3 +278,19 @@ def local_output(folder: Folder) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="casa-") as scratch:
         yield Path(scratch)
         copy_tree(Path(scratch), folder)
+
+
+def side_by_side(function: Callable[[Work], Result], work: Sequence[Work], threads: str) -> list[Result]:
+    """A function that waits for S3 over several pieces of work at once; results in their order.
+
+    Args:
+        threads: Name of the threads; what they run must not ask for threads of the same name.
+    """
+    if len(work) < 2:
+        return [function(piece) for piece in work]
+    return list(_threads(threads).map(function, work))
+
+
+@lru_cache(maxsize=4)
+def _threads(name: str) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix=name)

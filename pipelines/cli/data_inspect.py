@@ -70,7 +70,7 @@ def find(artifact: str, store: Path) -> Folder:
     run = latest_run(store)
     for stage in run.stages:
         if stage["name"] == artifact:
-            return run.records.store / stage["kind"] / stage["fingerprint"]
+            return open_folder(stage["folder"])
     names = ", ".join(stage["name"] for stage in run.stages if stage["kind"] in ("clean", "pack"))
     raise ConfigError(
         f"There is no artifact {artifact}.",

@@ -12,6 +12,7 @@ from pipelines.cli.headline import headline
 from pipelines.cli.session import LatestRun, latest_run
 from pipelines.dag.artifact import read_manifest
 from pipelines.dag.records import Records
+from pipelines.storage import open_folder
 
 TIMEOUT_S = 10.0
 
@@ -35,7 +36,7 @@ def look(run: LatestRun) -> dict[str, Any]:
 
 
 def _stage(run: LatestRun, stage: dict[str, Any], active: set[str]) -> dict[str, Any]:
-    folder = run.records.store / stage["kind"] / stage["fingerprint"]
+    folder = open_folder(stage["folder"])
     manifest = read_manifest(folder)
     attempts = run.records.latest_attempt(job_prefix(stage))
     job_id = f"{job_prefix(stage)}{attempts}"

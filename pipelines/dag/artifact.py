@@ -18,14 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from casa_core.errors import StoreError
-from pipelines.dag.fingerprint import canonical_json, file_digest
+from pipelines.dag.files import MANIFEST, forget_digests, list_files, sync_folder
+from pipelines.dag.fingerprint import canonical_json
+from pipelines.s3_path import S3Path
+from pipelines.storage import Folder
 
-MANIFEST = "manifest.json"
 FORMAT = 1
 PACKAGES = ("torch", "transformers", "ray", "deepspeed", "pyarrow", "tokenizers", "numpy", "av", "pillow")
 
 
-def read_manifest(folder: Path) -> dict[str, Any] | None:
+def read_manifest(folder: Folder) -> dict[str, Any] | None:
     """The manifest of a whole artifact; ``None`` where there is none.
 
     Raises:
@@ -52,17 +54,25 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     return manifest
 
 
-def begin(folder: Path) -> None:
-    """Open an artifact's folder for writing: without a manifest, it exists for no reader."""
+def begin(folder: Folder) -> None:
+    """Open an artifact's folder for writing: without a manifest, it exists for no reader.
+
+    On S3 a manifest that is there stays: runs with other stores may have made it, or be reading it, and
+    equal work gives equal files.
+    """
+    if isinstance(folder, S3Path):
+        return
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)
-    _sync_folder(folder)
+    sync_folder(folder)
 
 
 def commit(
-    folder: Path, identity: Mapping[str, Any], summary: Any, provenance: Mapping[str, Any]
+    folder: Folder, identity: Mapping[str, Any], summary: Any, provenance: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Declare a folder whole: all its files reach the disk, then the manifest appears.
+    """Declare a folder whole: all its files are where they stay, then the manifest appears.
+
+    Files and folders whose names begin with a dot are scratch, and no part of the artifact.
 
     Args:
         folder: The artifact's folder, with all its files.
@@ -71,9 +81,12 @@ def commit(
         provenance: How it came about: not part of any digest.
 
     Returns:
-        The manifest as written.
+        The manifest as it stands: ours, or the one of an equal artifact that another run committed first.
+
+    Raises:
+        StoreError: If another run has committed other contents in the same place on S3.
     """
-    files = _list_files(folder, sync=True)
+    files = list_files(folder, sync=True)
     manifest = {
         "format": FORMAT,
         **identity,
@@ -83,7 +96,28 @@ def commit(
         "provenance": dict(provenance),
     }
     text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
-    write_atomically(folder / MANIFEST, text)
+    if isinstance(folder, S3Path):
+        manifest = _put_first(folder, manifest, text)
+        folder.abort_uploads()
+    else:
+        write_atomically(folder / MANIFEST, text)
+    forget_digests(folder)
+    return manifest
+
+
+def _put_first(folder: S3Path, manifest: dict[str, Any], text: str) -> dict[str, Any]:
+    """Put the manifest where there is none; of several runs that commit at once, one does."""
+    try:
+        (folder / MANIFEST).write_bytes(text.encode(), only_new=True)
+    except FileExistsError:
+        standing = read_manifest(folder)
+        if standing is None or standing["content_digest"] != manifest["content_digest"]:
+            raise StoreError(
+                f"{folder} was committed by another run, with other contents.",
+                "the same settings, inputs and code gave different files",
+                f"remove {folder} to have it made again, and please report this",
+            ) from None
+        return standing
     return manifest
 
 
@@ -93,7 +127,7 @@ def content_digest(files: Mapping[str, Mapping[str, Any]]) -> str:
     return hashlib.sha256(canonical_json(listing).encode()).hexdigest()
 
 
-def verify(folder: Path) -> None:
+def verify(folder: Folder) -> None:
     """Compare an artifact's files with its manifest, byte for byte.
 
     Raises:
@@ -102,7 +136,7 @@ def verify(folder: Path) -> None:
     manifest = read_manifest(folder)
     if manifest is None:
         raise StoreError(f"{folder} is not an artifact.", f"it has no {MANIFEST}", "run its stage again")
-    recorded, found = manifest["files"], _list_files(folder, sync=False)
+    recorded, found = manifest["files"], list_files(folder, known=False)
     problems = [f"{name} is missing" for name in recorded.keys() - found.keys()]
     problems += [f"{name} was added" for name in found.keys() - recorded.keys()]
     problems += [
@@ -121,7 +155,7 @@ def write_atomically(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def provenance() -> dict[str, Any]:
@@ -133,37 +167,6 @@ def provenance() -> dict[str, Any]:
         "packages": {name: version for name in PACKAGES if (version := _version(name))},
         "git_commit": _git_commit(),
     }
-
-
-def _list_files(folder: Path, *, sync: bool) -> dict[str, dict[str, Any]]:
-    files: dict[str, dict[str, Any]] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_dir():
-            if sync:
-                _sync_folder(path)
-            continue
-        name = path.relative_to(folder).as_posix()
-        if path.is_symlink() or not path.is_file():
-            raise StoreError(
-                f"{path} is a link or a device.", "artifacts hold plain files only", "copy the file"
-            )
-        if name == MANIFEST or path.name.startswith(f".{MANIFEST}."):
-            continue
-        if sync:
-            _sync_file(path)
-        files[name] = {"bytes": path.stat().st_size, "sha256": file_digest(path)}
-    return files
-
-
-def _sync_file(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-_sync_folder = _sync_file  # The same call, on a folder's entries.
 
 
 def _version(package: str) -> str | None:

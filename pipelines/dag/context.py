@@ -1,11 +1,14 @@
-"""What a stage's function is given: plain paths and dicts, so that it can be called without Ray in a test."""
+"""What a stage's function is given: paths and dicts, so that it can be called without Ray in a test."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipelines.storage import Folder
 
 
 def no_progress(done: float, total: float, message: str = "") -> None:
@@ -20,8 +23,9 @@ class StageContext:
         name: The stage's name in this run, for example ``clean-vqa``.
         what: The stage's own part of the recipe; together with the inputs it decides the output.
         where: The recipe's ``where`` section, with ``store`` as an absolute path. Must not decide the output.
-        inputs: Folder of each input artifact, by role. Read only.
-        output: Folder to fill. May hold files of an earlier, killed attempt: overwrite them or resume.
+        inputs: Folder of each input artifact, by role. Read only. Data artifacts may lie on S3.
+        output: Folder to fill; a data stage's may lie on S3. May hold files of an earlier, killed attempt:
+            overwrite them or resume.
         manifests: Manifest of each input, by role.
         fingerprint: Of this stage's output.
         progress: ``progress(done, total, message="")``, any unit; cheap to call often.
@@ -30,8 +34,20 @@ class StageContext:
     name: str
     what: dict[str, Any]
     where: dict[str, Any]
-    output: Path
-    inputs: dict[str, Path] = field(default_factory=dict)
+    output: Folder
+    inputs: Mapping[str, Folder] = field(default_factory=dict)
     manifests: dict[str, dict[str, Any]] = field(default_factory=dict)
     fingerprint: str = ""
     progress: Callable[..., None] = no_progress
+
+    @property
+    def local_output(self) -> Path:
+        """``output``, for stages other than those of data: they lie in the store, which is a folder."""
+        assert isinstance(self.output, Path), "only artifacts of data lie on S3"
+        return self.output
+
+    def local_input(self, role: str) -> Path:
+        """An input that is not data, likewise."""
+        folder = self.inputs[role]
+        assert isinstance(folder, Path), "only artifacts of data lie on S3"
+        return folder

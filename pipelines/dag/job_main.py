@@ -21,6 +21,7 @@ from pipelines.dag.context import StageContext
 from pipelines.dag.functions import load_function
 from pipelines.dag.progress import ProgressPrinter
 from pipelines.dag.records import JobSpec, Outcome, Records
+from pipelines.storage import Folder, open_folder
 
 
 def run_job(spec: JobSpec) -> Outcome:
@@ -46,11 +47,11 @@ def run_job(spec: JobSpec) -> Outcome:
 
 def _make(spec: JobSpec) -> None:
     """Fill the output folder and commit it, unless another attempt has done so meanwhile."""
-    output = Path(spec.output)
+    output = open_folder(spec.output)
     if not spec.state and artifact.read_manifest(output) is not None:
         print(f"{output} is whole already", flush=True)
         return
-    inputs = {role: Path(folder) for role, folder in spec.inputs.items()}
+    inputs = {role: open_folder(folder) for role, folder in spec.inputs.items()}
     manifests = {role: _input_manifest(role, folder) for role, folder in inputs.items()}
     function = load_function(spec.function)
     artifact.begin(output)
@@ -85,7 +86,7 @@ def _make(spec: JobSpec) -> None:
     artifact.commit(output, identity, summary, made)
 
 
-def _input_manifest(role: str, folder: Path) -> dict[str, Any]:
+def _input_manifest(role: str, folder: Folder) -> dict[str, Any]:
     manifest = artifact.read_manifest(folder)
     if manifest is None:
         raise StoreError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping
@@ -80,11 +81,19 @@ class Cluster:
         """
         python = sys.executable if self.is_local else "python"
         entrypoint = f"exec {shlex.quote(python)} -m {self._module} {shlex.quote(str(spec_path))}"
-        runtime_env = {"working_dir": self._ray["working_dir"]} if self._ray.get("working_dir") else None
+        runtime_env: dict[str, Any] = {}
+        if self._ray.get("working_dir"):
+            runtime_env["working_dir"] = self._ray["working_dir"]
+        if self.is_local:  # The head may be older than the shell that now knows where S3 is.
+            given = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+            runtime_env |= {"env_vars": given} if given else {}
         metadata = {"stage": spec.stage, "fingerprint": spec.fingerprint}
         self._call(
             lambda client: client.submit_job(
-                entrypoint=entrypoint, submission_id=spec.job_id, runtime_env=runtime_env, metadata=metadata
+                entrypoint=entrypoint,
+                submission_id=spec.job_id,
+                runtime_env=runtime_env or None,
+                metadata=metadata,
             )
         )
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import graphlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from casa_core.errors import ConfigError
 from pipelines.dag.artifact import read_manifest
 from pipelines.dag.fingerprint import stage_fingerprint
+from pipelines.storage import Folder, data_store
 
 Status = Literal["done", "run", "check"]
+DATA_KINDS = frozenset({"corpus", "clean", "pack"})
+"""Kinds of stages whose artifacts live in ``where.data_store``, where the recipe names one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +53,7 @@ class PlannedStage:
     Attributes:
         spec: The stage.
         fingerprint: Of its output.
-        folder: Its artifact: ``<store>/<kind>/<fingerprint>``.
+        folder: Its artifact: ``<store>/<kind>/<fingerprint>``, of data in the data store.
         inputs: Role → folder of the input artifact.
         code_version: Of its kind, part of the fingerprint.
         status: ``done``: a whole artifact is there; ``run``: it would run; ``check``: a state to look at.
@@ -60,8 +62,8 @@ class PlannedStage:
 
     spec: StageSpec
     fingerprint: str
-    folder: Path
-    inputs: dict[str, Path]
+    folder: Folder
+    inputs: dict[str, Folder]
     code_version: str
     status: Status
     reason: str
@@ -76,7 +78,7 @@ class PlannedStage:
         return f"{self.spec.name}-{self.fingerprint[:12]}-a"
 
 
-def plan(stages: Sequence[StageSpec], store: Path, versions: Mapping[str, str]) -> list[PlannedStage]:
+def plan(stages: Sequence[StageSpec], store: Folder, versions: Mapping[str, str]) -> list[PlannedStage]:
     """Order stages, compute their fingerprints and look up which are done.
 
     Args:
@@ -100,7 +102,7 @@ def plan(stages: Sequence[StageSpec], store: Path, versions: Mapping[str, str]) 
         version = versions[spec.kind]
         fingerprints = {role: stage.fingerprint for role, stage in inputs.items()}
         fingerprint = stage_fingerprint(spec.kind, spec.what, fingerprints, version)
-        folder = store / spec.kind / fingerprint
+        folder = (_data_store(spec) or store) / spec.kind / fingerprint
         status, reason = _status(spec, folder, list(inputs.values()))
         planned[spec.name] = PlannedStage(
             spec=spec,
@@ -112,6 +114,10 @@ def plan(stages: Sequence[StageSpec], store: Path, versions: Mapping[str, str]) 
             reason=reason,
         )
     return list(planned.values())
+
+
+def _data_store(spec: StageSpec) -> Folder | None:
+    return data_store(spec.where) if spec.kind in DATA_KINDS else None
 
 
 def _ordered(stages: Sequence[StageSpec]) -> list[StageSpec]:
@@ -139,7 +145,7 @@ def _ordered(stages: Sequence[StageSpec]) -> list[StageSpec]:
     return sorted(stages, key=lambda stage: rank[stage.name])
 
 
-def _status(spec: StageSpec, folder: Path, inputs: list[PlannedStage]) -> tuple[Status, str]:
+def _status(spec: StageSpec, folder: Folder, inputs: list[PlannedStage]) -> tuple[Status, str]:
     if spec.state:
         return "check", "a running state: its health is checked on every run"
     if read_manifest(folder) is not None:

@@ -34,8 +34,8 @@ class JobSpec:
         job_id: ``<stage>-<fingerprint12>-a<attempt>``.
         stage, kind, function, fingerprint, code_version, state: Of the stage.
         what: Hashed settings. ``location``: further ones that are not hashed. ``where``: on what it runs.
-        inputs: Role → folder of the input artifact.
-        output: Folder to fill.
+        inputs: Role → folder of the input artifact: a path, or an ``s3://`` URI.
+        output: Folder to fill, likewise.
         store: The store's folder.
     """
 
@@ -139,7 +139,10 @@ class Records:
 
     def write_run(self, recipe: str, ray: dict[str, Any], endpoint: str, stages: list[PlannedStage]) -> None:
         """Record the latest run, for the commands that come after it."""
-        listed = [{"name": s.name, "kind": s.spec.kind, "fingerprint": s.fingerprint} for s in stages]
+        listed = [
+            {"name": s.name, "kind": s.spec.kind, "fingerprint": s.fingerprint, "folder": str(s.folder)}
+            for s in stages
+        ]
         run = {"recipe": recipe, "ray": ray, "endpoint": endpoint, "stages": listed}
         write_atomically(self.session / "run.json", json.dumps(run, indent=2))
 

@@ -7,7 +7,6 @@ would find in the published corpora, a few broken records included.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from casa_core.errors import ConfigError
 from pipelines.data.generators.easy_vqa import write_easy_vqa
 from pipelines.data.generators.moving_shapes import write_moving_shapes
+from pipelines.storage import local_output, remove_tree
 
 if TYPE_CHECKING:
     from pipelines.dag.context import StageContext
@@ -33,15 +33,15 @@ def run_stage(context: StageContext) -> dict[str, Any]:
         Files, bytes and the generator's name.
     """
     # A killed attempt may have left files that this one would not overwrite (fewer shards, say).
-    shutil.rmtree(context.output, ignore_errors=True)
-    context.output.mkdir(parents=True)
+    remove_tree(context.output)
     make = dict(context.what["make"])
-    splits = generate(context.output, make, seed=context.what["seed"], progress=context.progress)
-    files = [path for path in context.output.rglob("*") if path.is_file()]
+    with local_output(context.output) as folder:
+        splits = generate(folder, make, seed=context.what["seed"], progress=context.progress)
+        sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
     return {
         "generator": make["generator"],
-        "files": len(files),
-        "bytes": sum(path.stat().st_size for path in files),
+        "files": len(sizes),
+        "bytes": sum(sizes),
         "splits": {split: len(names) for split, names in splits.items()},
     }
 

@@ -105,7 +105,9 @@ def write_json(path: Folder, value: Any) -> None:
     write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def write_index(folder: Folder, shards: Sequence[Mapping[str, Any]], kinds: NDArray[np.integer]) -> None:
+def write_index(
+    folder: Folder, shards: Sequence[Mapping[str, Any]], kinds: NDArray[np.integer] | NDArray[np.bool_]
+) -> None:
     """Writes the index of a pack artifact: which shard holds which sequences, and of what kind each is.
 
     A byte a sequence for the kinds, a line a shard for the rest: some megabytes for 24 million pictures.

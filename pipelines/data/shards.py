@@ -5,8 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import lru_cache
+from concurrent.futures import Future
 from itertools import accumulate
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
@@ -25,14 +24,12 @@ from pipelines.data.ipc_layout import (
     row_count,
 )
 from pipelines.s3_path import S3Path
-from pipelines.storage import Folder
+from pipelines.storage import Folder, side_by_side
 
 BATCH_ROWS = "casa.batch_rows"
 """Of a schema's metadata: every batch but the last has this many rows. Without it, only each batch knows."""
-READ_THREADS = 8
 
 Value = TypeVar("Value")
-Work = TypeVar("Work")
 LeaveOut = Callable[[pa.RecordBatch], Sequence[pa.Buffer]]
 """Which buffers of a batch are too large to be read with the others."""
 
@@ -242,19 +239,3 @@ class _RemoteShard:
 
 def _read_all(path: S3Path, spans: Sequence[Span]) -> list[bytes]:
     return side_by_side(lambda span: path.read_range(*span), spans, "s3-read")
-
-
-def side_by_side(function: Callable[[Work], Value], work: Sequence[Work], threads: str) -> list[Value]:
-    """A function that waits for S3 over several pieces of work at once; results in their order.
-
-    Args:
-        threads: Name of the threads; what they run must not ask for threads of the same name.
-    """
-    if len(work) < 2:
-        return [function(piece) for piece in work]
-    return list(_threads(threads).map(function, work))
-
-
-@lru_cache(maxsize=4)
-def _threads(name: str) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(max_workers=READ_THREADS, thread_name_prefix=name)

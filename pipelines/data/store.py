@@ -25,9 +25,9 @@ from pipelines.data.shard_writing import (
     write_json,
     write_shard,
 )
-from pipelines.data.shards import Batch, Bounded, LeaveOut, Shard, open_shard, side_by_side
+from pipelines.data.shards import Batch, Bounded, LeaveOut, Shard, open_shard
 from pipelines.s3_path import S3Path
-from pipelines.storage import Folder, remove_leftovers
+from pipelines.storage import Folder, remove_leftovers, side_by_side
 
 __all__ = [
     "CARD",

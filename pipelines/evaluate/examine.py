@@ -21,6 +21,7 @@ from pipelines.data.store import CleanReader
 from pipelines.evaluate import HELD_OUT
 from pipelines.evaluate.benchmarks import benchmark_for
 from pipelines.evaluate.benchmarks.base import Answerer, HeldOut, Outcome, Settings, SpokenFrame
+from pipelines.storage import Folder
 
 FRAME_TYPE = pa.struct(
     [
@@ -105,7 +106,9 @@ class Examinee:
         settings: The recipe's evaluate settings.
     """
 
-    def __init__(self, model: str, checkpoint: Path, sources: Mapping[str, Path], settings: Settings) -> None:
+    def __init__(
+        self, model: str, checkpoint: Path, sources: Mapping[str, Folder], settings: Settings
+    ) -> None:
         self._model = model
         self._checkpoint = checkpoint
         self._readers = {source: CleanReader(folder, HELD_OUT) for source, folder in sources.items()}
@@ -135,7 +138,7 @@ class Examinee:
 
 def examine(
     checkpoints: Mapping[str, Path],
-    sources: Mapping[str, Path],
+    sources: Mapping[str, Folder],
     work: Sequence[Chunk],
     settings: Settings,
     *,

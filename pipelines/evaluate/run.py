@@ -53,7 +53,9 @@ def run_stage(context: StageContext) -> dict[str, Any]:
         DataError: Where no source has a held-out split.
     """
     settings = Settings.of_recipe(context.what["evaluate"])
-    checkpoints = {n: context.inputs[role] / "model" for role, n in ROLES.items() if role in context.inputs}
+    checkpoints = {
+        n: context.local_input(role) / "model" for role, n in ROLES.items() if role in context.inputs
+    }
     sources = {source: context.inputs[source] for source in context.what["sources"]}
     work = chunks({source: CleanReader(path, HELD_OUT) for source, path in sources.items()}, settings)
     if not work:
@@ -74,7 +76,7 @@ def run_stage(context: StageContext) -> dict[str, Any]:
     workers = int(context.where["data"]["workers"])
     rows = examine(checkpoints, sources, work, settings, workers=workers, on_rows=advance)
     boards = score(rows, settings)
-    write(context.output, rows, boards)
+    write(context.local_output, rows, boards)
     for source, board in boards.items():
         print_board(source, board)
     return summary(rows, boards)

@@ -7,6 +7,7 @@ from typing import Annotated, Self
 from pydantic import Field, field_validator, model_validator
 
 from pipelines.recipe.fields import Count, Index, Port, Section
+from pipelines.storage import open_folder
 
 
 class RayCluster(Section):
@@ -66,11 +67,35 @@ class ServeAddress(Section):
     port: Port = Field(default=8000, description="HTTP and WebSocket port of the endpoint and the live page.")
 
 
+class S3Server(Section):
+    """An S3 server other than Amazon's, for `data_store`."""
+
+    endpoint: str | None = Field(
+        default=None, description="Its URL, http://host:port; otherwise AWS_ENDPOINT_URL, or Amazon's."
+    )
+    region: str | None = Field(default=None, description="Its region; otherwise AWS_REGION.")
+
+    @field_validator("endpoint")
+    @classmethod
+    def _is_a_url(cls, value: str | None) -> str | None:
+        if value is None or value.startswith(("http://", "https://")):
+            return value
+        raise ValueError("expected a URL, for example http://127.0.0.1:9000")
+
+
 class Where(Section):
     """On what the run executes: changing it never re-runs anything."""
 
     store: str = Field(
         default="runs", description="Folder of artifacts, seen by every node; relative to where you run."
+    )
+    data_store: str | None = Field(
+        default=None,
+        description="Where the data artifacts (corpus, clean, pack) live instead of in `store`: a folder, or "
+        "`s3://bucket/prefix`.",
+    )
+    s3: S3Server = Field(
+        default_factory=S3Server, description="How S3 is reached; else the environment says."
     )
     ray: RayCluster = Field(default_factory=RayCluster, description="The cluster.")
     data: DataWorkers = Field(default_factory=DataWorkers, description="Workers of data and evaluation.")
@@ -85,9 +110,18 @@ class Where(Section):
     @classmethod
     def _store_is_a_folder(cls, value: str) -> str:
         if "://" in value:
-            raise ValueError("expected a folder that every node sees (object stores are not supported)")
+            raise ValueError("expected a folder that every node sees; on S3 only `data_store` can lie")
         if not value.strip():
             raise ValueError("expected the path of a folder")
+        return value
+
+    @field_validator("data_store")
+    @classmethod
+    def _data_store_is_a_folder(cls, value: str | None) -> str | None:
+        if value is not None:
+            if not value.strip():
+                raise ValueError("expected the path of a folder, or s3://bucket/prefix")
+            open_folder(value)
         return value
 
     @model_validator(mode="after")

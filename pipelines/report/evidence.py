@@ -6,10 +6,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from pipelines.dag.context import StageContext
+from pipelines.storage import Folder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +34,7 @@ class Stage:
     name: str
     kind: str
     fingerprint: str
-    folder: Path
+    folder: Folder
     what: Mapping[str, Any]
     inputs: Mapping[str, str]
     summary: Mapping[str, Any]
@@ -86,7 +86,7 @@ def gather(context: StageContext) -> Run:
     )
 
 
-def _stage(name: str, folder: Path, manifest: Mapping[str, Any]) -> Stage:
+def _stage(name: str, folder: Folder, manifest: Mapping[str, Any]) -> Stage:
     provenance = manifest.get("provenance", {})
     started = provenance.get("started")
     return Stage(
@@ -100,7 +100,7 @@ def _stage(name: str, folder: Path, manifest: Mapping[str, Any]) -> Stage:
         code_version=str(manifest.get("code_version", "")),
         started=datetime.fromisoformat(started) if started else None,
         seconds=provenance.get("seconds"),
-        size=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
+        size=sum(entry["bytes"] for entry in manifest.get("files", {}).values()),
         provenance=provenance,
     )
 

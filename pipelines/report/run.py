@@ -20,9 +20,9 @@ def run_stage(context: StageContext) -> dict[str, Any]:
     """
     context.progress(0, 1, "drawing the report")
     page = render(gather(context))
-    partial = context.output / f"{FILE}.partial"
+    partial = context.local_output / f"{FILE}.partial"
     partial.write_text(page, encoding="utf-8")
-    os.replace(partial, context.output / FILE)
+    os.replace(partial, context.local_output / FILE)
     context.progress(1, 1, "report drawn")
-    path = str(context.output / FILE)
+    path = str(context.local_output / FILE)
     return {"headline": path, "path": path, "bytes": len(page.encode())}

@@ -30,9 +30,9 @@ def run_stage(context: StageContext) -> dict[str, Any]:
         _fit(
             job, workers=placement["workers"], cpus_per_worker=placement["cpus_per_worker"], name=context.name
         )
-    shutil.rmtree(context.output / "checkpoints", ignore_errors=True)
-    shutil.rmtree(context.output / "ray_train", ignore_errors=True)
-    return _summary(context.output)
+    shutil.rmtree(context.local_output / "checkpoints", ignore_errors=True)
+    shutil.rmtree(context.local_output / "ray_train", ignore_errors=True)
+    return _summary(context.local_output)
 
 
 def _job(context: StageContext) -> TrainJob:
@@ -51,7 +51,7 @@ def _job(context: StageContext) -> TrainJob:
         images=context.what["images"],
         pack=str(context.inputs["pack"]),
         sources={role: str(folder) for role, folder in context.inputs.items() if role != "pack"},
-        output=str(context.output),
+        output=str(context.local_output),
         zero_stage=placement["zero_stage"],
         threads=placement["cpus_per_worker"],
     )
@@ -116,7 +116,7 @@ class _ProgressFromMetrics:
     def _follow(self) -> None:
         while True:
             over = self._over.wait(POLL_SECONDS)
-            lines = metrics.read_lines(self._context.output / metrics.FILE)
+            lines = metrics.read_lines(self._context.local_output / metrics.FILE)
             if lines:
                 message = metrics.progress_message(lines[-1], lines[-50:], self._steps)
                 self._context.progress(lines[-1]["step"], self._steps, message)

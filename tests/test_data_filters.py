@@ -67,10 +67,13 @@ def sample(
 
 def artifact(folder: Path, rows: list[dict], rows_per_shard: int = 7) -> CleanReader:
     folder.mkdir(parents=True, exist_ok=True)
-    for shard, start in enumerate(range(0, len(rows), rows_per_shard)):
-        path = folder / f"train-{shard:05d}.arrow"
-        write_shard(path, CLEAN_SCHEMA, rows[start : start + rows_per_shard])
-    (folder / "card.json").write_text(json.dumps({"splits": {"train": {"rows": len(rows)}}}))
+    shards = []
+    for start in range(0, len(rows), rows_per_shard):
+        path = folder / f"train-{len(shards):05d}.arrow"
+        count = write_shard(path, CLEAN_SCHEMA, rows[start : start + rows_per_shard])
+        shards.append({"file": path.name, "rows": count})
+    card = {"splits": {"train": {"rows": len(rows), "shards": shards}}}
+    (folder / "card.json").write_text(json.dumps(card))
     return CleanReader(folder, "train")
 
 

@@ -226,9 +226,13 @@ def _nothing_asked(sizes: Mapping[str, int]) -> list[Scanned]:
 
 
 def _sample_ids(reader: CleanReader, rows: NDArray[np.int64]) -> Iterator[str]:
+    """Ids of ascending rows; each record batch is opened once."""
+    ids, first = pa.array([], pa.string()), 0
     for row in rows.tolist():
-        batch, place = reader.locate(row)
-        yield batch.column("sample_id")[place].as_py()
+        if row >= first + len(ids):
+            batch, place = reader.locate(row)
+            ids, first = batch.column("sample_id"), row - place
+        yield ids[row - first].as_py()
 
 
 def _report(removed: RemovedRows, asked: Iterable[str], readers: Mapping[str, CleanReader]) -> dict[str, Any]:

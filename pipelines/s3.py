@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -145,43 +146,48 @@ def explained(place: str) -> Iterator[None]:
             raise FileNotFoundError(place) from error
         if code in ("PreconditionFailed", "412", "ConditionalRequestConflict"):
             raise FileExistsError(place) from error
-        raise _store_error(place, code, str(error)) from error
-    except (BotoCoreError, OSError) as error:
-        raise _store_error(place, type(error).__name__, str(error)) from error
+        raise _store_error(place, {code}, str(error)) from error
+    except BotoCoreError as error:
+        raise _store_error(place, {type(error).__name__}, str(error)) from error
+    except OSError as error:  # Arrow's, which say in words what it was: AWS Error NO_SUCH_BUCKET …
+        raise _store_error(place, set(re.findall(r"[A-Z_]{4,}", str(error))), str(error)) from error
 
 
-_REMEDIES = (
+_CAUSES = (
     (
-        ("NoSuchBucket", "NO_SUCH_BUCKET", "does not exist"),
+        {"NoSuchBucket", "NO_SUCH_BUCKET"},
         "its bucket does not exist",
         "Create the bucket, or correct where.data_store.",
     ),
     (
-        ("NoCredentials", "PartialCredentials"),
+        {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"},
         "no credentials were found",
         "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY where the job runs, or use a profile or a role.",
     ),
     (
-        ("InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied", "ACCESS_DENIED", "Forbidden", "403"),
+        {"InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied", "403", "Forbidden"}
+        | {"ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH"},
         "the server refuses these credentials",
         "Check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and that they may read and write there.",
     ),
     (
-        ("NoSuchUpload",),
-        "its upload was aborted by somebody else, most likely another run that makes the same artifact",
+        {"NoSuchUpload"},
+        "its upload was ended by somebody else, most likely another run that makes the same artifact",
         "Run again: what either run finished is kept.",
     ),
     (
-        ("EndpointConnection", "ConnectTimeout", "ConnectionClosed", "ReadTimeout", "NETWORK_CONNECTION"),
-        f"the server did not answer, {ATTEMPTS} times",
+        {"EndpointConnectionError", "ConnectTimeoutError", "ConnectionClosedError", "ReadTimeoutError"}
+        | {"HTTPClientError", "NETWORK_CONNECTION"},
+        "the server does not answer, however often it is asked",
         "Check the endpoint (AWS_ENDPOINT_URL, where.s3.endpoint) and the network; then run again to resume.",
     ),
-)  # fmt: skip
+)
+"""Signs in an error's code or words, what they mean, and what to do."""
 
 
-def _store_error(place: str, code: str, detail: str) -> StoreError:
-    for signs, cause, remedy in _REMEDIES:
-        if any(sign in code or sign in detail for sign in signs):
+def _store_error(place: str, signs: set[str], detail: str) -> StoreError:
+    for known, cause, remedy in _CAUSES:
+        if signs & known:
             return StoreError(f"{place} cannot be used: {cause}.", detail, remedy)
     return StoreError(f"{place} cannot be used.", detail, "Run again to resume; what was finished is kept.")
 

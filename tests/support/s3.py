@@ -28,7 +28,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -76,12 +76,8 @@ def running_server(folder: Path) -> Iterator[S3Server]:
             _make_bucket(server, process, folder / "server.log")
         yield server
     finally:
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        process.kill()  # It takes ten seconds to end in peace, and nobody needs its data.
+        process.wait()
 
 
 @contextlib.contextmanager
@@ -123,8 +119,9 @@ def _seaweed(folder: Path, port: int, others: list[int]) -> list[str] | None:
     names += ("filer.port", "filer.port.grpc")
     return [
         binary, "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3",
-        f"-s3.port={port}", f"-s3.config={config}", "-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.iam=false", "-s3.autoCreateBucket=false",
-        "-master.telemetry=false", "-master.volumeSizeLimitMB=64", "-volume.max=0",
+        f"-s3.port={port}", f"-s3.config={config}", "-s3.port.iceberg=0", "-s3.port.lance=0",
+        "-s3.iam=false", "-s3.autoCreateBucket=false", "-master.telemetry=false",
+        "-master.volumeSizeLimitMB=64", "-volume.max=0",
         *(f"-{name}={number}" for name, number in zip(names, others, strict=True)),
     ]  # fmt: skip
 
@@ -160,12 +157,15 @@ class Proxy:
         fail_every: Every n-th request fails; 0 lets all pass. May be changed at any time.
         requests: Method, path and Range header of each request, in order.
         failed: How many were spoilt.
+        spoil: In place of ``fail_every``: how each request fails, by its method and path; a request that is
+            asked for again passes.
     """
 
     endpoint: str = ""
     fail_every: int = 0
     requests: list[tuple[str, str, str]] = field(default_factory=list)
     failed: int = 0
+    spoil: Callable[[str, str], str] | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def through(self, folder: S3Path) -> S3Path:
@@ -176,6 +176,11 @@ class Proxy:
         """Notes a request; says how it fails: ``""``, ``reset``, ``500`` or ``cut``, in turn."""
         with self.lock:
             self.requests.append((method, path, wanted))
+            if self.spoil is not None:
+                again = self.requests.count((method, path, wanted)) > 1
+                fault = "" if again else self.spoil(method, path)
+                self.failed += bool(fault)
+                return fault
             if not self.fail_every or len(self.requests) % self.fail_every:
                 return ""
             self.failed += 1

@@ -77,7 +77,7 @@ def contents(folder: Path) -> dict[str, str]:
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in folder.rglob("*")
-        if path.is_file()
+        if path.is_file() and path.parent.name != ".digests"  # which goes when the artifact is committed
     }
 
 
@@ -124,7 +124,7 @@ def test_the_three_broken_records_are_listed_and_all_others_written(cleaned):
         assert len(CleanReader(cleaned[name], "test")) == card["splits"]["test"]["rows"] == test
         for split in card["splits"].values():
             assert split["records"] == split["rows"] + split["quarantined"]
-    assert sorted(path.name for path in cleaned["vqa"].iterdir()) == [
+    assert sorted(path.name for path in cleaned["vqa"].iterdir() if path.name != ".digests") == [
         "card.json",
         "quarantine.parquet",
         "test-00000.arrow",

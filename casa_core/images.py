@@ -61,7 +61,11 @@ class ImageSettings:
     def __post_init__(self) -> None:
         for name in ("patch_size", "merge_size", "temporal_patch_size"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"{name} = {getattr(self, name)!r} is too small", "it counts from 1")
+                raise ConfigError(
+                    f"{name} = {getattr(self, name)!r} is too small",
+                    "it counts from 1",
+                    f"set {name} as the vision tower has it",
+                )
         smallest = max(self.factor, self.min_side or 0)
         for name in ("max_side", "max_frame_side"):
             side = getattr(self, name)
@@ -77,11 +81,13 @@ class ImageSettings:
                 raise ConfigError(
                     f"{name} = {list(values)} does not describe the three colour channels",
                     "it takes three numbers, those of image_std above 0",
+                    f"set {name} to a number each for red, green and blue",
                 )
         if self.resample not in RESAMPLING:
             raise ConfigError(
                 f"resample = {self.resample!r} is no filter of Pillow's",
                 f"expected one of {', '.join(sorted(RESAMPLING))}",
+                "set resample to one of them",
             )
 
     @classmethod

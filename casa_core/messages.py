@@ -88,13 +88,18 @@ def _as_list(text: Any) -> list[Conversation]:
         raise DataError(
             f"text is {text!r:.80}",
             "expected a conversation (a Sample, a list of messages or a string) or a list of them",
+            "pass what the user says as a string, or as messages with a role and a content",
         )
     return [text] if isinstance(text[0], Mapping) else list(text)
 
 
 def _read_strings(conversations: list[Conversation], images: Any) -> list[Row]:
     if not all(isinstance(one, str) for one in conversations):
-        raise DataError("text mixes strings with conversations", "", "write the strings as messages too")
+        raise DataError(
+            "text mixes strings with conversations",
+            "images without a place of their own go to strings by rows, to messages by their image parts",
+            "write the strings as messages too",
+        )
     if len(conversations) == 1 and not _is_nested(images):
         images = [_as_pictures(images)]
     if images is not None and (not _is_nested(images) or len(images) != len(conversations)):
@@ -169,6 +174,7 @@ def _message_parts(message: Any, name: str) -> Iterator[tuple[Part, Any]]:
         raise DataError(
             f"{name} has the role {role!r}",
             f"expected a message with one of the roles {', '.join(get_args(Role))}",
+            'write it as {"role": "user", "content": …}',
         )
     content = message.get("content")
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content or ()
@@ -211,7 +217,7 @@ def _share(images: Any, wanted: Sequence[int]) -> list[list[tuple[str, Any]]]:
         if len(images) != len(wanted):
             raise DataError(
                 f"images has {len(images)} lists for {len(wanted)} conversations",
-                "",
+                "a list of lists holds each conversation's pictures",
                 "pass one list a conversation, [] for none",
             )
         shares = [

@@ -71,6 +71,7 @@ class CasaProcessor(ProcessorMixin):
             raise ConfigError(
                 f"image_placement = {image_placement!r} is not available",
                 f"expected one of {', '.join(get_args(ImagePlacement))}",
+                "leave it out of CasaProcessor.for_model, which takes what the fusion needs",
             )
         self.template = template
         self.image_placement: ImagePlacement = image_placement
@@ -182,6 +183,7 @@ class CasaProcessor(ProcessorMixin):
             raise DataError(
                 f"sample {sample.sample_id!r} has {images} images but {len(sizes)} sizes were given",
                 "each image needs its size to count its tokens",
+                "pass one size for each image, in order",
             )
         out = self._writer(self.tokenizer, self._ids, self.image_placement)
         for part in sample.parts:
@@ -249,7 +251,9 @@ class CasaProcessor(ProcessorMixin):
         """
         if return_tensors != "pt":
             raise ConfigError(
-                f"return_tensors = {return_tensors!r} is not available", "the model takes torch tensors"
+                f"return_tensors = {return_tensors!r} is not available",
+                "the model takes torch tensors",
+                'leave it at "pt"',
             )
         return self._batch(read_rows(text, images), add_generation_prompt, padding)
 
@@ -308,7 +312,9 @@ class CasaProcessor(ProcessorMixin):
         gaps = [longest - len(row.input_ids) for row in encoded]
         if any(gaps) and not padding:
             raise DataError(
-                f"the conversations have {longest - max(gaps)} to {longest} tokens", "", "set padding=True"
+                f"the conversations have {longest - max(gaps)} to {longest} tokens",
+                "without padding the rows of a batch are of one length",
+                "set padding=True, or pass one conversation at a time",
             )
         pad = self._padding_id() if any(gaps) else 0
         data = {

@@ -12,7 +12,7 @@ from casa_core.errors import ConfigError, DataError
 from casa_core.kv_cache import TextBounds
 from tests.support.core_fusions import BACKBONES
 from tests.support.core_layouts import VOCABULARY
-from tests.support.core_models import BackboneName, sizes_of, small_model, weights_of
+from tests.support.core_models import WIDTH, BackboneName, sizes_of, small_model, weights_of
 from tests.support.naive_stream import NaiveBoundedStream
 
 PIECES = st.lists(st.lists(st.integers(1, VOCABULARY - 1), min_size=1, max_size=5), min_size=10, max_size=25)
@@ -34,6 +34,47 @@ def test_a_bounded_stream_hears_what_one_that_turns_its_keys_anew_hears(
             torch.testing.assert_close(heard, naive.read(piece), rtol=0, atol=2e-4)
     assert stream.text.lengths[0] == len(naive.keys[0]) <= bounds.limit
     assert stream.lengths[0] == sum(map(len, pieces))
+
+
+def seen(ids: list[int], seed: int) -> Extension:
+    """Tokens with a picture before the last."""
+    rows, columns = ((2, 3), (1, 2), (2, 2))[seed % 3]
+    image = torch.randn(rows * columns, WIDTH, generator=torch.Generator().manual_seed(seed))
+    return Extension(ids, [len(ids) - 1], [image], [(rows, columns)], [rows * columns])
+
+
+PICTURES = [[3 + n % 5, 1 + n, 2] if n % 2 else [4 + n] for n in range(24)]
+"""Pieces of a stream; every second one brings a picture."""
+
+
+@pytest.mark.parametrize("kind", ["cross_attention", "casa"])
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_pictures_that_add_nothing_change_nothing_of_what_is_remembered_and_forgotten(
+    backbone: BackboneName, kind: str
+):
+    model = small_model(torch.float32, backbone=backbone, kind=kind, init="zero_output")
+    model.initialize_fusion()
+    bounds = TextBounds(sinks=3, recent=8, slack=4)
+    naive = NaiveBoundedStream(weights_of(model), sizes_of(model), sinks=3, recent=8, slack=4)
+    stream = CachedSequences(model, 1, bounds)
+    with torch.no_grad():
+        for n, piece in enumerate(PICTURES):
+            heard = stream.extend([seen(piece, n) if n % 2 else Extension(piece)])[0].double()
+            torch.testing.assert_close(heard, naive.read(piece), rtol=0, atol=2e-4)
+    assert stream.states[0].dropped > 20
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_what_windows_hold_outlasts_the_words_that_are_forgotten(backbone: BackboneName):
+    """With every self-attention replaced nothing is looked up in the text KV, so its bounds must not show."""
+    model = small_model(torch.float32, backbone=backbone, kind="casa", placement="replace", layers=(0, 1))
+    bounded = CachedSequences(model, 1, TextBounds(sinks=1, recent=4, slack=1))
+    endless = CachedSequences(model, 1)
+    for n, piece in enumerate(PICTURES):
+        step = seen(piece, n) if n % 3 == 1 else Extension(piece)
+        torch.testing.assert_close(bounded.extend([step]), endless.extend([step]), rtol=0, atol=1e-6)
+    assert bounded.states[0].dropped > 30
+    assert bounded.lengths == endless.lengths
 
 
 def test_rows_forget_each_on_its_own():

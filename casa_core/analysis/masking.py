@@ -56,7 +56,9 @@ def masked_attention(model: CasaForConditionalGeneration, what: Masking, seed: i
     """
     if what not in MASKINGS:
         raise ConfigError(
-            f"what = {what!r} cannot be masked", f"expected one of {', '.join(map(repr, MASKINGS))}"
+            f"what = {what!r} cannot be masked",
+            f"expected one of {', '.join(map(repr, MASKINGS))}",
+            "name one of them",
         )
     refusal = masking_refusal(model)
     if refusal is not None:

@@ -148,7 +148,7 @@ def last_blocks(tower: nn.Module, count: int) -> list[nn.Module]:
     if not 0 <= count <= len(blocks):
         raise ConfigError(
             f"the last {count} blocks of a vision tower of {len(blocks)} were asked for",
-            "",
+            "there are no others to train",
             f"name a number from 0 to {len(blocks)}",
         )
     return blocks[len(blocks) - count :]

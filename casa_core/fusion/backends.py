@@ -53,7 +53,11 @@ def choose_backend(
     """
     if requested not in get_args(Backend):
         names = ", ".join(get_args(Backend))
-        raise ConfigError(f"there is no attention backend {requested!r}", "", f"name one of {names}")
+        raise ConfigError(
+            f"there is no attention backend {requested!r}",
+            "backends are known by these names only",
+            f"name one of {names}",
+        )
     if requested == "auto":
         able = [name for name in RUN_KERNELS if why_not(name, device, dtype, head_dim) is None]
         return cast(Any, able[0] if able else "padded")

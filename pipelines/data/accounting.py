@@ -15,6 +15,7 @@ from pipelines.data.pack_plan import EncodedSamples, Plan
 
 Words = NDArray[np.uint64]
 _SHOWN = 5
+_MEMBERS_PER_STEP = 1 << 20
 
 
 def check_rows(
@@ -58,21 +59,29 @@ def check_plan(encoded: EncodedSamples, plan: Plan) -> None:
     Raises:
         StoreError: Naming the first samples of which that is not true.
     """
-    passes_E = np.bincount(plan.sample_M, minlength=len(encoded))
-    first_E = np.flatnonzero(encoded.part_E == 0)
-    same_as_first = np.repeat(passes_E[first_E], np.diff(np.append(first_E, len(encoded))))
+    passes_E = np.bincount(plan.sample_M, minlength=len(encoded)).astype(np.int32)
     # One place for each sample and pass; each must be taken, and there are as many members as places.
-    starts_E = np.cumsum(passes_E) - passes_E
-    fits_M = plan.occurrence_M < passes_E[plan.sample_M]
+    ends_E = np.cumsum(passes_E, dtype=np.int32)
     taken = np.zeros(len(plan.sample_M), bool)
-    taken[(starts_E[plan.sample_M] + plan.occurrence_M)[fits_M]] = True
-    wrong_E = (passes_E == 0) | (passes_E != same_as_first)
-    wrong_E[np.repeat(np.arange(len(encoded)), passes_E)[~taken]] = True
+    for start in range(0, len(taken), _MEMBERS_PER_STEP):
+        members = slice(start, start + _MEMBERS_PER_STEP)
+        sample_C, occurrence_C = plan.sample_M[members], plan.occurrence_M[members]
+        known_C = (occurrence_C >= 0) & (occurrence_C < passes_E[sample_C])
+        sample_C, occurrence_C = sample_C[known_C], occurrence_C[known_C]
+        taken[ends_E[sample_C] - passes_E[sample_C] + occurrence_C] = True
     for number, source in enumerate(encoded.sources):
-        start, end = encoded.source_starts[number : number + 2]
-        rows = encoded.row_E[start:end]
-        broken = np.zeros(int(rows.max(initial=-1)) + 1, bool)
-        broken[rows[wrong_E[start:end]]] = True
+        passes, ends, part = (encoded.of(number, column) for column in (passes_E, ends_E, encoded.part_E))
+        if not len(passes):
+            continue
+        begin = ends[0] - passes[0]
+        upto = np.cumsum(np.concatenate([[0], taken[begin : ends[-1]]]), dtype=np.int32)
+        first = np.flatnonzero(part == 0)
+        as_first = np.repeat(passes[first], np.diff(np.append(first, len(part))))
+        once = upto[ends - begin] - upto[ends - passes - begin] == passes
+        wrong = (passes == 0) | (passes != as_first) | ~once
+        rows = encoded.of(number, encoded.row_E)
+        broken = np.zeros(int(rows[-1]) + 1, bool)
+        broken[rows[wrong]] = True
         _none(source, "rows are not planned in all their pieces and passes, each once", broken)
 
 

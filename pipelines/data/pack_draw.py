@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from casa_core.errors import ConfigError
 from pipelines.data.pack_plan import Chunk, EncodedSamples
 from pipelines.data.packing import interleave
 
@@ -14,7 +15,17 @@ _ROWS_PER_CHUNK = 1 << 16
 
 
 def draw(encoded: EncodedSamples, mixture: Mapping[str, Any], seed: int) -> Iterator[Chunk]:
-    """The stream that is packed: all pieces of a row follow one another, in each of its passes."""
+    """The stream that is packed: all pieces of a row follow one another, in each of its passes.
+
+    Raises:
+        ConfigError: For a mixture other than all samples once.
+    """
+    if any(mixture.values()):
+        raise ConfigError(
+            "Sources cannot be mixed yet.",
+            f"pack.mixture asks for {dict(mixture)}; each sample occurs once.",
+            "Leave pack.mixture out.",
+        )
     bounds_R = np.append(np.flatnonzero(encoded.part_E == 0).astype(np.int32), np.int32(len(encoded)))
     row_starts = np.searchsorted(bounds_R, encoded.source_starts)
     source_R, number_R = interleave(np.diff(row_starts).tolist())

@@ -1,0 +1,53 @@
+"""One attempt at a clean stage in a process with a Ray of its own: ``clean_worker SETTINGS.json``.
+
+It prints a line for each shard that is done.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import ray
+
+from pipelines.dag.context import StageContext
+from pipelines.data import clean
+
+
+def attempt(settings: dict[str, Any]) -> None:
+    """Cleans with as many workers as asked for, each of which may add so much private memory, MiB."""
+    limit = settings.get("limit_mb", 0) << 20
+
+    def limit_memory() -> None:
+        if limit:
+            own = psutil.Process().memory_info().data
+            resource.setrlimit(resource.RLIMIT_DATA, (own + limit, own + limit))
+
+    ray.init(
+        address="local",
+        num_cpus=settings["workers"],
+        object_store_memory=80 << 20,
+        include_dashboard=False,
+        configure_logging=False,
+        log_to_driver=False,
+        runtime_env={"worker_process_setup_hook": limit_memory},
+    )
+    clean.RECORDS_PER_SHARD = settings["records_per_shard"]
+    output = Path(settings["output"])
+    output.mkdir(exist_ok=True)
+    context = StageContext(
+        name="clean",
+        what=settings["what"],
+        where={"data": {"workers": settings["workers"]}},
+        output=output,
+        progress=lambda done, total, message="": print(f"{done} of {total}, {message}", flush=True),
+    )
+    clean.run_stage(context)
+
+
+if __name__ == "__main__":
+    attempt(json.loads(Path(sys.argv[1]).read_text()))

@@ -60,23 +60,23 @@ def write_batches(
     path: Folder,
     schema: pa.Schema,
     batches: Iterable[pa.RecordBatch],
-    rows_per_batch: int = PACKED_ROWS_PER_BATCH,
+    rows_per_batch: int | None = None,
 ) -> int:
     """As :func:`write_shard`, from rows that are in columns already; returns how many there were.
 
     Args:
-        rows_per_batch: Of the file, however the given batches are cut.
+        rows_per_batch: Of the file, however the given batches are cut; by default ``PACKED_ROWS_PER_BATCH``.
     """
-    count = 0
-    with _writing(path, schema, rows_per_batch) as write:
+    count, each = 0, rows_per_batch or PACKED_ROWS_PER_BATCH
+    with _writing(path, schema, each) as write:
         rest: list[pa.RecordBatch] = []
         for batch in batches:
             rest.append(batch.replace_schema_metadata(schema.metadata))
-            if sum(part.num_rows for part in rest) < rows_per_batch:
+            if sum(part.num_rows for part in rest) < each:
                 continue
             whole = pa.concat_batches(rest)
-            end = whole.num_rows - whole.num_rows % rows_per_batch
-            count += sum(write(whole.slice(start, rows_per_batch)) for start in range(0, end, rows_per_batch))
+            end = whole.num_rows - whole.num_rows % each
+            count += sum(write(whole.slice(start, each)) for start in range(0, end, each))
             rest = [whole.slice(end)]
         count += sum(write(part) for part in [pa.concat_batches(rest)] if part.num_rows) if rest else 0
     return count

@@ -157,6 +157,7 @@ class Proxy:
         fail_every: Every n-th request fails; 0 lets all pass. May be changed at any time.
         requests: Method, path and Range header of each request, in order.
         failed: How many were spoilt.
+        sent: Bytes of answers.
         spoil: In place of ``fail_every``: how each request fails, by its method and path; a request that is
             asked for again passes.
     """
@@ -165,6 +166,7 @@ class Proxy:
     fail_every: int = 0
     requests: list[tuple[str, str, str]] = field(default_factory=list)
     failed: int = 0
+    sent: int = 0
     spoil: Callable[[str, str], str] | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -270,6 +272,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.send_header("Content-Length", str(len(body) if length is None else length))
         self.end_headers()
+        with self.proxy.lock:
+            self.proxy.sent += len(body)
         if self.command != "HEAD":
             self.wfile.write(body)
         self.wfile.flush()

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import pickle
 import random
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from casa_core.errors import MediaError
-from casa_core.media import VideoFrames, decode_image, image_dimensions
+from casa_core.media import VideoFrames, decode_image, image_dimensions, image_header, verify_image
 from tests.support.data_media import counting_video, encode, grey_level, png_claiming, scene
 
 LOSSLESS = ("PNG", "BMP", "TIFF", "PPM", "TGA")
@@ -177,6 +182,102 @@ def test_flipped_bytes_never_raise_anything_else():
             data[rng.randrange(min(len(data), rng.choice((40, 10_000))))] = rng.randrange(256)
         reason = reason_if_any(decode_image, bytes(data), max_pixels=1_000_000)
         assert reason in (None, "not_an_image", "truncated_image", "decompression_bomb")
+
+
+# Verification: what decoding would say, without the array
+
+
+def verdict(read, data: bytes) -> str | tuple[int, int]:
+    """The size that a reader finds, or the reason why it finds none."""
+    try:
+        found = read(data, max_pixels=1_000_000)
+    except MediaError as error:
+        return error.reason
+    return (found.height, found.width) if read is verify_image else found.shape[:2]
+
+
+def every_kind() -> dict[str, bytes]:
+    rgb = Image.fromarray(scene(90, 130))
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    deep = Image.fromarray((np.arange(90 * 130, dtype=np.uint16) * 5).reshape(90, 130))
+    kinds = {format: encode(rgb, format) for format in (*LOSSLESS, "JPEG", "WEBP", "GIF", "JPEG2000", "AVIF")}
+    return kinds | {
+        "progressive": encode(rgb, "JPEG", progressive=True),
+        "full colour": encode(rgb, "JPEG", subsampling=0, restart_marker_rows=1),
+        "grey JPEG": encode(rgb.convert("L"), "JPEG"),
+        "CMYK JPEG": encode(rgb.convert("CMYK"), "JPEG"),
+        "turned JPEG": encode(rgb, "JPEG", exif=exif),
+        "turned PNG": encode(rgb, "PNG", exif=exif),
+        "turned TIFF": encode(rgb, "TIFF", exif=exif),
+        "two in one JPEG": encode(rgb, "MPO", save_all=True, append_images=[rgb]),
+        "palette": encode(rgb.convert("P"), "PNG"),
+        "see-through palette": encode(rgb.convert("P"), "PNG", transparency=4),
+        "see-through": encode(rgb.convert("RGBA"), "PNG"),
+        "deep": encode(deep, "PNG"),
+        "bits": encode(rgb.convert("1"), "TIFF"),
+        "animated": encode(rgb, "GIF", save_all=True, append_images=[rgb.rotate(20)]),
+        "icon": encode(rgb, "ICO", sizes=[(64, 64)]),
+    }
+
+
+@pytest.mark.parametrize(("kind", "data"), every_kind().items(), ids=every_kind().keys())
+def test_verifying_finds_the_size_and_the_looks_that_decoding_gives(kind, data):
+    pixels, found = decode_image(data), verify_image(data, thumbnail=(9, 6))
+    assert (found.height, found.width) == pixels.shape[:2]
+    assert found.thumbnail.shape == (9, 6)
+    averages = Image.fromarray(pixels).resize((6, 9), Image.Resampling.BOX).convert("L")
+    difference = np.abs(found.thumbnail.astype(int) - np.asarray(averages))
+    assert difference.mean() < 3
+    assert difference.max() < 12
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_verifying_refuses_what_decoding_refuses_and_nothing_else():
+    rng = random.Random(1)
+    files = list(every_kind().values())
+    refused = 0
+    for _ in range(600):
+        data = bytearray(rng.choice(files))
+        if rng.random() < 0.5:
+            del data[rng.randrange(8, len(data)) :]
+        for _ in range(rng.randint(0, 4)):
+            data[rng.randrange(len(data))] = rng.randrange(256)
+        expected = verdict(decode_image, bytes(data))
+        assert verdict(verify_image, bytes(data)) == expected
+        refused += isinstance(expected, str)
+    assert 150 < refused < 550
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from Linux's /proc")
+def test_a_large_jpeg_is_verified_in_a_fraction_of_the_memory_that_its_pixels_take():
+    data = encode(Image.fromarray(scene(3000, 4000)), "JPEG")
+    program = (
+        "import sys; from pathlib import Path; from casa_core.media import decode_image, verify_image\n"
+        "peak = lambda: int(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])\n"
+        "data = sys.stdin.buffer.read(); before = peak(); globals()[sys.argv[1]](data)\n"
+        "print(peak() - before)"
+    )
+    used = {
+        name: int(subprocess.run([sys.executable, "-c", program, name], input=data, capture_output=True,
+                                 check=True).stdout)
+        for name in ("decode_image", "verify_image")
+    }  # fmt: skip
+    assert used["verify_image"] < 6_000 < 36_000 < used["decode_image"]  # KiB
+
+
+def test_a_header_tells_format_and_pixels_and_refuses_bombs():
+    assert image_header(encode(Image.fromarray(scene()), "WEBP")) == ("WEBP", 24 * 40)
+    assert reason_of(image_header, png_claiming(60_000, 60_000)) == "decompression_bomb"
+
+
+def test_text_and_profiles_that_unpack_without_end_are_bombs():
+    for kind, head in ((b"zTXt", b"key\0\0"), (b"iTXt", b"key\0\1\0\0\0"), (b"iCCP", b"name\0\0")):
+        body = kind + head + zlib.compress(bytes(2 << 20))
+        chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+        png = encode(Image.fromarray(scene()), "PNG")
+        for read in (decode_image, verify_image):
+            assert reason_of(read, png[:33] + chunk + png[33:]) == "decompression_bomb"
 
 
 @pytest.fixture(scope="module")

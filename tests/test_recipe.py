@@ -196,4 +196,4 @@ def test_every_setting_has_a_one_line_description():
 def test_every_setting_of_the_quickstart_is_known_by_its_dotted_path():
     names = set(setting_names(Recipe))
     assert {"train.steps", "data.sources.<name>.make.train_rows", "where.ray.address"} <= names
-    assert all(re.fullmatch(r"[a-z_<>.]+", name) for name in names)
+    assert all(re.fullmatch(r"[a-z0-9_<>.]+", name) for name in names)

@@ -21,6 +21,7 @@ from pipelines.dag.context import StageContext
 from pipelines.dag.functions import load_function
 from pipelines.dag.progress import ProgressPrinter
 from pipelines.dag.records import JobSpec, Outcome, Records
+from pipelines.s3_path import S3Path
 from pipelines.storage import Folder, open_folder
 
 
@@ -66,7 +67,13 @@ def _make(spec: JobSpec) -> None:
         fingerprint=spec.fingerprint,
         progress=ProgressPrinter(),
     )
-    summary = _as_json(function(context), spec.function)
+    try:
+        summary = _as_json(function(context), spec.function)
+    except StoreError:
+        if not _made_by_another_run(output):
+            raise
+        print(f"{output} was made whole by another run meanwhile", flush=True)
+        return
     identity = {
         "fingerprint": spec.fingerprint,
         "kind": spec.kind,
@@ -84,6 +91,11 @@ def _make(spec: JobSpec) -> None:
         **artifact.provenance(),
     }
     artifact.commit(output, identity, summary, made)
+
+
+def _made_by_another_run(output: Folder) -> bool:
+    """Whether a run with another store has committed the artifact, and so has ended our uploads to it."""
+    return isinstance(output, S3Path) and artifact.read_manifest(output) is not None
 
 
 def _input_manifest(role: str, folder: Folder) -> dict[str, Any]:

@@ -16,12 +16,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
-from pyarrow import fs
-
 from casa_core.errors import CasaError, ConfigError, StoreError
+
+if TYPE_CHECKING:
+    from pyarrow import fs
 
 ATTEMPTS = 6
 CONNECT_TIMEOUT_S = 5.0
@@ -118,6 +119,8 @@ def arrow_filesystem(settings: S3Settings, bucket: str) -> fs.S3FileSystem:
 
 @lru_cache(maxsize=8)
 def _arrow_filesystem(settings: S3Settings, bucket: str, process: int) -> fs.S3FileSystem:
+    from pyarrow import fs  # late: the command line starts without it
+
     scheme, _, host = settings.endpoint.rpartition("://")
     with explained(f"s3://{bucket}"):
         region = settings.region or fs.resolve_s3_region(bucket)

@@ -19,14 +19,15 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any, TypeAlias, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeAlias, TypeVar
 from urllib.parse import urlencode
-
-from pyarrow import fs
 
 from casa_core.errors import ConfigError
 from pipelines import s3
 from pipelines.s3_path import S3Path, S3Upload
+
+if TYPE_CHECKING:
+    from pyarrow import fs
 
 Folder: TypeAlias = Path | S3Path
 DIGESTS = ".digests"
@@ -66,6 +67,8 @@ def filesystem_for(where: str | Folder) -> tuple[fs.FileSystem, str]:
         ConfigError: For a URI that Arrow does not know.
         StoreError: For a bucket whose region cannot be found out.
     """
+    from pyarrow import fs  # late: the command line starts without it
+
     if isinstance(where, S3Path) or (isinstance(where, str) and where.startswith("s3://")):
         path = where if isinstance(where, S3Path) else S3Path.from_uri(where)
         return s3.arrow_filesystem(path.settings, path.bucket), f"{path.bucket}/{path.key}".rstrip("/")

@@ -21,6 +21,7 @@ from casa_core.engine.inputs import image_extension, prepare_image
 from casa_core.engine.requests import GenerationRequest, SamplingParams
 from casa_core.engine.session import StreamSession
 from casa_core.engine.slots import Slots
+from casa_core.errors import DataError
 from casa_core.fusion.config import FusionConfig
 from casa_core.kv_cache import TextBounds
 from casa_core.model import CasaForConditionalGeneration
@@ -87,6 +88,28 @@ def test_a_stream_sees_what_one_forward_over_all_of_it_sees(name: str, backbone:
     assert len(folded) == 5, "each frame but the first is read together with the stop token before it"
     for end, logits_V in zip(tape.ends, tape.logits, strict=True):
         torch.testing.assert_close(logits_V, expected[end - 1], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "per_frame"), [("casa", 0), ("qformer", 3), ("insertion", 16)])
+def test_a_stream_is_told_to_start_anew_only_when_no_frame_fits_any_more(
+    name: str, per_frame: int, monkeypatch: pytest.MonkeyPatch
+):
+    engine = engine_of(name, "helium")
+    monkeypatch.setattr(engine.model.config.text_config, "max_position_embeddings", 60)
+    session, held = engine.open_session("", max_tokens_per_frame=4), [0]
+
+    def watch() -> None:
+        for n in range(60):
+            session.push_frame(picture(n, 32, 32), n / 2)
+            held.append(session.kv_tokens)
+
+    with pytest.raises(DataError, match="the model's context of 60 tokens"):
+        watch()
+    assert max(held) <= 60
+    # At most the last word and its end are still to be read, then the frame's tokens, then words.
+    needed = 2 + len(engine.processor.frame_prefix_ids) + 1 + per_frame + 4
+    assert held[-1] + needed > 60
+    assert session.kv_tokens == held[-1]
 
 
 @on_one

@@ -180,6 +180,8 @@ class Engine:
         return slots.take(request.sampling, stop_ids=(self.processor.end_id,))
 
     def _prompt(self, request: GenerationRequest) -> Extension:
+        """The conversation as tokens and patches. Its text must fit the context; the length to which inserted
+        image tokens may lead a model is its training's business, as in transformers."""
         prompt = prompt_extension(
             request.sample, self.processor, images_withheld=self.model.config.images_withheld
         )
@@ -188,7 +190,7 @@ class Engine:
             raise DataError(
                 f"a prompt of {len(prompt.ids)} tokens and an answer of up to "
                 f"{request.sampling.max_new_tokens} do not fit the model's context of {limit} tokens",
-                "text shares one context; images take none of it",
+                "the text, read and said, shares one context; images are not counted",
                 "shorten the conversation or ask for fewer tokens",
             )
         return prompt

@@ -99,7 +99,7 @@ class StreamSession:
         self._open_seat()
         prepared = self._prepare(image)
         ids = [*self._pending, *self._processor.frame_prefix_ids, self._processor.image_id]
-        self._check_room(len(ids) + sum(one.size.tokens for one in prepared if self._inserts))
+        self._check_room(len(ids) + sum(self._inserted(one) for one in prepared))
         token = self._step(image_extension(ids, [len(ids) - 1] * len(prepared), prepared))
         self._frame, self._frame_at = image, len(self._ids) - 1
         words: list[int] = []
@@ -185,9 +185,12 @@ class StreamSession:
             self._slots.leave(self._seat)
             self._seat, self._ids, self._frame = None, [], None
 
-    @property
-    def _inserts(self) -> bool:
-        return self.model.config.fusion_settings.inserts
+    def _inserted(self, image: PreparedImage) -> int:
+        """Tokens that an image adds to the text KV: none beside fusion layers."""
+        fusion = self.model.config.fusion_settings
+        if not fusion.inserts:
+            return 0
+        return fusion.qformer_queries if fusion.kind == "qformer" else image.size.tokens
 
     def _open_seat(self) -> int:
         if self._seat is None:

@@ -269,8 +269,10 @@ def _small_grey(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     return flattened(image.resize(size, Image.Resampling.BOX)).convert("L")
 
 
-def _damaged(data: bytes, error: Exception) -> MediaError:
-    """What a decoder raised → what it means for the file."""
+def _damaged(data: bytes, error: Exception) -> MediaError | MemoryError:
+    """What a decoder raised → what it means for the file; too little memory means nothing for it."""
+    if isinstance(error, OSError) and "out of memory" in str(error):
+        return MemoryError(str(error))
     if isinstance(error, Image.DecompressionBombError) or str(error).startswith(_UNPACKS_WITHOUT_END):
         return _bomb(f"{type(error).__name__}: {error}")
     return _truncated(data, error)

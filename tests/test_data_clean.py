@@ -15,10 +15,12 @@ from typing import Any
 
 import numpy as np
 import psutil
+import pyarrow as pa
 import pytest
 from PIL import Image as PILImage
+from PIL import JpegImagePlugin
 
-from casa_core.errors import ConfigError, DataError
+from casa_core.errors import ClusterError, ConfigError, DataError
 from casa_core.media import decode_image
 from casa_core.types import Image, Sample, Text
 from pipelines.dag.context import StageContext
@@ -27,7 +29,7 @@ from pipelines.data.clean import clean_shard, plan
 from pipelines.data.clean_records import Limits, clean_record
 from pipelines.data.files import Files
 from pipelines.data.quarantine import Rejected, read_quarantine
-from pipelines.data.readers import RawMedia, Record
+from pipelines.data.readers import RawMedia, Record, Span
 from pipelines.data.readers.finevision import FineVisionReader
 from pipelines.data.readers.live_whisperx import LiveWhisperXReader
 from pipelines.data.shrink import shrunk_size
@@ -230,7 +232,8 @@ def test_a_larger_picture_is_encoded_anew_at_the_area_asked_for_and_says_so(kind
     truth = PILImage.fromarray(decode_image(data)).resize(small.size, PILImage.Resampling.LANCZOS)
     assert np.abs(pixels.astype(int) - np.asarray(truth)).mean() < (1.5 if becomes == "JPEG" else 0.01)
     if becomes == "JPEG":
-        assert all(component[1:3] == (1, 1) for component in small.layer)  # full colour resolution
+        assert isinstance(small, JpegImagePlugin.JpegImageFile)
+        assert JpegImagePlugin.get_sampling(small) == 0  # 4:4:4, full colour resolution
     assert second["sha256"] == hashlib.sha256(second["bytes"]).hexdigest()
     original = {"media": 1, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     assert json.loads(row["meta"]) == {"subset": "x", "shrunk": [original]}
@@ -325,12 +328,43 @@ def test_a_reader_that_gives_a_record_twice_and_another_not_at_all_is_noticed(tm
     whole = list(reader.read(task.spans[0]))
 
     class Confused(FineVisionReader):
-        def read(self, span):
+        def read(self, span: Span) -> Iterator[Record | Rejected]:
             yield from (whole[0], whole[1], whole[1], whole[3])
 
     (tmp_path / ".reports").mkdir()
     with pytest.raises(AssertionError, match="comes once"):
         clean_shard(Confused(files=Files(str(tmp_path)), source="s"), task, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "place", ["pyarrow.parquet.ParquetFile.iter_batches", "PIL.ImageFile.ImageFile.load"]
+)
+def test_too_little_memory_stops_the_run_and_is_held_against_no_record(place, tmp_path, monkeypatch):
+    write_finevision(tmp_path / "train-0.parquet", [finevision_row()])
+    reader = FineVisionReader(files=Files(str(tmp_path)), source="s")
+    (task,) = plan(reader)
+    (tmp_path / ".reports").mkdir()
+
+    def exhausted(*_: Any, **__: Any) -> Any:
+        raise pa.ArrowMemoryError("realloc of size 3072 failed")
+
+    monkeypatch.setattr(place, exhausted)
+    with pytest.raises(ClusterError, match="ran out of memory"):
+        clean_shard(reader, task, tmp_path)
+    assert not (tmp_path / "train-00000.arrow").exists()
+
+
+def test_a_page_that_claims_more_memory_than_its_rows_can_take_is_damaged(tmp_path, monkeypatch):
+    write_finevision(tmp_path / "train-0.parquet", [finevision_row()])
+    reader = FineVisionReader(files=Files(str(tmp_path)), source="s")
+    (task,) = plan(reader)
+    (tmp_path / ".reports").mkdir()
+
+    def absurd(*_: Any, **__: Any) -> Any:
+        raise pa.ArrowMemoryError("malloc of size 9223372036854775807 failed")
+
+    monkeypatch.setattr("pyarrow.parquet.ParquetFile.iter_batches", absurd)
+    assert clean_shard(reader, task, tmp_path).rejected.by_reason() == {"unreadable_rows": 1}
 
 
 def test_corpora_of_some_size_are_cut_into_enough_shards_for_many_workers(tmp_path, monkeypatch):
@@ -387,7 +421,7 @@ class Attempt:
     def kill_one_worker(self) -> None:
         """SIGKILL for a process that cleans: Ray has to give its shard to another."""
         children = psutil.Process(self.process.pid).children(recursive=True)
-        busy = [process for process in children if process.name().startswith("ray::")]
+        busy = [process for process in children if process.name().startswith("ray::Map")]
         busy[0].kill()
 
     def end(self) -> None:
@@ -397,12 +431,12 @@ class Attempt:
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory) -> dict[str, Any]:
-    """Cleaning of 240 records, some of them broken, in 24 shards of about 20 MB."""
+    """Cleaning of 336 records of 0.8 MB, some of them broken, in 36 shards."""
     corpus = tmp_path_factory.mktemp("killed") / "corpus"
     rng = np.random.default_rng(0)
     for number in range(4):
         rows = []
-        for at in range(60):
+        for at in range(84):
             noise = PILImage.fromarray(rng.integers(0, 256, (540, 520, 3), dtype=np.uint8))
             data = encode(noise, "PNG", compress_level=0)
             rows.append(finevision_row(images=[data[: 400 * at] if at % 17 == 3 else data]))
@@ -417,10 +451,10 @@ def whole(settings, tmp_path_factory) -> dict[str, str]:
     the object store holds less, too."""
     folder = tmp_path_factory.mktemp("whole")
     corpus = sum(path.stat().st_size for path in Path(settings["what"]["path"]).iterdir())
-    assert corpus > 180 << 20
-    Attempt(folder, settings | {"output": str(folder / "out"), "limit_mb": 160}).end()
-    assert len(read_quarantine(folder / "out" / "quarantine.parquet")) == 16
-    assert len(list((folder / "out").glob("train-*.arrow"))) == 24
+    assert corpus > 250 << 20
+    Attempt(folder, settings | {"output": str(folder / "out"), "limit_mb": 240}).end()
+    assert len(read_quarantine(folder / "out" / "quarantine.parquet")) == 20
+    assert len(list((folder / "out").glob("train-*.arrow"))) == 36
     return contents(folder / "out")
 
 

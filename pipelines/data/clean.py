@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from casa_core.errors import ConfigError
+from casa_core.errors import ClusterError, ConfigError
 from casa_core.media import MAX_PIXELS
 from pipelines.data.clean_records import DEFAULT_LIMITS, SHRUNK, Limits, clean_record
 from pipelines.data.quarantine import QUARANTINE, Rejected, Tally, merge_quarantines, write_quarantine
@@ -150,7 +150,11 @@ def _shard_bytes(total: int) -> int:
 
 
 def clean_shard(reader: Reader, task: ShardTask, output: Folder) -> ShardReport:
-    """Writes one shard and, last, a report of it; where that report exists already, nothing is done."""
+    """Writes one shard and, last, a report of it; where that report exists already, nothing is done.
+
+    Raises:
+        ClusterError: Where memory runs out: no record is set aside for that.
+    """
     report_path = output / _REPORTS / f"{task.name}.json"
     if report_path.is_file():
         return _report_from_json(report_path.read_text(encoding="utf-8"))
@@ -174,7 +178,15 @@ def clean_shard(reader: Reader, task: ShardTask, output: Folder) -> ShardReport:
                 shrunk["bytes_before"] += replaced["bytes"]
             yield result
 
-    count = write_shard(output / f"{task.name}.arrow", CLEAN_SCHEMA, rows(), size_of=_media_bytes)
+    try:
+        count = write_shard(output / f"{task.name}.arrow", CLEAN_SCHEMA, rows(), size_of=_media_bytes)
+    except MemoryError as error:
+        raise ClusterError(
+            f"A worker ran out of memory while it wrote the shard {task.name} of {reader.source!r}.",
+            f"{type(error).__name__}: {error}",
+            "Lower the source's max_pixels, run fewer workers on a node, or give them more memory. Finished "
+            "shards are kept.",
+        ) from error
     assert count + len(rejected) == task.records, "every record is written or quarantined"
     write_quarantine(_table_of(output, task.name), rejected)
     report = ShardReport(

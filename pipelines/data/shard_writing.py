@@ -20,7 +20,7 @@ INDEX = "index.json"
 KINDS_FILE = "kinds.npy"
 KINDS = ("image", "video")
 ROWS_PER_BATCH = 256
-BYTES_PER_BATCH = 64 << 20
+BYTES_PER_BATCH = 16 << 20
 PACKED_ROWS_PER_BATCH = 32
 """A sequence is read at random, with its whole batch where that lies on S3: some hundred kilobytes."""
 Row = dict[str, Any]

@@ -6,6 +6,7 @@ It prints a line for each shard that is done.
 from __future__ import annotations
 
 import json
+import os
 import resource
 import sys
 from pathlib import Path
@@ -24,9 +25,12 @@ def attempt(settings: dict[str, Any]) -> None:
 
     def limit_memory() -> None:
         if limit:
+            import pipelines.data.readers  # noqa: F401 (what a worker imports is no part of the limit)
+
             own = psutil.Process().memory_info().data
             resource.setrlimit(resource.RLIMIT_DATA, (own + limit, own + limit))
 
+    os.environ["ARROW_DEFAULT_MEMORY_POOL"] = "system"  # the others reserve a gigabyte that they do not use
     ray.init(
         address="local",
         num_cpus=settings["workers"],

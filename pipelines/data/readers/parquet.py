@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from itertools import repeat
 from typing import Any
@@ -19,6 +20,8 @@ _READ_AHEAD = 4 << 20
 
 _DAMAGE = (pa.ArrowException, OSError, UnicodeDecodeError)
 """What pyarrow raises for a damaged file, the last one for a column's name; never for a network's failure."""
+_PLAUSIBLE = 4
+"""Times the bytes of a row group that decoding it may ask for at once; what asks for more is damaged."""
 
 Row = dict[str, Any]
 
@@ -68,8 +71,16 @@ def parquet_rows(
                 yield _row(batch, number)
                 done += 1
     except _DAMAGE as error:
+        if isinstance(error, MemoryError) and _requested(error) <= _PLAUSIBLE * span.bytes + _READ_AHEAD:
+            raise  # the machine's fault, not the rows'
         bad = BadRecord("unreadable_rows", f"{type(error).__name__}: {error}")
         yield from repeat(bad, span.records - done)
+
+
+def _requested(error: MemoryError) -> int:
+    """Bytes that could not be had; a damaged page may claim any size."""
+    found = re.search(r"of size (\d+)", str(error))
+    return int(found[1]) if found else 0
 
 
 def _batches(

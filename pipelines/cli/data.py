@@ -65,23 +65,14 @@ def plan(
         Path | None,
         typer.Option(help="Measured rates as JSON.", dir_okay=False, rich_help_panel=_CLUSTER),
     ] = None,
-    clean_megapixels: Annotated[
-        float | None,
-        typer.Option(help="Megapixels a core cleans in a second.", min=0.001, rich_help_panel=_CLUSTER),
-    ] = None,
-    video_megapixels: Annotated[
-        float | None,
+    rate: Annotated[
+        list[str] | None,
         typer.Option(
-            help="Megapixels of used frames a core cleans in a second.", min=0.001, rich_help_panel=_CLUSTER
+            metavar="NAME=NUMBER",
+            help="What a core does a second, instead of the measured rate: clean_megapixels, "
+            "video_megapixels (of frames used), encode_tokens, or pack_samples. May be repeated.",
+            rich_help_panel=_CLUSTER,
         ),
-    ] = None,
-    encode_tokens: Annotated[
-        float | None,
-        typer.Option(help="Text tokens a core encodes in a second.", min=1, rich_help_panel=_CLUSTER),
-    ] = None,
-    pack_samples: Annotated[
-        float | None,
-        typer.Option(help="Samples the packer places in a second.", min=1, rich_help_panel=_CLUSTER),
     ] = None,
     json_: JsonOption = False,
 ) -> None:
@@ -101,14 +92,11 @@ def plan(
     from pipelines.data.forecast import Cluster, forecast
 
     asked = (recipe, set_ or ())
-    given = {
-        "clean_megapixels": clean_megapixels,
-        "video_megapixels": video_megapixels,
-        "encode_tokens": encode_tokens,
-        "pack_samples": pack_samples,
-    }
     cluster = Cluster(
-        nodes=nodes, cpus_per_node=cpus_per_node, network_gbps=network_gbps, rates=read_rates(rates, given)
+        nodes=nodes,
+        cpus_per_node=cpus_per_node,
+        network_gbps=network_gbps,
+        rates=read_rates(rates, rate or ()),
     )
     if listing is not None:
         work = listed(listing, asked, text_tokens, image_tokens, max_side, max_frame_side)

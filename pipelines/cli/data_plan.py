@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from pipelines.data.listing import Listing, read_listing
 
 RATES = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "data_rates.json"
 """Measured by ``benchmarks/data_rates.py``."""
+RATE_NAMES = tuple(field.name for field in fields(Rates))
 LISTED_BACKBONE = "qwen2_5_vl"
 """A listing is planned for the vision tower of the paper's models."""
 CHARACTERS_PER_TOKEN, CHARACTER_DOUBT = 4.0, 0.25
@@ -56,33 +58,46 @@ def listed(
     return Work(read_listing(path), Budgets(text=text_tokens, image=image_tokens), images)
 
 
-def read_rates(path: Path | None, given: Mapping[str, float | None]) -> Rates:
+def read_rates(path: Path | None, given: Sequence[str]) -> Rates:
     """Rates of one core: as given, otherwise as measured.
 
     Args:
         path: ``{"rates": {name: value}, "machine": …}``; the committed benchmark where it is ``None``.
-        given: Rates that were typed, by name.
+        given: Rates that were typed, ``name=number`` each.
 
     Raises:
-        ConfigError: Where a rate is neither given nor measured.
+        ConfigError: Where a rate is neither given nor measured, or what was given is none.
     """
     path = path or RATES
     measured = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     told = f"{path.name}, {measured.get('date', 'undated')}, {measured.get('machine', 'unknown machine')}"
-    found: dict[str, Rate] = {}
-    for name, value in given.items():
-        if value is not None:
-            found[name] = Rate(value=value, source="as given")
-        elif name in measured.get("rates", {}):
-            found[name] = Rate(value=measured["rates"][name], source=told)
-        else:
-            option = f"--{name.replace('_', '-')}"
+    found = {name: Rate(value=value, source="as given") for name, value in map(_typed_rate, given)}
+    for name in RATE_NAMES:
+        if name in found:
+            continue
+        if name not in measured.get("rates", {}):
             raise ConfigError(
                 f"The rate {name} is not known.",
                 f"{path} does not have it",
-                f"give {option}, or --rates FILE",
+                f"give --rate {name}=NUMBER, or --rates FILE",
             )
+        found[name] = Rate(value=measured["rates"][name], source=told)
     return Rates(**found)
+
+
+def _typed_rate(text: str) -> tuple[str, float]:
+    name, _, number = text.partition("=")
+    try:
+        value = float(number)
+    except ValueError:
+        value = 0.0
+    if name not in RATE_NAMES or not 0 < value < math.inf:
+        raise ConfigError(
+            f"`--rate {text}` is no rate.",
+            f"expected one of {', '.join(RATE_NAMES)}, =, and a number above 0",
+            "for example --rate clean_megapixels=30",
+        )
+    return name, value
 
 
 def planned(name: str | None, overrides: Sequence[str]) -> Work:

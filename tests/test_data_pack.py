@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from casa_core.errors import ConfigError, StoreError
 from pipelines.dag.context import StageContext
-from pipelines.data import pack
+from pipelines.data import pack, pack_draw
 from pipelines.data.accounting import check_plan, check_rows, checksum, planned_checksum
 from pipelines.data.encode import ENCODED, EncodeReport, Limits, encode_sample
 from pipelines.data.join import Documents, join
@@ -354,6 +354,23 @@ def test_shards_starts_and_sources_tell_where_each_sample_lies(case):
             assert encoded.row_E[at + own] == part.row_E[own]
         at += len(part.row_E)
     assert at == len(encoded) == encoded.shard_starts[-1]
+
+
+@settings(deadline=None)
+@given(sizes=st.lists(st.integers(0, 60), min_size=1, max_size=5), rows=st.integers(1, 40))
+def test_merging_keeps_each_stream_in_order_and_near_its_share_however_it_is_cut(sizes, rows):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pack_draw, "_ROWS_PER_CHUNK", rows)
+        chunks = list(pack_draw.merged(np.array(sizes)))
+    stream = [source for sources, _ in chunks for source in sources.tolist()]
+    number = [own for _, numbers in chunks for own in numbers.tolist()]
+    seen = [0] * len(sizes)
+    for at, (source, own) in enumerate(zip(stream, number, strict=True), 1):
+        assert own == seen[source]
+        seen[source] += 1
+        for other, size in enumerate(sizes):
+            assert abs(seen[other] - at * size / sum(sizes)) <= len(sizes)
+    assert seen == sizes
 
 
 def test_the_pieces_of_a_row_follow_one_another_in_the_stream():

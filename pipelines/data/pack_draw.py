@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from casa_core.errors import ConfigError
-from pipelines.data.pack_plan import Chunk, EncodedSamples
-from pipelines.data.packing import interleave
+from pipelines.data.pack_plan import Chunk, EncodedSamples, Ints
 
 _ROWS_PER_CHUNK = 1 << 16
 
@@ -28,11 +27,27 @@ def draw(encoded: EncodedSamples, mixture: Mapping[str, Any], seed: int) -> Iter
         )
     bounds_R = np.append(np.flatnonzero(encoded.part_E == 0).astype(np.int32), np.int32(len(encoded)))
     row_starts = np.searchsorted(bounds_R, encoded.source_starts)
-    source_R, number_R = interleave(np.diff(row_starts).tolist())
-    for start in range(0, len(source_R), _ROWS_PER_CHUNK):
-        stop = start + _ROWS_PER_CHUNK
-        row_C = row_starts[source_R[start:stop]] + number_R[start:stop]
-        occurrence_C = np.zeros(len(row_C), np.int64)
+    for source_C, number_C in merged(np.diff(row_starts)):
+        row_C = row_starts[source_C] + number_C
         pieces_C = bounds_R[row_C + 1] - bounds_R[row_C]
         within = np.arange(int(pieces_C.sum())) - np.repeat(np.cumsum(pieces_C) - pieces_C, pieces_C)
-        yield np.repeat(bounds_R[row_C], pieces_C) + within, np.repeat(occurrence_C, pieces_C)
+        samples = np.repeat(bounds_R[row_C], pieces_C) + within
+        yield samples, np.zeros(len(samples), np.int64)
+
+
+def merged(sizes: Ints) -> Iterator[tuple[Ints, Ints]]:
+    """Merges streams in proportion to their sizes, each in its own order; chunk by chunk, in little memory.
+
+    Yields:
+        Of the chunk's elements, which stream each comes from and its number there.
+    """
+    chunks = -(-int(sizes.sum()) // _ROWS_PER_CHUNK)
+    begin = np.zeros(len(sizes), np.int64)
+    for chunk in range(1, chunks + 1):
+        # Element k of a stream of n stands at (k + ½) / n of the whole.
+        end = np.clip(np.ceil(sizes * (chunk / chunks) - 0.5), 0, sizes).astype(np.int64)
+        source = np.repeat(np.arange(len(sizes)), end - begin)
+        number = np.concatenate([np.arange(*span) for span in zip(begin, end, strict=True)])
+        order = np.lexsort((source, (number + 0.5) / sizes[source]))
+        yield source[order], number[order]
+        begin = end

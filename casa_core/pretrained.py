@@ -153,7 +153,7 @@ class CasaPreTrainedModel(PreTrainedModel):
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> CasaPreTrainedModel:
         """Where weights become bf16 or fp16 (``to``, ``half``, DeepSpeed), RoPE's frequencies stay in fp32.
 
-        Rounded to eight bits they would be off by up to 0.2 %: by radians a few thousand positions on.
+        Rounded to eight bits they would be off by up to 0.4 %: by radians a few thousand positions on.
         """
         exact = {name: b for name, b in self.named_buffers() if b.dtype == torch.float32}
         super()._apply(fn, recurse)

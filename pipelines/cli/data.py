@@ -9,7 +9,17 @@ import typer
 
 from pipelines.cli.options import DEFAULT_STORE, JsonOption, SetOption, StoreOption, print_json
 
-app = typer.Typer(no_args_is_help=True, help="Look into prepared data, and plan its preparation.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help="""Look into prepared data, and plan its preparation.
+
+    Examples:
+
+      casa data plan my.yaml --nodes 8 --cpus-per-node 64
+
+      casa data inspect pack --sequence 12
+    """,
+)
 _CLUSTER = "The cluster"
 
 

@@ -34,6 +34,7 @@ from pipelines.data.readers.finevision import FineVisionReader
 from pipelines.data.readers.live_whisperx import LiveWhisperXReader
 from pipelines.data.shrink import shrunk_size
 from pipelines.data.store import CleanReader
+from pipelines.storage import DIGESTS
 from tests.support.data_corpus import PICTURE, finevision_row, live_record, write_finevision, write_jsonl
 from tests.support.data_media import counting_video, encode, png_claiming, scene
 
@@ -381,10 +382,11 @@ def test_corpora_of_some_size_are_cut_into_enough_shards_for_many_workers(tmp_pa
 
 
 def contents(folder: Path) -> dict[str, str]:
+    """Hashes of an artifact's files; ``.digests`` has times in it, and goes when the artifact is committed."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path.parent.name != DIGESTS
     }
 
 
@@ -420,9 +422,14 @@ class Attempt:
 
     def kill_one_worker(self) -> None:
         """SIGKILL for a process that cleans: Ray has to give its shard to another."""
-        children = psutil.Process(self.process.pid).children(recursive=True)
-        busy = [process for process in children if process.name().startswith("ray::Map")]
-        busy[0].kill()
+        own = psutil.Process(self.process.pid)
+        while True:
+            assert self.process.poll() is None, "the run ended before a worker could be killed"
+            for process in own.children(recursive=True):
+                if process.name().startswith("ray::Map"):  # between two shards it is idle
+                    process.kill()
+                    return
+            time.sleep(0.01)
 
     def end(self) -> None:
         output, _ = self.process.communicate(timeout=280)

@@ -382,7 +382,7 @@ def test_corpora_of_some_size_are_cut_into_enough_shards_for_many_workers(tmp_pa
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """Hashes of an artifact's files; ``.digests`` has times in it, and goes when the artifact is committed."""
+    """Hashes of an artifact's files, but for ``.digests``: there are times in it, and a commit removes it."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))

@@ -1,6 +1,6 @@
 """What one core does of data preparation in a second: the rates that ``casa data plan`` counts on.
 
-    python benchmarks/data_rates.py
+    OMP_NUM_THREADS=1 python -m benchmarks.data_rates
 
 Each part of the work runs alone, on one thread, in rounds that take turns; the median of its processor time
 counts, which other programs do not stretch. Writes ``results/data_rates.json``.
@@ -15,22 +15,17 @@ counts, which other programs do not stretch. Writes ``results/data_rates.json``.
 from __future__ import annotations
 
 import io
-import os
 import statistics
 import tempfile
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
-for variable in ("OMP_NUM_THREADS", "RAYON_NUM_THREADS"):
-    os.environ[variable] = "1"
-os.environ["TOKENIZERS_PARALLELISM"] = "false"
-
 import av
 import numpy as np
-from measure import interleaved, machine, stamp, table, write_result
 from PIL import Image as PILImage
 
+from benchmarks.measure import interleaved, machine, stamp, table, write_result
 from casa_core.processing import CasaProcessor
 from casa_core.tokenizer import build_tokenizer
 from casa_core.types import Image, Sample, Text
@@ -46,6 +41,7 @@ SIZES = ((448, 336), (640, 480), (800, 600), (1024, 768), (1700, 2200))
 EACH = 6
 FRAME, FPS, USED_FPS, SECONDS = (1280, 720), 25, 2, 8
 PAPER = Budget(2048, 20_480)
+CHUNK = 65_536
 ROUNDS = 5
 
 
@@ -74,7 +70,7 @@ def main() -> None:
         name: (max(taken[name].cpu) - min(taken[name].cpu)) / statistics.median(taken[name].cpu)
         for name in work
     }
-    about = stamp("python benchmarks/data_rates.py", {"rounds": ROUNDS})
+    about = stamp("python -m benchmarks.data_rates", {"rounds": ROUNDS})
     about["machine"] = machine().partition(" (load")[0]
     rounded = {name: float(f"{rate:.3g}") for name, rate in rates.items()}
     rows = [[name, f"{rate:,.0f}", f"{spread[name]:.0%}"] for name, rate in rounded.items()]
@@ -166,15 +162,17 @@ def encoding(root: Path) -> tuple[Callable[[], object], int]:
 
 
 def packing(rng: np.random.Generator, samples: int = 200_000) -> tuple[Callable[[], object], int]:
-    """Packing log-normal sizes: text of 30 to 2,048 tokens, images of 64 to 1,024, one in twenty with four."""
+    """Packing log-normal sizes: text of 30 to 2,048 tokens, images of 64 to 1,024, 5 % with four."""
     text = np.clip(rng.lognormal(4.8, 0.9, samples), 30, PAPER.text).astype(np.int64)
     images = np.where(rng.random(samples) < 0.05, 4, 1)
     image = np.clip(rng.lognormal(6.0, 0.7, samples), 64, 1024).astype(np.int64) * images
 
     def pack() -> int:
         packer = Packer(PAPER)
-        closed = sum(1 for start in range(0, samples, 65536)
-                     for _ in packer.feed(text[start : start + 65536], image[start : start + 65536]))  # fmt: skip
+        closed = 0
+        for start in range(0, samples, CHUNK):
+            chunk = slice(start, start + CHUNK)
+            closed += sum(1 for _ in packer.feed(text[chunk], image[chunk]))
         return closed + sum(1 for _ in packer.finish())
 
     return pack, samples

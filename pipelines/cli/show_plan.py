@@ -24,7 +24,8 @@ def show_plan(found: Forecast, budgets: Budgets, cluster: Cluster) -> None:
     console.print(_totals(found))
     console.print(
         f"Sequences hold up to {budgets.text:,} text and {budgets.image:,} image tokens; with pictures, "
-        f"text is {found.fill['text']:.1%} full and images {found.fill['image']:.1%}. Videos: {number(found.video_sequences)}, each alone.",
+        f"text is {found.fill['text']:.1%} full and images {found.fill['image']:.1%}. "
+        f"Videos: {number(found.video_sequences)}, each alone.",
         highlight=False,
     )
     where = f"{cluster.nodes} x {cluster.cpus_per_node} cores, {cluster.network_gbps:g} Gbit/s a machine"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pipelines.report.charts import line, svg, text
 from pipelines.report.html import Html, tag
-from pipelines.report.scale import linear, number
+from pipelines.report.scale import linear, number, ticks
 
 WIDTH = 420.0
 _LEFT, _TOP, _HEIGHT = 46.0, 14.0, 96.0
@@ -47,7 +47,7 @@ def log_histogram(found: Counts, *, style: str, unit: str, label: str) -> Html:
     Args:
         found: Bins that grow by a factor; their edges are written, not drawn to scale.
         style: Colour's class.
-        unit: Of the edges, written at the right end of the axis and in the hints.
+        unit: Of the edges, written under the axis and in the hints.
         label: What a screen reader says.
     """
     count = len(found.counts)
@@ -57,7 +57,7 @@ def log_histogram(found: Counts, *, style: str, unit: str, label: str) -> Html:
     y = linear(0, most, _TOP + _HEIGHT, _TOP)
     base = _TOP + _HEIGHT
     parts = [line(_LEFT, base, right, base, "axis")]
-    for mark in (most / 2, most):
+    for mark in _count_marks(most):
         parts.append(line(_LEFT, y(mark), right, y(mark), "grid"))
         parts.append(text(_LEFT - 7, y(mark) + 4, number(mark), anchor="end", class_="tick"))
     total = max(sum(found.counts), 1)
@@ -73,7 +73,7 @@ def log_histogram(found: Counts, *, style: str, unit: str, label: str) -> Html:
         parts.append(
             text(_LEFT + index * pitch, base + 15, number(found.edges[index]), anchor="middle", class_="tick")
         )
-    parts.append(text(right, base + 31, unit, anchor="end", class_="tick"))
+    parts.append(text(_LEFT, base + 31, unit, class_="tick"))
     return svg(WIDTH, base + 36, *parts, label=label)
 
 
@@ -106,7 +106,7 @@ def fill_histogram(counts: Sequence[int], edges: Sequence[float], *, style: str,
     y = linear(0, most, _TOP + _HEIGHT, _TOP)
     base = _TOP + _HEIGHT
     parts = [line(_LEFT, base, right, base, "axis")]
-    for mark in (most / 2, most):
+    for mark in _count_marks(most):
         parts.append(line(_LEFT, y(mark), right, y(mark), "grid"))
         parts.append(text(_LEFT - 7, y(mark) + 4, number(mark), anchor="end", class_="tick"))
     for own, low, high in zip(counts, edges, edges[1:], strict=False):
@@ -118,6 +118,11 @@ def fill_histogram(counts: Sequence[int], edges: Sequence[float], *, style: str,
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
         parts.append(text(x(share), base + 15, f"{share:.0%}", anchor="middle", class_="tick"))
     return svg(WIDTH, base + 22, *parts, label=label)
+
+
+def _count_marks(most: int) -> list[float]:
+    """Two or three round numbers up to ``most``, to be written beside an axis of counts."""
+    return [mark for mark in ticks(0, most, 3) if mark > 0 and mark == int(mark)] or [float(most)]
 
 
 def _percent(share: float) -> str:

@@ -24,7 +24,7 @@ SIDE, FRAME_SIDE = 300, 168
 MOST_PICTURES = 4
 """Pictures shown of one sample."""
 _CHARACTERS = 220
-_CANDIDATES = 96
+_CANDIDATES = 48
 _QUALITY = 80
 
 

@@ -17,13 +17,13 @@ from pipelines.data.card_gallery import CLIPS, PICTURES, gallery
 from pipelines.data.card_pack import budget_line, fill_section, mixture_section, pack_tiles
 from pipelines.data.card_samples import clean_histograms, token_histograms
 from pipelines.data.card_tables import (
-    FILTERED,
     filters_section,
     quarantine_section,
     read_filtered,
     settings_section,
 )
 from pipelines.data.encode import SPLIT
+from pipelines.data.filters import FILTERED
 from pipelines.data.quarantine import QUARANTINE, Rejected, read_quarantine
 from pipelines.data.store import CARD, CleanReader, PackReader
 from pipelines.report.html import Html, tag

@@ -14,8 +14,9 @@ from pipelines.data.store import CleanReader
 from pipelines.report.html import Html, tag
 from pipelines.report.sections.layout import figure
 
-ROWS = 2000
-"""Rows looked at, evenly spaced: a card is made as quickly for a million rows as for two thousand."""
+ROWS, RUN = 2048, 32
+"""Rows looked at, in evenly spaced runs of neighbours, which lie in few record batches: a card is made as
+quickly for a million rows as for two thousand."""
 _STYLES = {"text": "model", "image": "video"}
 
 
@@ -33,7 +34,7 @@ def clean_histograms(reader: CleanReader) -> tuple[str, Html]:
     Returns:
         How many rows were looked at, in words, and the drawings.
     """
-    rows = [reader.without_bytes(number) for number in spaced(len(reader), ROWS)]
+    rows = [reader.without_bytes(number) for number in sampled(len(reader))]
     kilopixels = [
         media["width"] * media["height"] / 1000
         for row in rows
@@ -66,7 +67,7 @@ def token_histograms(reader: Rows, sources: Sequence[str]) -> tuple[str, Html]:
     """
     text: dict[str, list[int]] = defaultdict(list)
     image: dict[str, list[int]] = defaultdict(list)
-    chosen = spaced(len(reader), ROWS)
+    chosen = sampled(len(reader))
     for source, text_tokens, image_tokens in _documents(reader, chosen):
         text[source].append(text_tokens)
         image[source].append(image_tokens)
@@ -89,5 +90,14 @@ def _documents(reader: Rows, chosen: Sequence[int]) -> Iterator[tuple[str, int, 
             yield document.source, len(document.input_ids), tokens
 
 
+def sampled(total: int) -> list[int]:
+    """Up to ``ROWS`` row numbers below ``total``, ascending: evenly spaced runs of ``RUN``."""
+    if total <= ROWS:
+        return list(range(total))
+    starts = spaced(total - RUN + 1, ROWS // RUN)
+    return [start + place for start in starts for place in range(RUN)]
+
+
 def _seen(looked: int, total: int) -> str:
-    return f"all {total:,}" if looked == total else f"{looked:,} of {total:,}, evenly spaced"
+    runs = looked // RUN
+    return f"all {total:,}" if looked == total else f"{looked:,} of {total:,}, in {runs} evenly spaced runs"

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.data.card_gallery import row_thumbnail, shortened, spaced
+from pipelines.data.filters import FILTERED_SCHEMA
 from pipelines.data.quarantine import Rejected
 from pipelines.data.readers.reasons import REASONS
 from pipelines.data.store import CleanReader
@@ -19,7 +20,6 @@ from pipelines.report.html import Html, tag
 from pipelines.report.sections.layout import fold, section, table
 from pipelines.storage import Folder, filesystem_for
 
-FILTERED = "filtered.parquet"
 EXAMPLES = 5
 """Examples shown of each reason and of each filter."""
 _PICTURE_SIDE = 96
@@ -35,20 +35,9 @@ PACK_REASONS = {
 }
 """Every reason for which the pack stage sets a sample aside, and what it means."""
 
-FILTERED_SCHEMA = pa.schema(
-    [
-        ("source", pa.string()),
-        ("row", pa.int64()),
-        ("sample_id", pa.string()),
-        ("filter", pa.string()),
-        ("detail", pa.string()),
-    ]
-)
-"""What a card reads of ``filtered.parquet``; ``row`` is of the train split of the source's clean artifact."""
-
 
 def read_filtered(path: Folder) -> pa.Table:
-    """The samples that filters removed, as ``FILTERED_SCHEMA``; none where no filter ran."""
+    """The samples that filters removed, as ``filters.FILTERED_SCHEMA``; none where no filter ran."""
     if not path.is_file():
         return FILTERED_SCHEMA.empty_table()
     filesystem, inside = filesystem_for(path)
@@ -148,30 +137,24 @@ def _examples(filtered: pa.Table, name: str, readers: Mapping[str, CleanReader])
     return table(["", "source", "row", "sample", "why"], rows, numeric=[2])
 
 
-def settings_section(
-    settings: Mapping[str, Any], schema: str, licences: Mapping[str, str | None], lines: Iterable[str] = ()
-) -> Html:
+def settings_section(settings: Mapping[str, Any], schema: str, licences: Mapping[str, str | None]) -> Html:
     """What decided the artifact: its settings word for word, its rows' schema, the stated licences.
 
     Args:
         settings: The stage's part of the recipe.
         schema: Of the rows, with its version.
         licences: Source → licence as the recipe states it; ``None``: it states none.
-        lines: Further sentences.
     """
     shown = {name: value for name, value in settings.items() if name not in _PLACES}
     lead = (
         "The same settings, inputs and code give this artifact again, byte for byte; its manifest.json has "
         "the hashes of its files, and the fingerprints of what it was made from."
     )
-    listed = table(
-        ["source", "licence"],
-        [[source, licence or "not stated in the recipe"] for source, licence in sorted(licences.items())],
-    )
+    stated = [[source, licence] for source, licence in sorted(licences.items()) if licence]
     return section(
         "How it was made",
         lead,
-        tag("p", "Rows follow the schema ", tag("code", schema), ". ", *(f"{line} " for line in lines)),
-        listed,
+        tag("p", "Rows follow the schema ", tag("code", schema), "."),
+        table(["source", "licence"], stated) if stated else "",
         fold("Settings", tag("pre", json.dumps(shown, indent=2, sort_keys=True, ensure_ascii=False))),
     )

@@ -16,8 +16,9 @@ import numpy as np
 
 from pipelines.data.accounting import check_plan, check_rows
 from pipelines.data.encode import EncodeReport, Limits
+from pipelines.data.mix import Mixture
 from pipelines.data.pack_card import pack_card
-from pipelines.data.pack_draw import draw
+from pipelines.data.pack_draw import draw, plan_rows
 from pipelines.data.pack_plan import gather, plan_sequences
 from pipelines.data.pack_write import WriteTasks
 from pipelines.data.packing import Budget
@@ -79,9 +80,10 @@ def main() -> None:
             own = encoded.of(number, encoded.row_E), encoded.of(number, encoded.part_E)
             check_rows(name, np.ones(rows[number], bool), np.empty(0, np.int32), *own)
     with measured("sequences planned"):
-        plan = plan_sequences(encoded, draw(encoded, {}, 0), LIMITS, 0)
+        drawn = plan_rows(encoded, Mixture())
+        plan = plan_sequences(encoded, draw(encoded, drawn, 0), LIMITS, 0)
     with measured("plan checked"):
-        check_plan(encoded, plan)
+        check_plan(encoded, plan, drawn)
     with measured("tasks made, checksums planned"):
         tasks = WriteTasks(None, encoded, plan, {}, 512)  # pyright: ignore[reportArgumentType]
         for number in range(len(tasks)):

@@ -23,11 +23,12 @@ from hypothesis import strategies as st
 
 from casa_core.errors import ConfigError, StoreError
 from pipelines.dag.context import StageContext
-from pipelines.data import pack, pack_draw
+from pipelines.data import pack
 from pipelines.data.accounting import check_plan, check_rows, checksum, planned_checksum
 from pipelines.data.encode import ENCODED, EncodeReport, Limits, encode_sample
 from pipelines.data.join import Documents, join
-from pipelines.data.pack_draw import draw
+from pipelines.data.mix import Draw, Mixture
+from pipelines.data.pack_draw import draw, plan_rows
 from pipelines.data.pack_plan import EncodedSamples, Plan, gather, plan_sequences
 from pipelines.data.pack_processor import Encoding, image_settings, load_processor
 from pipelines.data.packing import Budget
@@ -213,6 +214,28 @@ def test_filters_settings_reach_the_stage_and_its_card(cleaned, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_mixture_decides_how_often_rows_occur_in_all_their_pieces(packed, cleaned, tmp_path):
+    run_pack(tmp_path / "pack", cleaned, mixture={"passes": {"chats": 0.5, "clips": 3.0}})
+    once = {(d.source, d.row, d.part): d for sequence in PackReader(packed) for d in documents_of(sequence)}
+    pieces = Counter((source, row) for source, row, _ in once)
+    rows = {name: len([1 for source, _ in pieces if source == name]) for name in ("chats", "clips")}
+    found = [d for sequence in PackReader(tmp_path / "pack") for d in documents_of(sequence)]
+    occurring = {(d.source, d.row, d.occurrence) for d in found}
+    assert len(found) == sum(pieces[source, row] for source, row, _ in occurring)
+    assert all(d.input_ids == once[d.source, d.row, d.part].input_ids for d in found)
+    drawn = Counter((source, pass_) for source, _, pass_ in occurring)
+    assert drawn == {
+        ("chats", 0): round(rows["chats"] / 2),
+        **{("clips", n): rows["clips"] for n in range(3)},
+    }
+    mixture = json.loads((tmp_path / "pack" / CARD).read_text())["mixture"]["sources"]
+    assert mixture["chats"]["left_out"] == rows["chats"] - round(rows["chats"] / 2)
+    for name, share in mixture.items():
+        realised = len([1 for source, _, _ in occurring if source == name]) / len(occurring)
+        assert share["realised"] == pytest.approx(realised, abs=1e-6)
+        assert share["asked"] == pytest.approx(realised, rel=0.01)
+
+
 def test_a_paper_sized_model_packs_with_its_own_tokenizer_tower_and_template(tmp_path):
     qwen_tokenizer().save_pretrained(tmp_path / "qwen")
     cleaned = {"chats": write_clean(tmp_path / "chats", chats(20))}
@@ -316,8 +339,11 @@ def reports(draw):
     return ["s0", "s1", "s2"], owners, found
 
 
+EACH_ONCE = Mixture()
+
+
 def planned(encoded: EncodedSamples, seed: int = 0) -> Plan:
-    return plan_sequences(encoded, draw(encoded, {}, seed), LIMITS, seed)
+    return plan_sequences(encoded, draw(encoded, plan_rows(encoded, EACH_ONCE), seed), LIMITS, seed)
 
 
 @settings(deadline=None)
@@ -329,7 +355,7 @@ def test_a_plan_holds_every_sample_once_within_its_budget_and_videos_alone(case,
             planned(encoded)
         return
     plan = planned(encoded, seed)
-    check_plan(encoded, plan)
+    check_plan(encoded, plan, plan_rows(encoded, EACH_ONCE))
     assert sorted(plan.sample_M.tolist()) == list(range(len(encoded)))
     for number, video in enumerate(plan.video_S):
         own = plan.sample_M[plan.offsets_S[number] : plan.offsets_S[number + 1]]
@@ -356,23 +382,6 @@ def test_shards_starts_and_sources_tell_where_each_sample_lies(case):
     assert at == len(encoded) == encoded.shard_starts[-1]
 
 
-@settings(deadline=None)
-@given(sizes=st.lists(st.integers(0, 60), min_size=1, max_size=5), rows=st.integers(1, 40))
-def test_merging_keeps_each_stream_in_order_and_near_its_share_however_it_is_cut(sizes, rows):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pack_draw, "_ROWS_PER_CHUNK", rows)
-        chunks = list(pack_draw.merged(np.array(sizes)))
-    stream = [source for sources, _ in chunks for source in sources.tolist()]
-    number = [own for _, numbers in chunks for own in numbers.tolist()]
-    seen = [0] * len(sizes)
-    for at, (source, own) in enumerate(zip(stream, number, strict=True), 1):
-        assert own == seen[source]
-        seen[source] += 1
-        for other, size in enumerate(sizes):
-            assert abs(seen[other] - at * size / sum(sizes)) <= len(sizes)
-    assert seen == sizes
-
-
 def test_the_pieces_of_a_row_follow_one_another_in_the_stream():
     pieces = [2, 1, 3]
     report = EncodeReport(
@@ -384,8 +393,10 @@ def test_the_pieces_of_a_row_follow_one_another_in_the_stream():
         rejected=np.empty(0, np.int32),
         tally=Tally(),
     )
-    chunks = list(draw(gather(["a"], ["a"], [report]), {}, 0))
-    assert np.concatenate([samples for samples, _ in chunks]).tolist() == [0, 1, 2, 3, 4, 5]
+    encoded = gather(["a"], ["a"], [report])
+    chunks = list(draw(encoded, plan_rows(encoded, Mixture(passes={"a": 2})), 0))
+    assert np.concatenate([samples for samples, _ in chunks]).tolist() == [0, 1, 2, 3, 4, 5] * 2
+    assert np.concatenate([passes for _, passes in chunks]).tolist() == [0] * 6 + [1] * 6
 
 
 # accounting
@@ -452,9 +463,12 @@ def test_a_plan_that_loses_or_repeats_a_sample_is_refused(samples, occurrences):
             video_S=np.zeros(len(samples), bool),
         )
 
-    check_plan(encoded, plan([3, 1, 0, 2, 2, 1], [0, 0, 0, 1, 0, 1]))
+    drawn = Draw(sources=("s",), available=(3,), taken=(4,), asked=(1.0,))
+    check_plan(encoded, plan([3, 1, 0, 2, 2, 1], [0, 0, 0, 1, 0, 1]), drawn)
     with pytest.raises(StoreError, match="not planned in all their pieces"):
-        check_plan(encoded, plan(samples, occurrences))
+        check_plan(encoded, plan(samples, occurrences), drawn)
+    with pytest.raises(StoreError, match="3 rows are planned"):
+        check_plan(encoded, plan([0, 1, 2, 3], [0, 0, 0, 0]), drawn)
 
 
 def test_a_checksum_depends_on_every_document_and_on_no_order():

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from casa_core.errors import StoreError
+from pipelines.data.mix import Draw
 from pipelines.data.pack_plan import EncodedSamples, Plan
 
 Words = NDArray[np.uint64]
@@ -53,8 +54,14 @@ def check_rows(
     _none(source, "rows have pieces missing or out of order", broken)
 
 
-def check_plan(encoded: EncodedSamples, plan: Plan) -> None:
+def check_plan(encoded: EncodedSamples, plan: Plan, rows: Draw) -> None:
     """Every encoded sample is planned in each of its passes once, and all pieces of a row equally often.
+
+    Args:
+        encoded: All samples.
+        plan: Where they went.
+        rows: How many rows of each source the mixture takes: samples are left out where those are fewer than
+            there are, and nowhere else.
 
     Raises:
         StoreError: Naming the first samples of which that is not true.
@@ -78,11 +85,20 @@ def check_plan(encoded: EncodedSamples, plan: Plan) -> None:
         first = np.flatnonzero(part == 0)
         as_first = np.repeat(passes[first], np.diff(np.append(first, len(part))))
         once = upto[ends - begin] - upto[ends - passes - begin] == passes
-        wrong = (passes == 0) | (passes != as_first) | ~once
-        rows = encoded.of(number, encoded.row_E)
-        broken = np.zeros(int(rows[-1]) + 1, bool)
-        broken[rows[wrong]] = True
+        wrong = (passes != as_first) | ~once
+        if rows.taken[number] >= rows.available[number]:
+            wrong |= passes == 0
+        row = encoded.of(number, encoded.row_E)
+        broken = np.zeros(int(row[-1]) + 1, bool)
+        broken[row[wrong]] = True
         _none(source, "rows are not planned in all their pieces and passes, each once", broken)
+        drawn = int(passes[first].sum())
+        if drawn != rows.taken[number]:
+            raise StoreError(
+                f"Source {source!r} does not add up: {drawn} rows are planned.",
+                f"The mixture takes {rows.taken[number]} of it.",
+                "Run again; if it happens again, report it.",
+            )
 
 
 def checksum(

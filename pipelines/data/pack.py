@@ -20,8 +20,9 @@ from pipelines.data.accounting import check_plan, check_rows, check_written
 from pipelines.data.card_page import write_pack_card
 from pipelines.data.encode import SPLIT, EncodeReport, EncodeTask, Limits, encode_rows
 from pipelines.data.filters import FILTERED, filter_sources, write_filtered
+from pipelines.data.mix import Mixture
 from pipelines.data.pack_card import pack_card
-from pipelines.data.pack_draw import draw
+from pipelines.data.pack_draw import draw, plan_rows
 from pipelines.data.pack_plan import EncodedSamples, Plan, gather, plan_sequences
 from pipelines.data.pack_processor import Encoding, load_processor, make_tokenizer
 from pipelines.data.pack_write import (
@@ -90,14 +91,15 @@ def pack_sources(context: StageContext, run: Run) -> dict[str, Any]:
     context.progress(1, _STEPS, "filters")
     found = _encode(context, readers, encoding, limits, run)
     context.progress(3, _STEPS, "packing")
-    plan = plan_sequences(
-        found.samples, draw(found.samples, what.get("mixture") or {}, what["seed"]), limits, what["seed"]
-    )
-    check_plan(found.samples, plan)
+    mixture = Mixture.from_settings(what.get("mixture") or {})
+    rows = plan_rows(found.samples, mixture)
+    plan = plan_sequences(found.samples, draw(found.samples, rows, what["seed"]), limits, what["seed"])
+    check_plan(found.samples, plan, rows)
     shards = _write(context, found.samples, plan, hashes, run)
     write_index(output, [asdict(shard) for shard in shards], plan.video_S)  # image is kind 0, video 1
     card = pack_card(found.samples, plan, limits) | {
         "encoding": {name: what[name] for name in ("template", "backbone", "max_side")} | hashes,
+        "mixture": rows.report() if mixture.declared else None,
         "filters": found.filters,
         "quarantine": found.rejected.by_reason(),
     }

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from casa_core.errors import ConfigError
 from pipelines.data.encode import EncodeReport, Limits
-from pipelines.data.packing import Budget, Item, pack, shuffled
+from pipelines.data.packing import Budget, Packer, shuffled
 
 Ints = NDArray[np.int64]
 Int32s = NDArray[np.int32]
@@ -88,7 +88,7 @@ def gather(
     owner = np.array([sources.index(name) for name in task_sources], np.int64)
     per_source = np.bincount(owner, weights=sizes, minlength=len(sources)).astype(np.int64)
 
-    def joined(columns: list[NDArray[np.generic]], dtype: type) -> NDArray[np.generic]:
+    def joined(columns: list[NDArray[Any]], dtype: type) -> NDArray[Any]:
         return np.concatenate([np.empty(0, dtype), *columns])
 
     return EncodedSamples(
@@ -133,9 +133,11 @@ def plan_sequences(encoded: EncodedSamples, stream: Iterable[Chunk], limits: Lim
     order = np.argsort(np.concatenate([place_S, place_V]))[shuffled(len(place_S) + len(place_V), seed)]
     lengths = np.concatenate([lengths, np.ones(len(place_V), np.int32)])
     at_M = _runs(_ends(lengths)[:-1][order], lengths[order])
+    members = np.concatenate([members, len(sample_P) + np.arange(len(sample_V), dtype=np.int32)])[at_M]
+    del at_M
     return Plan(
-        sample_M=np.concatenate([sample_P[members], sample_V])[at_M],
-        occurrence_M=np.concatenate([occurrence_P[members], occurrence_V])[at_M],
+        sample_M=np.concatenate([sample_P, sample_V])[members],
+        occurrence_M=np.concatenate([occurrence_P, occurrence_V])[members],
         offsets_S=_ends(lengths[order]),
         video_S=order >= len(place_S),
     )
@@ -157,16 +159,10 @@ def _pictures(
 
 def _packed(chunks: Iterable[tuple[Ints, Ints]], budget: Budget) -> Iterator[Ints]:
     """The members of each sequence, as numbers in the stream of pictures."""
-
-    def items() -> Iterator[Item]:
-        number = 0
-        for text_C, image_C in chunks:
-            for text, image in zip(text_C.tolist(), image_C.tolist(), strict=True):
-                yield Item(number, text, image)
-                number += 1
-
-    for members in pack(items(), budget):
-        yield np.array(members)
+    packer = Packer(budget)
+    for text_C, image_C in chunks:
+        yield from packer.feed(text_C, image_C)
+    yield from packer.finish()
 
 
 def _joined(sequences: Iterator[Ints]) -> tuple[Int32s, Int32s]:
@@ -202,6 +198,8 @@ def _ends(counts: NDArray[np.integer]) -> Ints:
     return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
 
 
-def _runs(starts: Ints, lengths: NDArray[np.integer]) -> Ints:
+def _runs(starts: Ints, lengths: NDArray[np.integer]) -> Int32s:
     """``start, start + 1, …`` of each run, one run after another."""
-    return np.repeat(starts - _ends(lengths)[:-1], lengths) + np.arange(int(lengths.sum()))
+    numbers = np.arange(int(lengths.sum()), dtype=np.int32)
+    numbers += np.repeat((starts - _ends(lengths)[:-1]).astype(np.int32), lengths)
+    return numbers

@@ -1,23 +1,29 @@
 """Which samples share a sequence: packing under two budgets, in one pass and bounded memory.
 
-Samples are gathered in windows; within a window the largest come first, and each goes to the open sequence
-that it leaves with the least room (best fit). Room in the two budgets is weighed by how scarce each has been.
-Only ``OPEN`` sequences are open at a time: where none has room and all are taken, the fullest is closed. The
+Samples wait in a pool of ``POOL``; ``fitting.py`` makes sequences of those that suit each other, and the
+stream's next samples take their places. Every sequence holds the oldest sample that waits, and a stream that
+is ``REACH`` ahead of it stops, so the samples of a sequence are neighbours: fewer than ``REACH`` apart. The
 outcome depends on the order and sizes of the samples alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-WINDOW = 4096
-"""Samples sorted together: the farthest that a sample travels from its neighbours."""
-OPEN = 128
-"""Sequences open at a time."""
+from pipelines.data.fitting import Fitting
+
+POOL = 4096
+"""Samples that wait at most."""
+REACH = 2 * POOL
+"""Samples of one sequence lie fewer than this many places apart in the stream."""
+ROUND = POOL // 4
+"""Samples packed before the pool is filled up again."""
+MEMORY = 1 << 17
+"""Samples of the past that the proportion of text to images is taken from, besides the pool."""
 
 _BLOCK = 8
 _BLOCKS_PER_SHUFFLE = 32
@@ -35,34 +41,115 @@ class Budget:
         return text <= self.text and image <= self.image
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
-    """A sample to pack: its number in the stream and its tokens."""
+class Packer:
+    """Packs a stream of samples, fed in pieces of any size; where it is cut makes no difference.
 
-    number: int
-    text: int
-    image: int
-
-
-def pack(items: Iterable[Item], budget: Budget) -> Iterator[list[int]]:
-    """Packs a stream of samples.
+    Samples are numbered from 0 in the order they are fed. Each must fit into an empty sequence.
 
     Args:
-        items: In reading order; each must fit into an empty sequence.
         budget: Of each sequence.
-
-    Yields:
-        The sample numbers of one sequence, ascending, as soon as it is closed.
     """
-    bins = _Bins(budget)
-    window: list[Item] = []
-    for item in items:
-        window.append(item)
-        if len(window) == WINDOW:
-            yield from _place_all(window, bins, budget)
-            window = []
-    yield from _place_all(window, bins, budget)
-    yield from bins.close_all()
+
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
+        self._number_P = np.empty(POOL, np.int64)
+        self._text_P = np.empty(POOL, np.int64)
+        self._image_P = np.empty(POOL, np.int64)
+        self._waiting = 0
+        self._fresh = 0  # of those waiting, the last so many came since the last round
+        self._next = 0
+        self._past = _Past()
+        self._busy = False
+
+    def feed(self, text_N: NDArray[np.integer], image_N: NDArray[np.integer]) -> Iterator[NDArray[np.int64]]:
+        """Takes the stream's next samples.
+
+        Args:
+            text_N, image_N: Their tokens.
+
+        Yields:
+            The numbers of each sequence's samples, ascending, as soon as it is closed. The samples are taken
+            while this runs: it must run to its end before the next call.
+        """
+        assert text_N.shape == image_N.shape, "a sample has tokens of text and of images"
+        assert text_N.max(initial=0) <= self._budget.text, "what exceeds a budget is quarantined before"
+        assert image_N.max(initial=0) <= self._budget.image, "what exceeds a budget is quarantined before"
+        assert min(text_N.min(initial=0), image_N.min(initial=0)) >= 0, "a sample has no fewer than 0 tokens"
+        assert not self._busy, "the last feed is still running"
+        self._busy = True
+        taken = 0
+        while True:
+            count = min(self._room(), len(text_N) - taken)
+            self._take_in(text_N[taken : taken + count], image_N[taken : taken + count])
+            taken += count
+            if self._room():
+                break
+            yield from self._round(self._past)
+        self._busy = False
+
+    def finish(self) -> Iterator[NDArray[np.int64]]:
+        """The sequences of the samples that still wait."""
+        assert not self._busy, "the last feed is still running"
+        while self._waiting:
+            yield from self._round(_Past())  # nothing follows: what waits is all that is to be balanced
+
+    def _room(self) -> int:
+        """How many samples may come before sequences must be closed."""
+        if not self._waiting:
+            return POOL
+        return min(POOL - self._waiting, int(self._number_P[0]) + REACH - self._next)
+
+    def _take_in(self, text_N: NDArray[np.integer], image_N: NDArray[np.integer]) -> None:
+        start, count = self._waiting, len(text_N)
+        self._text_P[start : start + count] = text_N
+        self._image_P[start : start + count] = image_N
+        self._number_P[start : start + count] = np.arange(self._next, self._next + count)
+        self._waiting += count
+        self._fresh += count
+        self._next += count
+
+    def _round(self, past: _Past) -> Iterator[NDArray[np.int64]]:
+        """Closes sequences until ``ROUND`` samples have left the pool."""
+        waiting = self._waiting
+        number_P, text_P, image_P = (
+            each[:waiting].copy() for each in (self._number_P, self._text_P, self._image_P)
+        )
+        fresh = slice(waiting - self._fresh, waiting)
+        self._past.add(text_P[fresh], image_P[fresh])
+        self._fresh = 0
+        fitting = self._fitting(text_P, image_P, past)
+        stays_P = np.ones(waiting, bool)
+        while fitting.left > max(waiting - ROUND, 0):
+            members = fitting.fill()
+            stays_P[members] = False
+            yield np.sort(number_P[members])
+        self._waiting = fitting.left
+        self._number_P[: fitting.left] = number_P[stays_P]
+        self._text_P[: fitting.left] = text_P[stays_P]
+        self._image_P[: fitting.left] = image_P[stays_P]
+
+    def _fitting(self, text_P: NDArray[np.int64], image_P: NDArray[np.int64], past: _Past) -> Fitting:
+        budget = self._budget
+        text = (int(text_P.sum()) + past.text) / budget.text
+        image = (int(image_P.sum()) + past.image) / budget.image
+        if text >= image:
+            return Fitting(text_P, image_P, budget.text, budget.image, image / text if text else 0.0)
+        return Fitting(image_P, text_P, budget.image, budget.text, text / image)
+
+
+class _Past:
+    """Tokens of the samples so far, older ones fading, as what the future will be like.
+
+    Aiming at the pool's own proportion instead would waste what it fluctuates by.
+    """
+
+    def __init__(self) -> None:
+        self.text = self.image = 0.0
+
+    def add(self, text_N: NDArray[np.int64], image_N: NDArray[np.int64]) -> None:
+        fading = 1 - min(1.0, len(text_N) / MEMORY)
+        self.text = self.text * fading + int(text_N.sum())
+        self.image = self.image * fading + int(image_N.sum())
 
 
 def lower_bound(text_tokens: int, image_tokens: int, budget: Budget) -> int:
@@ -70,17 +157,35 @@ def lower_bound(text_tokens: int, image_tokens: int, budget: Budget) -> int:
     return max(-(-text_tokens // budget.text), -(-image_tokens // budget.image))
 
 
-def interleave(sizes: list[int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Merges streams in proportion to their sizes, each in its own order.
+def sized_bound(text_N: NDArray[np.integer], image_N: NDArray[np.integer], budget: Budget) -> int:
+    """A lower bound that knows that samples are whole (Martello and Toth's L2, of either budget).
 
-    Returns:
-        For each element of the merged stream, which stream it comes from and its number there.
+    At least ``lower_bound``, and far above it where many samples take more than half a budget: no two of them
+    share a sequence.
     """
-    stream = np.repeat(np.arange(len(sizes)), sizes)
-    number = np.concatenate([np.arange(size) for size in sizes] or [np.empty(0, np.int64)])
-    place = np.concatenate([(np.arange(size) + 0.5) / size for size in sizes] or [np.empty(0)])
-    order = np.lexsort((stream, place))
-    return stream[order].astype(np.int64), number[order].astype(np.int64)
+    bound = lower_bound(int(text_N.sum()), int(image_N.sum()), budget)
+    return max(bound, _large_items_bound(text_N, budget.text), _large_items_bound(image_N, budget.image))
+
+
+def _large_items_bound(size_N: NDArray[np.integer], budget: int) -> int:
+    """Sequences needed by the samples above half a budget, one each, and by what does not fit beside them.
+
+    For any k up to half a budget: a sample above ``budget - k`` leaves no room for one of k or more. Those
+    from k up to a half must therefore fit beside the other large ones, or take sequences of their own.
+    """
+    counts = np.bincount(size_N, minlength=budget + 1)
+    samples, tokens = _of_size_or_more(counts), _of_size_or_more(counts * np.arange(budget + 1))
+    above_half = budget // 2 + 1
+    k = np.arange(above_half)
+    sharing = samples[above_half] - samples[budget + 1 - k]
+    room = sharing * budget - (tokens[above_half] - tokens[budget + 1 - k])
+    excess = int((tokens[k] - tokens[above_half] - room).max())
+    return int(samples[above_half]) + max(0, -(-excess // budget))
+
+
+def _of_size_or_more(per_size: NDArray[np.integer]) -> NDArray[np.integer]:
+    """For each size, and for one more than the largest, the sum over it and all above."""
+    return np.append(np.cumsum(per_size[::-1])[::-1], 0)
 
 
 def shuffled(count: int, seed: int) -> NDArray[np.int64]:
@@ -100,61 +205,14 @@ def shuffled(count: int, seed: int) -> NDArray[np.int64]:
     return order.astype(np.int64)
 
 
-class _Bins:
-    """The open sequences: what room each has left, and which samples it holds."""
+def interleave(sizes: list[int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Merges streams in proportion to their sizes, each in its own order.
 
-    def __init__(self, budget: Budget) -> None:
-        self._budget = budget
-        self._text_left = np.zeros(OPEN, np.int64)
-        self._image_left = np.zeros(OPEN, np.int64)
-        self._members: list[list[int]] = [[] for _ in range(OPEN)]
-        self._open = np.zeros(OPEN, bool)
-        self._seen_text = 0.0
-        self._seen_image = 0.0
-
-    def place(self, item: Item) -> Iterator[list[int]]:
-        """Puts a sample where it fits best; yields a sequence that had to be closed, or is full."""
-        self._seen_text += item.text / self._budget.text
-        self._seen_image += item.image / self._budget.image
-        text_after, image_after = self._text_left - item.text, self._image_left - item.image
-        fits = self._open & (text_after >= 0) & (image_after >= 0)
-        if fits.any():
-            room = np.where(fits, self._room(text_after, image_after), np.inf)
-            place = int(room.argmin())
-        else:
-            place = int(self._open.argmin())
-            if self._open[place]:
-                place = int(self._room(self._text_left, self._image_left).argmin())
-                yield self._close(place)
-            self._open[place] = True
-            self._text_left[place], self._image_left[place] = self._budget.text, self._budget.image
-        self._text_left[place] -= item.text
-        self._image_left[place] -= item.image
-        self._members[place].append(item.number)
-        if self._text_left[place] == 0:  # every sample has text, so nothing more can fit
-            yield self._close(place)
-
-    def close_all(self) -> Iterator[list[int]]:
-        """The sequences still open, oldest sample first."""
-        rest = [place for place in range(OPEN) if self._open[place]]
-        for place in sorted(rest, key=lambda place: min(self._members[place])):
-            yield self._close(place)
-
-    def _room(self, text_left: NDArray[np.int64], image_left: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Unused shares of the two budgets, squared and weighed by the budget's scarcity so far."""
-        text, image = text_left / self._budget.text, image_left / self._budget.image
-        return self._seen_text * text * text + self._seen_image * image * image
-
-    def _close(self, place: int) -> list[int]:
-        members, self._members[place] = self._members[place], []
-        self._open[place] = False
-        return sorted(members)
-
-
-def _place_all(window: list[Item], bins: _Bins, budget: Budget) -> Iterator[list[int]]:
-    def size(item: Item) -> float:
-        return max(item.text / budget.text, item.image / budget.image)
-
-    for item in sorted(window, key=size, reverse=True):  # stable: equal sizes keep their order
-        assert budget.admits(item.text, item.image), "what exceeds a budget is quarantined before"
-        yield from bins.place(item)
+    Returns:
+        For each element of the merged stream, which stream it comes from and its number there.
+    """
+    stream = np.repeat(np.arange(len(sizes)), sizes)
+    number = np.concatenate([np.arange(size) for size in sizes] or [np.empty(0, np.int64)])
+    place = np.concatenate([(np.arange(size) + 0.5) / size for size in sizes] or [np.empty(0)])
+    order = np.lexsort((stream, place))
+    return stream[order].astype(np.int64), number[order].astype(np.int64)

@@ -81,7 +81,9 @@ def read_rates(path: Path | None, given: Sequence[str]) -> Rates:
                 f"{path} does not have it",
                 f"give --rate {name}=NUMBER, or --rates FILE",
             )
-        found[name] = Rate(value=measured["rates"][name], source=told)
+        spread = measured.get("spread", {}).get(name)
+        spread = f", rounds within {spread:.0%}" if spread is not None else ""
+        found[name] = Rate(value=measured["rates"][name], source=told + spread)
     return Rates(**found)
 
 

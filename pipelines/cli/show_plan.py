@@ -17,8 +17,8 @@ _MEASURES = ("images", "text_tokens", "image_tokens", "read_bytes", "clean_bytes
 
 def show_plan(found: Forecast, budgets: Budgets, cluster: Cluster) -> None:
     """Prints a forecast: each source, then totals with their ranges, then what it rests on."""
-    console = Console()
-    console.print(f"{found.name}\n", style="bold", highlight=False)
+    console = Console(markup=False, highlight=False)
+    console.print(f"{found.name}\n", style="bold")
     console.print(_counts(found))
     console.print(_bytes(found))
     console.print(_totals(found))
@@ -26,20 +26,19 @@ def show_plan(found: Forecast, budgets: Budgets, cluster: Cluster) -> None:
         f"Sequences hold up to {budgets.text:,} text and {budgets.image:,} image tokens; with pictures, "
         f"text is {found.fill['text']:.1%} full and images {found.fill['image']:.1%}. "
         f"Videos: {number(found.video_sequences)}, each alone.",
-        highlight=False,
     )
     where = f"{cluster.nodes} x {cluster.cpus_per_node} cores, {cluster.network_gbps:g} Gbit/s a machine"
-    console.print(f"\nTimes are of {where}:", highlight=False)
+    console.print(f"\nTimes are of {where}:")
     for name, stage in (("clean", found.clean), ("pack", found.pack)):
         alone = f"cores alone {duration(stage.compute.value)}, network alone {duration(stage.network.value)}"
-        console.print(f"  {name}: bound by the {stage.bound_by} ({alone})", highlight=False)
+        console.print(f"  {name}: bound by the {stage.bound_by} ({alone})")
     _basis(console, found, cluster)
 
 
 def _basis(console: Console, found: Forecast, cluster: Cluster) -> None:
     console.print("\nBasis", style="bold")
     for source in found.sources:
-        console.print(f"  {source.name}: {source.basis or 'as the listing says'}", highlight=False)
+        console.print(f"  {source.name}: {source.basis or 'as the listing says'}")
     rates = cluster.rates
     told = (
         (
@@ -55,13 +54,12 @@ def _basis(console: Console, found: Forecast, cluster: Cluster) -> None:
     )
     console.print("Rates of one core, a second", style="bold")
     for rate, source in told:
-        console.print(f"  {rate}: {source}", highlight=False)
+        console.print(f"  {rate}: {source}")
     console.print(
         f"Counted on: {NETWORK_SHARE:.0%} of the network's line rate (assumed), cores that all work, "
         f"sequences {PACKING_OVERHEAD:.1%} above the lower bound. Not counted: start-up, stragglers, "
         "filters, samples over a budget.",
         style="dim",
-        highlight=False,
     )
 
 

@@ -25,17 +25,17 @@ def show_prepared(
         digests = {name: manifest["content_digest"] for name, manifest in manifests.items()}
         print(json.dumps({"event": "result", **found, "digests": digests}, ensure_ascii=False), flush=True)
         return
-    console = Console()
+    console = Console(markup=False, highlight=False)
     card = found["pack"]
     console.print()
     console.print(_fill(card))
     console.print(_sources(card, found["clean"]))
     for line in _left_out(card, found["clean"]):
-        console.print(line, highlight=False)
+        console.print(line)
     for name, folder in found["artifacts"].items():
-        console.print(f"{name}: {folder}", soft_wrap=True, highlight=False)
+        console.print(f"{name}: {folder}", soft_wrap=True)
     for page in found["cards"].values():
-        console.print(f"card: {page}", soft_wrap=True, highlight=False)
+        console.print(f"card: {page}", soft_wrap=True)
 
 
 def collect(stages: Sequence[PlannedStage]) -> dict[str, Any]:

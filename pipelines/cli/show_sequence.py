@@ -21,11 +21,13 @@ _SHOWN_FRAMES = 3
 
 def show_sequence(view: SequenceView) -> None:
     """Prints a sequence: its budgets, then each document with its pictures and its text by window."""
-    console = Console()
+    console, count = Console(markup=False, highlight=False), len(view.documents)
     console.print(
-        f"[bold]sequence {view.number}[/]  {view.kind}  {len(view.documents)} documents, "
-        f"{view.trained_tokens:,} of {view.text_tokens:,} text tokens trained",
-        highlight=False,
+        Text.assemble(
+            (f"sequence {view.number}", "bold"),
+            f"  {view.kind}, {count} document{'s' if count != 1 else ''}, ",
+            f"{view.trained_tokens:,} of {view.text_tokens:,} text tokens trained",
+        )
     )
     for name, held, budget in (
         ("text", view.text_tokens, view.text_budget),
@@ -54,7 +56,7 @@ def _show_document(console: Console, number: int, document: DocumentView) -> Non
         f"{document.image_tokens:,} of images",
         "dim",
     )
-    console.print(title, soft_wrap=True, highlight=False)
+    console.print(title, soft_wrap=True)
     by_window: dict[int, list[PictureView]] = {}
     for picture in document.pictures:
         by_window.setdefault(picture.window, []).append(picture)
@@ -67,7 +69,7 @@ def _show_document(console: Console, number: int, document: DocumentView) -> Non
         for span in spans:
             shown = span.text.replace("\n", "⏎")
             line.append(shown, "bold underline" if span.trained else "dim")
-        console.print(line, highlight=False)
+        console.print(line)
 
 
 def _pictures(pictures: Sequence[PictureView]) -> str:
@@ -90,7 +92,7 @@ def show_row(number: int, total: int, row: Row, sizes: Sequence[int]) -> None:
         row: Without its media's bytes.
         sizes: Bytes of each of its media.
     """
-    console = Console()
+    console = Console(markup=False, highlight=False)
     console.print(
         Text.assemble((f"row {number}", "bold"), f" of {total:,}  {row['source']}  {row['sample_id']}"),
         soft_wrap=True,
@@ -100,17 +102,16 @@ def show_row(number: int, total: int, row: Row, sizes: Sequence[int]) -> None:
         console.print(
             f"  media {index}  {media['kind']}  {media['width']}x{media['height']}  {byte_size(size)}"
             f"  sha256 {media['sha256'][:16]}…{phash}",
-            highlight=False,
             soft_wrap=True,
         )
     for part in row["parts"]:
         head = Text(f"  {part['role']:<9} ", "cyan")
         if part["kind"] == "image":
             time = "" if part["timestamp"] is None else f" at {part['timestamp']:.2f} s"
-            console.print(head.append(f"▣ media {part['media']}{time}", "magenta"), highlight=False)
+            console.print(head.append(f"▣ media {part['media']}{time}", "magenta"))
         else:
             shown = part["text"].replace("\n", "⏎")
-            console.print(head.append(shown, "bold underline" if part["trained"] else ""), highlight=False)
+            console.print(head.append(shown, "bold underline" if part["trained"] else ""))
     if row["meta"]:
         for name, value in sorted(json.loads(row["meta"]).items()):
             console.print(Text(f"  {name}: ", "dim").append(json.dumps(value, ensure_ascii=False)))

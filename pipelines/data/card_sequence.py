@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from itertools import groupby
 
@@ -61,8 +61,9 @@ def _budgets(view: SequenceView) -> Html:
 
 def _document(number: int, document: DocumentView, clean: Mapping[str, CleanReader]) -> Html:
     pictures: dict[int, list[Html]] = {}
+    thumbnails = _thumbnails(document.pictures, clean)
     for picture in document.pictures:
-        pictures.setdefault(picture.window, []).append(_picture(picture, clean[picture.source]))
+        pictures.setdefault(picture.window, []).append(_picture(picture, thumbnails[picture]))
     windows = []
     for window, spans in groupby(document.spans, key=lambda span: span.window):
         words = [
@@ -94,18 +95,30 @@ def _document(number: int, document: DocumentView, clean: Mapping[str, CleanRead
     return section(f"Document {number}", " · ".join(fact for fact in facts if fact), *windows)
 
 
-def _picture(picture: PictureView, reader: CleanReader) -> Html:
-    data = reader.media(picture.row, picture.media)
-    if picture.timestamp is None:
-        pixels, time = decode_image(data), ""
-    else:
-        with VideoFrames(data) as video:
-            pixels = video.at([picture.timestamp])[0]
-        time = f"{picture.timestamp:.2f} s · "
+def _thumbnails(pictures: Sequence[PictureView], clean: Mapping[str, CleanReader]) -> dict[PictureView, Html]:
+    """Each picture, small; a video is opened once for all its frames."""
+    groups: dict[tuple[str, int, int], list[PictureView]] = {}
+    for picture in pictures:
+        groups.setdefault((picture.source, picture.row, picture.media), []).append(picture)
+    found: dict[PictureView, Html] = {}
+    for (source, row, media), own in groups.items():
+        data = clean[source].media(row, media)
+        times = [picture.timestamp for picture in own if picture.timestamp is not None]
+        if times:
+            with VideoFrames(data) as video:
+                pixels = video.at(times)
+        else:
+            pixels = [decode_image(data)] * len(own)
+        for picture, seen in zip(own, pixels, strict=True):
+            found[picture] = thumbnail(seen, alt=f"media {media} of row {row}", side=SIDE)
+    return found
+
+
+def _picture(picture: PictureView, shown: Html) -> Html:
+    time = "" if picture.timestamp is None else f"{picture.timestamp:.2f} s · "
     (width, height), (new_width, new_height) = picture.original, picture.resized
     caption = f"{time}{width} by {height} → {new_width} by {new_height} · {picture.tokens} tokens"
-    alt = f"media {picture.media} of row {picture.row}"
-    return tag("div", thumbnail(pixels, alt=alt, side=SIDE), tag("small", caption))
+    return tag("div", shown, tag("small", caption))
 
 
 def _asset(name: str) -> str:

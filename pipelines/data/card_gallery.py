@@ -64,7 +64,7 @@ def still_sample(reader: CleanReader, number: int, row: Row) -> Html:
     facts = [f"row {number}", sizes or "no picture", f"{turns} turns" if turns > 1 else "", subset(row)]
     return tag(
         "article",
-        tag("div", *shown, class_=f"pictures n{min(len(shown), MOST_PICTURES)}"),
+        tag("div", *shown, class_=f"pictures n{len(shown)}") if shown else "",
         tag("p", shortened(question), class_="question"),
         tag("p", shortened(answer), class_="answer"),
         tag("small", " · ".join(fact for fact in facts if fact)),

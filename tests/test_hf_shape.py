@@ -52,7 +52,8 @@ def test_every_model_comes_back_as_it_was_saved(
     assert not again.training
     assert again.config.fusion_settings == model.config.fusion_settings
     assert_same_weights(model, again)
-    for weight in again.parameters():  # as mapped from the file they lie unaligned, and kernels round otherwise
+    # As mapped from the file they lie unaligned, and kernels round otherwise.
+    for weight in again.parameters():
         weight.data = weight.data.clone()
     inputs = padded(three_rows(tower))
     with torch.no_grad():

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from pipelines.data.mix import Draw, Mixture, plan_draw, stream
-from pipelines.data.pack_plan import Chunk, EncodedSamples, Ints
+from pipelines.data.pack_plan import Chunk, EncodedSamples, Int32s, Ints
 
 
 def plan_rows(encoded: EncodedSamples, mixture: Mixture) -> Draw:
@@ -30,7 +30,7 @@ def draw(encoded: EncodedSamples, rows: Draw, seed: int) -> Iterator[Chunk]:
         yield np.repeat(bounds_R[row_C], pieces_C) + within, np.repeat(pass_C, pieces_C)
 
 
-def _row_starts(encoded: EncodedSamples) -> tuple[Ints, Ints]:
+def _row_starts(encoded: EncodedSamples) -> tuple[Int32s, Ints]:
     """First sample of each row, of all sources one after another, with E at the end; first row of each
     source, with R at the end."""
     bounds_R = np.append(np.flatnonzero(encoded.part_E == 0).astype(np.int32), np.int32(len(encoded)))

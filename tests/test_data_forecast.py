@@ -186,14 +186,14 @@ def test_the_stated_range_of_a_mean_holds_the_truth_about_as_often_as_it_says():
     assert hits >= 51  # of 60; 57 are expected, and fewer than 51 are about one in a thousand
 
 
-def test_of_a_picture_only_the_header_counts():
+def test_of_a_jpeg_only_the_header_counts():
     noise = np.random.default_rng(0).integers(0, 255, (200, 300, 3), dtype=np.uint8)
-    data = encode(PILImage.fromarray(noise), "PNG")
+    data = encode(PILImage.fromarray(noise), "JPEG")
 
     class OnePicture(EndlessReader):
         def read(self, span: Span) -> Iterator[Record]:
             parts = (Image(media=0), Text(role="assistant", text="a", trained=True))
-            media = (RawMedia(kind="image", data=data[: len(data) // 2], name="cut.png"),)
+            media = (RawMedia(kind="image", data=data[: len(data) // 2], name="cut.jpg"),)
             yield Record(file="f", row=0, sample=Sample(source="s", sample_id="0", parts=parts), media=media)
 
     found = sample_source(OnePicture(seed=0, asked=[], spans_count=1, per_span=1), len)

@@ -27,6 +27,7 @@ from pipelines.data.card_page import CARD_PAGE, write_clean_card, write_pack_car
 from pipelines.data.card_samples import sampled
 from pipelines.data.card_tables import PACK_REASONS
 from pipelines.data.quarantine import read_quarantine
+from pipelines.data.readers.reasons import REASONS
 from pipelines.data.sequences import documents_of
 from pipelines.data.store import CleanReader, PackReader
 from tests.support.data_prepared import HOSTILE, PACK, make_store, run_clean, write_photos
@@ -257,3 +258,9 @@ def test_every_reason_of_the_pack_stage_is_explained():
     named = set(re.findall(r'_reject\(number, row, "(\w+)"', source))
     assert named
     assert named <= PACK_REASONS.keys()
+
+
+def test_the_documents_table_of_reasons_is_the_codes():
+    document = (Path(__file__).resolve().parents[1] / "docs" / "data.md").read_text()
+    told = dict(re.findall(r"^\| `(\w+)` \| (?:clean|pack) \| (.+) \|$", document, re.MULTILINE))
+    assert told == REASONS | PACK_REASONS

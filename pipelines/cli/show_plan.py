@@ -58,7 +58,7 @@ def _basis(console: Console, found: Forecast, cluster: Cluster) -> None:
     console.print(
         f"Counted on: {NETWORK_SHARE:.0%} of the network's line rate (assumed), cores that all work, "
         f"sequences {PACKING_OVERHEAD:.1%} above the lower bound. Not counted: start-up, stragglers, "
-        "filters, samples over a budget.",
+        "filters, samples over a budget. So times are the least to expect.",
         style="dim",
     )
 

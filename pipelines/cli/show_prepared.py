@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -33,9 +34,9 @@ def show_prepared(
     for line in _left_out(card, found["clean"]):
         console.print(line)
     for name, folder in found["artifacts"].items():
-        console.print(f"{name}: {folder}", soft_wrap=True)
+        console.print(f"{name}: {_nearby(folder)}", soft_wrap=True)
     for page in found["cards"].values():
-        console.print(f"card: {page}", soft_wrap=True)
+        console.print(f"card: {_nearby(page)}", soft_wrap=True)
 
 
 def collect(stages: Sequence[PlannedStage]) -> dict[str, Any]:
@@ -116,3 +117,9 @@ def _counted(counts: Mapping[str, int]) -> str:
     listed = ", ".join(f"{name} {count:,}" for name, count in counts.items())
     total = sum(counts.values())
     return f"{total:,} ({listed})" if listed else "0"
+
+
+def _nearby(place: str) -> str:
+    """A local path relative to the working folder where it lies below it; anything else as it is."""
+    path = Path(place)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else place

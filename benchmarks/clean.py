@@ -193,7 +193,7 @@ class _Watched:
             try:
                 times, memory = process.cpu_times(), process.memory_info()
                 self._cpu[process.pid] = times.user + times.system
-                if process.name().startswith(("ray::Map", "ray::IDLE")):
+                if process.name().startswith(("ray::_clean", "ray::IDLE")):
                     self.peak = max(self.peak, memory.rss - memory.shared)
             except psutil.NoSuchProcess:
                 continue

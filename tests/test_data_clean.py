@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -322,6 +323,19 @@ def test_a_spent_budget_stops_at_once_and_what_was_found_stays_listed(tmp_path, 
     assert len(read_quarantine(tmp_path / "out" / "quarantine.parquet")) == 15
 
 
+def test_what_a_worker_that_died_left_behind_is_no_part_of_the_artifact(tmp_path, monkeypatch):
+    write_finevision(tmp_path / "corpus" / "train-0.parquet", [finevision_row()])
+    output = tmp_path / "out"
+
+    def dying(function: Callable[[Any], Any], work: Sequence[Any], *, workers: int) -> Iterator[Any]:
+        (output / ".train-00000.arrow.4711").write_bytes(b"half a shard")  # and Ray has another worker do it
+        return map(function, work)
+
+    monkeypatch.setattr(f"{__name__}.looped", dying)
+    stage(output, tmp_path / "corpus", monkeypatch)
+    assert set(contents(output)) == {"card.json", "quarantine.parquet", "train-00000.arrow"}
+
+
 def test_a_reader_that_gives_a_record_twice_and_another_not_at_all_is_noticed(tmp_path, monkeypatch):
     write_finevision(tmp_path / "train-0.parquet", [finevision_row() for _ in range(4)])
     reader = FineVisionReader(files=Files(str(tmp_path)), source="s")
@@ -426,9 +440,10 @@ class Attempt:
         while True:
             assert self.process.poll() is None, "the run ended before a worker could be killed"
             for process in own.children(recursive=True):
-                if process.name().startswith("ray::Map"):  # between two shards it is idle
-                    process.kill()
-                    return
+                with contextlib.suppress(psutil.NoSuchProcess):  # Ray starts and ends helpers all the time
+                    if process.name().startswith("ray::_clean_sha"):  # as Linux cuts the task's name
+                        process.kill()
+                        return
             time.sleep(0.01)
 
     def end(self) -> None:

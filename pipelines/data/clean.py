@@ -232,6 +232,7 @@ def _work_off(context: StageContext, reader: Reader, tasks: Sequence[ShardTask])
     finally:  # also where the budget is spent: what was it?
         tables = [_table_of(output, report.name) for report in reports if report.rejected.total]
         listed = merge_quarantines(output / QUARANTINE, tables)
+    remove_leftovers(output)  # of workers that died in this run, whose shards others have written since
     assert listed == rejected.total, "every rejected record is listed"
     assert done == total, "every record is written or quarantined"
     return reports

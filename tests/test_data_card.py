@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -235,6 +235,7 @@ def test_spaced_numbers_are_distinct_and_cover_the_whole(total, count):
 
 
 @given(st.integers(0, 10**8))
+@example(card_samples.ROWS + 1)
 def test_sampled_rows_are_distinct_bounded_and_in_runs(total):
     found = sampled(total)
     assert found == sorted(set(found))

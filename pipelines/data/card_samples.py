@@ -94,8 +94,8 @@ def sampled(total: int) -> list[int]:
     """Up to ``ROWS`` row numbers below ``total``, ascending: evenly spaced runs of ``RUN``."""
     if total <= ROWS:
         return list(range(total))
-    starts = spaced(total - RUN + 1, ROWS // RUN)
-    return [start + place for start in starts for place in range(RUN)]
+    runs = spaced(total // RUN, ROWS // RUN)
+    return [run * RUN + place for run in runs for place in range(RUN)]
 
 
 def _seen(looked: int, total: int) -> str:

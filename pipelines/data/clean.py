@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from casa_core.errors import ClusterError, ConfigError
 from casa_core.media import MAX_PIXELS
+from pipelines.data.card_page import write_clean_card
 from pipelines.data.clean_records import DEFAULT_LIMITS, SHRUNK, Limits, clean_record
 from pipelines.data.quarantine import QUARANTINE, Rejected, Tally, merge_quarantines, write_quarantine
 from pipelines.data.ray_map import ray_map
@@ -101,6 +102,7 @@ def run_stage(context: StageContext) -> dict[str, Any]:
     reports = _work_off(context, reader, tasks)
     card = _card(what, tasks, reports)
     write_json(context.output / CARD, card)
+    write_clean_card(context.output, {name: value for name, value in what.items() if name != "path"})
     remove_tree(context.output / _REPORTS)
     rows = {split: entry["rows"] for split, entry in card["splits"].items()}
     return {

@@ -43,7 +43,7 @@ class RayCluster(Section):
 class DataWorkers(Section):
     """Workers of the data stages and of batch evaluation."""
 
-    workers: Count = Field(default=2, description="Ray Data workers that read, clean, pack and evaluate.")
+    workers: Count = Field(default=2, description="Ray workers that read, clean, pack and evaluate.")
 
 
 class TrainWorkers(Section):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import asdict
 from typing import Any
 
-import pyarrow.parquet as pq
-
+from pipelines.data.quarantine import QUARANTINE, read_quarantine
 from pipelines.report.evidence import Run
 from pipelines.report.html import Html, tag
 from pipelines.report.sections.layout import fold, section, table
@@ -46,7 +46,7 @@ def quarantine(run: Run) -> Html:
 def _rows(run: Run) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for stage in run.stages.values():
-        path = stage.folder / "quarantine.parquet"
+        path = stage.folder / QUARANTINE
         if path.is_file():
-            rows += [{"stage": stage.name, **row} for row in pq.read_table(path).to_pylist()]
+            rows += [{"stage": stage.name, **asdict(entry)} for entry in read_quarantine(path)]
     return rows

@@ -86,6 +86,7 @@ def draw(count: int, mix: str, seed: int = 0) -> tuple[Ints, Ints]:
 
 def _tokens(family: Family, rng: np.random.Generator) -> Ints:
     assert family.width is not None
-    width = np.exp(rng.uniform(*np.log(family.width), PICTURES))
-    height = width * rng.uniform(*family.aspect, PICTURES)
+    narrow, wide = (float(np.log(side)) for side in family.width)
+    width = np.exp(rng.uniform(narrow, wide, PICTURES))
+    height = width * rng.uniform(family.aspect[0], family.aspect[1], PICTURES)
     return np.array([IMAGES.size(int(h), int(w)).tokens for h, w in zip(height, width, strict=True)])

@@ -35,7 +35,7 @@ from pipelines.data.packing import Budget, Packer, lower_bound
 BUDGET = Budget(2048, 20_480)
 WINDOW = 4096
 GOAL = 1.005
-Packed = Iterator[Sequence[int]]
+Packed = Iterator[Sequence[int] | Ints]
 
 
 def ours(text: Ints, image: Ints) -> Packed:

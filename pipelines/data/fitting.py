@@ -8,7 +8,8 @@ suit each other less and less. A sequence is filled in three steps:
 2. While there is room for several more, the oldest that keeps the two rooms in proportion follows.
 3. Room for about two is filled by the best pair. Samples lie in a table of small cells by their two sizes,
    and for each of the oldest ``FIRST`` the cells around what it would leave hold its partner: a million pairs
-   are considered in a few array operations.
+   are considered in a few array operations. While more than half of the tight budget is free, samples that
+   take as much have precedence: whatever else goes in shuts them out.
 
 Shape suffixes: N samples of the pool, F candidates to be the first of a pair, C the four cells looked into.
 """
@@ -51,6 +52,7 @@ class Fitting:
         gap = (1 - share) / _SOFT
         self._weight = max(_LEAST_WEIGHT, 1 / (1 + gap * gap))
         self._pair_room = _ROOM_FOR_PAIR * float(tight_N.mean()) if self.left else 0.0
+        self._half = tight // 2
         # One slot more than samples: the last is no sample, but what a sample without a partner pairs with.
         self._tight_N, self._loose_N = np.append(tight_N, 0), np.append(loose_N, 0)
         self._tight_list: list[int] = tight_N.tolist()
@@ -114,6 +116,10 @@ class Fitting:
         tight_F = np.append(tight_F[first_F], self._tight_room)
         loose_F = np.append(loose_F[first_F], self._loose_room)
         first_F = np.append(first_F + oldest, none)
+        if self._tight_room > self._half:  # what takes more than half a sequence can only come now
+            large_F = self._tight_N[first_F] > self._half
+            if large_F.any():
+                tight_F, loose_F, first_F = tight_F[large_F], loose_F[large_F], first_F[large_F]
         second_FC = self._cells.around(tight_F, loose_F - self._spare)
         tight_FC = tight_F[:, None] - self._tight_N[second_FC]
         loose_FC = loose_F[:, None] - self._loose_N[second_FC]

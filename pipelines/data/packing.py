@@ -203,16 +203,3 @@ def shuffled(count: int, seed: int) -> NDArray[np.int64]:
     for start in range(0, count, reach):
         order[start : start + reach] = rng.permutation(order[start : start + reach])
     return order.astype(np.int64)
-
-
-def interleave(sizes: list[int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Merges streams in proportion to their sizes, each in its own order.
-
-    Returns:
-        For each element of the merged stream, which stream it comes from and its number there.
-    """
-    stream = np.repeat(np.arange(len(sizes)), sizes)
-    number = np.concatenate([np.arange(size) for size in sizes] or [np.empty(0, np.int64)])
-    place = np.concatenate([(np.arange(size) + 0.5) / size for size in sizes] or [np.empty(0)])
-    order = np.lexsort((stream, place))
-    return stream[order].astype(np.int64), number[order].astype(np.int64)

@@ -60,6 +60,18 @@ class PackedBatch:
         """Spread these into the model's forward."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
+    def to(self, device: torch.device | str) -> PackedBatch:
+        """The same batch on a device; from pinned memory, the copy does not wait."""
+        images = self.images
+        if images is not None:
+            images = replace(images, patches_PE=images.patches_PE.to(device, non_blocking=True))
+        return replace(
+            self,
+            input_ids=self.input_ids.to(device, non_blocking=True),
+            images=images,
+            loss_mask=self.loss_mask.to(device, non_blocking=True),
+        )
+
     @property
     def text_tokens(self) -> int:
         """Text tokens in the batch."""

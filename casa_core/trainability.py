@@ -1,7 +1,8 @@
 """Which parameters a training stage trains, and how fast (paper, Table 10 and B.1).
 
 New parameters are trained at a base learning rate of 1e-4, existing ones at 1e-5 or not at all. The vision
-tower's merger, norms and patch embedding stay frozen: the paper trains the "4 last blocks".
+tower's merger, norms and patch embedding stay frozen: the paper trains the "4 last blocks". (A tower that
+starts from nothing is trained whole.)
 
 Our choice, where the paper says nothing: a frozen language model whose fusion layers borrow its projections
 (shared projections, or ∨) has nothing new to train. There the borrowed q, k, v and o are unfrozen at the
@@ -30,14 +31,14 @@ class TrainingStage:
 
     Attributes:
         language_model: Train the whole language model, embeddings and head included.
-        vision_blocks: Train so many of the vision tower's last blocks.
+        vision_blocks: Train so many of the vision tower's last blocks; ``"all"``: the whole tower.
         fusion: Train what the fusion added: its layers' own projections, norms and gates, or the Q-Former.
         new_learning_rate: Of what the fusion added.
         existing_learning_rate: Of the language model and the vision tower.
     """
 
     language_model: bool
-    vision_blocks: int
+    vision_blocks: int | Literal["all"]
     fusion: bool = True
     new_learning_rate: float = 1e-4
     existing_learning_rate: float = 1e-5
@@ -164,9 +165,12 @@ def _parts(
     elif stage.fusion and model.config.fusion_settings.borrows_projections:
         borrowed = [getattr(layer.self_attn, name) for layer in layers for name in PROJECTIONS]
         yield "borrowed projections", "existing", _parameters(borrowed)
-    blocks = last_blocks(model.vision_tower, stage.vision_blocks)
+    if stage.vision_blocks == "all":
+        name, parts = "vision tower", [model.vision_tower]
+    else:
+        name, parts = "vision tower's last blocks", last_blocks(model.vision_tower, stage.vision_blocks)
     if sees:
-        yield "vision tower's last blocks", "existing", _parameters(blocks)
+        yield name, "existing", _parameters(parts)
 
 
 def _parameters(modules: Iterable[nn.Module | None]) -> list[nn.Parameter]:

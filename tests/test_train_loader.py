@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from casa_core.backbones.tiny import tiny_config
-from casa_core.batch import PackedSequence, collate
+from casa_core.batch import PackedBatch, PackedSequence, collate
 from casa_core.errors import StoreError
 from casa_core.media import VideoFrames, decode_image
 from casa_core.model import CasaForConditionalGeneration
 from casa_core.processing import CasaProcessor
 from pipelines.data.store import CleanReader, PackReader
-from pipelines.train.loader import LoadedStep, SequenceReader, blank_picture, iterate_steps
+from pipelines.train.loader import LoadedStep, SequenceReader, Share, blank_picture, iterate_steps
 from pipelines.train.order import StepOrder
 from tests.support.core_artifacts import TrainingData, write_training_data
 
@@ -40,13 +40,19 @@ def steps(
 ) -> list[LoadedStep]:
     reader = reader_of(data)
     order = StepOrder(reader.pack.by_kind, ratio=(2, 1), sequences_per_step={"image": 3, "video": 2}, seed=5)
-    return list(iterate_steps(reader, order, start=start, stop=stop, rank=rank, world_size=of))
+    share = Share(rank=rank, world_size=of)
+    return list(iterate_steps(reader, order, start=start, stop=stop, share=share))
+
+
+def only(step: LoadedStep) -> PackedBatch:
+    (micro,) = step.batches
+    return micro.batch
 
 
 def same(one: LoadedStep, other: LoadedStep) -> bool:
     if (one.number, one.step) != (other.number, other.step):
         return False
-    mine, theirs = one.batch, other.batch
+    (mine, theirs) = (only(step) for step in (one, other))
     assert mine.images is not None
     assert theirs.images is not None
     return (
@@ -96,7 +102,8 @@ def test_two_workers_together_read_what_one_would(data: TrainingData):
     ):
         assert alone.step == first.step == second.step
         for count in ("text_tokens", "image_tokens", "trained_tokens"):
-            assert getattr(alone.batch, count) == getattr(first.batch, count) + getattr(second.batch, count)
+            parts = [getattr(only(step), count) for step in (first, second)]
+            assert getattr(only(alone), count) == sum(parts)
 
 
 def test_data_packed_under_other_image_settings_is_refused(data: TrainingData):

@@ -31,10 +31,9 @@ SPEC: dict[str, Any] = {
     "checkpoint_every": 3,
 }
 FACTORS = [0.5, 1, 1, 1, 1, 0.5]
-# ZeRO-3 on several workers needs them to enter the same modules equally often, which the tiny tower's
-# convolutions do only where all pictures have one size; these have three.
-RUNS = [(1, 0), (1, 2), (1, 3), (2, 0), (2, 2)]
-"""Workers and ZeRO stage."""
+RUNS = [(1, 0), (1, 2), (1, 3), (2, 0), (2, 2), (2, 3)]
+"""Workers and ZeRO stage. Pictures have three sizes: workers run the tiny tower's convolutions differently
+often."""
 RESUMED = [(1, 3), (2, 2)]
 
 
@@ -46,7 +45,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> TrainingData:
 @pytest.fixture(scope="module")
 def job(data: TrainingData) -> TrainJob:
     return TrainJob(
-        model={"fusion": {"kind": "cross_attention"}},
+        model={"backbone": "tiny", "fusion": {"kind": "cross_attention"}},
         train=SPEC,
         seed=1,
         images=True,
@@ -101,7 +100,7 @@ def plainly(job: TrainJob) -> Trained:
         seed=job.seed,
     )
     steps = [order[number].sequences for number in range(SPEC["steps"])]
-    return train_plainly(job, steps, [SPEC["learning_rate"] * factor for factor in FACTORS])
+    return train_plainly(job, steps, FACTORS)
 
 
 @pytest.fixture(scope="module")
@@ -137,8 +136,7 @@ def furthest(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> 
 def test_losses_and_weights_are_those_of_plain_training(plain: Trained, runs: Path, workers: int, stage: int):
     run = runs / f"{workers}-zero{stage}"
     assert recorded(run, "loss") == pytest.approx(plain.losses, rel=1e-5)
-    if stage:  # without ZeRO, DeepSpeed clips but tells no norm
-        assert recorded(run, "grad_norm") == pytest.approx(plain.grad_norms, rel=1e-5)
+    assert recorded(run, "grad_norm") == pytest.approx(plain.grad_norms, rel=1e-5)
     assert recorded(run, "learning_rate") == pytest.approx([1.5e-3 * factor for factor in FACTORS])
     assert furthest(weights(run), plain.weights) < 1e-5
 
@@ -173,7 +171,7 @@ def test_a_killed_run_goes_on_from_its_last_whole_checkpoint_to_the_same_end(
 def test_the_blind_baseline_trains_on_text_and_leaves_alone_what_sees(job: TrainJob, runs: Path):
     from casa_core.checkpoint import load_checkpoint
     from casa_core.processing import CasaProcessor
-    from pipelines.train.worker import build_model
+    from pipelines.train.build import build_model
 
     expected = plainly(replace(job, images=False))
     run = runs / "2-blind"
@@ -182,7 +180,7 @@ def test_the_blind_baseline_trains_on_text_and_leaves_alone_what_sees(job: Train
     model, processor = load_checkpoint(run / "model")
     assert model.config.images_withheld
     assert isinstance(processor, CasaProcessor)
-    before = dict(build_model(replace(job, images=False), processor).named_parameters())
+    before = dict(build_model(job.model, processor, seed=job.seed, images=False).named_parameters())
     for name, parameter in model.named_parameters():
         sees = name.startswith("vision_tower.") or ".fusion." in name
         assert torch.equal(parameter, before[name]) == sees, name

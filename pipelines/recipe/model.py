@@ -24,6 +24,7 @@ from pipelines.recipe.fields import Count, Index, ModelName, NonNegative, Positi
 from pipelines.recipe.pack import Pack
 from pipelines.recipe.where import Where
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
 LayerRange = Annotated[str, Field(pattern=r"^(first|first_and_last):[1-9][0-9]*$")]
 
 
@@ -108,6 +109,16 @@ class Model(Section):
     template: Literal["casa-1", "qwen-1"] = Field(default="casa-1", description="Versioned chat template.")
 
 
+class Trains(Section):
+    """Which parts of the model training changes (Table 10's column)."""
+
+    language_model: bool = Field(default=True, description="The language model, embeddings and head.")
+    vision_blocks: Literal["all"] | Index = Field(
+        default="all", description="So many of the vision tower's last blocks, or the whole tower."
+    )
+    fusion: bool = Field(default=True, description="What the fusion added.")
+
+
 class Train(Section):
     """Optimisation. The global batch is set here, so that it does not depend on the number of workers."""
 
@@ -119,12 +130,26 @@ class Train(Section):
     image_video_ratio: Annotated[list[Index], Field(min_length=2, max_length=2)] = Field(
         default=[1, 1], description="Steps on packed images to steps on video, for example [3, 1]."
     )
-    learning_rate: Positive = Field(description="Peak of AdamW's learning rate.")
+    trains: Trains = Field(default_factory=Trains, description="Which parts training changes.")
+    learning_rate: Positive = Field(
+        description="Peak of AdamW's learning rate; of new parameters only, where existing_learning_rate is "
+        "given."
+    )
+    existing_learning_rate: Positive | None = Field(
+        default=None, description="Peak for the language model and the vision tower, as 1e-5 in the paper."
+    )
     warmup_steps: Index = Field(
         default=0, description="Steps over which the learning rate rises to its peak."
     )
     decay_steps: Index = Field(default=0, description="Steps over which it falls to 0 at the end.")
-    weight_decay: NonNegative = Field(default=0.01, description="AdamW's weight decay.")
+    adam_betas: Annotated[list[Beta], Field(min_length=2, max_length=2)] = Field(
+        default=[0.9, 0.99],  # a second moment of 0.999 is not warm when a run of a thousand steps ends
+        description="How slowly AdamW's two moments change.",
+    )
+    weight_decay: NonNegative = Field(default=0.01, description="AdamW's weight decay; with 0 it is Adam.")
+    precision: Literal["fp32", "bf16"] = Field(
+        default="fp32", description="bf16 computes in bfloat16 beside float32 master weights."
+    )
     clip_grad_norm: Positive = Field(default=1.0, description="Largest norm of the gradient.")
     checkpoint_every: Count = Field(default=100, description="Steps between checkpoints.")
 
@@ -217,6 +242,11 @@ class Recipe(Section):
                     f"train.{name} = {batch} cannot be shared evenly by where.train.workers = {workers}; "
                     f"use a multiple of {workers}, or {_largest_divisor(batch, workers)} workers"
                 )
+        if self.train.precision == "bf16" and not self.where.train.zero_stage:
+            raise ValueError(
+                "train.precision = bf16 needs where.train.zero_stage 1, 2 or 3: without ZeRO there are no "
+                "float32 master weights, and small updates round to nothing; set zero_stage to 1 or more"
+            )
         has_video = any(source.has_video for source in self.data.sources.values())
         has_pictures = any(not source.has_video for source in self.data.sources.values())
         if (videos and not has_video) or (images and not has_pictures):

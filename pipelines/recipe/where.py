@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -56,6 +56,27 @@ class TrainWorkers(Section):
     zero_stage: Annotated[int, Field(ge=0, le=3)] = Field(
         default=2, description="DeepSpeed ZeRO stage, 0 to 3."
     )
+    sequences_per_forward: Count | None = Field(
+        default=None,
+        description="Packed sequences in one forward; a worker accumulates over the rest of its share. "
+        "Otherwise all at once.",
+    )
+    gradient_checkpointing: bool = Field(
+        default=False, description="Recompute activations in the backward pass: less memory, more time."
+    )
+    offload: Literal["none", "optimizer", "parameters"] = Field(
+        default="none", description="What lives in host memory: AdamW's state and update, or weights too."
+    )
+
+    @model_validator(mode="after")
+    def _offloads_what_is_sharded(self) -> Self:
+        needed = {"none": 0, "optimizer": 1, "parameters": 3}[self.offload]
+        if self.zero_stage < needed:
+            raise ValueError(
+                f"offload = {self.offload} needs zero_stage {needed} or more, and it is {self.zero_stage}: "
+                f"only what is sharded can live in host memory; set zero_stage to {needed}"
+            )
+        return self
 
 
 class ServeAddress(Section):

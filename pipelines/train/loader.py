@@ -6,13 +6,12 @@ Row schema in: ``pack/2`` rows (ids and references) and ``clean/2`` media. Out:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from casa_core.batch import PackedBatch, PackedSequence, collate
 from casa_core.engine.inputs import PreparedImage, prepare_image
@@ -22,6 +21,20 @@ from casa_core.processing import CasaProcessor
 from pipelines.data.store import CleanReader, PackReader
 from pipelines.storage import Folder
 from pipelines.train.order import Step, StepOrder, share_of
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """Where a document of a batch comes from.
+
+    Attributes:
+        source, sample_id: As in the clean artifact.
+        trained_tokens: Answer tokens it has in the batch.
+    """
+
+    source: str
+    sample_id: str
+    trained_tokens: int
 
 
 class SequenceReader:
@@ -45,6 +58,10 @@ class SequenceReader:
         self.shows_images = images
 
     def __getitem__(self, number: int) -> PackedSequence:
+        return self.read(number)[0]
+
+    def read(self, number: int) -> tuple[PackedSequence, tuple[Document, ...]]:
+        """A sequence, and where its documents come from."""
         row = self.pack[number]
         images = self._prepare(row["images"]) if self.shows_images else []
         sequence = PackedSequence(
@@ -56,7 +73,7 @@ class SequenceReader:
             image_grids=[image.grid for image in images],
             patches_PE=[image.patches_PE for image in images],
         )
-        return sequence if self.shows_images else sequence.without_images()
+        return sequence if self.shows_images else sequence.without_images(), _documents(row)
 
     def _prepare(self, references: list[dict[str, Any]]) -> list[PreparedImage]:
         """Decode each referenced picture once, and the frames of one video in one pass over it."""
@@ -90,6 +107,15 @@ class SequenceReader:
         return found
 
 
+def _documents(row: dict[str, Any]) -> tuple[Document, ...]:
+    starts = row["document_starts"]
+    ends = [*starts[1:], len(row["input_ids"])]
+    return tuple(
+        Document(document["source"], document["sample_id"], sum(row["loss_mask"][start:end]))
+        for document, start, end in zip(row["documents"], starts, ends, strict=True)
+    )
+
+
 def _media_key(reference: dict[str, Any]) -> tuple[str, int, int]:
     return reference["source"], reference["row"], reference["media"]
 
@@ -114,30 +140,61 @@ def blank_picture(processor: CasaProcessor) -> PackedSequence:
 
 
 @dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """What one forward reads.
+
+    Attributes:
+        batch: On the CPU.
+        documents: In the batch's order; a blank picture at its end is none.
+    """
+
+    batch: PackedBatch
+    documents: tuple[Document, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class LoadedStep:
     """A worker's part of one step.
 
     Attributes:
         number: The step, from 0.
         step: What all workers together train on in it.
-        batch: This worker's part of it.
+        batches: This worker's part of it, a forward each; every worker has equally many.
     """
 
     number: int
     step: Step
-    batch: PackedBatch
+    batches: tuple[MicroBatch, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """Which part of every step a worker takes.
+
+    Attributes:
+        rank, world_size: This worker, and how many there are.
+        sequences_per_forward: Packed sequences that one forward reads; ``None``: the whole share.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    sequences_per_forward: int | None = None
+
+    def of(self, sequences: Sequence[int]) -> list[tuple[int, ...]]:
+        """The sequences of each of this worker's forwards.
+
+        Every worker gets equally many forwards, since ZeRO's workers reduce together; the last ones may be
+        empty where the step does not divide evenly.
+        """
+        own = share_of(sequences, self.rank, self.world_size)
+        largest = -(-len(sequences) // self.world_size)
+        size = self.sequences_per_forward or max(largest, 1)
+        count = max(-(-largest // size), 1)
+        return [own[index * size : (index + 1) * size] for index in range(count)]
 
 
 def iterate_steps(
-    reader: SequenceReader,
-    order: StepOrder,
-    *,
-    start: int,
-    stop: int,
-    rank: int,
-    world_size: int,
-    device: torch.device | str = "cpu",
-    ahead: int = 2,
+    reader: SequenceReader, order: StepOrder, *, start: int, stop: int, share: Share, ahead: int = 2
 ) -> Iterator[LoadedStep]:
     """Steps ``start`` … ``stop − 1`` of one worker, ``ahead`` of them in preparation at any time.
 
@@ -146,10 +203,8 @@ def iterate_steps(
 
     def load(number: int) -> LoadedStep:
         step = order[number]
-        own = [reader[sequence] for sequence in share_of(step.sequences, rank, world_size)]
-        if reader.shows_images and not any(sequence.patches_PE for sequence in own):
-            own.append(blank_picture(reader.processor))
-        return LoadedStep(number, step, collate(own, device))
+        batches = tuple(_micro_batch(reader, numbers) for numbers in share.of(step.sequences))
+        return LoadedStep(number, step, batches)
 
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader") as pool:
         pending: list[Future[LoadedStep]] = []
@@ -158,3 +213,12 @@ def iterate_steps(
             while len(pending) <= ahead and (number := next(following, None)) is not None:
                 pending.append(pool.submit(load, number))
             yield pending.pop(0).result()
+
+
+def _micro_batch(reader: SequenceReader, numbers: Sequence[int]) -> MicroBatch:
+    read = [reader.read(number) for number in numbers]
+    own = [sequence for sequence, _ in read]
+    if not own or (reader.shows_images and not any(sequence.patches_PE for sequence in own)):
+        blank = blank_picture(reader.processor)
+        own.append(blank if reader.shows_images else blank.without_images())
+    return MicroBatch(collate(own), tuple(document for _, documents in read for document in documents))

@@ -14,7 +14,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from casa_core.errors import ConfigError
 from pipelines.dag.context import StageContext
 from pipelines.train import metrics
 from pipelines.train.worker import TrainJob, train
@@ -36,13 +35,6 @@ def run_stage(context: StageContext) -> dict[str, Any]:
 
 
 def _job(context: StageContext) -> TrainJob:
-    backbone = context.what["model"]["backbone"]
-    if backbone != "tiny":
-        raise ConfigError(
-            f"Backbone {backbone!r} cannot be trained yet.",
-            "Its data can be prepared; training starts from the weights of tiny models only.",
-            "Run the stages up to pack, or set model.backbone to tiny.",
-        )
     placement = context.where["train"]
     return TrainJob(
         model=context.what["model"],
@@ -53,6 +45,9 @@ def _job(context: StageContext) -> TrainJob:
         sources={role: str(folder) for role, folder in context.inputs.items() if role != "pack"},
         output=str(context.local_output),
         zero_stage=placement["zero_stage"],
+        offload=placement["offload"],
+        gradient_checkpointing=placement["gradient_checkpointing"],
+        sequences_per_forward=placement["sequences_per_forward"],
         threads=placement["cpus_per_worker"],
     )
 

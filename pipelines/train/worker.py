@@ -8,20 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from casa_core.backbones.tiny import tiny_config
 from casa_core.checkpoint import save_checkpoint
-from casa_core.fusion.config import fusion_config
 from casa_core.model import CasaForConditionalGeneration
 from casa_core.processing import CasaProcessor
+from casa_core.trainability import parameter_groups
 from pipelines.storage import local_copy, open_folder
 from pipelines.train import checkpoint, zero
-from pipelines.train.loader import LoadedStep, SequenceReader, iterate_steps
+from pipelines.train.build import build_model, training_stage
+from pipelines.train.loader import LoadedStep, SequenceReader, Share, iterate_steps
 from pipelines.train.metrics import MetricsLog, StepMetrics
 from pipelines.train.order import StepOrder
 from pipelines.train.schedule import learning_rate_factor
-from pipelines.train.step import train_step
+from pipelines.train.step import accumulate_gradients, update
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,8 +34,10 @@ class TrainJob:
         seed: Of initial weights and data order.
         images: ``False`` trains the blind baseline.
         pack, sources: Input artifacts.
+        start: A checkpoint folder to start from; else ``model`` says where weights come from.
         output: Folder all workers can write.
-        zero_stage, threads: How it runs; no part of the result.
+        zero_stage, offload, gradient_checkpointing, sequences_per_forward, threads: How it runs; no part of
+            the result.
     """
 
     model: dict[str, Any]
@@ -44,7 +47,11 @@ class TrainJob:
     pack: str
     sources: dict[str, str]
     output: str
+    start: str | None = None
     zero_stage: int
+    offload: zero.Offload = "none"
+    gradient_checkpointing: bool = False
+    sequences_per_forward: int | None = None
     threads: int
 
 
@@ -55,22 +62,14 @@ def train(job: TrainJob, *, rank: int, world_size: int) -> None:
     with local_copy(open_folder(job.pack) / "tokenizer") as folder:
         processor = CasaProcessor.from_pretrained(folder)
     assert isinstance(processor, CasaProcessor)
-    model = build_model(job, processor)
+    engine = build_engine(job, processor, world_size)
     spec, output = job.train, Path(job.output)
-    engine = zero.wrap(
-        model,
-        stage=job.zero_stage,
-        world_size=world_size,
-        learning_rate=spec["learning_rate"],
-        weight_decay=spec["weight_decay"],
-        clip_grad_norm=spec["clip_grad_norm"],
-    )
     root = output / "checkpoints"
     saved = checkpoint.newest(root)
     done = checkpoint.load(engine, saved, world_size=world_size) if saved else 0
     log = MetricsLog(output, steps_done=done) if rank == 0 else None
-    steps = _steps(job, processor, done, rank, world_size, engine.device)
-    for metrics in _run_steps(engine, steps, spec, world_size):
+    share = Share(rank=rank, world_size=world_size, sequences_per_forward=job.sequences_per_forward)
+    for metrics in run_steps(engine, _steps(job, processor, done, share), job, share):
         if log:
             log.write(metrics)
         if metrics.step % spec["checkpoint_every"] == 0 and metrics.step < spec["steps"]:
@@ -83,30 +82,30 @@ def train(job: TrainJob, *, rank: int, world_size: int) -> None:
             save_checkpoint(output / "model", module, processor, provenance={"steps": spec["steps"]})
 
 
-def build_model(job: TrainJob, processor: CasaProcessor) -> CasaForConditionalGeneration:
-    """The recipe's model, initialised from the seed; the same on every worker."""
-    torch.manual_seed(job.seed)
-    tokenizer = processor.tokenizer
-    config = tiny_config(
-        vocab_size=len(tokenizer),
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=processor.end_id,
-        fusion=fusion_config(job.model["fusion"]),
-        images_withheld=not job.images,
+def build_engine(job: TrainJob, processor: CasaProcessor, world_size: int) -> Any:
+    """The recipe's model, what it trains made trainable, under DeepSpeed."""
+    model = build_model(job.model, processor, seed=job.seed, images=job.images, start=job.start)
+    groups = parameter_groups(model, training_stage(job.train))
+    if job.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    return zero.wrap(model, groups, zero_settings(job, world_size))
+
+
+def zero_settings(job: TrainJob, world_size: int) -> zero.ZeroSettings:
+    """How the engine computes and what it shards, from the job."""
+    spec = job.train
+    return zero.ZeroSettings(
+        stage=job.zero_stage,
+        world_size=world_size,
+        precision=spec.get("precision", "fp32"),
+        offload=job.offload,
+        betas=tuple(spec.get("adam_betas", (0.9, 0.99))),
+        weight_decay=spec["weight_decay"],
+        clip_grad_norm=spec["clip_grad_norm"],
     )
-    model = CasaForConditionalGeneration(config)
-    model.initialize_fusion()
-    if not job.images:
-        # What no text token can reach gets no gradient; left trainable, weight decay alone would change it.
-        for part in (model.vision_tower, model.qformer, *(layer.fusion for layer in model.fused_layers())):
-            if part is not None:
-                part.requires_grad_(False)
-    return model.train()
 
 
-def _steps(
-    job: TrainJob, processor: CasaProcessor, start: int, rank: int, world_size: int, device: torch.device
-) -> Iterator[LoadedStep]:
+def _steps(job: TrainJob, processor: CasaProcessor, start: int, share: Share) -> Iterator[LoadedStep]:
     reader = SequenceReader(
         open_folder(job.pack),
         {name: open_folder(path) for name, path in job.sources.items()},
@@ -120,14 +119,10 @@ def _steps(
         sequences_per_step={"image": spec["sequences_per_step"], "video": spec["videos_per_step"]},
         seed=job.seed,
     )
-    return iterate_steps(
-        reader, order, start=start, stop=spec["steps"], rank=rank, world_size=world_size, device=device
-    )
+    return iterate_steps(reader, order, start=start, stop=spec["steps"], share=share)
 
 
-def _run_steps(
-    engine: Any, steps: Iterator[LoadedStep], spec: dict[str, Any], world_size: int
-) -> Iterator[StepMetrics]:
+def run_steps(engine: Any, steps: Iterator[LoadedStep], job: TrainJob, share: Share) -> Iterator[StepMetrics]:
     """Take every step, yielding what it did."""
     while True:
         began = time.perf_counter()
@@ -135,25 +130,31 @@ def _run_steps(
         if loaded is None:
             return
         waited = time.perf_counter() - began
-        factor = learning_rate_factor(
-            loaded.number,
-            steps=spec["steps"],
-            warmup_steps=spec["warmup_steps"],
-            decay_steps=spec["decay_steps"],
-        )
-        learning_rate = spec["learning_rate"] * factor
-        zero.set_learning_rate(engine, learning_rate)
-        totals = train_step(engine, loaded.batch, world_size)
-        norm = engine.get_global_grad_norm()
+        seed_step(job.seed, loaded.number, share.rank)
+        rates = zero.set_learning_rates(engine, schedule_factor(job.train, loaded.number))
+        totals = accumulate_gradients(engine, loaded.batches, share.world_size)
+        norm = update(engine)
         yield StepMetrics(
             step=loaded.number + 1,
             kind=loaded.step.kind,
             loss=totals.loss,
-            learning_rate=learning_rate,
-            grad_norm=None if norm is None else float(norm),
+            learning_rate=rates.get("new", next(iter(rates.values()))),
+            grad_norm=norm,
             text_tokens=totals.text_tokens,
             image_tokens=totals.image_tokens,
             trained_tokens=totals.trained_tokens,
             seconds=time.perf_counter() - began,
             loader_wait_s=waited,
         )
+
+
+def schedule_factor(train: dict[str, Any], step: int) -> float:
+    """The learning rate's factor at a step, from 0, by the recipe's ``train`` section."""
+    return learning_rate_factor(
+        step, steps=train["steps"], warmup_steps=train["warmup_steps"], decay_steps=train["decay_steps"]
+    )
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Random numbers of a step are a function of the run's seed: a resumed step draws what it had drawn."""
+    torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1))

@@ -13,8 +13,10 @@ from torch.nn.functional import cross_entropy
 from casa_core.batch import PackedSequence, collate
 from casa_core.model import CasaForConditionalGeneration
 from casa_core.processing import CasaProcessor
+from casa_core.trainability import parameter_groups
+from pipelines.train.build import build_model, training_stage
 from pipelines.train.loader import SequenceReader
-from pipelines.train.worker import TrainJob, build_model
+from pipelines.train.worker import TrainJob
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,18 +28,21 @@ class Trained:
     grad_norms: list[float]
 
 
-def train_plainly(job: TrainJob, steps: Sequence[Sequence[int]], learning_rates: Sequence[float]) -> Trained:
-    """Train on these packed sequences, step by step, each at its learning rate."""
+def train_plainly(job: TrainJob, steps: Sequence[Sequence[int]], factors: Sequence[float]) -> Trained:
+    """Train on these packed sequences, step by step, each at its factor on the peak learning rates."""
     processor = CasaProcessor.from_pretrained(Path(job.pack) / "tokenizer")
     assert isinstance(processor, CasaProcessor)
     sources = {name: Path(path) for name, path in job.sources.items()}
     reader = SequenceReader(Path(job.pack), sources, processor, images=job.images)
-    model = build_model(job, processor)
+    model = build_model(job.model, processor, seed=job.seed, images=job.images, start=job.start)
+    groups = parameter_groups(model, training_stage(job.train))
+    peaks = [group["lr"] for group in groups]
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trainable, betas=(0.9, 0.99), weight_decay=job.train["weight_decay"])
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=job.train["weight_decay"])
     losses, norms = [], []
-    for numbers, learning_rate in zip(steps, learning_rates, strict=True):
-        optimizer.param_groups[0]["lr"] = learning_rate
+    for numbers, factor in zip(steps, factors, strict=True):
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            group["lr"] = peak * factor
         loss, tokens = torch.zeros(()), 0
         for document in [document for number in numbers for document in _documents(reader[number])]:
             own, count = _loss_sum(model, document)

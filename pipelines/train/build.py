@@ -1,0 +1,206 @@
+"""The model that training starts from: from a seed, from published weights, or from an earlier checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from casa_core.backbones import published
+from casa_core.backbones.tiny import tiny_config
+from casa_core.checkpoint import load_checkpoint
+from casa_core.config import CasaConfig
+from casa_core.errors import ConfigError
+from casa_core.from_backbone import from_backbone
+from casa_core.fusion.config import FusionConfig, fusion_config
+from casa_core.model import CasaForConditionalGeneration
+from casa_core.processing import CasaProcessor
+from casa_core.trainability import TrainingStage
+
+Scale = Literal["full", "small"]
+
+
+def training_stage(train: Mapping[str, Any]) -> TrainingStage:
+    """What the recipe's ``train`` section changes, and how fast.
+
+    Args:
+        train: The section's values.
+    """
+    new = train["learning_rate"]
+    existing = train.get("existing_learning_rate")
+    return TrainingStage(
+        **(train.get("trains") or {"language_model": True, "vision_blocks": "all"}),
+        new_learning_rate=new,
+        existing_learning_rate=new if existing is None else existing,
+    )
+
+
+def model_config(
+    model: Mapping[str, Any],
+    *,
+    vocab_size: int,
+    pad_token_id: int,
+    eos_token_id: int,
+    images_withheld: bool = False,
+    scale: Scale = "full",
+) -> CasaConfig:
+    """The configuration of the recipe's model; of a published backbone, as published.
+
+    Args:
+        model: The recipe's section: ``backbone`` and ``fusion`` are read.
+        vocab_size: Tokens of the tokenizer; a published model's vocabulary may be larger, and grows if not.
+        pad_token_id, eos_token_id: Special ids.
+        images_withheld: For the blind baseline.
+        scale: ``small``: the same layers at a width that two CPU cores can train, and as few of them as have
+            every mechanism: two rounds of "every fourth layer", four trainable blocks below four frozen ones.
+    """
+    fusion = fusion_config(model["fusion"])
+    if model["backbone"] == "tiny":
+        return tiny_config(
+            vocab_size=vocab_size,
+            pad_token_id=pad_token_id,
+            eos_token_id=eos_token_id,
+            fusion=fusion,
+            images_withheld=images_withheld,
+        )
+    qwen = model["backbone"] == "qwen2_5_vl"
+    text: Any = published.qwen2_5_vl_3b_text() if qwen else published.helium1_2b_text()
+    tower: Any = published.qwen2_5_vl_3b_vision()
+    if scale == "small":
+        _shrink(text, tower)
+        text.vocab_size = vocab_size
+    text.vocab_size = max(text.vocab_size, vocab_size)
+    text.pad_token_id, text.eos_token_id, text.bos_token_id = pad_token_id, eos_token_id, None
+    return CasaConfig(text_config=text, vision_config=tower, fusion=fusion, images_withheld=images_withheld)
+
+
+def _shrink(text: Any, tower: Any) -> None:
+    text.hidden_size, text.intermediate_size, text.num_hidden_layers = 64, 128, 8
+    text.num_attention_heads, text.num_key_value_heads = 4, 2
+    text.head_dim = 16
+    if "mrope_section" in text.rope_parameters:
+        text.rope_parameters["mrope_section"] = [2, 3, 3]
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[: text.num_hidden_layers]
+    tower.hidden_size, tower.intermediate_size, tower.num_heads = 32, 64, 2
+    tower.depth, tower.fullatt_block_indexes = 8, [3, 7]
+    tower.out_hidden_size = text.hidden_size
+
+
+def build_model(
+    model: Mapping[str, Any],
+    processor: CasaProcessor,
+    *,
+    seed: int,
+    images: bool = True,
+    start: str | Path | None = None,
+) -> CasaForConditionalGeneration:
+    """The model before its first step, in training mode and float32; the same on every worker.
+
+    Args:
+        model: The recipe's section: ``backbone``, ``fusion``, and ``weights`` where they come from somewhere.
+        processor: Of the packed data.
+        seed: Of what starts at random.
+        images: ``False``: the blind baseline.
+        start: A checkpoint folder to go on from.
+
+    Raises:
+        ConfigError: If a backbone has no weights, or the checkpoint is of another model.
+    """
+    torch.manual_seed(seed)
+    weights = model.get("weights") or {}
+    fusion = fusion_config(model["fusion"])
+    if start is not None:
+        built = _from_checkpoint(Path(start), model["backbone"], fusion, processor)
+    elif weights.get("language_model"):
+        built, _ = from_backbone(
+            weights["language_model"],
+            vision=weights.get("vision_tower"),
+            fusion=fusion,
+            dtype=torch.float32,
+            revision=weights.get("revision"),
+            vision_revision=weights.get("vision_revision"),
+        )
+        _check_family(built, model["backbone"], weights["language_model"])
+    elif model["backbone"] == "tiny":
+        built = _from_nothing(model, processor)
+    else:
+        raise ConfigError(
+            f"model.backbone = {model['backbone']} has no weights to start from",
+            "a backbone of this size is not trained from nothing here",
+            "name them in model.weights: language_model (and vision_tower), checkpoint, or an earlier recipe",
+        )
+    grow_vocabulary(built, len(processor.tokenizer))
+    built.config.images_withheld = not images
+    return built.train()
+
+
+def _from_nothing(model: Mapping[str, Any], processor: CasaProcessor) -> CasaForConditionalGeneration:
+    config = model_config(
+        model,
+        vocab_size=len(processor.tokenizer),
+        pad_token_id=processor.tokenizer.pad_token_id,
+        eos_token_id=processor.end_id,
+    )
+    built = CasaForConditionalGeneration(config)
+    built.initialize_fusion()
+    return built
+
+
+def _from_checkpoint(
+    folder: Path, backbone: str, fusion: FusionConfig, processor: CasaProcessor
+) -> CasaForConditionalGeneration:
+    built, before = load_checkpoint(folder)
+    _check_family(built, backbone, str(folder))
+    theirs, ours = (
+        {name: value for name, value in dataclasses.asdict(settings).items() if name != "init"}
+        for settings in (built.config.fusion_settings, fusion)
+    )
+    if theirs != ours:
+        differing = next(name for name in ours if theirs[name] != ours[name])
+        raise ConfigError(
+            f"the checkpoint {folder} has another fusion than this recipe",
+            f"its {differing} is {theirs[differing]!r}, model.fusion.{differing} is {ours[differing]!r}",
+            "use the fusion that the checkpoint was trained with",
+        )
+    if before.tokenizer.get_vocab() != processor.tokenizer.get_vocab():
+        raise ConfigError(
+            f"the checkpoint {folder} has another tokenizer than the packed data",
+            f"of {len(before.tokenizer)} and {len(processor.tokenizer)} tokens",
+            f"set model.tokenizer.path to {folder}, so that the data is packed with its tokenizer",
+        )
+    return built.float()
+
+
+def _check_family(model: CasaForConditionalGeneration, backbone: str, source: str) -> None:
+    kind = model.config.text_config.model_type
+    tower = model.config.vision_config.model_type
+    found = {
+        ("helium", "casa_tiny_vision"): "tiny",
+        ("helium", "qwen2_5_vl_vision"): "helium",
+        ("qwen2_5_vl_text", "qwen2_5_vl_vision"): "qwen2_5_vl",
+    }.get((kind, tower))
+    if found != backbone:
+        raise ConfigError(
+            f"{source} is no {backbone} model",
+            f"its language model is of type {kind}, its vision tower of type {tower}",
+            f"set model.backbone to {found}" if found else "name weights of the recipe's backbone",
+        )
+
+
+def grow_vocabulary(model: CasaForConditionalGeneration, size: int) -> None:
+    """Make room for tokens that a published tokenizer did not have (the chat template's); each starts as the
+    average of all others. A vocabulary that is large enough is left as it is.
+    """
+    before = model.config.text_config.vocab_size
+    if size <= before:
+        return
+    model.resize_token_embeddings(size, mean_resizing=False)
+    model.config.text_config.vocab_size = size
+    with torch.no_grad():
+        for table in (model.get_input_embeddings().weight, model.get_output_embeddings().weight):
+            assert isinstance(table, torch.Tensor)
+            table[before:] = table[:before].mean(dim=0)

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from pipelines.recipe.fields import Count, Name, Positive, Section, Share
 from pipelines.recipe.filters import Filters
 
-RESERVED_SOURCES = frozenset({"train", "blind", "pack", "evaluate", "deploy", "report"})
+RESERVED_SOURCES = frozenset({"train", "blind", "pack", "evaluate", "deploy", "report", "start"})
 
 
 class EasyVqaCorpus(Section):

@@ -35,13 +35,7 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
             valid name.
     """
     path = _locate(name_or_path)
-    values = _parse(path.read_text(), f"recipe {path}")
-    if not isinstance(values, dict):
-        raise ConfigError(
-            f"The recipe {path} is not a mapping of settings.",
-            f"it holds {type(values).__name__}",
-            f"start from {RECIPES / 'quickstart.yaml'}",
-        )
+    values = _with_base(path, ())
     for override in overrides:
         _apply(values, override)
     try:
@@ -69,6 +63,42 @@ def _locate(name_or_path: str | Path) -> Path:
         f"recipes that come with the project: {', '.join(list_recipes())}",
         f"did you mean `{close[0]}`?" if close else "give one of these names, or the path of a YAML file",
     )
+
+
+def _with_base(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    """The recipe's settings, laid over those of the recipe that its ``base`` names."""
+    if path.resolve() in above:
+        raise ConfigError(
+            f"The recipe {path} is its own base.",
+            " → ".join(step.name for step in (*above, path.resolve())),
+            "remove `base` from one of them",
+        )
+    values = _parse(path.read_text(), f"recipe {path}")
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"The recipe {path} is not a mapping of settings.",
+            f"it holds {type(values).__name__}",
+            f"start from {RECIPES / 'quickstart.yaml'}",
+        )
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    beside = path.parent / str(base)
+    found = beside if beside.is_file() else _locate(str(base))
+    return _laid_over(_with_base(found, (*above, path.resolve())), values)
+
+
+def _laid_over(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """Sections merge, other values replace; ``null`` takes away what the base has."""
+    merged = dict(base)
+    for key, value in values.items():
+        if value is None:
+            merged.pop(key, None)
+        elif isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = _laid_over(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
 
 
 def _apply(values: dict[str, Any], override: str) -> None:

@@ -97,11 +97,43 @@ class Tokenizer(Section):
         return self
 
 
+class Weights(Section):
+    """What training starts from: published parts, a checkpoint, or the end of an earlier recipe."""
+
+    language_model: str | None = Field(
+        default=None, description="Published language model: a folder, or a repository on the hub."
+    )
+    revision: str | None = Field(default=None, description="Commit of that repository.")
+    vision_tower: str | None = Field(
+        default=None, description="Where the vision tower comes from; otherwise from the language model's."
+    )
+    vision_revision: str | None = Field(default=None, description="Commit of that repository.")
+    checkpoint: str | None = Field(
+        default=None, description="Folder of a fused model's checkpoint, as training exports it."
+    )
+    recipe: str | None = Field(
+        default=None, description="An earlier recipe, by name or path: its train stage runs first."
+    )
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        origins = ("language_model", "checkpoint", "recipe")
+        given = [name for name in origins if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"expected exactly one of {', '.join(origins)}, found {given or 'none'}")
+        if given != ["language_model"] and (self.revision or self.vision_tower or self.vision_revision):
+            raise ValueError(f"revision and vision_tower go with language_model, not with {given[0]}")
+        return self
+
+
 class Model(Section):
     """Backbone, fusion, tokenizer and chat template."""
 
     backbone: Literal["tiny", "helium", "qwen2_5_vl"] = Field(description="Language model and vision tower.")
     fusion: Fusion = Field(default_factory=Fusion, description="How images enter the language model.")
+    weights: Weights | None = Field(
+        default=None, description="What training starts from; `tiny` starts at random where not given."
+    )
     tokenizer: Tokenizer = Field(
         default_factory=lambda: Tokenizer(train_bpe=BpeTraining()),
         description="Where the tokenizer comes from.",
@@ -224,6 +256,16 @@ class Recipe(Section):
     deploy: Deploy = Field(description="The endpoint.")
     report: Report = Field(default_factory=Report, description="The report.")
     where: Where = Field(default_factory=Where, description="On what it runs; never part of a fingerprint.")
+
+    @model_validator(mode="after")
+    def _weights_are_of_the_backbone(self) -> Self:
+        weights = self.model.weights
+        if self.model.backbone == "tiny" and weights is not None and weights.language_model is not None:
+            raise ValueError(
+                "model.weights.language_model names published weights, and backbone tiny has none; set "
+                "model.backbone to helium or qwen2_5_vl, or start from a checkpoint"
+            )
+        return self
 
     @model_validator(mode="after")
     def _pictures_fit(self) -> Self:

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from casa_core.errors import ConfigError
 from pipelines.dag.plan import StageSpec
 from pipelines.dag.raw_inputs import identify
 from pipelines.recipe.data import Source
@@ -15,6 +16,8 @@ from pipelines.recipe.model import Recipe
 from pipelines.recipe.pack_settings import pack_settings
 
 DEFAULT_VIDEO_FPS = 2.0
+START = "train of the earlier recipe"
+"""Stands for the train stage of ``model.weights.recipe`` until that recipe's stages are there."""
 
 
 def build_stages(recipe: Recipe) -> list[StageSpec]:
@@ -25,23 +28,88 @@ def build_stages(recipe: Recipe) -> list[StageSpec]:
     """
     where = _json(recipe.where)
     where["store"] = str(store_folder(recipe))
-    stages: list[StageSpec] = []
-    for name, source in recipe.data.sources.items():
-        stages += _source_stages(recipe, name, source, where)
+    stages = _up_to_training(recipe, where)
     clean = {name: f"clean-{name}" for name in recipe.data.sources}
-    stages.append(_pack(recipe, clean, where))
-    stages.append(_train(recipe, clean, where, images=True))
     examined = {"train": "train", **clean}
     if "blind" in recipe.evaluate.baselines:
-        stages.append(_train(recipe, clean, where, images=False))
+        blind = replace(stages[-1], name="train-blind", what={**stages[-1].what, "images": False})
+        stages.append(blind)
         examined["blind"] = "train-blind"
     evaluate = {"evaluate": _json(recipe.evaluate), "sources": list(clean)}
     stages.append(_stage("evaluate", evaluate, examined, "pipelines.evaluate.run", where))
     report = {"report": _json(recipe.report), "model_name": recipe.deploy.model_name}
     everything = {stage.name: stage.name for stage in stages}
+    stages = _with_earlier(recipe, stages)
     stages.append(_deploy(recipe, clean, where))
     stages.append(_stage("report", report, everything, "pipelines.report.run", where))
     return stages
+
+
+def _up_to_training(recipe: Recipe, where: dict[str, Any]) -> list[StageSpec]:
+    """The stages that train the recipe's model, the last of them ``train``; without an earlier recipe's."""
+    stages: list[StageSpec] = []
+    for name, source in recipe.data.sources.items():
+        stages += _source_stages(recipe, name, source, where)
+    clean = {name: f"clean-{name}" for name in recipe.data.sources}
+    return [*stages, _pack(recipe, clean, where), _train(recipe, clean, where)]
+
+
+def _with_earlier(recipe: Recipe, stages: list[StageSpec], above: tuple[str, ...] = ()) -> list[StageSpec]:
+    """``stages``, preceded by those of the recipe that training starts from.
+
+    A stage that both have, such as cleaning the same source, is one; another of the same name gets the
+    earlier recipe's name behind its own.
+
+    Raises:
+        ConfigError: If recipes start from each other.
+    """
+    weights = recipe.model.weights
+    if weights is None or weights.recipe is None:
+        return stages
+    from pipelines.recipe.load import load_recipe
+
+    earlier = load_recipe(weights.recipe).model_copy(update={"where": recipe.where})
+    path = (*above, recipe.name)
+    if earlier.name in path:
+        raise ConfigError(
+            f"The recipe {earlier.name} starts from itself.",
+            " ← ".join((*path, earlier.name)),
+            "correct model.weights.recipe in one of them",
+        )
+    _check_same_model(recipe, earlier)
+    first = _with_earlier(earlier, _up_to_training(earlier, stages[0].where), path)
+    taken = {stage.name: stage for stage in stages}
+    names: dict[str, str] = {}
+    added: list[StageSpec] = []
+    for stage in first:
+        inputs = {role: names.get(name, name) for role, name in stage.inputs.items()}
+        renamed = replace(stage, inputs=inputs)
+        same = taken.get(stage.name)
+        names[stage.name] = stage.name
+        if same is None or replace(renamed, where=same.where) != same:
+            if same is not None:
+                names[stage.name] = f"{stage.name}-{earlier.name}"
+            added.append(replace(renamed, name=names[stage.name]))
+    start = {START: names["train"]}
+    later = [
+        replace(stage, inputs={role: start.get(name, name) for role, name in stage.inputs.items()})
+        for stage in stages
+    ]
+    return [*added, *later]
+
+
+def _check_same_model(recipe: Recipe, earlier: Recipe) -> None:
+    theirs, ours = (
+        {"backbone": one.model.backbone, **one.model.fusion.model_dump(exclude={"init"})}
+        for one in (earlier, recipe)
+    )
+    for name, value in ours.items():
+        if theirs[name] != value:
+            raise ConfigError(
+                f"The recipe {recipe.name} cannot go on from {earlier.name}.",
+                f"Its {name} is {value!r}, there it is {theirs[name]!r}.",
+                "Set model to that of the earlier recipe.",
+            )
 
 
 def store_folder(recipe: Recipe) -> Path:
@@ -83,16 +151,42 @@ def _pack(recipe: Recipe, clean: dict[str, str], where: dict[str, Any]) -> Stage
     return _stage("pack", what, clean, "pipelines.data.pack", where, location=location)
 
 
-def _train(recipe: Recipe, clean: dict[str, str], where: dict[str, Any], *, images: bool) -> StageSpec:
+def _train(recipe: Recipe, clean: dict[str, str], where: dict[str, Any]) -> StageSpec:
+    weights, location = _weights(recipe)
     what = {
         # Tokenizer and template come with the pack artifact.
-        "model": recipe.model.model_dump(mode="json", exclude={"tokenizer", "template"}),
+        "model": recipe.model.model_dump(mode="json", exclude={"tokenizer", "template", "weights"}),
+        "weights": weights,
         "train": _json(recipe.train),
         "seed": recipe.seed,
-        "images": images,
+        "images": True,
     }
     inputs = {"pack": "pack", **clean}
-    return _stage("train", what, inputs, "pipelines.train.run", where, suffix="" if images else "blind")
+    if recipe.model.weights is not None and recipe.model.weights.recipe is not None:
+        inputs["start"] = START
+    return _stage("train", what, inputs, "pipelines.train.run", where, location=location)
+
+
+def _weights(recipe: Recipe) -> tuple[dict[str, Any], dict[str, str]]:
+    """What identifies the weights training starts from, and where local ones lie. Those of an earlier
+    recipe are an input of the stage."""
+    weights = recipe.model.weights
+    if weights is None or weights.recipe is not None:
+        return {}, {}
+    what, location = weights.model_dump(mode="json", exclude_none=True), {}
+    for name in ("language_model", "vision_tower", "checkpoint"):
+        given = getattr(weights, name)
+        folder = Path(given or "").expanduser().absolute()
+        if given and folder.is_dir():
+            what[name] = identify(folder, cache=store_folder(recipe) / "session" / "raw_hashes.json")
+            location[name] = str(folder)
+        elif given and (name == "checkpoint" or given.startswith(("/", ".", "~")) or given.count("/") > 1):
+            raise ConfigError(
+                f"There are no weights at {given!r}.",
+                f"{folder} is no folder, and a repository on the hub is called owner/name.",
+                f"Correct model.weights.{name}.",
+            )
+    return what, location
 
 
 def _deploy(recipe: Recipe, clean: dict[str, str], where: dict[str, Any]) -> StageSpec:

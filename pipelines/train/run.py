@@ -36,13 +36,18 @@ def run_stage(context: StageContext) -> dict[str, Any]:
 
 def _job(context: StageContext) -> TrainJob:
     placement = context.where["train"]
+    inputs = {role: str(folder) for role, folder in context.inputs.items()}
+    # Weights that lie in a folder here count by content; where that folder is stands beside.
+    weights = {name: context.what.get(name, value) for name, value in context.what["weights"].items()}
+    earlier = inputs.pop("start", None)
     return TrainJob(
-        model=context.what["model"],
+        model={**context.what["model"], "weights": weights},
         train=context.what["train"],
         seed=context.what["seed"],
         images=context.what["images"],
-        pack=str(context.inputs["pack"]),
-        sources={role: str(folder) for role, folder in context.inputs.items() if role != "pack"},
+        pack=inputs.pop("pack"),
+        sources=inputs,
+        start=weights.get("checkpoint") if earlier is None else str(Path(earlier) / "model"),
         output=str(context.local_output),
         zero_stage=placement["zero_stage"],
         offload=placement["offload"],

@@ -1,15 +1,15 @@
 """Special tokens of the chat templates, and the tokenizer of models trained from scratch: byte-level BPE.
 
-A model built on a released backbone takes that backbone's tokenizer; for ``qwen-1`` it has the special tokens
-named here already.
+A model built on a released backbone takes that backbone's tokenizer. Qwen's has ``qwen-1``'s special tokens
+already; a text-only backbone's, such as Helium's, is given ``casa-1``'s.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from casa_core.errors import ConfigError
 
@@ -91,3 +91,22 @@ def build_tokenizer(
         model_input_names=["input_ids"],
         clean_up_tokenization_spaces=False,
     )
+
+
+def add_missing_special_tokens(tokenizer: PreTrainedTokenizerBase, template: str) -> int:
+    """Give a text-only backbone's tokenizer the special tokens of ``casa-1``, after all of its own.
+
+    Returns:
+        How many it lacked; 0 for other templates, whose backbones bring their own.
+    """
+    if template != "casa-1":
+        return 0
+    vocabulary = tokenizer.get_vocab()
+    missing = [token for token in SPECIAL_TOKENS if token not in vocabulary]
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = PAD
+    elif PAD in missing:
+        missing.remove(PAD)  # nothing but padding is made of it
+    new = [AddedToken(token, special=True, normalized=False) for token in missing]
+    tokenizer.add_tokens(new, special_tokens=True)
+    return len(missing)

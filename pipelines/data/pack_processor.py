@@ -104,10 +104,11 @@ def make_tokenizer(how: dict[str, Any], texts: Iterable[str], template: str, fol
     Raises:
         ConfigError: Where no tokenizer is named, or the one named cannot be loaded.
     """
-    from casa_core.tokenizer import build_tokenizer
+    from casa_core.tokenizer import add_missing_special_tokens, build_tokenizer
 
     if how.get("path"):
         tokenizer = _load_tokenizer(how["path"], how.get("revision"))
+        add_missing_special_tokens(tokenizer, template)
     elif how.get("train_bpe"):
         tokenizer = build_tokenizer(texts, how["train_bpe"]["vocab_size"], template)
     else:

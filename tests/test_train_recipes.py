@@ -1,4 +1,4 @@
-"""What each published recipe trains, how fast, and when: Table 10 and B.1, on the same layers at small width."""
+"""What each published recipe trains, how fast, and when: Table 10 and B.1, on small models of its layers."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ TABLE_10 = {
     "ca-qwen-shared": {rf"language_model\.layers\.\d\.{ATTENTION}": 1e-5, LAST_BLOCKS: 1e-5},
     "casa-qwen-replace": {rf"language_model\.layers\.[37]\.{ATTENTION}": 1e-5, LAST_BLOCKS: 1e-5},
 }
-"""Recipe → which tensors train (the first pattern that matches counts), at which rate; all others are frozen."""
+"""Recipe → which tensors train (the first matching pattern counts), and at which rate; others are frozen."""
 BUDGETS = {
     "helium1-qformer64-livecc": (3072, 30720, 448, 20_000, [0, 1]),
     "casa-qwen-video": (3072, 46080, 896, 15_000, [3, 1]),
@@ -122,7 +122,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("GLOO_SOCKET_IFNAME", "lo")
         environment.setenv("OMP_NUM_THREADS", "1")
-        mp.start_processes(take_three_steps, args=(str(folder),), nprocs=1, start_method="spawn")
+        mp.spawn(take_three_steps, args=(str(folder),), nprocs=1)
     return {name: torch.load(folder / f"{name}.pt") for name in TABLE_10}
 
 

@@ -35,6 +35,13 @@ RUNS = [(1, 0), (1, 2), (1, 3), (2, 0), (2, 2), (2, 3)]
 """Workers and ZeRO stage. Pictures have three sizes: workers run the tiny tower's convolutions differently
 often."""
 RESUMED = [(1, 3), (2, 2)]
+SETTINGS: dict[str, dict[str, Any]] = {
+    "one sequence a forward": {"sequences_per_forward": 1},
+    "gradient checkpointing": {"gradient_checkpointing": True},
+    "optimizer in host memory": {"offload": "optimizer"},
+    "parameters in host memory": {"offload": "parameters", "zero_stage": 3},
+}
+"""How two workers may run; none of it changes what is computed."""
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +88,9 @@ def runs(job: TrainJob, tmp_path_factory: pytest.TempPathFactory) -> Path:
             work.append(Assignment(resumed, str(root / f"{again}-zero{stage}")))
             if workers == 2:
                 work.append(Assignment(at("2-blind", images=False)))
+                work += [Assignment(at(name, **changes)) for name, changes in SETTINGS.items()]
+                half = {**SPEC, "precision": "bf16"}
+                work += [Assignment(at(f"bf16-zero{n}", train=half, zero_stage=n)) for n in (1, 2, 3)]
             groups.append(start_workers(workers, work))
     try:
         for group in groups:
@@ -139,6 +149,21 @@ def test_losses_and_weights_are_those_of_plain_training(plain: Trained, runs: Pa
     assert recorded(run, "grad_norm") == pytest.approx(plain.grad_norms, rel=1e-5)
     assert recorded(run, "learning_rate") == pytest.approx([1.5e-3 * factor for factor in FACTORS])
     assert furthest(weights(run), plain.weights) < 1e-5
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_settings_of_where_do_not_change_what_is_trained(plain: Trained, runs: Path, name: str):
+    assert recorded(runs / name, "loss") == pytest.approx(plain.losses, rel=1e-5)
+    assert recorded(runs / name, "grad_norm") == pytest.approx(plain.grad_norms, rel=1e-5)
+    assert furthest(weights(runs / name), plain.weights) < 1e-5
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_bf16_computes_in_half_precision_and_learns_as_much(plain: Trained, runs: Path, stage: int):
+    losses = recorded(runs / f"bf16-zero{stage}", "loss")
+    assert losses == pytest.approx(plain.losses, rel=0.02)
+    assert losses != pytest.approx(plain.losses, rel=1e-5)
+    assert {tensor.dtype for tensor in weights(runs / f"bf16-zero{stage}").values()} == {torch.bfloat16}
 
 
 def test_the_plain_training_learns_and_is_clipped(plain: Trained):

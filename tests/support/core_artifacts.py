@@ -32,11 +32,14 @@ class TrainingData:
     sources: dict[str, Path]
 
 
-def write_training_data(root: Path, *, questions: int = 18, clips: int = 4) -> TrainingData:
-    """Questions in packs of one, two and three; clips one a sequence."""
+def write_training_data(
+    root: Path, *, questions: int = 18, clips: int = 4, text_only: int = 0
+) -> TrainingData:
+    """Questions in packs of one, two and three, the last ``text_only`` without a picture; clips one a
+    sequence."""
     rng = np.random.default_rng(0)
     processor = CasaProcessor(build_tokenizer([" ".join(WORDS)] * 3, 300), max_side=48)
-    asked = [_question(number, rng) for number in range(questions)]
+    asked = [_question(number, rng, seen=number < questions - text_only) for number in range(questions)]
     video = counting_video(root / "clip.mp4")
     told = [_clip(number, rng, video) for number in range(clips)]
     sources = {"vqa": root / "vqa", "live": root / "live"}
@@ -58,15 +61,15 @@ def _words(rng: np.random.Generator, most: int) -> str:
     return " ".join(rng.choice(WORDS, rng.integers(1, most + 1)))
 
 
-def _question(number: int, rng: np.random.Generator) -> tuple[Sample, list[Media]]:
+def _question(number: int, rng: np.random.Generator, *, seen: bool) -> tuple[Sample, list[Media]]:
     height, width = PICTURES[number % len(PICTURES)]
     parts: tuple[Part, ...] = (
-        Image(),
+        *((Image(),) if seen else ()),
         Text(role="user", text=_words(rng, 6)),
         Text(role="assistant", text=_words(rng, 4), trained=True),
     )
     sample = Sample(source="vqa", sample_id=f"q{number}", parts=parts)
-    return sample, [_media("image", png(number, height, width), height, width)]
+    return sample, [_media("image", png(number, height, width), height, width)] if seen else []
 
 
 def _clip(number: int, rng: np.random.Generator, video: bytes) -> tuple[Sample, list[Media]]:
@@ -84,7 +87,7 @@ def _media(kind: Any, data: bytes, height: int, width: int) -> Media:
 
 def _encoded(processor: CasaProcessor, row: int, sample: Sample, media: list[Media]) -> dict[str, Any]:
     images = sum(isinstance(part, Image) for part in sample.parts)
-    sizes: list[ImageSize] = [processor.image_size(media[0].height, media[0].width)] * images
+    sizes: list[ImageSize] = [processor.image_size(media[0].height, media[0].width)] * images if media else []
     return encoded_row(row, sample, processor.encode(sample, sizes))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,8 +29,13 @@ class Trained:
     grad_norms: list[float]
 
 
-def train_plainly(job: TrainJob, steps: Sequence[Sequence[int]], factors: Sequence[float]) -> Trained:
-    """Train on these packed sequences, step by step, each at its factor on the peak learning rates."""
+def train_plainly(
+    job: TrainJob, steps: Sequence[Sequence[int]], factors: Sequence[float], *, shuffled: int | None = None
+) -> Trained:
+    """Train on these packed sequences, step by step, each at its factor on the peak learning rates.
+
+    ``shuffled``: sum each step's documents in an order of this seed; only rounding can differ.
+    """
     processor = CasaProcessor.from_pretrained(Path(job.pack) / "tokenizer")
     assert isinstance(processor, CasaProcessor)
     sources = {name: Path(path) for name, path in job.sources.items()}
@@ -44,7 +50,10 @@ def train_plainly(job: TrainJob, steps: Sequence[Sequence[int]], factors: Sequen
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = peak * factor
         loss, tokens = torch.zeros(()), 0
-        for document in [document for number in numbers for document in _documents(reader[number])]:
+        documents = [document for number in numbers for document in _documents(reader[number])]
+        if shuffled is not None:
+            random.Random(shuffled).shuffle(documents)
+        for document in documents:
             own, count = _loss_sum(model, document)
             loss, tokens = loss + own, tokens + count
         loss = loss / tokens

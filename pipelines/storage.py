@@ -92,8 +92,11 @@ def data_store(where: Mapping[str, Any]) -> Folder | None:
         where: The recipe's ``where`` section: ``data_store`` and, for a server of one's own, ``s3``.
     """
     text = where.get("data_store")
-    if not text:
-        return None
+    return located(text, where) if text else None
+
+
+def located(text: str, where: Mapping[str, Any]) -> Folder:
+    """A folder that a recipe names; on S3, reached as its ``where.s3`` says."""
     if text.startswith("s3://") and "?" not in text:
         server = where.get("s3") or {}
         given = {"endpoint_override": server.get("endpoint"), "region": server.get("region")}

@@ -279,7 +279,7 @@ class Recipe(Section):
         images, videos = self.train.image_video_ratio
         for name, steps in (("sequences_per_step", images), ("videos_per_step", videos)):
             batch = getattr(self.train, name)
-            if steps and batch % workers:
+            if isinstance(workers, int) and steps and batch % workers:
                 raise ValueError(
                     f"train.{name} = {batch} cannot be shared evenly by where.train.workers = {workers}; "
                     f"use a multiple of {workers}, or {_largest_divisor(batch, workers)} workers"

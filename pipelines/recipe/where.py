@@ -49,8 +49,10 @@ class DataWorkers(Section):
 class TrainWorkers(Section):
     """Workers of training."""
 
-    workers: Count = Field(
-        default=2, description="Training processes; each takes its share of the global batch."
+    workers: Count | Annotated[list[Count], Field(min_length=2, max_length=2)] = Field(
+        default=2,
+        description="Training processes; each takes its share of the global batch. [2, 8]: starts with what "
+        "the cluster has of them, and takes in and loses nodes.",
     )
     cpus_per_worker: Count = Field(default=1, description="CPUs Ray reserves for each training process.")
     zero_stage: Annotated[int, Field(ge=0, le=3)] = Field(
@@ -67,6 +69,32 @@ class TrainWorkers(Section):
     offload: Literal["none", "optimizer", "parameters"] = Field(
         default="none", description="What lives in host memory: AdamW's state and update, or weights too."
     )
+
+    checkpoints: str | None = Field(
+        default=None,
+        description="Where checkpoints go instead of `store`: a folder that every node sees, or "
+        "`s3://bucket/prefix`.",
+    )
+    keep: Count = Field(default=2, description="Newest checkpoints that are kept.")
+    keep_best: Index = Field(
+        default=1, description="Checkpoints of the lowest held-out loss that are kept besides."
+    )
+    max_failures: Index = Field(
+        default=3, description="How often lost workers and nodes are replaced before the stage fails."
+    )
+
+    @property
+    def fewest(self) -> int:
+        """Workers it takes to start."""
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if isinstance(self.workers, list) and self.workers[0] > self.workers[1]:
+            raise ValueError(f"workers = {self.workers} begins with more than it ends with; turn it round")
+        if self.checkpoints is not None:
+            open_folder(self.checkpoints)
+        return self
 
     @model_validator(mode="after")
     def _offloads_what_is_sharded(self) -> Self:
@@ -147,7 +175,7 @@ class Where(Section):
 
     @model_validator(mode="after")
     def _workers_fit(self) -> Self:
-        needed = self.train.workers * self.train.cpus_per_worker
+        needed = self.train.fewest * self.train.cpus_per_worker
         if self.ray.is_local and needed > self.ray.num_cpus:
             raise ValueError(
                 f"train.workers times train.cpus_per_worker = {needed} is more than "

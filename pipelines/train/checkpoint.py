@@ -1,91 +1,269 @@
-"""Training checkpoints: all workers' shards under one folder, whole or not there.
+"""Training checkpoints: what any number of workers, under any ZeRO stage, can go on from.
 
-``checkpoints/step-00000100/`` holds DeepSpeed's shards and, written last by the first worker after everyone
-has finished, ``complete.json``. A folder without it does not exist for anyone.
+``step-00000100/`` holds a safetensors file of every worker, with its parts of weights and moments in float32
+(:mod:`pipelines.train.fragments`), and, written last, ``complete.json``: what the files are, by size and
+digest. A folder without it does not exist for anyone. What training leaves alone is written once a run, as is
+``model/``: configuration and processor. Random numbers and the loader's position follow from the seed and the
+step, so that the number of steps done is all there is to know of them.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+import threading
+import time
+import uuid
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 
-from casa_core.errors import StoreError
+from casa_core.errors import CasaError, StoreError
+from casa_core.processing import CasaProcessor
+from pipelines.storage import Folder, local_output, remove_tree, write_whole
+from pipelines.train import fragments
+from pipelines.train.tensor_file import write_tensors
 
 COMPLETE = "complete.json"
-KEEP = 2
+FORMAT = "casa-training/1"
+MODEL = "model"
+FROZEN = "frozen.safetensors"
+FROZEN_DIGEST = "frozen.json"
+POLL_SECONDS = 0.05
+OTHERS_TIMEOUT_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
 class SavedStep:
-    """A whole checkpoint: its folder, the steps done, and the number of workers that wrote it."""
+    """A whole checkpoint.
 
-    folder: Path
-    steps_done: int
-    world_size: int
-
-
-def newest(root: Path) -> SavedStep | None:
-    """The last whole checkpoint under ``root``."""
-    found = [
-        SavedStep(marker.parent, marks["steps_done"], marks["world_size"])
-        for marker in root.glob(f"step-*/{COMPLETE}")
-        for marks in [json.loads(marker.read_text())]
-    ]
-    return max(found, key=lambda saved: saved.steps_done, default=None)
-
-
-def save(engine: Any, root: Path, *, steps_done: int, rank: int, world_size: int) -> None:
-    """Write a checkpoint; every worker calls it. Older ones beyond ``KEEP`` are removed once this one is
-    whole."""
-    folder = root / f"step-{steps_done:08d}"
-    if rank == 0:
-        shutil.rmtree(folder, ignore_errors=True)  # what a killed attempt left
-        folder.mkdir(parents=True)
-    _wait(world_size)
-    engine.save_checkpoint(
-        str(folder), tag="state", client_state={"rng": torch.get_rng_state()}, save_latest=False
-    )
-    _wait(world_size)
-    if rank == 0:
-        partial = folder / f"{COMPLETE}.partial"
-        partial.write_text(json.dumps({"steps_done": steps_done, "world_size": world_size}))
-        partial.replace(folder / COMPLETE)
-        for old in sorted(root.glob("step-*"))[:-KEEP]:
-            (old / COMPLETE).unlink(missing_ok=True)  # first: a half-removed folder must not look whole
-            shutil.rmtree(old)
-    _wait(world_size)
-
-
-def load(engine: Any, saved: SavedStep, *, world_size: int) -> int:
-    """Restore model, optimizer and RNG; returns the steps already done.
-
-    Raises:
-        StoreError: If another number of workers wrote it.
+    Attributes:
+        folder: Where it lies.
+        marks: Its ``complete.json``.
     """
-    if saved.world_size != world_size:
-        raise StoreError(
-            f"the checkpoint at step {saved.steps_done} was written by {saved.world_size} workers",
-            f"this run has {world_size}, and optimizer shards belong to a number of workers",
-            f"finish with where.train.workers={saved.world_size}, or remove {saved.folder.parent} "
-            "to start again",
-        )
-    path, client_state = engine.load_checkpoint(str(saved.folder), tag="state")
-    if path is None:
-        raise StoreError(
-            f"{saved.folder} cannot be loaded",
-            "DeepSpeed found no state in it",
-            "remove the folder and run again",
-        )
-    torch.set_rng_state(client_state["rng"])
-    return saved.steps_done
+
+    folder: Folder
+    marks: dict[str, Any]
+
+    @property
+    def steps_done(self) -> int:
+        """Steps of training in it."""
+        return self.marks["steps_done"]
 
 
-def _wait(world_size: int) -> None:
-    if world_size > 1:
-        dist.barrier()
+def list_checkpoints(root: Folder) -> list[SavedStep]:
+    """The whole checkpoints under a folder, oldest first."""
+    found = []
+    for folder in sorted(root.glob("step-*")):  # type: ignore[type-var]
+        try:
+            found.append(SavedStep(folder, json.loads((folder / COMPLETE).read_text())))
+        except FileNotFoundError:
+            continue
+    return sorted(found, key=lambda saved: saved.steps_done)
+
+
+class Checkpointer:
+    """Saves a run's checkpoints; every worker has one.
+
+    The step pays for a copy to host memory. Writing, uploading and removing what is no longer kept happen in
+    a thread, one save at a time.
+
+    Args:
+        root: The run's folder of checkpoints, seen by all workers: local or on S3.
+        rank, world_size: This worker.
+        keep: Newest checkpoints that are kept.
+        keep_best: Checkpoints with the lowest metric that are kept besides.
+        background: ``False``: a save waits until it is written.
+    """
+
+    def __init__(
+        self,
+        root: Folder,
+        *,
+        rank: int,
+        world_size: int,
+        keep: int = 2,
+        keep_best: int = 1,
+        background: bool = True,
+    ) -> None:
+        self.root, self.rank, self.world_size = root, rank, world_size
+        self._keep, self._keep_best, self._background = keep, keep_best, background
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def save(
+        self, engine: Any, processor: CasaProcessor, *, steps_done: int, metric: float | None = None
+    ) -> None:
+        """Begin a checkpoint; every worker calls it. The one before is waited for.
+
+        Args:
+            engine: From :func:`pipelines.train.zero.wrap`.
+            processor: Stored beside the weights, once.
+            steps_done: Steps of training so far.
+            metric: Lower is better; what ``keep_best`` compares.
+
+        Raises:
+            StoreError: If the one before could not be written.
+        """
+        self.close()
+        nonce, first = self._agree()
+        if first:
+            self._write_once(engine, processor)
+        parts = fragments.capture(engine)
+        marks = {
+            "format": FORMAT,
+            "steps_done": steps_done,
+            "updates": fragments.updates_done(engine),
+            "metric": metric,
+            "world_size": self.world_size,
+            "zero_stage": engine.zero_optimization_stage(),
+            "dtype": str(next(engine.module.parameters()).dtype).removeprefix("torch."),
+            "shapes": fragments.shapes(engine),
+        }
+        write = _Write(self.root / f"step-{steps_done:08d}", nonce, parts, marks, self)
+        if self._background:
+            self._thread = threading.Thread(target=self._run, args=(write,), name="checkpoint", daemon=True)
+            self._thread.start()
+        else:
+            self._run(write)
+            self.check()
+
+    def check(self) -> None:
+        """Raise what writing in the background met, if anything; call it every step.
+
+        Raises:
+            StoreError: A full disk, a bucket out of reach.
+        """
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def close(self) -> None:
+        """Wait for the save under way, and raise what it met."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self.check()
+
+    def remove_old(self) -> None:
+        """Remove checkpoints that are no longer kept, and what killed attempts left of older ones."""
+        whole = list_checkpoints(self.root)
+        if not whole:
+            return
+        best = sorted((s for s in whole if s.marks["metric"] is not None), key=lambda s: s.marks["metric"])
+        kept = {saved.folder.name for saved in [*whole[-self._keep :], *best[: self._keep_best]]}
+        for folder in self.root.glob("step-*"):
+            if folder.name not in kept and folder.name < whole[-1].folder.name:
+                (folder / COMPLETE).unlink(missing_ok=True)  # first: half removed, it must not look whole
+                remove_tree(folder)
+
+    def _run(self, write: _Write) -> None:
+        try:
+            write.run()
+        except CasaError as error:
+            self._error = error
+        except OSError as error:
+            self._error = _cannot_write(write.folder, error)
+        except BaseException as error:
+            self._error = error
+
+    def _agree(self) -> tuple[str, bool]:
+        """A name for this save, under which files of a killed one are not taken for its own, and whether
+        what is written once is still missing: both as the first worker says."""
+        said: list[Any] = [None, None]
+        if self.rank == 0:
+            said = [uuid.uuid4().hex[:8], not (self.root / FROZEN_DIGEST).is_file()]
+        if self.world_size > 1:
+            dist.broadcast_object_list(said, src=0)
+        return said[0], said[1]
+
+    def _write_once(self, engine: Any, processor: CasaProcessor) -> None:
+        """What no step changes: frozen weights, configuration, processor."""
+        frozen = fragments.gather_frozen(engine)
+        problem: list[Any] = [None]
+        if self.rank == 0:
+            try:
+                self.root.mkdir(parents=True, exist_ok=True)
+                with local_output(self.root / MODEL) as folder:
+                    engine.module.config.save_pretrained(folder)
+                    processor.save_pretrained(folder)
+                written = write_tensors(self.root / FROZEN, frozen)
+                digest = {"file": FROZEN, "bytes": written.bytes, "sha256": written.sha256}
+                write_whole(self.root / FROZEN_DIGEST, json.dumps(digest))
+            except OSError as error:
+                problem[0] = _cannot_write(self.root, error)
+        if self.world_size > 1:
+            dist.broadcast_object_list(problem, src=0)
+        if problem[0] is not None:
+            raise problem[0]
+
+
+@dataclass(frozen=True, slots=True)
+class _Write:
+    """One worker's part of one save."""
+
+    folder: Folder
+    nonce: str
+    parts: dict[tuple[str, str, int], Any]
+    marks: dict[str, Any]
+    owner: Checkpointer
+
+    def run(self) -> None:
+        rank, workers = self.owner.rank, self.owner.world_size
+        self.folder.mkdir(parents=True, exist_ok=True)
+        name = f"rank-{rank:05d}-of-{workers:05d}-{self.nonce}.safetensors"
+        tensors = {f"{kind}/{start}/{name}": part for (kind, name, start), part in self.parts.items()}
+        written = write_tensors(self.folder / name, tensors)
+        spans = [
+            [parameter, start, part.numel()]
+            for (kind, parameter, start), part in self.parts.items()
+            if kind == "master"
+        ]
+        entry = {"file": name, "bytes": written.bytes, "sha256": written.sha256, "spans": spans}
+        write_whole(self.folder / self._note(rank), json.dumps(entry))
+        if rank == 0:
+            entries = [self._wait_for(other) for other in range(workers)]
+            marks = {**self.marks, "files": entries}
+            write_whole(self.folder / COMPLETE, json.dumps(marks))
+            self._remove_leftovers({entry["file"] for entry in entries})
+            self.owner.remove_old()
+
+    def _note(self, rank: int) -> str:
+        return f"rank-{rank:05d}-{self.nonce}.json"
+
+    def _wait_for(self, rank: int) -> dict[str, Any]:
+        """What another worker has written, once it has."""
+        note, began = self.folder / self._note(rank), time.monotonic()
+        while time.monotonic() - began < OTHERS_TIMEOUT_S:
+            try:
+                return json.loads(note.read_text())
+            except FileNotFoundError:
+                time.sleep(POLL_SECONDS)
+        raise StoreError(
+            f"worker {rank} has not written its part of {self.folder} in {OTHERS_TIMEOUT_S / 60:.0f} minutes",
+            "the first worker completes a checkpoint when all have",
+            "see that worker's log; is where.store a folder that all nodes share?",
+        )
+
+    def _remove_leftovers(self, files: set[str]) -> None:
+        for path in self.folder.glob("rank-*"):
+            if path.name not in files:
+                path.unlink(missing_ok=True)
+
+
+def _cannot_write(folder: Folder, error: OSError) -> StoreError:
+    import errno
+
+    if error.errno == errno.ENOSPC:
+        free = shutil.disk_usage(str(folder.parent)).free
+        return StoreError(
+            f"the disk of {folder} is full",
+            f"{free / 2**30:.1f} GiB are free; the checkpoint under way is given up, older ones are whole",
+            "make room, or set where.train.checkpoints to another disk or to S3; the same command goes on",
+        )
+    return StoreError(
+        f"the checkpoint {folder} cannot be written",
+        str(error),
+        "older ones are whole: once the folder can be written, the same command goes on",
+    )

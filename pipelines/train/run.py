@@ -1,13 +1,14 @@
 """The train stage: Ray Train around :func:`pipelines.train.worker.train`.
 
 In: a pack artifact and the clean artifacts it refers to. Out: ``model/`` (a checkpoint folder),
-``metrics.jsonl``. A killed attempt leaves ``checkpoints/``, from which the next one continues; a finished
-one removes them.
+``metrics.jsonl``. Checkpoints lie beside the artifacts, so that any later attempt goes on from them, and any
+of those that are kept can be exported after the end.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import threading
 from dataclasses import asdict
@@ -15,21 +16,21 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.dag.context import StageContext
+from pipelines.storage import Folder, located
 from pipelines.train import metrics
 from pipelines.train.worker import TrainJob, train
 
 POLL_SECONDS = 0.5
+ELASTIC_SECONDS = float(os.environ.get("CASA_ELASTIC_SECONDS", "60"))
+"""How often a run of a variable number of workers looks whether the cluster has more; taking one in costs the
+steps since the last checkpoint."""
 
 
 def run_stage(context: StageContext) -> dict[str, Any]:
     """Train the recipe's model; returns the summary of the run."""
     job = _job(context)
-    placement = context.where["train"]
     with _ProgressFromMetrics(context, job.train["steps"]):
-        _fit(
-            job, workers=placement["workers"], cpus_per_worker=placement["cpus_per_worker"], name=context.name
-        )
-    shutil.rmtree(context.local_output / "checkpoints", ignore_errors=True)
+        _fit(job, context.where["train"], name=context.name)
     shutil.rmtree(context.local_output / "ray_train", ignore_errors=True)
     return _summary(context.local_output)
 
@@ -49,6 +50,9 @@ def _job(context: StageContext) -> TrainJob:
         sources=inputs,
         start=weights.get("checkpoint") if earlier is None else str(Path(earlier) / "model"),
         output=str(context.local_output),
+        checkpoints=str(checkpoint_root(context.where, context.fingerprint)),
+        keep=placement["keep"],
+        keep_best=placement["keep_best"],
         zero_stage=placement["zero_stage"],
         offload=placement["offload"],
         gradient_checkpointing=placement["gradient_checkpointing"],
@@ -57,8 +61,21 @@ def _job(context: StageContext) -> TrainJob:
     )
 
 
-def _fit(job: TrainJob, *, workers: int, cpus_per_worker: int, name: str) -> None:
-    """Run the workers under Ray Train; a worker that dies is replaced and the group resumes."""
+def checkpoint_root(where: dict[str, Any], fingerprint: str) -> Folder:
+    """Where a train stage's checkpoints lie, during the run and after it.
+
+    Args:
+        where: The recipe's ``where`` section.
+        fingerprint: Of the stage: another recipe has another folder.
+    """
+    named = where["train"]["checkpoints"]
+    root = located(named, where) if named else Path(where["store"]) / "checkpoints"
+    return root / fingerprint
+
+
+def _fit(job: TrainJob, placement: dict[str, Any], name: str) -> None:
+    """Run the workers under Ray Train; a worker or node that is lost is replaced, and the group goes on from
+    the newest checkpoint, with as many workers as there are where their number may vary."""
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -67,18 +84,23 @@ def _fit(job: TrainJob, *, workers: int, cpus_per_worker: int, name: str) -> Non
 
     if not ray.is_initialized():
         ray.init()
-    gpus = ray.cluster_resources().get("GPU", 0) >= workers
+    workers = placement["workers"]
+    fewest, most = (workers, workers) if isinstance(workers, int) else workers
+    gpus = ray.cluster_resources().get("GPU", 0) >= fewest
     trainer = TorchTrainer(
         _work,
         train_loop_config=asdict(job),
         torch_config=BoundTorchConfig(backend="nccl" if gpus else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=workers, use_gpu=gpus, resources_per_worker={"CPU": cpus_per_worker}
+            num_workers=most if fewest == most else (fewest, most),
+            use_gpu=gpus,
+            resources_per_worker={"CPU": placement["cpus_per_worker"]},
+            elastic_resize_monitor_interval_s=ELASTIC_SECONDS,
         ),
         run_config=RunConfig(
             name=name,
             storage_path=str(Path(job.output) / "ray_train"),
-            failure_config=FailureConfig(max_failures=3),
+            failure_config=FailureConfig(max_failures=placement["max_failures"]),
             worker_runtime_env={"env_vars": _worker_environment(gpus)},
         ),
     )

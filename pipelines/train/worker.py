@@ -16,11 +16,13 @@ from casa_core.model import CasaForConditionalGeneration
 from casa_core.processing import CasaProcessor
 from casa_core.trainability import parameter_groups
 from pipelines.storage import local_copy, open_folder
-from pipelines.train import checkpoint, zero
+from pipelines.train import zero
 from pipelines.train.build import build_model, training_stage
+from pipelines.train.checkpoint import Checkpointer
 from pipelines.train.loader import LoadedStep, SequenceReader, Share, iterate_steps
 from pipelines.train.metrics import MetricsLog, StepMetrics
 from pipelines.train.order import StepOrder
+from pipelines.train.resume import resume
 from pipelines.train.schedule import learning_rate_factor
 from pipelines.train.step import accumulate_gradients, update
 
@@ -36,6 +38,8 @@ class TrainJob:
         pack, sources: Input artifacts.
         start: A checkpoint folder to start from; else ``model`` says where weights come from.
         output: Folder all workers can write.
+        checkpoints: Folder of this run's checkpoints, local or on S3; by default inside ``output``.
+        keep, keep_best: Checkpoints that are kept.
         zero_stage, offload, gradient_checkpointing, sequences_per_forward, threads: How it runs; no part of
             the result.
     """
@@ -48,6 +52,9 @@ class TrainJob:
     sources: dict[str, str]
     output: str
     start: str | None = None
+    checkpoints: str = ""
+    keep: int = 2
+    keep_best: int = 1
     zero_stage: int
     offload: zero.Offload = "none"
     gradient_checkpointing: bool = False
@@ -64,16 +71,18 @@ def train(job: TrainJob, *, rank: int, world_size: int) -> None:
     assert isinstance(processor, CasaProcessor)
     engine = build_engine(job, processor, world_size)
     spec, output = job.train, Path(job.output)
-    root = output / "checkpoints"
-    saved = checkpoint.newest(root)
-    done = checkpoint.load(engine, saved, world_size=world_size) if saved else 0
+    root = open_folder(job.checkpoints) if job.checkpoints else output / "checkpoints"
+    saver = Checkpointer(root, rank=rank, world_size=world_size, keep=job.keep, keep_best=job.keep_best)
+    done = resume(engine, root, rank=rank, world_size=world_size)
     log = MetricsLog(output, steps_done=done) if rank == 0 else None
     share = Share(rank=rank, world_size=world_size, sequences_per_forward=job.sequences_per_forward)
     for metrics in run_steps(engine, _steps(job, processor, done, share), job, share):
         if log:
             log.write(metrics)
-        if metrics.step % spec["checkpoint_every"] == 0 and metrics.step < spec["steps"]:
-            checkpoint.save(engine, root, steps_done=metrics.step, rank=rank, world_size=world_size)
+        saver.check()
+        if metrics.step % spec["checkpoint_every"] == 0 or metrics.step == spec["steps"]:
+            saver.save(engine, processor, steps_done=metrics.step)
+    saver.close()
     if log:
         log.close()
     with zero.full_weights(engine) as module:

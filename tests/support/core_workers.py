@@ -57,11 +57,8 @@ def _work(rank: int, world_size: int, meeting: str, assignments: list[Assignment
 
 
 def leave_as_killed(finished: Path, output: Path) -> None:
-    """What a kill leaves: whole checkpoints, a half-written newer one, metrics beyond them, and no model."""
+    """What a kill leaves: whole checkpoints, a half-written newest one, metrics beyond them, and no model."""
+    output.mkdir(parents=True, exist_ok=True)
     shutil.copytree(finished / "checkpoints", output / "checkpoints")
-    shutil.copytree(
-        finished / "checkpoints",
-        output / "checkpoints" / "step-00000005",
-        ignore=lambda *_: {"complete.json"},
-    )
+    sorted((output / "checkpoints").glob("step-*"))[-1].joinpath("complete.json").unlink()
     shutil.copy(finished / "metrics.jsonl", output / "metrics.jsonl")

@@ -1,0 +1,159 @@
+"""Going on from a checkpoint: any number of workers, any ZeRO stage, each reading its own parts only."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from casa_core.errors import StoreError
+from pipelines import s3
+from pipelines.storage import Folder, filesystem_for
+from pipelines.train import checkpoint, fragments
+from pipelines.train.checkpoint import SavedStep, list_checkpoints
+from pipelines.train.tensor_file import TensorFile
+
+BLOCK = 8 << 20
+
+
+def resume(engine: Any, root: Folder, *, rank: int, world_size: int) -> int:
+    """Restore the newest whole and sound checkpoint; every worker calls it.
+
+    A damaged one is passed over with a warning: the one before it costs some steps, a person more.
+
+    Returns:
+        Steps already done; 0 where there is none.
+
+    Raises:
+        StoreError: If the newest is of another model, or all are damaged.
+    """
+    found = list_checkpoints(root)
+    damages: list[str] = []
+    for saved in reversed(found):
+        check_shapes(saved, fragments.shapes(engine))
+        damage = _any_worker(_damage(root, saved, rank, world_size), world_size)
+        if damage is None:
+            _restore(engine, root, saved)
+            return saved.steps_done
+        damages.append(damage)
+        warnings.warn(f"checkpoint {saved.folder} is passed over: {damage}", stacklevel=2)
+    if found:
+        raise StoreError(
+            f"none of the {len(found)} checkpoints in {root} can be used",
+            damages[0],
+            f"restore the files, or remove {root} to start again",
+        )
+    return 0
+
+
+def check_shapes(saved: SavedStep, shapes: dict[str, list[int]]) -> None:
+    """That a checkpoint is of this model.
+
+    Raises:
+        StoreError: Naming the first tensor that differs.
+    """
+    theirs = saved.marks["shapes"]
+    for name in (*shapes, *theirs):
+        if theirs.get(name) != shapes.get(name):
+            raise StoreError(
+                f"the checkpoint {saved.folder} is of another model",
+                f"its {name} has shape {theirs.get(name, 'none')}, this model's {shapes.get(name, 'none')}",
+                "use the recipe it was trained with, or another folder of checkpoints",
+            )
+
+
+def _damage(root: Folder, saved: SavedStep, rank: int, world_size: int) -> str | None:
+    """What is wrong with this worker's share of the files; digests are worth a second read of each."""
+    files = [(saved.folder, entry) for entry in saved.marks["files"]]
+    try:
+        files.append((root, json.loads((root / checkpoint.FROZEN_DIGEST).read_text())))
+    except FileNotFoundError:
+        return f"{checkpoint.FROZEN_DIGEST} is missing beside it"
+    for folder, entry in files[rank::world_size]:
+        problem = file_damage(folder / entry["file"], entry)
+        if problem is not None:
+            return problem
+    return None
+
+
+def file_damage(path: Folder, entry: dict[str, Any]) -> str | None:
+    """Why a file is not the one that was written: missing, of another size, of another content."""
+    filesystem, inside = filesystem_for(path)
+    digest, size = hashlib.sha256(), 0
+    try:
+        with s3.explained(str(path)), filesystem.open_input_stream(inside) as stream:
+            while block := stream.read(BLOCK):
+                digest.update(block)
+                size += len(block)
+    except (OSError, StoreError) as error:
+        return f"{path.name} cannot be read ({str(error).partition(chr(10))[0]})"
+    if size != entry["bytes"]:
+        return f"{path.name} has {size} bytes, {entry['bytes']} were written"
+    if digest.hexdigest() != entry["sha256"]:
+        return f"{path.name} has another content than was written"
+    return None
+
+
+def _any_worker(problem: str | None, world_size: int) -> str | None:
+    """The first worker's problem, known to all."""
+    if world_size == 1:
+        return problem
+    problems: list[str | None] = [None] * world_size
+    dist.all_gather_object(problems, problem)
+    return next((one for one in problems if one is not None), None)
+
+
+def _restore(engine: Any, root: Folder, saved: SavedStep) -> None:
+    parts = Parts(saved)
+    fragments.restore(engine, parts.read, saved.marks["updates"])
+    frozen = TensorFile(root / checkpoint.FROZEN)
+    fragments.restore_frozen(engine, frozen.read)
+
+
+class Parts:
+    """Trained parameters and their moments, put together from all workers' files."""
+
+    def __init__(self, saved: SavedStep) -> None:
+        self._saved = saved
+        self._files: dict[str, TensorFile] = {}
+        self._where: dict[str, list[tuple[int, int, str]]] = defaultdict(list)
+        for entry in saved.marks["files"]:
+            for name, start, length in entry["spans"]:
+                self._where[name].append((start, length, entry["file"]))
+
+    def names(self) -> Iterator[str]:
+        """The trained parameters."""
+        return iter(self._where)
+
+    def read(self, kind: str, name: str, start: int, length: int) -> torch.Tensor:
+        """Elements of a flattened parameter's master weight or moment, 1-D float32.
+
+        Raises:
+            StoreError: If no worker has stored some of them.
+        """
+        out = torch.empty(length, dtype=torch.float32)
+        missing = length
+        for begin, size, file in self._where[name]:
+            first, last = max(begin, start), min(begin + size, start + length)
+            if first < last:
+                part = self._open(file).read(f"{kind}/{begin}/{name}", first - begin, last - first)
+                out[first - start : last - start] = part
+                missing -= last - first
+        if missing:
+            raise StoreError(
+                f"{self._saved.folder} lacks {missing} elements of {name}",
+                "no worker's file has them: it was trained with other parts frozen",
+                "use the recipe it was trained with; to train other parts, start from its exported model",
+            )
+        return out
+
+    def _open(self, file: str) -> TensorFile:
+        if file not in self._files:
+            self._files[file] = TensorFile(self._saved.folder / file)
+        return self._files[file]

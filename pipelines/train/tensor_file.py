@@ -1,0 +1,90 @@
+"""Safetensors files on a disk or on S3, written as a stream and read in parts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from casa_core.errors import StoreError
+from pipelines import s3
+from pipelines.storage import Folder, Written, create, filesystem_for
+
+DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+def write_tensors(path: Folder, tensors: Mapping[str, torch.Tensor]) -> Written:
+    """Write a safetensors file, which appears whole or not at all; nothing is copied in memory.
+
+    Args:
+        tensors: In host memory.
+    """
+    header: dict[str, Any] = {}
+    end = 0
+    for name, tensor in tensors.items():
+        start, end = end, end + tensor.nbytes
+        header[name] = {
+            "dtype": _NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with create(path) as output:
+        output.write(len(text).to_bytes(8, "little"))
+        output.write(text)
+        for tensor in tensors.values():
+            output.write(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+    assert output.written is not None
+    return output.written
+
+
+class TensorFile:
+    """Parts of a safetensors file's tensors, each flattened.
+
+    Raises:
+        StoreError: If the file is missing or cut off.
+    """
+
+    def __init__(self, path: Folder) -> None:
+        self._path = path
+        filesystem, inside = filesystem_for(path)
+        try:
+            with s3.explained(str(path)):
+                self._file = filesystem.open_input_file(inside)
+            length = int.from_bytes(self._file.read_at(8, 0), "little")
+            self._header = json.loads(self._file.read_at(length, 8))
+        except (OSError, ValueError) as error:
+            raise StoreError(
+                f"{path} cannot be read",
+                str(error).partition("\n")[0],
+                "resume from an earlier step, or restore the file",
+            ) from error
+        self._data = 8 + length
+
+    def names(self) -> list[str]:
+        """The tensors in it."""
+        return [name for name in self._header if name != "__metadata__"]
+
+    def shape(self, name: str) -> list[int]:
+        """A tensor's shape."""
+        return self._header[name]["shape"]
+
+    def read(self, name: str, start: int = 0, length: int | None = None) -> torch.Tensor:
+        """Elements ``start`` … of a flattened tensor, to its end where no length is given."""
+        entry = self._header[name]
+        dtype = DTYPES[entry["dtype"]]
+        first, last = entry["data_offsets"]
+        begin = first + start * dtype.itemsize
+        end = last if length is None else begin + length * dtype.itemsize
+        data = self._file.read_at(end - begin, self._data + begin)
+        if len(data) != end - begin:
+            raise StoreError(
+                f"{self._path} is cut off",
+                f"its tensor {name} should have {end - begin} bytes there, {len(data)} came",
+                "resume from an earlier step, or restore the file",
+            )
+        return torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype)

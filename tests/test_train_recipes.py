@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import spawn
 
 from casa_core.batch import PackedSequence, collate
 from casa_core.model import CasaForConditionalGeneration
@@ -122,7 +122,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("GLOO_SOCKET_IFNAME", "lo")
         environment.setenv("OMP_NUM_THREADS", "1")
-        mp.spawn(take_three_steps, args=(str(folder),), nprocs=1)
+        spawn(take_three_steps, args=(str(folder),), nprocs=1)
     return {name: torch.load(folder / f"{name}.pt") for name in TABLE_10}
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.multiprocessing.spawn import ProcessContext
 
 from pipelines.data.store import PackReader
 from pipelines.train import metrics
@@ -92,6 +93,13 @@ def runs(job: TrainJob, tmp_path_factory: pytest.TempPathFactory) -> Path:
                 half = {**SPEC, "precision": "bf16"}
                 work += [Assignment(at(f"bf16-zero{n}", train=half, zero_stage=n)) for n in (1, 2, 3)]
             groups.append(start_workers(workers, work))
+        finish(groups)
+        moved = at("2-zero2-moved", zero_stage=3)
+        finish([start_workers(1, [Assignment(moved, str(root / "2-zero2"))])])
+    return root
+
+
+def finish(groups: list[ProcessContext]) -> None:
     try:
         for group in groups:
             while not group.join():
@@ -99,7 +107,6 @@ def runs(job: TrainJob, tmp_path_factory: pytest.TempPathFactory) -> Path:
     finally:
         for process in (process for group in groups for process in group.processes if process.is_alive()):
             process.kill()
-    return root
 
 
 def plainly(job: TrainJob) -> Trained:
@@ -191,6 +198,12 @@ def test_a_killed_run_goes_on_from_its_last_whole_checkpoint_to_the_same_end(
         for mine, theirs in zip(recorded(whole, "seconds"), recorded(resumed, "seconds"), strict=True)
     ]
     assert trained_again == [False, False, False, True, True, True]
+
+
+def test_a_run_of_two_workers_goes_on_with_one_and_another_stage(runs: Path):
+    assert recorded(runs / "2-zero2-moved", "loss") == pytest.approx(
+        recorded(runs / "2-zero2", "loss"), rel=1e-5
+    )
 
 
 def test_the_blind_baseline_trains_on_text_and_leaves_alone_what_sees(job: TrainJob, runs: Path):

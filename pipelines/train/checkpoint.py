@@ -55,12 +55,17 @@ class SavedStep:
 def list_checkpoints(root: Folder) -> list[SavedStep]:
     """The whole checkpoints under a folder, oldest first."""
     found = []
-    for folder in sorted(root.glob("step-*")):  # type: ignore[type-var]
+    for folder in _step_folders(root):
         try:
             found.append(SavedStep(folder, json.loads((folder / COMPLETE).read_text())))
         except FileNotFoundError:
             continue
     return sorted(found, key=lambda saved: saved.steps_done)
+
+
+def _step_folders(root: Folder) -> list[Folder]:
+    """Whole or not."""
+    return [folder for folder in root.iterdir() if folder.name.startswith("step-")] if root.is_dir() else []
 
 
 class Checkpointer:
@@ -153,7 +158,7 @@ class Checkpointer:
             return
         best = sorted((s for s in whole if s.marks["metric"] is not None), key=lambda s: s.marks["metric"])
         kept = {saved.folder.name for saved in [*whole[-self._keep :], *best[: self._keep_best]]}
-        for folder in self.root.glob("step-*"):
+        for folder in _step_folders(self.root):
             if folder.name not in kept and folder.name < whole[-1].folder.name:
                 (folder / COMPLETE).unlink(missing_ok=True)  # first: half removed, it must not look whole
                 remove_tree(folder)

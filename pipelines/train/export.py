@@ -1,0 +1,84 @@
+"""From a training checkpoint to a folder that evaluates, serves and loads with transformers, without
+DeepSpeed, on one machine, whatever the run had."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from casa_core.checkpoint import save_checkpoint
+from casa_core.config import CasaConfig
+from casa_core.errors import ConfigError, StoreError
+from casa_core.model import CasaForConditionalGeneration
+from casa_core.processing import CasaProcessor
+from pipelines.storage import Folder, local_copy
+from pipelines.train.checkpoint import FROZEN, FROZEN_DIGEST, MODEL, SavedStep, list_checkpoints
+from pipelines.train.resume import Parts, file_damage
+from pipelines.train.tensor_file import TensorFile
+
+
+def export(root: Folder, output: Path, step: int | None = None) -> SavedStep:
+    """Write a checkpoint's weights, in the precision training computes in, with configuration and processor.
+
+    Args:
+        root: A run's folder of checkpoints.
+        output: Folder to write.
+        step: Steps done; the newest where not given.
+
+    Returns:
+        The checkpoint that was taken.
+
+    Raises:
+        ConfigError: If there is none of that step.
+        StoreError: If files are missing or damaged.
+    """
+    saved = _choose(root, step)
+    _check(root, saved)
+    with local_copy(root / MODEL) as folder:
+        config = CasaConfig.from_pretrained(folder)
+        processor = CasaProcessor.from_pretrained(folder)
+    assert isinstance(processor, CasaProcessor)
+    model = CasaForConditionalGeneration(config).to(getattr(torch, saved.marks["dtype"]))
+    parts, frozen = Parts(saved), TensorFile(root / FROZEN)
+    trained = set(parts.names())
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            size = parameter.numel()
+            value = parts.read("master", name, 0, size) if name in trained else frozen.read(name)
+            parameter.copy_(value.view_as(parameter))
+    save_checkpoint(output, model, processor, provenance={"steps": saved.steps_done})
+    return saved
+
+
+def _choose(root: Folder, step: int | None) -> SavedStep:
+    found = {saved.steps_done: saved for saved in list_checkpoints(root)}
+    if not found:
+        raise ConfigError(
+            f"There is no whole checkpoint in {root}.",
+            "A run writes its first after train.checkpoint_every steps.",
+            "Name the folder that holds step-…, or the recipe of a run that has come so far.",
+        )
+    if step is None:
+        return found[max(found)]
+    if step not in found:
+        raise ConfigError(
+            f"There is no checkpoint of step {step} in {root}.",
+            f"Those that were kept: {', '.join(map(str, sorted(found)))}.",
+            "Give one of them as --step; where.train.keep says how many are kept.",
+        )
+    return found[step]
+
+
+def _check(root: Folder, saved: SavedStep) -> None:
+    files = [(saved.folder, entry) for entry in saved.marks["files"]]
+    files.append((root, json.loads((root / FROZEN_DIGEST).read_text())))
+    for folder, entry in files:
+        damage = file_damage(folder / entry["file"], entry)
+        if damage is not None:
+            raise StoreError(
+                f"the checkpoint {saved.folder} cannot be exported",
+                damage,
+                "restore the file, or export another step",
+            )

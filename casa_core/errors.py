@@ -56,5 +56,9 @@ class StoreError(CasaError, RuntimeError):
     """An artifact that is missing, incomplete, or not what its manifest says."""
 
 
+class TrainingError(CasaError, RuntimeError):
+    """A run that cannot go on as it is: a loss that is no number, or that has jumped."""
+
+
 class ClusterError(CasaError, RuntimeError):
     """Ray, a job, or an endpoint that cannot be reached or has failed."""

@@ -144,6 +144,7 @@ class CasaOutput(ModelOutput):
         loss: Mean next-token loss over this call's answer tokens; ``None`` without labels or a loss mask.
         loss_sum: The same, summed: what training divides by the *global* count of answer tokens.
         trained_tokens: Number of answer tokens A.
+        token_losses_A: (A,) of each answer token, float32, without a gradient: where a loss comes from.
         logits: (B, kept, V), or (A, V) where a loss mask was given.
         cache: What the rows remember, where a cache was asked for.
     """
@@ -151,6 +152,7 @@ class CasaOutput(ModelOutput):
     loss: torch.Tensor | None = None
     loss_sum: torch.Tensor | None = None
     trained_tokens: int | None = None
+    token_losses_A: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     cache: CasaCache | None = None
 

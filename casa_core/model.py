@@ -378,10 +378,14 @@ class CasaForConditionalGeneration(CasaPreTrainedModel, CasaGenerationMixin):
         target_A = loss_mask.flatten().nonzero().squeeze(1)
         logits_AV = self.lm_head(hidden_BLC.flatten(0, 1).index_select(0, target_A - 1))
         labels_A = input_ids.flatten().index_select(0, target_A)
-        loss_sum = cross_entropy(logits_AV.float(), labels_A, reduction="sum")
-        count = len(target_A)
+        losses_A = cross_entropy(logits_AV.float(), labels_A, reduction="none")
+        loss_sum, count = losses_A.sum(), len(target_A)
         return CasaOutput(
-            loss=loss_sum / max(count, 1), loss_sum=loss_sum, trained_tokens=count, logits=logits_AV
+            loss=loss_sum / max(count, 1),
+            loss_sum=loss_sum,
+            trained_tokens=count,
+            token_losses_A=losses_A.detach(),
+            logits=logits_AV,
         )
 
 

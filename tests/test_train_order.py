@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 
@@ -10,9 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from casa_core.errors import ConfigError, StoreError
-from pipelines.train import checkpoint, metrics
-from pipelines.train.checkpoint import SavedStep
+from casa_core.errors import ConfigError
+from pipelines.train import metrics
 from pipelines.train.metrics import MetricsLog, StepMetrics
 from pipelines.train.order import StepOrder, share_of
 from pipelines.train.schedule import learning_rate_factor
@@ -145,28 +143,3 @@ def test_the_progress_line_tells_loss_pace_and_time_left():
     recent = [{"seconds": line.seconds, "text_tokens": 1000.0} for line in lines]
     last = {"step": 10, "loss": 0.1234}
     assert metrics.progress_message(last, recent, 30) == "loss 0.123 · 2.0k text tok/s · 10 s left"
-
-
-def saved(root: Path, steps: int, *, whole: bool = True) -> Path:
-    folder = root / f"step-{steps:08d}"
-    folder.mkdir(parents=True)
-    if whole:
-        (folder / checkpoint.COMPLETE).write_text(json.dumps({"steps_done": steps, "world_size": 2}))
-    return folder
-
-
-def test_the_newest_checkpoint_is_the_newest_whole_one(tmp_path: Path):
-    assert checkpoint.newest(tmp_path / "nothing yet") is None
-    saved(tmp_path, 100)
-    newest = saved(tmp_path, 200)
-    half = saved(tmp_path, 300, whole=False)
-    (half / f"{checkpoint.COMPLETE}.partial").write_text("{")
-    assert checkpoint.newest(tmp_path) == SavedStep(newest, 200, 2)
-
-
-def test_a_checkpoint_of_another_number_of_workers_is_refused_with_a_way_on(tmp_path: Path):
-    found = checkpoint.newest(saved(tmp_path, 100).parent)
-    assert found is not None
-    with pytest.raises(StoreError, match="at step 100 was written by 2 workers") as caught:
-        checkpoint.load(None, found, world_size=3)
-    assert "where.train.workers=2" in caught.value.remedy

@@ -19,7 +19,7 @@ from pipelines.recipe.load import list_recipes, load_recipe
 from pipelines.recipe.model import Recipe
 from pipelines.train.build import model_config, training_stage
 from pipelines.train.loader import MicroBatch
-from pipelines.train.worker import schedule_factor
+from pipelines.train.loop import schedule_factor
 
 VOCABULARY = 90
 LANGUAGE_MODEL = r"(language_model\.(?!.*\.fusion\.)|lm_head)"

@@ -184,6 +184,16 @@ class Train(Section):
     )
     clip_grad_norm: Positive = Field(default=1.0, description="Largest norm of the gradient.")
     checkpoint_every: Count = Field(default=100, description="Steps between checkpoints.")
+    spike_nats: NonNegative = Field(
+        default=3.0,
+        description="Stop where a loss lies so far above the median of the last hundred; 0 never does.",
+    )
+    evaluate_every: Index = Field(
+        default=0, description="Steps between measurements of the held-out loss; 0 for none."
+    )
+    held_out_sequences: Count = Field(
+        default=32, description="Packed sequences of each kind that are held out for it, and not trained on."
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -6,6 +6,7 @@ Row schema in: ``pack/2`` rows (ids and references) and ``clean/2`` media. Out:
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from casa_core.engine.inputs import PreparedImage, prepare_image
 from casa_core.errors import StoreError
 from casa_core.media import VideoFrames, decode_image
 from casa_core.processing import CasaProcessor
-from pipelines.data.store import CleanReader, PackReader
+from pipelines.data.store import CARD, CleanReader, PackReader
 from pipelines.storage import Folder
 from pipelines.train.order import Step, StepOrder, share_of
 
@@ -45,6 +46,10 @@ class SequenceReader:
         sources: Folder of each source's clean artifact, likewise.
         processor: Resizes and patchifies exactly as evaluation and serving do.
         images: ``False`` withholds every image: the blind baseline's data.
+
+    Attributes:
+        sources: Names of all sources, in an order that every worker shares.
+        budgets: Kind → text and image tokens that a sequence may hold, where the pack says so.
     """
 
     def __init__(
@@ -56,6 +61,8 @@ class SequenceReader:
         )
         self.processor = processor
         self.shows_images = images
+        self.sources = tuple(sorted(sources))
+        self.budgets = _budgets(pack)
 
     def __getitem__(self, number: int) -> PackedSequence:
         return self.read(number)[0]
@@ -105,6 +112,16 @@ class SequenceReader:
             own = sorted(key for key in keys if key[0] == source)
             found |= zip(own, self._clean[source].media_of([key[1:] for key in own]), strict=True)
         return found
+
+
+def _budgets(pack: Folder) -> dict[str, tuple[int, int]]:
+    """From the pack's card; none where it has none."""
+    try:
+        budget = json.loads((pack / CARD).read_text())["budget"]
+    except FileNotFoundError:
+        return {}
+    kinds = {"image": budget, "video": budget["video"]}
+    return {kind: (own["text"], own["image"]) for kind, own in kinds.items()}
 
 
 def _documents(row: dict[str, Any]) -> tuple[Document, ...]:
@@ -203,8 +220,7 @@ def iterate_steps(
 
     def load(number: int) -> LoadedStep:
         step = order[number]
-        batches = tuple(_micro_batch(reader, numbers) for numbers in share.of(step.sequences))
-        return LoadedStep(number, step, batches)
+        return LoadedStep(number, step, tuple(load_batches(reader, share, step.sequences)))
 
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader") as pool:
         pending: list[Future[LoadedStep]] = []
@@ -213,6 +229,11 @@ def iterate_steps(
             while len(pending) <= ahead and (number := next(following, None)) is not None:
                 pending.append(pool.submit(load, number))
             yield pending.pop(0).result()
+
+
+def load_batches(reader: SequenceReader, share: Share, sequences: Sequence[int]) -> Iterator[MicroBatch]:
+    """This worker's part of some sequences, a forward each."""
+    return (_micro_batch(reader, numbers) for numbers in share.of(sequences))
 
 
 def _micro_batch(reader: SequenceReader, numbers: Sequence[int]) -> MicroBatch:

@@ -89,6 +89,33 @@ def _interleave(images: int, videos: int) -> tuple[str, ...]:
     )
 
 
+def hold_out(
+    by_kind: Mapping[str, NDArray[np.int64]], count: int, *, seed: int
+) -> tuple[dict[str, NDArray[np.int64]], dict[str, tuple[int, ...]]]:
+    """Set sequences of each kind aside, the same for any number of workers.
+
+    Returns:
+        What is left to train on, and what is held out, by kind; kinds without sequences are in neither.
+
+    Raises:
+        ConfigError: If that were more than half of a kind.
+    """
+    rest, held = {}, {}
+    for kind, numbers in by_kind.items():
+        if not len(numbers):
+            continue
+        if 2 * count > len(numbers):
+            raise ConfigError(
+                f"train.held_out_sequences = {count} is more than half of the {len(numbers)} {kind} sequences",
+                "what is held out is not trained on",
+                f"hold out {len(numbers) // 2} or fewer, or set train.evaluate_every to 0",
+            )
+        chosen = _shuffle(len(numbers), seed, f"held out {kind}", 0)[:count]
+        held[kind] = tuple(sorted(int(number) for number in numbers[chosen]))
+        rest[kind] = np.delete(numbers, chosen)
+    return rest, held
+
+
 def share_of(sequences: Sequence[int], rank: int, world_size: int) -> tuple[int, ...]:
     """The sequences one worker takes of a step; every worker takes equally many or, at the end, one fewer."""
     return tuple(sequences[rank::world_size])

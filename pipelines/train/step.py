@@ -3,32 +3,40 @@ update."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from pipelines.train.loader import MicroBatch
+from pipelines.train.loader import Document, MicroBatch
+
+COUNTS = ("text_tokens", "image_tokens", "trained_tokens")
 
 
 @dataclass(frozen=True, slots=True)
 class StepTotals:
-    """Sums over all workers of one step.
+    """What the forwards of one step gave.
 
     Attributes:
-        loss: Mean loss of an answer token.
-        text_tokens, image_tokens, trained_tokens: Tokens in the step.
+        loss: Mean loss of an answer token, over all workers.
+        text_tokens, image_tokens, trained_tokens: Tokens in the step, over all workers.
+        source_losses: Mean loss of an answer token by source, of those in the step.
+        documents: This worker's documents with their mean losses.
     """
 
     loss: float
     text_tokens: int
     image_tokens: int
     trained_tokens: int
+    source_losses: dict[str, float]
+    documents: list[tuple[Document, float]]
 
 
-def accumulate_gradients(engine: Any, batches: Sequence[MicroBatch], world_size: int) -> StepTotals:
+def accumulate_gradients(
+    engine: Any, batches: Sequence[MicroBatch], world_size: int, sources: Sequence[str] = ()
+) -> StepTotals:
     """Forward and backward of every micro-batch of a step; nothing is updated yet.
 
     The loss is summed over the answer tokens of all workers and micro-batches and divided by their count, so
@@ -39,25 +47,44 @@ def accumulate_gradients(engine: Any, batches: Sequence[MicroBatch], world_size:
         engine: From :func:`pipelines.train.zero.wrap`.
         batches: This worker's part of the step; as many as every other worker has.
         world_size: Number of workers.
+        sources: Names of the sources to tell apart, in an order that all workers share.
     """
-    counts = torch.tensor(
-        [
-            sum(getattr(micro.batch, name) for micro in batches)
-            for name in ("text_tokens", "image_tokens", "trained_tokens")
-        ],
-        dtype=torch.float64,
-        device=engine.device,
-    )
+    counted = [sum(getattr(micro.batch, name) for micro in batches) for name in COUNTS]
+    counts = torch.tensor(counted, dtype=torch.float64, device=engine.device)
     _sum_over_workers(counts, world_size)
     text_tokens, image_tokens, trained_tokens = (int(value) for value in counts.tolist())
-    loss_sum = torch.zeros(1, dtype=torch.float64, device=engine.device)
+    token_losses: list[torch.Tensor] = []
     for number, micro in enumerate(batches, start=1):
         engine.set_gradient_accumulation_boundary(number == len(batches))
         output = engine(**micro.batch.to(engine.device).inputs())
         engine.backward(output.loss_sum * (world_size / max(trained_tokens, 1)))
-        loss_sum += output.loss_sum.detach()
-    _sum_over_workers(loss_sum, world_size)
-    return StepTotals(loss_sum.item() / max(trained_tokens, 1), text_tokens, image_tokens, trained_tokens)
+        token_losses.append(output.token_losses_A)
+    documents = list(_documents(batches, torch.cat(token_losses).double().cpu()))
+    sums = _sums(documents, sources).to(engine.device)
+    _sum_over_workers(sums, world_size)
+    loss_sum, *rest = sums.tolist()
+    by_source = zip(sources, rest[: len(sources)], rest[len(sources) :], strict=True)
+    return StepTotals(
+        loss_sum / max(trained_tokens, 1),
+        text_tokens,
+        image_tokens,
+        trained_tokens,
+        {source: loss / count for source, loss, count in by_source if count},
+        [(document, loss / document.trained_tokens) for document, loss in documents],
+    )
+
+
+def measure_loss(engine: Any, batches: Iterable[MicroBatch], world_size: int) -> float:
+    """Mean loss of an answer token, without training; every worker calls it with equally many batches."""
+    sums = torch.zeros(2, dtype=torch.float64, device=engine.device)
+    engine.eval()
+    with torch.no_grad():
+        for micro in batches:
+            output = engine(**micro.batch.to(engine.device).inputs())
+            sums += torch.stack([output.loss_sum.double(), sums.new_tensor(micro.batch.trained_tokens)])
+    engine.train()
+    _sum_over_workers(sums, world_size)
+    return float(sums[0] / sums[1].clamp(min=1))
 
 
 def update(engine: Any) -> float:
@@ -68,6 +95,27 @@ def update(engine: Any) -> float:
         norm = torch.nn.utils.get_total_norm(gradients)
     engine.step()
     return float(engine.get_global_grad_norm() if norm is None else norm)
+
+
+def _documents(batches: Sequence[MicroBatch], losses_A: torch.Tensor) -> Iterator[tuple[Document, float]]:
+    """Documents that have answers, with their summed losses: answer tokens stand in the documents' order."""
+    start = 0
+    for document in (document for micro in batches for document in micro.documents):
+        if document.trained_tokens:
+            yield document, float(losses_A[start : start + document.trained_tokens].sum())
+            start += document.trained_tokens
+    assert start == len(losses_A) or not any(micro.documents for micro in batches), "losses are of documents"
+
+
+def _sums(documents: Sequence[tuple[Document, float]], sources: Sequence[str]) -> torch.Tensor:
+    """The loss, then each source's loss, then each source's answer tokens."""
+    losses, tokens = dict.fromkeys(sources, 0.0), dict.fromkeys(sources, 0)
+    for document, loss in documents:
+        if document.source in losses:
+            losses[document.source] += loss
+            tokens[document.source] += document.trained_tokens
+    total = sum(loss for _, loss in documents)
+    return torch.tensor([total, *losses.values(), *tokens.values()], dtype=torch.float64)
 
 
 def _sum_over_workers(values: torch.Tensor, world_size: int) -> None:

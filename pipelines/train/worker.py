@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from casa_core.checkpoint import save_checkpoint
@@ -20,11 +18,10 @@ from pipelines.train import zero
 from pipelines.train.build import build_model, training_stage
 from pipelines.train.checkpoint import Checkpointer
 from pipelines.train.loader import LoadedStep, SequenceReader, Share, iterate_steps
-from pipelines.train.metrics import MetricsLog, StepMetrics
-from pipelines.train.order import StepOrder
+from pipelines.train.loop import TrainLoop
+from pipelines.train.metrics import MetricsLog
+from pipelines.train.order import StepOrder, hold_out
 from pipelines.train.resume import resume
-from pipelines.train.schedule import learning_rate_factor
-from pipelines.train.step import accumulate_gradients, update
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,12 +73,16 @@ def train(job: TrainJob, *, rank: int, world_size: int) -> None:
     done = resume(engine, root, rank=rank, world_size=world_size)
     log = MetricsLog(output, steps_done=done) if rank == 0 else None
     share = Share(rank=rank, world_size=world_size, sequences_per_forward=job.sequences_per_forward)
-    for metrics in run_steps(engine, _steps(job, processor, done, share), job, share):
+    reader, steps, held_out = open_loader(job, processor, done, share)
+    loop = TrainLoop(engine, spec, job.seed, share, reader, held_out)
+    for metrics in loop.run(steps):
         if log:
             log.write(metrics)
         saver.check()
         if metrics.step % spec["checkpoint_every"] == 0 or metrics.step == spec["steps"]:
-            saver.save(engine, processor, steps_done=metrics.step)
+            held = metrics.held_out_loss
+            best = sum(held.values()) / len(held) if held else None
+            saver.save(engine, processor, steps_done=metrics.step, metric=best)
     saver.close()
     if log:
         log.close()
@@ -114,7 +115,10 @@ def zero_settings(job: TrainJob, world_size: int) -> zero.ZeroSettings:
     )
 
 
-def _steps(job: TrainJob, processor: CasaProcessor, start: int, share: Share) -> Iterator[LoadedStep]:
+def open_loader(
+    job: TrainJob, processor: CasaProcessor, start: int, share: Share
+) -> tuple[SequenceReader, Iterator[LoadedStep], dict[str, tuple[int, ...]]]:
+    """The packed data, this worker's part of each step from ``start`` on, and the sequences held out of all."""
     reader = SequenceReader(
         open_folder(job.pack),
         {name: open_folder(path) for name, path in job.sources.items()},
@@ -122,48 +126,13 @@ def _steps(job: TrainJob, processor: CasaProcessor, start: int, share: Share) ->
         images=job.images,
     )
     spec = job.train
+    by_kind, held_out = reader.pack.by_kind, {}
+    if spec.get("evaluate_every"):
+        by_kind, held_out = hold_out(by_kind, spec["held_out_sequences"], seed=job.seed)
     order = StepOrder(
-        reader.pack.by_kind,
+        by_kind,
         ratio=tuple(spec["image_video_ratio"]),
         sequences_per_step={"image": spec["sequences_per_step"], "video": spec["videos_per_step"]},
         seed=job.seed,
     )
-    return iterate_steps(reader, order, start=start, stop=spec["steps"], share=share)
-
-
-def run_steps(engine: Any, steps: Iterator[LoadedStep], job: TrainJob, share: Share) -> Iterator[StepMetrics]:
-    """Take every step, yielding what it did."""
-    while True:
-        began = time.perf_counter()
-        loaded = next(steps, None)
-        if loaded is None:
-            return
-        waited = time.perf_counter() - began
-        seed_step(job.seed, loaded.number, share.rank)
-        rates = zero.set_learning_rates(engine, schedule_factor(job.train, loaded.number))
-        totals = accumulate_gradients(engine, loaded.batches, share.world_size)
-        norm = update(engine)
-        yield StepMetrics(
-            step=loaded.number + 1,
-            kind=loaded.step.kind,
-            loss=totals.loss,
-            learning_rate=rates.get("new", next(iter(rates.values()))),
-            grad_norm=norm,
-            text_tokens=totals.text_tokens,
-            image_tokens=totals.image_tokens,
-            trained_tokens=totals.trained_tokens,
-            seconds=time.perf_counter() - began,
-            loader_wait_s=waited,
-        )
-
-
-def schedule_factor(train: dict[str, Any], step: int) -> float:
-    """The learning rate's factor at a step, from 0, by the recipe's ``train`` section."""
-    return learning_rate_factor(
-        step, steps=train["steps"], warmup_steps=train["warmup_steps"], decay_steps=train["decay_steps"]
-    )
-
-
-def seed_step(seed: int, step: int, rank: int) -> None:
-    """Random numbers of a step are a function of the run's seed: a resumed step draws what it had drawn."""
-    torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1))
+    return reader, iterate_steps(reader, order, start=start, stop=spec["steps"], share=share), held_out

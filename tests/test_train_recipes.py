@@ -127,7 +127,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
 
 
 def test_every_recipe_of_a_model_is_held_to_the_table():
-    assert set(list_recipes()) - TABLE_10.keys() == {"quickstart", "paper_data"}
+    large = {name for name in list_recipes() if load_recipe(name).model.backbone != "tiny"}
+    assert large == {"paper_data", *TABLE_10}
 
 
 @pytest.mark.parametrize("recipe", TABLE_10)
@@ -155,7 +156,7 @@ def test_budgets_steps_batch_and_optimizer_are_those_of_the_paper(name: str):
     assert (recipe.train.steps, recipe.train.image_video_ratio) == (steps, ratio)
     workers = recipe.where.train
     assert workers.workers == 64
-    per_worker = recipe.train.sequences_per_step // workers.workers
+    per_worker = recipe.train.sequences_per_step // 64
     assert per_worker // (workers.sequences_per_forward or per_worker) == 2  # accumulation steps
     assert recipe.train.videos_per_step == recipe.train.sequences_per_step == 128
     assert (recipe.train.adam_betas, recipe.train.weight_decay) == ([0.9, 0.999], 0)  # plain Adam

@@ -106,8 +106,8 @@ def hold_out(
             continue
         if 2 * count > len(numbers):
             raise ConfigError(
-                f"train.held_out_sequences = {count} is more than half of the {len(numbers)} {kind} sequences",
-                "what is held out is not trained on",
+                f"train.held_out_sequences = {count}: the pack has {len(numbers)} {kind} sequences",
+                "what is held out is not trained on, and that would be more than half",
                 f"hold out {len(numbers) // 2} or fewer, or set train.evaluate_every to 0",
             )
         chosen = _shuffle(len(numbers), seed, f"held out {kind}", 0)[:count]

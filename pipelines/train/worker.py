@@ -118,7 +118,7 @@ def zero_settings(job: TrainJob, world_size: int) -> zero.ZeroSettings:
 def open_loader(
     job: TrainJob, processor: CasaProcessor, start: int, share: Share
 ) -> tuple[SequenceReader, Iterator[LoadedStep], dict[str, tuple[int, ...]]]:
-    """The packed data, this worker's part of each step from ``start`` on, and the sequences held out of all."""
+    """The packed data, this worker's part of each step from ``start`` on, and what is held out of all."""
     reader = SequenceReader(
         open_folder(job.pack),
         {name: open_folder(path) for name, path in job.sources.items()},

@@ -1,0 +1,143 @@
+"""The training loop of one worker, without Ray: from loaded steps to what each of them did."""
+
+from __future__ import annotations
+
+import resource
+import time
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipelines.train import zero
+from pipelines.train.guards import Guard
+from pipelines.train.loader import LoadedStep, MicroBatch, SequenceReader, Share, load_batches
+from pipelines.train.metrics import StepMetrics
+from pipelines.train.schedule import learning_rate_factor
+from pipelines.train.step import StepTotals, accumulate_gradients, measure_loss, update
+
+
+@dataclass(slots=True)
+class TrainLoop:
+    """Takes steps.
+
+    Attributes:
+        engine: From :func:`pipelines.train.zero.wrap`.
+        train: That section of the recipe.
+        seed: Of the run.
+        share: Which part of each step is this worker's.
+        reader: The packed data.
+        held_out: Kind → sequences that are not trained on, but measured every ``train.evaluate_every`` steps.
+    """
+
+    engine: Any
+    train: Mapping[str, Any]
+    seed: int
+    share: Share
+    reader: SequenceReader
+    held_out: Mapping[str, Sequence[int]] = field(default_factory=dict)
+
+    def run(self, steps: Iterator[LoadedStep]) -> Iterator[StepMetrics]:
+        """Take every step, yielding what it did.
+
+        Raises:
+            TrainingError: If a loss is no number, or jumps.
+        """
+        guard = Guard(self.train.get("spike_nats", 0), self.share.world_size)
+        while True:
+            began = time.perf_counter()
+            loaded = next(steps, None)
+            if loaded is None:
+                return
+            waited = time.perf_counter() - began
+            number, kind = loaded.number + 1, loaded.step.kind
+            seed_step(self.seed, loaded.number, self.share.rank)
+            rates = zero.set_learning_rates(self.engine, schedule_factor(self.train, loaded.number))
+            totals = accumulate_gradients(
+                self.engine, loaded.batches, self.share.world_size, self.reader.sources
+            )
+            guard.check_loss(number, kind, totals)
+            norm = update(self.engine)
+            guard.check_norm(number, norm, totals)
+            yield self._metrics(loaded, totals, rates, norm, time.perf_counter() - began, waited)
+
+    def _metrics(
+        self,
+        loaded: LoadedStep,
+        totals: StepTotals,
+        rates: Mapping[str, float],
+        norm: float,
+        seconds: float,
+        waited: float,
+    ) -> StepMetrics:
+        new = rates.get("new", next(iter(rates.values())))
+        text, image = self._fill(loaded, totals)
+        return StepMetrics(
+            step=loaded.number + 1,
+            kind=loaded.step.kind,
+            loss=totals.loss,
+            learning_rate=new,
+            existing_learning_rate=rates.get("existing"),
+            grad_norm=norm,
+            text_tokens=totals.text_tokens,
+            image_tokens=totals.image_tokens,
+            trained_tokens=totals.trained_tokens,
+            seconds=seconds,
+            loader_wait_s=waited,
+            source_losses=totals.source_losses,
+            batch=batch_digest(loaded.step.sequences),
+            workers=self.share.world_size,
+            text_fill=text,
+            image_fill=image,
+            memory_gib=round(peak_memory_gib(), 3),
+            held_out_loss=self._held_out_loss(loaded.number + 1),
+        )
+
+    def _fill(self, loaded: LoadedStep, totals: StepTotals) -> tuple[float | None, float | None]:
+        """Of the step's sequences' text and image budgets, the share that is used."""
+        budgets = self.reader.budgets.get(loaded.step.kind)
+        if budgets is None:
+            return None, None
+        text, image = (budget * len(loaded.step.sequences) for budget in budgets)
+        return totals.text_tokens / text, totals.image_tokens / image
+
+    def _held_out_loss(self, step: int) -> dict[str, float] | None:
+        every = self.train.get("evaluate_every", 0)
+        if not self.held_out or step % every:
+            return None
+        return {
+            kind: measure_loss(self.engine, self._batches(numbers), self.share.world_size)
+            for kind, numbers in self.held_out.items()
+        }
+
+    def _batches(self, numbers: Sequence[int]) -> Iterator[MicroBatch]:
+        """One sequence a forward, equally many on every worker."""
+        one_each = Share(rank=self.share.rank, world_size=self.share.world_size, sequences_per_forward=1)
+        return load_batches(self.reader, one_each, numbers)
+
+
+def schedule_factor(train: Mapping[str, Any], step: int) -> float:
+    """The learning rate's factor at a step, from 0, by the recipe's ``train`` section."""
+    return learning_rate_factor(
+        step, steps=train["steps"], warmup_steps=train["warmup_steps"], decay_steps=train["decay_steps"]
+    )
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Random numbers of a step are a function of the run's seed: a resumed step draws what it had drawn."""
+    torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1))
+
+
+def batch_digest(sequences: Sequence[int]) -> str:
+    """Of the global numbers of a step's sequences."""
+    return f"{zlib.crc32(np.asarray(sequences, dtype=np.int64).tobytes()):08x}"
+
+
+def peak_memory_gib() -> float:
+    """Of this process's GPU tensors; without a GPU, of the process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -15,11 +15,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from casa_core import errors
+from casa_core.errors import CasaError
+from pipelines.dag.artifact import write_atomically
 from pipelines.dag.context import StageContext
 from pipelines.storage import Folder, located
 from pipelines.train import metrics
 from pipelines.train.worker import TrainJob, train
 
+ERROR = "error.json"
 POLL_SECONDS = 0.5
 ELASTIC_SECONDS = float(os.environ.get("CASA_ELASTIC_SECONDS", "60"))
 """How often a run of a variable number of workers looks whether the cluster has more; taking one in costs the
@@ -104,15 +108,39 @@ def _fit(job: TrainJob, placement: dict[str, Any], name: str) -> None:
             worker_runtime_env={"env_vars": _worker_environment(gpus)},
         ),
     )
-    trainer.fit()
+    reported = Path(job.output) / ERROR
+    reported.unlink(missing_ok=True)
+    try:
+        trainer.fit()
+    finally:
+        _raise_reported(reported)
 
 
 def _work(config: dict[str, Any]) -> None:
-    """Runs in each training worker."""
+    """Runs in each training worker.
+
+    An error of the run itself would only come again: the first worker to meet one writes it down, and the
+    workers that Ray starts in place of these find it and end.
+    """
     import ray.train
 
-    world = ray.train.get_context()
-    train(TrainJob(**config), rank=world.get_world_rank(), world_size=world.get_world_size())
+    job, world = TrainJob(**config), ray.train.get_context()
+    reported = Path(job.output) / ERROR
+    if reported.is_file():
+        return
+    try:
+        train(job, rank=world.get_world_rank(), world_size=world.get_world_size())
+    except CasaError as error:
+        write_atomically(reported, json.dumps([type(error).__name__, *error.args]))
+        raise
+
+
+def _raise_reported(reported: Path) -> None:
+    """Raise the error that a worker wrote down, as itself."""
+    if reported.is_file():
+        kind, *args = json.loads(reported.read_text())
+        reported.unlink()
+        raise getattr(errors, kind)(*args) from None
 
 
 def _worker_environment(gpus: bool) -> dict[str, str]:

@@ -1,0 +1,146 @@
+"""A run on several Ray nodes: one is lost, one comes, and the training is that of the uninterrupted run."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipelines.train import metrics
+from pipelines.train.checkpoint import FROZEN
+from pipelines.train.tensor_file import TensorFile
+from pipelines.train.worker import TrainJob
+from tests.support.core_artifacts import write_training_data
+from tests.support.core_workers import Assignment, start_workers
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(450)]
+SPEC: dict[str, Any] = {
+    "steps": 160,
+    "sequences_per_step": 12,
+    "videos_per_step": 4,
+    "image_video_ratio": [3, 1],
+    "trains": {"language_model": True, "vision_blocks": 1},
+    "learning_rate": 1e-3,
+    "warmup_steps": 10,
+    "decay_steps": 40,
+    "weight_decay": 0.01,
+    "clip_grad_norm": 1.0,
+    "checkpoint_every": 5,
+}
+PLACEMENT = {"workers": 2, "cpus_per_worker": 1, "max_failures": 3}
+ALONE = ["unshare", "--net", "--map-root-user"]
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> TrainJob:
+    data = write_training_data(tmp_path_factory.mktemp("training"), questions=60, clips=12)
+    return TrainJob(
+        model={"backbone": "tiny", "fusion": {"kind": "cross_attention"}},
+        train=SPEC,
+        seed=1,
+        images=True,
+        pack=str(data.pack),
+        sources={name: str(folder) for name, folder in data.sources.items()},
+        output="",
+        zero_stage=2,
+        threads=1,
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(job: TrainJob, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The uninterrupted run, without Ray."""
+    output = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in {"DS_ACCELERATOR": "cpu", "GLOO_SOCKET_IFNAME": "lo"}.items():
+            environment.setenv(name, value)
+        group = start_workers(2, [Assignment(replace(job, output=str(output)))])
+        while not group.join():
+            pass
+    return output
+
+
+def train_in_cluster(
+    folder: Path, job: TrainJob, *, nodes: int, events: list[tuple[str, int]], **placement: Any
+) -> tuple[list[dict[str, Any]], str]:
+    """Metrics of a run in a cluster that loses and gains nodes, and what was done to it."""
+    if shutil.which("unshare") is None or subprocess.run([*ALONE, "true"], check=False).returncode:
+        pytest.skip("needs network namespaces, to keep a cluster of several nodes on loopback")
+    script = {
+        "job": asdict(replace(job, output=str(folder / "output"))),
+        "placement": {**PLACEMENT, **placement},
+        "nodes": nodes,
+        "events": events,
+    }
+    (folder / "output").mkdir(parents=True)
+    (folder / "script.json").write_text(json.dumps(script))
+    program = (
+        f"ip link set lo up && exec {sys.executable} -m tests.support.train_cluster {folder}/script.json"
+    )
+    environment = {
+        **os.environ,
+        "GLOO_SOCKET_IFNAME": "lo",
+        "OMP_NUM_THREADS": "1",
+        "CASA_ELASTIC_SECONDS": "2",
+        "RAY_health_check_period_ms": "1000",
+        "RAY_health_check_failure_threshold": "3",
+        "TMPDIR": "/tmp",
+    }
+    ended = subprocess.run(
+        [*ALONE, "sh", "-c", program],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    print(ended.stdout[-3000:], ended.stderr[-6000:])
+    assert ended.returncode == 0
+    return metrics.read_lines(folder / "output" / metrics.FILE), ended.stdout
+
+
+def same_training(lines: list[dict[str, Any]], whole: Path, tolerance: float) -> None:
+    expected = metrics.read_lines(whole / metrics.FILE)
+    assert [line["step"] for line in lines] == list(range(1, SPEC["steps"] + 1))
+    for name in ("batch", "kind", "text_tokens", "image_tokens", "trained_tokens"):
+        assert [line[name] for line in lines] == [line[name] for line in expected], name
+    assert [line["loss"] for line in lines] == pytest.approx([e["loss"] for e in expected], rel=tolerance)
+
+
+def same_frozen(output: Path, whole: Path) -> None:
+    mine, theirs = (TensorFile(folder / "checkpoints" / FROZEN) for folder in (output, whole))
+    assert mine.names() == theirs.names() != []
+    assert all(torch.equal(mine.read(name), theirs.read(name)) for name in mine.names())
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_node_that_is_killed_is_replaced_and_the_run_is_the_uninterrupted_one(
+    job: TrainJob, whole: Path, tmp_path: Path, stage: int
+):
+    lines, said = train_in_cluster(
+        tmp_path, replace(job, zero_stage=stage), nodes=2, events=[("kill", 40), ("add", 40)]
+    )
+    assert "kill at step" in said
+    same_training(lines, whole, 1e-5 if stage == 3 else 1e-6)
+    same_frozen(tmp_path / "output", whole)
+
+
+def test_a_run_of_two_to_four_takes_in_a_third_node_and_goes_on_after_losing_one(
+    job: TrainJob, whole: Path, tmp_path: Path
+):
+    lines, said = train_in_cluster(tmp_path, job, nodes=2, events=[("add", 20), ("kill", 90)], workers=[2, 4])
+    assert "kill at step" in said
+    sizes = [line["workers"] for line in lines]
+    changes = [sizes[0], *(now for before, now in pairwise(sizes) if now != before)]
+    assert changes == [2, 3, 2]
+    same_training(lines, whole, 1e-5)
+    same_frozen(tmp_path / "output", whole)

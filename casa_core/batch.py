@@ -72,6 +72,18 @@ class PackedBatch:
             loss_mask=self.loss_mask.to(device, non_blocking=True),
         )
 
+    def pin_memory(self) -> PackedBatch:
+        """The same batch in page-locked memory, from which a GPU copies while it computes."""
+        images = self.images
+        if images is not None:
+            images = replace(images, patches_PE=images.patches_PE.pin_memory())
+        return replace(
+            self,
+            input_ids=self.input_ids.pin_memory(),
+            images=images,
+            loss_mask=self.loss_mask.pin_memory(),
+        )
+
     @property
     def text_tokens(self) -> int:
         """Text tokens in the batch."""

@@ -24,12 +24,12 @@ from tests.support.core_workers import Assignment, start_workers
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(450)]
 SPEC: dict[str, Any] = {
-    "steps": 160,
-    "sequences_per_step": 12,
-    "videos_per_step": 4,
+    "steps": 200,
+    "sequences_per_step": 36,
+    "videos_per_step": 12,
     "image_video_ratio": [3, 1],
     "trains": {"language_model": True, "vision_blocks": 1},
-    "learning_rate": 1e-3,
+    "learning_rate": 2e-4,
     "warmup_steps": 10,
     "decay_steps": 40,
     "weight_decay": 0.01,
@@ -57,20 +57,21 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> TrainJob:
 
 
 @pytest.fixture(scope="module")
-def whole(job: TrainJob, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The uninterrupted run, without Ray."""
-    output = tmp_path_factory.mktemp("whole")
+def whole(job: TrainJob, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """The uninterrupted run under each ZeRO stage, without Ray."""
+    outputs = {stage: tmp_path_factory.mktemp(f"whole-{stage}") for stage in (2, 3)}
     with pytest.MonkeyPatch.context() as environment:
         for name, value in {"DS_ACCELERATOR": "cpu", "GLOO_SOCKET_IFNAME": "lo"}.items():
             environment.setenv(name, value)
-        group = start_workers(2, [Assignment(replace(job, output=str(output)))])
+        runs = [replace(job, output=str(output), zero_stage=stage) for stage, output in outputs.items()]
+        group = start_workers(2, [Assignment(run) for run in runs])
         while not group.join():
             pass
-    return output
+    return outputs
 
 
 def train_in_cluster(
-    folder: Path, job: TrainJob, *, nodes: int, events: list[tuple[str, int]], **placement: Any
+    folder: Path, job: TrainJob, *, nodes: int, events: list[tuple[str, int, int]], **placement: Any
 ) -> tuple[list[dict[str, Any]], str]:
     """Metrics of a run in a cluster that loses and gains nodes, and what was done to it."""
     if shutil.which("unshare") is None or subprocess.run([*ALONE, "true"], check=False).returncode:
@@ -91,6 +92,7 @@ def train_in_cluster(
         "GLOO_SOCKET_IFNAME": "lo",
         "OMP_NUM_THREADS": "1",
         "CASA_ELASTIC_SECONDS": "2",
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
         "RAY_health_check_period_ms": "1000",
         "RAY_health_check_failure_threshold": "3",
         "TMPDIR": "/tmp",
@@ -124,23 +126,25 @@ def same_frozen(output: Path, whole: Path) -> None:
 
 @pytest.mark.parametrize("stage", [2, 3])
 def test_a_node_that_is_killed_is_replaced_and_the_run_is_the_uninterrupted_one(
-    job: TrainJob, whole: Path, tmp_path: Path, stage: int
+    job: TrainJob, whole: dict[int, Path], tmp_path: Path, stage: int
 ):
     lines, said = train_in_cluster(
-        tmp_path, replace(job, zero_stage=stage), nodes=2, events=[("kill", 40), ("add", 40)]
+        tmp_path, replace(job, zero_stage=stage), nodes=2, events=[("kill", 40, 2), ("add", 0, 2)]
     )
-    assert "kill at step" in said
-    same_training(lines, whole, 1e-5 if stage == 3 else 1e-6)
-    same_frozen(tmp_path / "output", whole)
+    assert "kill after" in said
+    same_training(lines, whole[stage], 1e-6)
+    same_frozen(tmp_path / "output", whole[stage])
 
 
 def test_a_run_of_two_to_four_takes_in_a_third_node_and_goes_on_after_losing_one(
-    job: TrainJob, whole: Path, tmp_path: Path
+    job: TrainJob, whole: dict[int, Path], tmp_path: Path
 ):
-    lines, said = train_in_cluster(tmp_path, job, nodes=2, events=[("add", 20), ("kill", 90)], workers=[2, 4])
-    assert "kill at step" in said
+    lines, said = train_in_cluster(
+        tmp_path, job, nodes=2, events=[("add", 10, 2), ("kill", 12, 3)], workers=[2, 4]
+    )
+    assert "kill after" in said
     sizes = [line["workers"] for line in lines]
     changes = [sizes[0], *(now for before, now in pairwise(sizes) if now != before)]
     assert changes == [2, 3, 2]
-    same_training(lines, whole, 1e-5)
-    same_frozen(tmp_path / "output", whole)
+    same_training(lines, whole[2], 1e-5)
+    same_frozen(tmp_path / "output", whole[2])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 
 from casa_core.backbones.tiny import tiny_config
 from casa_core.batch import PackedBatch, PackedSequence, collate
-from casa_core.errors import StoreError
+from casa_core.errors import DataError, StoreError
 from casa_core.media import VideoFrames, decode_image
 from casa_core.model import CasaForConditionalGeneration
 from casa_core.processing import CasaProcessor
@@ -147,3 +148,30 @@ def test_a_share_without_pictures_still_gives_every_parameter_a_gradient_and_cha
         assert gradient is not None, name
         expected = alone[name]
         torch.testing.assert_close(gradient, torch.zeros_like(gradient) if expected is None else expected)
+
+
+def test_any_number_of_threads_gives_the_same_steps(data: TrainingData):
+    reader = reader_of(data)
+    order = StepOrder(reader.pack.by_kind, ratio=(2, 1), sequences_per_step={"image": 3, "video": 2}, seed=5)
+    many = iterate_steps(reader, order, start=0, stop=STEPS, share=Share(), threads=4)
+    assert all(same(one, other) for one, other in zip(many, steps(data), strict=True))
+
+
+def test_a_loader_that_is_left_early_leaves_no_thread(data: TrainingData):
+    reader = reader_of(data)
+    order = StepOrder(reader.pack.by_kind, ratio=(2, 1), sequences_per_step={"image": 3, "video": 2}, seed=5)
+    before = threading.active_count()
+    loading = iterate_steps(reader, order, start=0, stop=STEPS, share=Share(), threads=4)
+    next(loading)
+    assert threading.active_count() > before
+    loading.close()
+    assert threading.active_count() == before
+
+
+def test_a_picture_that_has_changed_since_cleaning_is_named(
+    data: TrainingData, monkeypatch: pytest.MonkeyPatch
+):
+    reader = reader_of(data)
+    monkeypatch.setattr(CleanReader, "media_of", lambda self, places: [b"junk" for _ in places])
+    with pytest.raises(DataError, match=r"media 0 of row \d+ of vqa cannot be decoded"):
+        reader.read(int(reader.pack.by_kind["image"][0]))

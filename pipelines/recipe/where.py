@@ -66,6 +66,9 @@ class TrainWorkers(Section):
     gradient_checkpointing: bool = Field(
         default=False, description="Recompute activations in the backward pass: less memory, more time."
     )
+    loader_threads: Count = Field(
+        default=4, description="Threads of each worker that read and decode ahead of the step."
+    )
     offload: Literal["none", "optimizer", "parameters"] = Field(
         default="none", description="What lives in host memory: AdamW's state and update, or weights too."
     )

@@ -7,16 +7,18 @@ Row schema in: ``pack/2`` rows (ids and references) and ``clean/2`` media. Out:
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from casa_core.batch import PackedBatch, PackedSequence, collate
 from casa_core.engine.inputs import PreparedImage, prepare_image
-from casa_core.errors import StoreError
+from casa_core.errors import DataError, MediaError, StoreError
 from casa_core.media import VideoFrames, decode_image
 from casa_core.processing import CasaProcessor
 from pipelines.data.store import CARD, CleanReader, PackReader
@@ -36,6 +38,9 @@ class Document:
     source: str
     sample_id: str
     trained_tokens: int
+
+
+Read = tuple[PackedSequence, tuple[Document, ...]]
 
 
 class SequenceReader:
@@ -93,7 +98,14 @@ class SequenceReader:
         prepared = []
         for reference in references:
             key = _media_key(reference)
-            rgb = next(videos[key]) if key in videos else decode_image(data[key])
+            try:
+                rgb = next(videos[key]) if key in videos else decode_image(data[key])
+            except MediaError as error:
+                raise DataError(
+                    f"media {key[2]} of row {key[1]} of {key[0]} cannot be decoded",
+                    f"{error.what}; cleaning has read it, so its file has changed since",
+                    "restore the clean artifact, or remove it and run again",
+                ) from error
             image = prepare_image(rgb, self.processor, frame=reference["timestamp"] is not None)
             if image.size.tokens != reference["tokens"]:
                 raise StoreError(
@@ -211,35 +223,64 @@ class Share:
 
 
 def iterate_steps(
-    reader: SequenceReader, order: StepOrder, *, start: int, stop: int, share: Share, ahead: int = 2
+    reader: SequenceReader,
+    order: StepOrder,
+    *,
+    start: int,
+    stop: int,
+    share: Share,
+    ahead: int = 2,
+    threads: int = 1,
 ) -> Iterator[LoadedStep]:
     """Steps ``start`` … ``stop − 1`` of one worker, ``ahead`` of them in preparation at any time.
 
-    The position is the step number alone: resuming from step n needs no state and reads nothing twice.
+    Sequences are read and their pictures decoded in ``threads`` threads, and put together in one more, so
+    that a step finds its batches ready where decoding keeps up with it. The order is that of the steps,
+    whatever ends first. A failure surfaces in the step that needed the data.
     """
+    decoders = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="decode")
+    collator = ThreadPoolExecutor(max_workers=1, thread_name_prefix="collate")
 
-    def load(number: int) -> LoadedStep:
+    def prepare(number: int) -> Future[LoadedStep]:
         step = order[number]
-        return LoadedStep(number, step, tuple(load_batches(reader, share, step.sequences)))
+        reading = [
+            [decoders.submit(reader.read, sequence) for sequence in sequences]
+            for sequences in share.of(step.sequences)
+        ]
+        return collator.submit(join, number, step, reading)
 
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader") as pool:
-        pending: list[Future[LoadedStep]] = []
-        following = iter(range(start, stop))
-        for _ in range(stop - start):
+    def join(number: int, step: Step, reading: Sequence[Sequence[Future[Read]]]) -> LoadedStep:
+        batches = (micro_batch(reader, [future.result() for future in own]) for own in reading)
+        return LoadedStep(number, step, tuple(pinned(micro) for micro in batches))
+
+    pending: deque[Future[LoadedStep]] = deque()
+    following = iter(range(start, stop))
+    try:
+        for _ in range(start, stop):
             while len(pending) <= ahead and (number := next(following, None)) is not None:
-                pending.append(pool.submit(load, number))
-            yield pending.pop(0).result()
+                pending.append(prepare(number))
+            yield pending.popleft().result()
+    finally:
+        for pool in (decoders, collator):
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def load_batches(reader: SequenceReader, share: Share, sequences: Sequence[int]) -> Iterator[MicroBatch]:
-    """This worker's part of some sequences, a forward each."""
-    return (_micro_batch(reader, numbers) for numbers in share.of(sequences))
+    """This worker's part of some sequences, a forward each, read as they are asked for."""
+    return (
+        micro_batch(reader, [reader.read(number) for number in numbers]) for numbers in share.of(sequences)
+    )
 
 
-def _micro_batch(reader: SequenceReader, numbers: Sequence[int]) -> MicroBatch:
-    read = [reader.read(number) for number in numbers]
+def micro_batch(reader: SequenceReader, read: Sequence[Read]) -> MicroBatch:
+    """Put sequences together, with a blank picture where there is none of either."""
     own = [sequence for sequence, _ in read]
     if not own or (reader.shows_images and not any(sequence.patches_PE for sequence in own)):
         blank = blank_picture(reader.processor)
         own.append(blank if reader.shows_images else blank.without_images())
     return MicroBatch(collate(own), tuple(document for _, documents in read for document in documents))
+
+
+def pinned(micro: MicroBatch) -> MicroBatch:
+    """In memory that a GPU copies from while it computes; as it is, where there is no GPU."""
+    return replace(micro, batch=micro.batch.pin_memory()) if torch.cuda.is_available() else micro

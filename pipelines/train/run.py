@@ -62,6 +62,7 @@ def _job(context: StageContext) -> TrainJob:
         gradient_checkpointing=placement["gradient_checkpointing"],
         sequences_per_forward=placement["sequences_per_forward"],
         threads=placement["cpus_per_worker"],
+        loader_threads=placement["loader_threads"],
     )
 
 

@@ -37,8 +37,8 @@ class TrainJob:
         output: Folder all workers can write.
         checkpoints: Folder of this run's checkpoints, local or on S3; by default inside ``output``.
         keep, keep_best: Checkpoints that are kept.
-        zero_stage, offload, gradient_checkpointing, sequences_per_forward, threads: How it runs; no part of
-            the result.
+        zero_stage, offload, gradient_checkpointing, sequences_per_forward, threads, loader_threads: How it
+            runs; no part of the result.
     """
 
     model: dict[str, Any]
@@ -57,6 +57,7 @@ class TrainJob:
     gradient_checkpointing: bool = False
     sequences_per_forward: int | None = None
     threads: int
+    loader_threads: int = 2
 
 
 def train(job: TrainJob, *, rank: int, world_size: int) -> None:
@@ -135,4 +136,7 @@ def open_loader(
         sequences_per_step={"image": spec["sequences_per_step"], "video": spec["videos_per_step"]},
         seed=job.seed,
     )
-    return reader, iterate_steps(reader, order, start=start, stop=spec["steps"], share=share), held_out
+    steps = iterate_steps(
+        reader, order, start=start, stop=spec["steps"], share=share, threads=job.loader_threads
+    )
+    return reader, steps, held_out

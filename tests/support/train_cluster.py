@@ -2,7 +2,7 @@
 
 Run as a program in a network namespace of its own, where there is nothing but loopback:
 ``python -m tests.support.train_cluster script.json``. The script is a job, its placement, the nodes at the
-start, and what happens at which step: ``[["kill", 30], ["add", 30]]``.
+start, and what happens after how many steps on how many workers: ``[["add", 10, 2], ["kill", 12, 3]]``.
 """
 
 from __future__ import annotations
@@ -12,6 +12,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+from pipelines.train.metrics import FILE, read_lines
+
+MODULE = "tests.support.train_cluster"
 
 
 def main(path: str) -> int:
@@ -26,10 +30,11 @@ def main(path: str) -> int:
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **memory})
     nodes = [cluster.add_node(num_cpus=1, **memory) for _ in range(script["nodes"])]
     cluster.wait_for_nodes()
-    training = subprocess.Popen([sys.executable, "-m", __spec__.name, path, cluster.address])
+    training = subprocess.Popen([sys.executable, "-m", MODULE, path, str(cluster.address)])
     try:
-        for what, step in script["events"]:
-            while training.poll() is None and steps_done(Path(script["job"]["output"])) < step:
+        output = Path(script["job"]["output"])
+        for what, steps, workers in script["events"]:
+            while training.poll() is None and steps_on(output, workers) < steps:
                 time.sleep(0.05)
             if training.poll() is not None:
                 break
@@ -37,7 +42,7 @@ def main(path: str) -> int:
                 cluster.remove_node(nodes.pop(), allow_graceful=False)
             else:
                 nodes.append(cluster.add_node(num_cpus=1, **memory))
-            print(f"{what} at step {steps_done(Path(script['job']['output']))}", flush=True)
+            print(f"{what} after {steps} steps on {workers} workers", flush=True)
         return training.wait()
     finally:
         training.kill()
@@ -56,14 +61,9 @@ def train(path: str, address: str) -> None:
     _fit(TrainJob(**script["job"]), script["placement"], name="cluster")
 
 
-def steps_done(output: Path) -> int:
-    """The last step in the metrics."""
-    path = output / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.is_file() else []
-    try:
-        return int(json.loads(lines[-1])["step"]) if lines else 0
-    except ValueError:  # being written
-        return 0
+def steps_on(output: Path, workers: int) -> int:
+    """Steps of a run that so many workers have taken."""
+    return sum(line["workers"] == workers for line in read_lines(output / FILE))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from tests.support.core_workers import Assignment, start_workers
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(450)]
 SPEC: dict[str, Any] = {
-    "steps": 200,
+    "steps": 120,
     "sequences_per_step": 36,
     "videos_per_step": 12,
     "image_video_ratio": [3, 1],

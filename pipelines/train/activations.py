@@ -1,0 +1,190 @@
+"""What autograd keeps between forward and backward, found by counting and not by derivation.
+
+For a given family, fusion and precision it is linear in products of tokens, layers and widths. Small models of
+the same layers run forward on the CPU, the bytes they keep are counted, and the linear equations are solved for
+the coefficients, which then hold at any size. So the estimate follows the code, and takes seconds.
+
+Sizes: T text tokens, A answer tokens, N image tokens, P patches, V vocabulary; h, f, k, a: the language model's
+width, feed-forward width, width of keys, heads; L layers. With a t before them, the vision tower's.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.autograd.graph import saved_tensors_hooks
+
+from casa_core.batch import collate
+from casa_core.config import CasaConfig, TinyVisionConfig
+from casa_core.model import CasaForConditionalGeneration
+from casa_core.trainability import TrainingStage, parameter_groups
+from pipelines.train.synthetic import SequenceShape, random_sequence
+
+PROBES = 120
+MASKS = 2
+"""Features that are masks' sizes."""
+TOLERANCE = 0.02
+"""Of the bytes that a probe keeps: the equations must explain them to within this."""
+
+
+@dataclass(frozen=True, slots=True)
+class Activations:
+    """Bytes that a forward keeps.
+
+    Attributes:
+        kept: Between forward and backward.
+        recomputed: Of these, or with gradient checkpointing besides, the largest layer's.
+    """
+
+    kept: int
+    recomputed: int
+
+
+class ActivationModel:
+    """Activations of one family, fusion, set of trained parts and precision, at any size.
+
+    Args:
+        config: Of the full model; its sizes are replaced by the probes' own.
+        stage: What trains: what does not keeps less.
+        precision: ``fp32`` or ``bf16``.
+        checkpointing: With gradient checkpointing.
+    """
+
+    def __init__(self, config: CasaConfig, stage: TrainingStage, precision: str, checkpointing: bool) -> None:
+        self._config, self._stage = config, stage
+        self._precision, self._checkpointing = precision, checkpointing
+        rng = np.random.default_rng(0)
+        rows, kept = [], []
+        for _ in range(PROBES):
+            small, shape = _probe(config, stage, rng)
+            rows.append(features(small, stage, shape))
+            kept.append(count_kept(small, stage, shape, precision, checkpointing))
+        table, bytes_kept = np.array(rows), np.array(kept, dtype=np.float64)
+        # Probes weigh alike, whatever their size.
+        self._coefficients = np.linalg.lstsq(table / bytes_kept[:, None], np.ones(PROBES), rcond=None)[0]
+        self.error = float(np.abs(table @ self._coefficients / bytes_kept - 1).max())
+
+    def __call__(self, config: CasaConfig, shape: SequenceShape, *, masks: bool = False) -> int:
+        """Bytes kept by a forward over one packed sequence of ``shape``.
+
+        Args:
+            config, shape: Sizes.
+            masks: Count the masks of attention in windows, which a CPU needs and a GPU's kernels do not.
+        """
+        counted = len(self._coefficients) - (0 if masks else MASKS)
+        return max(0, int(features(config, self._stage, shape)[:counted] @ self._coefficients[:counted]))
+
+
+def features(config: CasaConfig, stage: TrainingStage, shape: SequenceShape) -> NDArray[np.float64]:
+    """The products of sizes that activations are linear in."""
+    text, tower, fusion = config.text_config, config.vision_config, config.fusion_settings
+    width, ffn, heads = text.hidden_size, text.intermediate_size, text.num_attention_heads
+    head = getattr(text, "head_dim", None) or width // heads
+    keys = text.num_key_value_heads * head
+    tower_head = tower.hidden_size // tower.num_heads
+    layers = text.num_hidden_layers
+    fused = len(fusion.layer_indices(layers)) if not fusion.inserts else 0
+    tokens, images = float(shape.text_tokens), float(shape.image_tokens)
+    inserted = images if fusion.kind == "insertion" else shape.images * fusion.qformer_queries
+    if fusion.inserts:
+        tokens += inserted
+    blocks = tower.depth if stage.vision_blocks == "all" else stage.vision_blocks
+    patches = 4 * images
+    block_widths = (tower.hidden_size, tower.intermediate_size, tower.num_heads, tower_head, 1)
+    return np.array(
+        [
+            *(tokens * (layers - fused) * size for size in (width, ffn, keys, heads, head, 1)),
+            *(tokens * fused * size for size in (width, ffn, keys, heads, head, 1)),
+            *(images * fused * size for size in (width, ffn, keys, heads, head, 1)),
+            *(tokens * size for size in (width, head, 1)),
+            *(images * size for size in (width, head, 1)),
+            *(shape.trained_tokens * size for size in (width, text.vocab_size, 1)),
+            *(patches * blocks * size for size in block_widths),
+            *(patches * size for size in block_widths),
+            *(patches * tower.depth * size for size in (tower.hidden_size, 1)),
+            patches * (blocks > 0) * shape.patch_values,
+            *(float(inserted * size * (fusion.kind == "qformer")) for size in (width, heads, 1)),
+            1.0,
+            # Masks of attention in windows, which only the CPU's code needs: last, so that they can be left out.
+            fused * shape.text_tokens * shape.text_tokens / shape.images,
+            fused * shape.text_tokens * images / shape.images,
+        ]
+    )
+
+
+def count_kept(
+    config: CasaConfig, stage: TrainingStage, shape: SequenceShape, precision: str, checkpointing: bool
+) -> int:
+    """Run one forward and count what it keeps, weights not counted."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = CasaForConditionalGeneration(config).train()
+        parameter_groups(model, stage)
+        if precision == "bf16":
+            model = model.bfloat16()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        generator = torch.Generator().manual_seed(0)
+        batch = collate([random_sequence(shape, config.text_config.vocab_size, generator)])
+    return kept_by_forward(model, batch.inputs())
+
+
+def kept_by_forward(model: CasaForConditionalGeneration, inputs: dict[str, Any]) -> int:
+    """Bytes of the storages that autograd keeps of a forward, each once, without the model's own."""
+    kept: dict[int, tuple[int, torch.Tensor]] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # held, so that no address comes twice
+        return tensor
+
+    own = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = model(**inputs).loss
+    assert loss is not None
+    return sum(size for pointer, (size, _) in kept.items() if pointer not in own)
+
+
+def _probe(
+    config: CasaConfig, stage: TrainingStage, rng: np.random.Generator
+) -> tuple[CasaConfig, SequenceShape]:
+    """A small model of the same layers, and a sequence for it."""
+    text, tower = copy.deepcopy(config.text_config), copy.deepcopy(config.vision_config)
+    head = int(rng.choice([16, 32]))
+    heads = int(rng.choice([2, 4]))
+    text.hidden_size, text.num_attention_heads, text.head_dim = head * heads, heads, head
+    text.num_key_value_heads = int(rng.choice([1, 2]))
+    text.intermediate_size = int(rng.integers(16, 200))
+    text.num_hidden_layers = int(rng.choice([4, 8]))
+    text.vocab_size = int(rng.integers(32, 300))
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:1] * text.num_hidden_layers
+    if "mrope_section" in text.rope_parameters:
+        text.rope_parameters["mrope_section"] = [head // 8, head // 8 + head // 16, head // 8 + head // 16]
+    tower_heads = int(rng.choice([1, 2]))
+    tower.num_heads, tower.hidden_size = tower_heads, tower_heads * int(rng.choice([16, 32]))
+    tower.intermediate_size = int(rng.integers(16, 120))
+    least = 1 if stage.vision_blocks == "all" else stage.vision_blocks
+    tower.depth = int(least + rng.integers(0, 3))
+    if isinstance(tower, TinyVisionConfig):
+        patch_values = 3 * tower.patch_size**2
+    else:
+        tower.fullatt_block_indexes = [n for n in range(tower.depth) if n % 4 == 3]
+        tower.out_hidden_size = text.hidden_size
+        patch_values = 3 * 2 * 14 * 14
+    small = CasaConfig(text_config=text, vision_config=tower, fusion=config.fusion)
+    images = int(rng.integers(1, 4))
+    shape = SequenceShape(
+        # Documents of one length: padding is not what is asked for here.
+        text_tokens=images * int(rng.integers(8, 32)) * 2,
+        images=images,
+        side=int(rng.integers(1, 4)) * 4,
+        patch_values=patch_values,
+        documents=images,
+    )
+    return small, shape

@@ -1,0 +1,152 @@
+"""Memory of training on one GPU, before it is spent: parameters, gradients, optimizer, activations, buffers.
+
+State follows from the parameters' number and from what each ZeRO stage keeps where. Activations are what
+autograd keeps between forward and backward: for a given model that is linear in tokens, layers and widths. The
+coefficients are not written down here but found: small models of the same layers run forward, what they keep
+is counted, and the linear equations are solved (:func:`fit_activations`). So the estimate follows the code.
+
+Sizes: T text tokens, A answer tokens, N image tokens, V vocabulary; h width, f feed-forward width, q and k
+widths of queries and of keys, a heads, each of the language model or, with a t before it, of the tower.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+import torch
+
+from casa_core.config import CasaConfig
+from casa_core.model import CasaForConditionalGeneration
+from casa_core.trainability import TrainingStage, parameter_groups
+
+REDUCE_BUCKET = ALLGATHER_BUCKET = 50_000_000
+"""Elements; as in :func:`pipelines.train.zero.zero_config`."""
+LIVE_PARAMETERS = 100_000_000
+"""Elements that ZeRO-3 holds whole at once: prefetched and being used."""
+GIB = 2**30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """Bytes on one GPU.
+
+    Attributes:
+        parameters: Weights that forwards read.
+        gradients: As kept until the update.
+        optimizer: float32 master weights and Adam's two moments.
+        activations: What one forward keeps for its backward, and a block's worth while it is recomputed.
+        buffers: DeepSpeed's, for communication.
+        host: In host memory, where state is offloaded; not part of the total.
+    """
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    activations: int
+    buffers: int
+    host: int = 0
+
+    @property
+    def total(self) -> int:
+        """On the GPU."""
+        return sum(getattr(self, part.name) for part in fields(self) if part.name != "host")
+
+
+def count_parameters(config: CasaConfig, stage: TrainingStage) -> tuple[int, int]:
+    """All parameters of a model, and those that a stage trains; nothing is allocated."""
+    with torch.device("meta"):
+        model = CasaForConditionalGeneration(config)
+    groups = parameter_groups(model, stage)
+    every = sum(parameter.numel() for parameter in model.parameters())
+    return every, sum(parameter.numel() for group in groups for parameter in group["params"])
+
+
+def state_memory(
+    every: int,
+    trained: int,
+    *,
+    zero_stage: int,
+    workers: int,
+    precision: str = "fp32",
+    offload: str = "none",
+) -> Memory:
+    """Everything but activations.
+
+    Args:
+        every, trained: Parameters.
+        zero_stage, workers, precision, offload: As the recipe has them.
+    """
+    size = 2 if precision == "bf16" else 4
+    share = -(-trained // workers)
+    parameters = size * every
+    # DeepSpeed keeps a float32 copy of what it updates, except where that is the weights themselves.
+    optimizer = 12 * share
+    gradients = 4 * share
+    buffers = (REDUCE_BUCKET if workers > 1 else 0) * size
+    if zero_stage == 0:
+        optimizer, gradients, buffers = 8 * trained, 4 * trained, 0
+    elif zero_stage == 1:
+        # bf16 under stage 1 accumulates all gradients in float32 and keeps those of the backward beside.
+        gradients = 4 * trained + (size * trained if precision == "bf16" else 4 * share)
+    elif zero_stage == 3:
+        parameters = size * -(-every // workers)
+        if precision == "fp32":
+            optimizer = 8 * share
+        buffers += size * min(LIVE_PARAMETERS, every)
+    host = 0
+    if offload != "none":
+        host, optimizer, gradients = optimizer + gradients, 0, 0
+        buffers += size * min(REDUCE_BUCKET, trained)
+    if offload == "parameters":
+        host, parameters = host + parameters, 0
+    return Memory(
+        parameters=parameters,
+        gradients=gradients,
+        optimizer=optimizer,
+        activations=0,
+        buffers=buffers,
+        host=host,
+    )
+
+
+def live_state(engine: object) -> Mapping[str, int]:
+    """Bytes of an engine's state as they are, between backward and update: the estimate's judge.
+
+    Returns:
+        ``parameters``, ``gradients`` and ``optimizer``; each storage once, in the first that has it.
+    """
+    from pipelines.train import fragments
+
+    seen: set[int] = set()
+
+    def count(tensors: list[torch.Tensor]) -> int:
+        total = 0
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            if storage.nbytes() and storage.data_ptr() not in seen:
+                seen.add(storage.data_ptr())
+                total += storage.nbytes()
+        return total
+
+    zero = engine.optimizer  # pyright: ignore[reportAttributeAccessIssue]
+    modules = list(engine.module.parameters())  # pyright: ignore[reportAttributeAccessIssue]
+    weights = [parameter.data for parameter in modules]
+    weights += [parameter.ds_tensor.data for parameter in modules if hasattr(parameter, "ds_tensor")]
+    parameters = count(weights)
+    state = fragments._torch_optimizer(engine).state
+    flats = [flat.tensor for flat in fragments.flats(engine)]
+    moments = [value for own in state.values() for value in own.values() if torch.is_tensor(value)]
+    optimizer = count([*(flat.data for flat in flats), *moments])
+    gradients = [p.grad for p in [*modules, *flats] if p.grad is not None]
+    for name in ("averaged_gradients", "fp32_groups_gradients_flat", "all_grad_tensors"):
+        held = getattr(zero, name, None) or {}
+        held = list(held.values()) if isinstance(held, dict) else list(held)
+        gradients += [
+            t for own in held for t in (own if isinstance(own, list) else [own]) if torch.is_tensor(t)
+        ]
+    if hasattr(zero, "_DeepSpeedZeroOptimizer_Stage3__param_id_to_grad_partition"):
+        gradients += list(zero._DeepSpeedZeroOptimizer_Stage3__param_id_to_grad_partition.values())
+    if getattr(zero, "grad_partitions_flat_buffer", None) is not None:
+        gradients.append(zero.grad_partitions_flat_buffer)
+    return {"parameters": parameters, "gradients": count(gradients), "optimizer": optimizer}

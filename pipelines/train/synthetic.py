@@ -1,0 +1,98 @@
+"""Packed sequences of random tokens and pictures that fill a recipe's budgets: training without data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+
+from casa_core.batch import PackedSequence, collate
+from pipelines.recipe.model import Recipe
+from pipelines.recipe.pack import FRAME_SIDE, IMAGE_TOKEN_SIDES
+from pipelines.train.loader import Document, MicroBatch
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceShape:
+    """What a packed sequence holds.
+
+    Attributes:
+        text_tokens, images: How many.
+        side: Of each square image, in image tokens.
+        patch_values: Values of a patch; an image token is made of four.
+        documents: Images and text are spread over so many; a video is one.
+    """
+
+    text_tokens: int
+    images: int
+    side: int
+    patch_values: int
+    documents: int
+
+    @property
+    def image_tokens(self) -> int:
+        """Of all images."""
+        return self.images * self.side**2
+
+    @property
+    def document_starts(self) -> list[int]:
+        """Documents are as equally long as they can be."""
+        return [n * self.text_tokens // self.documents for n in range(self.documents)]
+
+    @property
+    def trained_tokens(self) -> int:
+        """Answer tokens: every other one of a document."""
+        starts = [*self.document_starts, self.text_tokens]
+        return sum((end - start) // 2 for start, end in pairwise(starts))
+
+
+def shapes_of(recipe: Recipe) -> dict[str, SequenceShape]:
+    """A full packed sequence of each kind that the recipe trains on, of images as large as they may be."""
+    pack, backbone = recipe.pack, recipe.model.backbone
+    pixels = IMAGE_TOKEN_SIDES[backbone]
+    patch_values = 3 * 8 * 8 if backbone == "tiny" else 3 * 2 * 14 * 14
+    video = pack.video or pack
+    frame = min(FRAME_SIDE, pack.max_side) if pack.max_frame_side is None else pack.max_frame_side
+    shapes = {}
+    for kind, steps, budget, side in (
+        ("image", recipe.train.image_video_ratio[0], pack, pack.max_side),
+        ("video", recipe.train.image_video_ratio[1], video, frame),
+    ):
+        if steps:
+            each = (side // pixels) ** 2
+            images = budget.image_tokens // each
+            shapes[kind] = SequenceShape(
+                budget.text_tokens, images, side // pixels, patch_values, images if kind == "image" else 1
+            )
+    return shapes
+
+
+def random_sequence(shape: SequenceShape, vocab_size: int, generator: torch.Generator) -> PackedSequence:
+    """A sequence of that shape: each document's images come before its text, a video's spread over it."""
+    ids = torch.randint(2, vocab_size, (shape.text_tokens,), generator=generator)
+    starts = shape.document_starts
+    positions = [n * (shape.text_tokens - 1) // shape.images for n in range(shape.images)]
+    grid = (2 * shape.side, 2 * shape.side)
+    patches = torch.randn(shape.images, grid[0] * grid[1], shape.patch_values, generator=generator)
+    mask = torch.zeros(shape.text_tokens, dtype=torch.bool)
+    for start, end in pairwise([*starts, shape.text_tokens]):
+        mask[start + 1 : end : 2] = True
+    return PackedSequence(
+        input_ids=ids.tolist(),
+        loss_mask=mask.tolist(),
+        document_starts=starts,
+        image_positions=starts if shape.documents == shape.images else positions,
+        image_tokens=[shape.side**2] * shape.images,
+        image_grids=[grid] * shape.images,
+        patches_PE=list(patches),
+    )
+
+
+def random_batch(
+    shape: SequenceShape, sequences: int, vocab_size: int, generator: torch.Generator
+) -> MicroBatch:
+    """What one forward reads."""
+    packed = [random_sequence(shape, vocab_size, generator) for _ in range(sequences)]
+    trained = sum(sum(sequence.loss_mask) for sequence in packed)
+    return MicroBatch(collate(packed), (Document("random", "random", trained),))

@@ -1,11 +1,8 @@
 """What autograd keeps between forward and backward, found by counting and not by derivation.
 
-For a given family, fusion and precision it is linear in products of tokens, layers and widths. Small models of
-the same layers run forward on the CPU, the bytes they keep are counted, and the linear equations are solved for
-the coefficients, which then hold at any size. So the estimate follows the code, and takes seconds.
-
-Sizes: T text tokens, A answer tokens, N image tokens, P patches, V vocabulary; h, f, k, a: the language model's
-width, feed-forward width, width of keys, heads; L layers. With a t before them, the vision tower's.
+For a given family, fusion and precision it is linear in products of tokens, layers and widths. Small models
+of the same layers run forward on the CPU, the bytes they keep are counted, and the linear equations are
+solved for the coefficients, which then hold at any size. So the estimate follows the code.
 """
 
 from __future__ import annotations
@@ -25,7 +22,7 @@ from casa_core.model import CasaForConditionalGeneration
 from casa_core.trainability import TrainingStage, parameter_groups
 from pipelines.train.synthetic import SequenceShape, random_sequence
 
-PROBES = 120
+PROBES = 90
 MASKS = 2
 """Features that are masks' sizes."""
 TOLERANCE = 0.02
@@ -110,7 +107,7 @@ def features(config: CasaConfig, stage: TrainingStage, shape: SequenceShape) -> 
             patches * (blocks > 0) * shape.patch_values,
             *(float(inserted * size * (fusion.kind == "qformer")) for size in (width, heads, 1)),
             1.0,
-            # Masks of attention in windows, which only the CPU's code needs: last, so that they can be left out.
+            # Masks of attention in windows, which only a CPU needs: last, so that they can be left out.
             fused * shape.text_tokens * shape.text_tokens / shape.images,
             fused * shape.text_tokens * images / shape.images,
         ]

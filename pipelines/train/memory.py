@@ -1,12 +1,7 @@
-"""Memory of training on one GPU, before it is spent: parameters, gradients, optimizer, activations, buffers.
+"""Memory of a training state on one GPU, before it is spent: parameters, gradients, optimizer, buffers.
 
-State follows from the parameters' number and from what each ZeRO stage keeps where. Activations are what
-autograd keeps between forward and backward: for a given model that is linear in tokens, layers and widths. The
-coefficients are not written down here but found: small models of the same layers run forward, what they keep
-is counted, and the linear equations are solved (:func:`fit_activations`). So the estimate follows the code.
-
-Sizes: T text tokens, A answer tokens, N image tokens, V vocabulary; h width, f feed-forward width, q and k
-widths of queries and of keys, a heads, each of the language model or, with a t before it, of the tower.
+It follows from the parameters' number and from what each ZeRO stage keeps where. What a forward keeps for its
+backward is in :mod:`pipelines.train.activations`.
 """
 
 from __future__ import annotations
@@ -24,6 +19,8 @@ REDUCE_BUCKET = ALLGATHER_BUCKET = 50_000_000
 """Elements; as in :func:`pipelines.train.zero.zero_config`."""
 LIVE_PARAMETERS = 100_000_000
 """Elements that ZeRO-3 holds whole at once: prefetched and being used."""
+PERSISTENT = 100_000
+"""ZeRO-3 keeps a tensor of fewer elements whole on every worker: DeepSpeed's own threshold."""
 GIB = 2**30
 
 
@@ -53,53 +50,72 @@ class Memory:
         return sum(getattr(self, part.name) for part in fields(self) if part.name != "host")
 
 
-def count_parameters(config: CasaConfig, stage: TrainingStage) -> tuple[int, int]:
-    """All parameters of a model, and those that a stage trains; nothing is allocated."""
+@dataclass(frozen=True, slots=True)
+class ParameterCounts:
+    """Elements.
+
+    Attributes:
+        every: Of the model.
+        trained: Of these, those that the stage trains.
+        small: Of these, in tensors so small that ZeRO-3 keeps them whole on every worker.
+    """
+
+    every: int
+    trained: int
+    small: int
+
+
+def count_parameters(config: CasaConfig, stage: TrainingStage) -> ParameterCounts:
+    """Of a model of that configuration; nothing is allocated."""
     with torch.device("meta"):
         model = CasaForConditionalGeneration(config)
     groups = parameter_groups(model, stage)
-    every = sum(parameter.numel() for parameter in model.parameters())
-    return every, sum(parameter.numel() for group in groups for parameter in group["params"])
+    sizes = [parameter.numel() for parameter in model.parameters()]
+    return ParameterCounts(
+        sum(sizes),
+        sum(parameter.numel() for group in groups for parameter in group["params"]),
+        sum(size for size in sizes if size < PERSISTENT),
+    )
 
 
 def state_memory(
-    every: int,
-    trained: int,
+    counts: ParameterCounts,
     *,
     zero_stage: int,
     workers: int,
     precision: str = "fp32",
     offload: str = "none",
+    accumulates: bool = False,
 ) -> Memory:
     """Everything but activations.
 
     Args:
-        every, trained: Parameters.
+        counts: Of the model.
         zero_stage, workers, precision, offload: As the recipe has them.
+        accumulates: Over several forwards a step.
     """
     size = 2 if precision == "bf16" else 4
-    share = -(-trained // workers)
-    parameters = size * every
-    # DeepSpeed keeps a float32 copy of what it updates, except where that is the weights themselves.
-    optimizer = 12 * share
-    gradients = 4 * share
-    buffers = (REDUCE_BUCKET if workers > 1 else 0) * size
+    share = -(-counts.trained // workers)
+    parameters = size * counts.every
+    # DeepSpeed keeps a float32 copy of what it updates, also where the weights are float32 themselves.
+    optimizer, gradients = 12 * share, 4 * share
+    buffers = size * REDUCE_BUCKET if workers > 1 else 0
     if zero_stage == 0:
-        optimizer, gradients, buffers = 8 * trained, 4 * trained, 0
-    elif zero_stage == 1:
-        # bf16 under stage 1 accumulates all gradients in float32 and keeps those of the backward beside.
-        gradients = 4 * trained + (size * trained if precision == "bf16" else 4 * share)
-    elif zero_stage == 3:
-        parameters = size * -(-every // workers)
-        if precision == "fp32":
-            optimizer = 8 * share
-        buffers += size * min(LIVE_PARAMETERS, every)
+        optimizer, gradients, buffers = 8 * counts.trained, 4 * counts.trained, 0
+    elif zero_stage == 1 and precision == "bf16":
+        # All gradients are accumulated in float32, beside those of the backward.
+        gradients = (4 + size) * counts.trained
+    elif zero_stage == 1 and accumulates:
+        gradients = 4 * counts.trained
+    elif zero_stage == 3 and workers > 1:
+        parameters = size * (-(-counts.every // workers) + counts.small)
+        buffers += size * min(LIVE_PARAMETERS, counts.every)
     host = 0
     if offload != "none":
         host, optimizer, gradients = optimizer + gradients, 0, 0
-        buffers += size * min(REDUCE_BUCKET, trained)
+        buffers += size * min(REDUCE_BUCKET, counts.trained)
     if offload == "parameters":
-        host, parameters = host + parameters, 0
+        host, parameters = host + parameters, size * counts.small
     return Memory(
         parameters=parameters,
         gradients=gradients,

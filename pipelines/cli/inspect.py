@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,8 +27,22 @@ MARKS = {"done": "[green]✓ done", "run": "[yellow]→ run", "check": "[cyan]? 
 FOLLOW_S = 0.3
 
 
-def plan(recipe: RecipeArgument = DEFAULT_RECIPE, set_: SetOption = None, json_: JsonOption = False) -> None:
-    """Show what a run would do, and why, without doing it.
+def plan(
+    recipe: RecipeArgument = DEFAULT_RECIPE,
+    set_: SetOption = None,
+    json_: JsonOption = False,
+    training: Annotated[
+        bool,
+        typer.Option("--training", help="What training takes instead: memory of a GPU by part, and time."),
+    ] = False,
+    gpu: Annotated[str, typer.Option(help="A100, A100-40, L40S, H100, H200 or B200.")] = "H100",
+    gpus: Annotated[
+        int | None, typer.Option(help="How many; where.train.workers if not given.", min=1)
+    ] = None,
+) -> None:
+    """Show what a run would do, and why, without doing it; or what its training takes.
+
+    With --training no data is looked at, and what does not fit a GPU is refused with what would make it fit.
 
     Examples:
 
@@ -36,7 +51,12 @@ def plan(recipe: RecipeArgument = DEFAULT_RECIPE, set_: SetOption = None, json_:
       casa plan quickstart --set evaluate.batch_size=32
 
       casa plan my.yaml --json
+
+      casa plan casa-qwen-image --training --gpu H100 --gpus 64
     """
+    if training:
+        _plan_training(recipe, set_ or (), gpu, gpus, as_json=json_)
+        return
     from pipelines.cli.session import open_run
 
     stages = [_with_state(stage) for stage in open_run(recipe, set_ or ()).stages]
@@ -54,6 +74,23 @@ def plan(recipe: RecipeArgument = DEFAULT_RECIPE, set_: SetOption = None, json_:
             stage.name, stage.fingerprint[:12], stage.code_version, MARKS[stage.status], stage.reason
         )
     Console().print(table)
+
+
+def _plan_training(
+    recipe: str, overrides: Sequence[str], gpu: str, gpus: int | None, *, as_json: bool
+) -> None:
+    from pipelines.cli.show_training import estimate_json, show_estimate
+    from pipelines.recipe import load_recipe
+    from pipelines.train.estimate import check_fits, estimate
+    from pipelines.train.hardware import find_gpu
+
+    loaded = load_recipe(recipe, overrides)
+    found = estimate(loaded, find_gpu(gpu), gpus)
+    if as_json:
+        print_json(estimate_json(found))
+    else:
+        show_estimate(found, loaded.name)
+    check_fits(found, loaded)
 
 
 def _with_state(stage: PlannedStage) -> PlannedStage:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +13,14 @@ from pipelines.cli.options import DEFAULT_RECIPE, JsonOption, RecipeArgument, Se
 
 if TYPE_CHECKING:
     from pipelines.storage import Folder
+
+
+class Scale(StrEnum):
+    """Of a dry run."""
+
+    small = "small"
+    full = "full"
+
 
 KINDS = frozenset({"corpus", "clean", "pack", "train"})
 """Kinds of stages that a trained model takes."""
@@ -22,6 +31,13 @@ def train(
     set_: SetOption = None,
     json_: JsonOption = False,
     plain: Annotated[bool, typer.Option("--plain", help="Lines instead of a live table.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Two real steps on random data, in this process."),
+    ] = False,
+    scale: Annotated[
+        Scale, typer.Option(help="Of a dry run: the real size, or the same layers at a width for a CPU.")
+    ] = Scale.small,
 ) -> None:
     """Train a recipe's model: prepare its data, train, and no further.
 
@@ -35,7 +51,12 @@ def train(
       casa train casa-qwen-video --set where.train.workers=64
 
       casa train my.yaml --set where.train.workers=[2,8]
+
+      casa train casa-qwen-image --dry-run
     """
+    if dry_run:
+        _dry_run(recipe, set_ or (), scale.value, as_json=json_)
+        return
     from dataclasses import replace
 
     from pipelines.cli.session import open_run
@@ -51,6 +72,36 @@ def train(
         print_json({"event": "result", **result})
     else:
         print(f"\nModel: {result['model']}")
+
+
+def _dry_run(recipe: str, overrides: Sequence[str], scale: str, *, as_json: bool) -> None:
+    import os
+    from dataclasses import asdict
+    from typing import cast
+
+    from pipelines.cli.show_training import show_dry_run, show_step
+    from pipelines.recipe import load_recipe
+
+    os.environ.setdefault("DS_ACCELERATOR", "cpu" if not _has_gpu() else "cuda")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    from pipelines.train.dry_run import DryRun
+    from pipelines.train.dry_run import dry_run as run
+
+    number = 0
+    for found in run(load_recipe(recipe, overrides), cast(Any, scale)):
+        if as_json:
+            print_json(asdict(found))
+        elif isinstance(found, DryRun):
+            show_dry_run(found)
+        else:
+            number += 1
+            show_step(found, number)
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def export(

@@ -1,0 +1,199 @@
+"""What a recipe's training takes: memory of one GPU by part, whether that fits, and how long it trains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from casa_core.config import CasaConfig
+from casa_core.errors import ConfigError
+from pipelines.recipe.model import Recipe
+from pipelines.recipe.where import TrainWorkers
+from pipelines.train.activations import ActivationModel
+from pipelines.train.build import model_config, training_stage
+from pipelines.train.flops import step_flops
+from pipelines.train.hardware import Gpu
+from pipelines.train.loader import Share
+from pipelines.train.memory import Memory, ParameterCounts, count_parameters, state_memory
+from pipelines.train.synthetic import SequenceShape, shapes_of
+
+MFU = 0.14
+MFU_RANGE = (0.10, 0.35)
+"""Share of a GPU's peak rate. The paper's days (B.1: three for 100,000 steps from Helium, two for Qwen's
+image stage, one for its video stage, each on 64 H100) come to 0.10 to 0.14 with full sequences; 0.35 is what
+well-tuned training of language models of this size reaches."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainEstimate:
+    """What training takes.
+
+    Attributes:
+        counts: Of the model.
+        memory: Of one GPU, at the worst kind of step.
+        gpu: What it is to fit.
+        workers, forwards: GPUs, and forwards that each accumulates in a step.
+        tokens: Text and image tokens of a step of each kind, over all workers, where sequences are full.
+        flops: Operations of a step, averaged over the kinds, over all workers.
+        steps: Of the run.
+        checkpoint_bytes: Of one checkpoint.
+    """
+
+    counts: ParameterCounts
+    memory: Memory
+    gpu: Gpu
+    workers: int
+    forwards: int
+    tokens: dict[str, tuple[int, int]]
+    flops: float
+    steps: int
+    checkpoint_bytes: int
+
+    @property
+    def fits(self) -> bool:
+        """On one GPU, with what the driver and fragmentation take."""
+        return self.memory.total <= self.gpu.usable_bytes
+
+    def seconds(self, mfu: float = MFU) -> float:
+        """Of the whole run, at a share of the peak rate."""
+        return self.steps * self.flops / (self.workers * self.gpu.bf16_tflops * 1e12 * mfu)
+
+
+def estimate(recipe: Recipe, gpu: Gpu, workers: int | None = None) -> TrainEstimate:
+    """What the recipe's train stage takes.
+
+    Args:
+        recipe: The run.
+        gpu: Each worker's.
+        workers: Instead of the recipe's; the fewest of a range otherwise.
+
+    Raises:
+        ConfigError: For a model that cannot be built.
+    """
+    train, placement = recipe.train, recipe.where.train
+    workers = workers or placement.fewest
+    stage = training_stage(train.model_dump())
+    config = _config(recipe)
+    counts = count_parameters(config, stage)
+    shapes = shapes_of(recipe)
+    forwards = {kind: _share(recipe, kind, workers) for kind in shapes}
+    state = state_memory(
+        counts,
+        zero_stage=placement.zero_stage,
+        workers=workers,
+        precision=train.precision,
+        offload=placement.offload,
+        accumulates=any(len(own) > 1 for own in forwards.values()),
+    )
+    kept = max(
+        _activations(recipe, placement, shape, max(map(len, forwards[kind])))
+        for kind, shape in shapes.items()
+    )
+    images, videos = train.image_video_ratio
+    ratio: dict[str, int] = {"image": images, "video": videos}
+    batch: dict[str, int] = {"image": train.sequences_per_step, "video": train.videos_per_step}
+    flops = sum(
+        step_flops(config, stage, shape) * batch[kind] * ratio[kind] for kind, shape in shapes.items()
+    )
+    return TrainEstimate(
+        counts=counts,
+        memory=replace(state, activations=kept),
+        gpu=gpu,
+        workers=workers,
+        forwards=max(map(len, forwards.values())),
+        tokens={
+            kind: (shape.text_tokens * batch[kind], shape.image_tokens * batch[kind])
+            for kind, shape in shapes.items()
+        },
+        flops=flops / sum(train.image_video_ratio),
+        steps=train.steps,
+        checkpoint_bytes=12 * counts.trained,
+    )
+
+
+def check_fits(found: TrainEstimate, recipe: Recipe) -> None:
+    """Refuse a run that no GPU could hold, before any is taken.
+
+    Raises:
+        ConfigError: With the smallest change that makes it fit, if there is one.
+    """
+    if found.fits:
+        return
+    total, limit = found.memory.total / 2**30, found.gpu.usable_bytes / 2**30
+    raise ConfigError(
+        f"Training {recipe.name} needs about {total:.0f} GiB a GPU, and a {found.gpu.name} has {limit:.0f}.",
+        ", ".join(f"{name} {size / 2**30:.1f}" for name, size in _largest(found.memory)) + " GiB",
+        _remedy(found, recipe),
+    )
+
+
+def _largest(memory: Memory) -> list[tuple[str, int]]:
+    parts = {
+        name: getattr(memory, name)
+        for name in ("activations", "parameters", "optimizer", "gradients", "buffers")
+    }
+    return sorted(parts.items(), key=lambda part: -part[1])
+
+
+def _remedy(found: TrainEstimate, recipe: Recipe) -> str:
+    """The settings that cost least and make it fit."""
+    placement = recipe.where.train
+    changes: dict[str, object] = {}
+    for name, value in (
+        ("sequences_per_forward", 1),
+        ("zero_stage", max(placement.zero_stage, 2)),
+        ("gradient_checkpointing", True),
+        ("zero_stage", 3),
+        ("offload", "optimizer"),
+    ):
+        if getattr(placement, name) != value:
+            changes[name] = value
+            changed = placement.model_copy(update=changes)
+            where = recipe.where.model_copy(update={"train": changed})
+            again = estimate(recipe.model_copy(update={"where": where}), found.gpu, found.workers)
+            if again.fits:
+                settings = " ".join(
+                    f"--set where.train.{key}={_yaml(value)}" for key, value in changes.items()
+                )
+                return f"{settings} makes it about {again.memory.total / 2**30:.0f} GiB"
+    return "lower pack.image_tokens or pack.text_tokens, or take a larger GPU"
+
+
+def _yaml(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _config(recipe: Recipe) -> CasaConfig:
+    return model_config(recipe.model.model_dump(), vocab_size=512, pad_token_id=0, eos_token_id=1)
+
+
+def _share(recipe: Recipe, kind: str, workers: int) -> list[tuple[int, ...]]:
+    train = recipe.train
+    batch = train.sequences_per_step if kind == "image" else train.videos_per_step
+    share = Share(world_size=workers, sequences_per_forward=recipe.where.train.sequences_per_forward)
+    return share.of(range(batch))
+
+
+def _activations(recipe: Recipe, placement: TrainWorkers, shape: SequenceShape, sequences: int) -> int:
+    """Kept by one forward, with a layer's worth of recomputation where there is, and the logits' gradient."""
+    config, train = _config(recipe), recipe.train
+    kept = _model(recipe.model.model_dump_json(), train.model_dump_json(), placement.gradient_checkpointing)
+    size = 2 if train.precision == "bf16" else 4
+    logits = shape.trained_tokens * config.text_config.vocab_size * (4 + size)
+    again = 0
+    if placement.gradient_checkpointing:
+        whole = _model(recipe.model.model_dump_json(), train.model_dump_json(), False)
+        layers = config.text_config.num_hidden_layers + config.vision_config.depth
+        again = whole(config, shape) // layers
+    return sequences * (kept(config, shape) + logits + again)
+
+
+@lru_cache(maxsize=4)
+def _model(model: str, train: str, checkpointing: bool) -> ActivationModel:
+    """Found once for all budgets and workers of a recipe."""
+    from pipelines.recipe.model import Model, Train
+
+    spec, settings = Model.model_validate_json(model), Train.model_validate_json(train)
+    config = model_config(spec.model_dump(), vocab_size=512, pad_token_id=0, eos_token_id=1)
+    stage = training_stage(settings.model_dump())
+    return ActivationModel(config, stage, settings.precision, checkpointing)

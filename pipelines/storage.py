@@ -182,8 +182,8 @@ class Output:
             assert isinstance(self.path, Path)
             assert self._file is not None
             self._file.close()
+            stamp = str(self._temporary.stat().st_mtime_ns)  # once named, a reader may take it away
             self._temporary.replace(self.path)
-            stamp = str(self.path.stat().st_mtime_ns)
         self.written = Written(self._size, self._hash.hexdigest(), stamp)
 
     def abort(self) -> None:

@@ -133,7 +133,7 @@ def test_health_names_the_model_and_the_fingerprints(served: Served):
 
 
 def test_requests_that_arrive_together_are_answered_together_each_with_its_own_answer():
-    engine = FakeEngine(delay_s=0.05)
+    engine = FakeEngine(delay_s=0.5)  # while it answers the first, the others arrive, also on a busy machine
     with running(engine, settings_with()) as url, ThreadPoolExecutor(12) as pool:
 
         def ask(number: int) -> str:

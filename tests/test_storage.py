@@ -143,6 +143,20 @@ def test_a_stream_that_breaks_off_leaves_what_was_there(folder, small_parts):
         assert s3.list_uploads(folder.settings, folder.bucket, folder.key) == []
 
 
+def test_a_reader_may_take_a_file_away_as_soon_as_it_appears(tmp_path, monkeypatch):
+    def appear_and_go(self: Path, target: Path) -> None:
+        rename(self, target)
+        target.unlink()
+
+    rename = Path.replace
+    monkeypatch.setattr(Path, "replace", appear_and_go)
+    with create(tmp_path / "file") as output:
+        output.write(b"read and removed")
+    assert output.written is not None
+    assert output.written.bytes == 16
+    assert not list(tmp_path.iterdir())
+
+
 def test_trees_are_copied_either_way(folder, tmp_path):
     with storage.local_output(folder / "tokenizer") as local:
         (local / "deep").mkdir()

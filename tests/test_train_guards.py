@@ -42,7 +42,7 @@ SPEC: dict[str, Any] = {
 
 def totals(loss: float, *samples: tuple[str, float]) -> StepTotals:
     documents = [(Document("vqa", name, 5), own) for name, own in samples]
-    return StepTotals(loss, 100, 50, 10, {}, documents)
+    return StepTotals(loss, 100, 50, 10, 0.0, {}, documents)
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])

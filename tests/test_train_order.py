@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -139,7 +140,33 @@ def test_a_run_from_the_start_drops_what_an_earlier_one_wrote(tmp_path: Path):
 
 
 def test_the_progress_line_tells_loss_pace_and_time_left():
-    lines = [step_metrics(step, loss=0.1234) for step in range(1, 11)]
-    recent = [{"seconds": line.seconds, "text_tokens": 1000.0} for line in lines]
-    last = {"step": 10, "loss": 0.1234}
-    assert metrics.progress_message(last, recent, 30) == "loss 0.123 · 2.0k text tok/s · 10 s left"
+    recent = [asdict(step_metrics(step, loss=0.1234)) for step in range(1, 11)]
+    assert metrics.progress_message(recent, 30) == (
+        "loss 0.123 image · 200 text, 100 image tok/s · 1 worker · 10 s left"
+    )
+    recent[-2] |= {"kind": "video", "loss": 2.5}
+    recent[-1] |= {"mfu": 0.14, "workers": 64, "loader_wait_s": 0.5}
+    assert metrics.progress_message(recent, 100_000) == (
+        "loss 0.123 image, 2.500 video · 200 text, 100 image tok/s · MFU 14% · waits for data 10% · "
+        "64 workers · 13 h 53 min left"
+    )
+
+
+def test_a_growing_file_is_followed_line_by_line_and_from_the_start_when_a_resumed_run_replaces_it(
+    tmp_path: Path,
+):
+    follower = metrics.MetricsFollower(tmp_path)
+    assert follower.poll() == []
+    log = MetricsLog(tmp_path, steps_done=0)
+    for step in (1, 2):
+        log.write(step_metrics(step))
+    assert [line["step"] for line in follower.poll()] == [1, 2]
+    assert follower.poll() == []
+    with (tmp_path / metrics.FILE).open("a") as file:
+        file.write('{"step": 3, "lo')
+        file.flush()
+        assert follower.poll() == []
+        file.write('ss": 1.0}\n')
+    assert [line["step"] for line in follower.poll()] == [3]
+    MetricsLog(tmp_path, steps_done=1).write(step_metrics(2))
+    assert [line["step"] for line in follower.poll()] == [1, 2]

@@ -183,6 +183,13 @@ def test_a_step_counts_the_tokens_of_all_workers_and_names_its_kind(runs: Path):
         assert recorded(runs / "1-zero2", name) == recorded(runs / "2-zero2", name)
     assert recorded(runs / "1-zero2", "kind") == ["image", "image", "video"] * 2
     assert recorded(runs / "1-zero2", "step") == [1, 2, 3, 4, 5, 6]
+    one, two = (
+        [own * seconds * workers for own, seconds in zip(*of_each, strict=True)]
+        for workers in (1, 2)
+        for of_each in [[recorded(runs / f"{workers}-zero2", name) for name in ("tflops", "seconds")]]
+    )
+    assert one == pytest.approx(two, rel=1e-9), "the model's operations are those of the step"
+    assert min(one) > 0
 
 
 @pytest.mark.parametrize(("workers", "stage"), RESUMED)

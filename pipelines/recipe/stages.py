@@ -164,7 +164,8 @@ def _train(recipe: Recipe, clean: dict[str, str], where: dict[str, Any]) -> Stag
     inputs = {"pack": "pack", **clean}
     if recipe.model.weights is not None and recipe.model.weights.recipe is not None:
         inputs["start"] = START
-    return _stage("train", what, inputs, "pipelines.train.run", where, location=location)
+    named = where | {"recipe": recipe.name}  # what trackers call the run
+    return _stage("train", what, inputs, "pipelines.train.run", named, location=location)
 
 
 def _weights(recipe: Recipe) -> tuple[dict[str, Any], dict[str, str]]:

@@ -82,6 +82,11 @@ class TrainWorkers(Section):
     keep_best: Index = Field(
         default=1, description="Checkpoints of the lowest held-out loss that are kept besides."
     )
+    track: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(
+        default=["tensorboard"],
+        description="Where curves go, besides the artifact's metrics.jsonl; those of TensorBoard lie in "
+        "`store`/tracking.",
+    )
     max_failures: Index = Field(
         default=3, description="How often lost workers and nodes are replaced before the stage fails."
     )

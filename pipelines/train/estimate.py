@@ -93,7 +93,7 @@ def estimate(recipe: Recipe, gpu: Gpu, workers: int | None = None) -> TrainEstim
     ratio: dict[str, int] = {"image": images, "video": videos}
     batch: dict[str, int] = {"image": train.sequences_per_step, "video": train.videos_per_step}
     flops = sum(
-        step_flops(config, stage, shape) * batch[kind] * ratio[kind] for kind, shape in shapes.items()
+        step_flops(config, stage, shape.load) * batch[kind] * ratio[kind] for kind, shape in shapes.items()
     )
     return TrainEstimate(
         counts=counts,

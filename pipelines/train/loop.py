@@ -13,7 +13,10 @@ import numpy as np
 import torch
 
 from pipelines.train import zero
+from pipelines.train.build import training_stage
+from pipelines.train.flops import Load, step_flops
 from pipelines.train.guards import Guard
+from pipelines.train.hardware import peak_tflops
 from pipelines.train.loader import LoadedStep, MicroBatch, SequenceReader, Share, load_batches
 from pipelines.train.metrics import StepMetrics
 from pipelines.train.schedule import learning_rate_factor
@@ -57,7 +60,11 @@ class TrainLoop:
             seed_step(self.seed, loaded.number, self.share.rank)
             rates = zero.set_learning_rates(self.engine, schedule_factor(self.train, loaded.number))
             totals = accumulate_gradients(
-                self.engine, loaded.batches, self.share.world_size, self.reader.sources
+                self.engine,
+                loaded.batches,
+                self.share.world_size,
+                self.reader.sources,
+                sum(self._flops(micro) for micro in loaded.batches),
             )
             guard.check_loss(number, kind, totals)
             norm = update(self.engine)
@@ -75,6 +82,8 @@ class TrainLoop:
     ) -> StepMetrics:
         new = rates.get("new", next(iter(rates.values())))
         text, image = self._fill(loaded, totals)
+        tflops = totals.flops / seconds / self.share.world_size / 1e12
+        peak = peak_tflops(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
         return StepMetrics(
             step=loaded.number + 1,
             kind=loaded.step.kind,
@@ -93,8 +102,14 @@ class TrainLoop:
             text_fill=text,
             image_fill=image,
             memory_gib=round(peak_memory_gib(), 3),
+            tflops=tflops,
+            mfu=tflops / peak if peak else None,
             held_out_loss=self._held_out_loss(loaded.number + 1),
         )
+
+    def _flops(self, micro: MicroBatch) -> float:
+        """Operations of a forward and its backward."""
+        return step_flops(self.engine.module.config, training_stage(self.train), Load.of_batch(micro.batch))
 
     def _fill(self, loaded: LoadedStep, totals: StepTotals) -> tuple[float | None, float | None]:
         """Of the step's sequences' text and image budgets, the share that is used."""

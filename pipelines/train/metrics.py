@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+from pipelines.report.scale import duration, number
+
 FILE = "metrics.jsonl"
+SHOWN_WAIT = 0.01
+"""Share of the time that steps wait for data from which the progress line says so."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +36,9 @@ class StepMetrics:
         text_fill, image_fill: Share of the packed sequences' budgets that is used; ``None`` where the pack
             does not say its budgets.
         memory_gib: The first worker's peak: of its GPU, or of the process where it has none.
-        mfu: Share of the GPUs' peak rate that the model's own operations take; ``None`` on others.
+        tflops: 10¹² operations of the model a second, on each worker: what checkpointing does again is not
+            counted.
+        mfu: The share that is of a GPU's peak rate; ``None`` without a GPU whose rate is known.
         held_out_loss: By kind, after the step, where it was measured.
     """
 
@@ -51,6 +59,7 @@ class StepMetrics:
     text_fill: float | None = None
     image_fill: float | None = None
     memory_gib: float = 0.0
+    tflops: float = 0.0
     mfu: float | None = None
     held_out_loss: dict[str, float] | None = None
 
@@ -69,6 +78,10 @@ class MetricsLog:
     def write(self, metrics: StepMetrics) -> None:
         self._file.write(json.dumps(asdict(metrics)) + "\n")
 
+    def flush(self) -> None:
+        """On the disk, not only in its cache."""
+        os.fsync(self._file.fileno())
+
     def close(self) -> None:
         self._file.close()
 
@@ -81,9 +94,53 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
-def progress_message(line: dict[str, Any], recent: list[dict[str, Any]], steps: int) -> str:
-    """``loss 0.132 · 6.1k text tok/s · 40 s left`` from the last steps' pace."""
-    seconds = sum(step["seconds"] for step in recent)
-    tokens_per_second = sum(step["text_tokens"] for step in recent) / max(seconds, 1e-9)
-    left = (steps - line["step"]) * seconds / len(recent)
-    return f"loss {line['loss']:.3f} · {tokens_per_second / 1000:.1f}k text tok/s · {left:.0f} s left"
+class MetricsFollower:
+    """Reads a metrics file as it grows, without reading a long run's again.
+
+    Args:
+        folder: Of the file, which need not be there yet.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / FILE
+        self._inode, self._offset = 0, 0
+
+    def poll(self) -> list[dict[str, Any]]:
+        """Steps since the last call; all of them once a resumed run has replaced the file."""
+        try:
+            file = self._path.open("rb")
+        except FileNotFoundError:
+            return []
+        with file:
+            inode = os.fstat(file.fileno()).st_ino
+            if inode != self._inode:
+                self._inode, self._offset = inode, 0
+            file.seek(self._offset)
+            new = file.read()
+        whole = new[: new.rfind(b"\n") + 1]  # the last line may still be under way
+        self._offset += len(whole)
+        return [json.loads(line) for line in whole.splitlines()]
+
+
+def progress_message(recent: Sequence[dict[str, Any]], steps: int) -> str:
+    """``loss 0.132 image, 0.871 video · 6.1k text, 23k image tok/s · MFU 14% · 4 workers · 2 h 5 min left``.
+
+    Args:
+        recent: The last steps, from whose pace the rest is foretold.
+        steps: Of the run.
+    """
+    seconds = max(sum(step["seconds"] for step in recent), 1e-9)
+    losses = {step["kind"]: step["loss"] for step in recent}
+    last, wait = recent[-1], sum(step["loader_wait_s"] for step in recent) / seconds
+    text, image = (sum(step[f"{kind}_tokens"] for step in recent) / seconds for kind in ("text", "image"))
+    parts = [
+        "loss " + ", ".join(f"{loss:.3f} {kind}" for kind, loss in sorted(losses.items())),
+        f"{number(text)} text, {number(image)} image tok/s",
+    ]
+    if last["mfu"] is not None:
+        parts.append(f"MFU {last['mfu']:.0%}")
+    if wait >= SHOWN_WAIT:
+        parts.append(f"waits for data {wait:.0%}")
+    parts.append(f"{last['workers']} worker{'s' if last['workers'] > 1 else ''}")
+    left = (steps - last["step"]) * seconds / len(recent)
+    return " · ".join([*parts, f"{duration(left)} left"])

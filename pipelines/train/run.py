@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import threading
+from collections import deque
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from pipelines.train.worker import TrainJob, train
 
 ERROR = "error.json"
 POLL_SECONDS = 0.5
+RECENT_STEPS = 50
 ELASTIC_SECONDS = float(os.environ.get("CASA_ELASTIC_SECONDS", "60"))
 """How often a run of a variable number of workers looks whether the cluster has more; taking one in costs the
 steps since the last checkpoint."""
@@ -63,6 +65,10 @@ def _job(context: StageContext) -> TrainJob:
         sequences_per_forward=placement["sequences_per_forward"],
         threads=placement["cpus_per_worker"],
         loader_threads=placement["loader_threads"],
+        track=tuple(placement["track"]),
+        run_name=context.where["recipe"] + ("" if context.name == "train" else f"-{context.name}"),
+        run_key=context.fingerprint,
+        track_folder=str(Path(context.where["store"]) / "tracking"),
     )
 
 
@@ -165,12 +171,14 @@ class _ProgressFromMetrics:
         self._thread.join()
 
     def _follow(self) -> None:
+        follower = metrics.MetricsFollower(self._context.local_output)
+        recent: deque[dict[str, Any]] = deque(maxlen=RECENT_STEPS)
         while True:
             over = self._over.wait(POLL_SECONDS)
-            lines = metrics.read_lines(self._context.local_output / metrics.FILE)
-            if lines:
-                message = metrics.progress_message(lines[-1], lines[-50:], self._steps)
-                self._context.progress(lines[-1]["step"], self._steps, message)
+            if new := follower.poll():
+                recent.extend(new)
+                message = metrics.progress_message(recent, self._steps)
+                self._context.progress(recent[-1]["step"], self._steps, message)
             if over:
                 return
 

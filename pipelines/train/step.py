@@ -22,6 +22,7 @@ class StepTotals:
     Attributes:
         loss: Mean loss of an answer token, over all workers.
         text_tokens, image_tokens, trained_tokens: Tokens in the step, over all workers.
+        flops: Operations that the model takes for them, over all workers.
         source_losses: Mean loss of an answer token by source, of those in the step.
         documents: This worker's documents with their mean losses.
     """
@@ -30,12 +31,17 @@ class StepTotals:
     text_tokens: int
     image_tokens: int
     trained_tokens: int
+    flops: float
     source_losses: dict[str, float]
     documents: list[tuple[Document, float]]
 
 
 def accumulate_gradients(
-    engine: Any, batches: Sequence[MicroBatch], world_size: int, sources: Sequence[str] = ()
+    engine: Any,
+    batches: Sequence[MicroBatch],
+    world_size: int,
+    sources: Sequence[str] = (),
+    flops: float = 0.0,
 ) -> StepTotals:
     """Forward and backward of every micro-batch of a step; nothing is updated yet.
 
@@ -48,11 +54,12 @@ def accumulate_gradients(
         batches: This worker's part of the step; as many as every other worker has.
         world_size: Number of workers.
         sources: Names of the sources to tell apart, in an order that all workers share.
+        flops: Operations of this worker's part.
     """
     counted = [sum(getattr(micro.batch, name) for micro in batches) for name in COUNTS]
-    counts = torch.tensor(counted, dtype=torch.float64, device=engine.device)
+    counts = torch.tensor([*counted, flops], dtype=torch.float64, device=engine.device)
     _sum_over_workers(counts, world_size)
-    text_tokens, image_tokens, trained_tokens = (int(value) for value in counts.tolist())
+    text_tokens, image_tokens, trained_tokens = (int(value) for value in counts[:-1].tolist())
     token_losses: list[torch.Tensor] = []
     for number, micro in enumerate(batches, start=1):
         engine.set_gradient_accumulation_boundary(number == len(batches))
@@ -69,6 +76,7 @@ def accumulate_gradients(
         text_tokens,
         image_tokens,
         trained_tokens,
+        float(counts[-1]),
         {source: loss / count for source, loss, count in by_source if count},
         [(document, loss / document.trained_tokens) for document, loss in documents],
     )

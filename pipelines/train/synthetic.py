@@ -8,8 +8,10 @@ from itertools import pairwise
 import torch
 
 from casa_core.batch import PackedSequence, collate
+from casa_core.layout import Packing
 from pipelines.recipe.model import Recipe
 from pipelines.recipe.pack import FRAME_SIDE, IMAGE_TOKEN_SIDES
+from pipelines.train.flops import Load
 from pipelines.train.loader import Document, MicroBatch
 
 
@@ -41,6 +43,23 @@ class SequenceShape:
         return [n * self.text_tokens // self.documents for n in range(self.documents)]
 
     @property
+    def image_positions(self) -> list[int]:
+        """Each document's images come before its text, a video's are spread over it."""
+        if self.documents == self.images:
+            return self.document_starts
+        return [n * (self.text_tokens - 1) // self.images for n in range(self.images)]
+
+    @property
+    def load(self) -> Load:
+        """What of it costs operations."""
+        packing = Packing(
+            document_starts=self.document_starts,
+            image_positions=self.image_positions,
+            image_tokens=[self.side**2] * self.images,
+        )
+        return Load.of(packing, self.text_tokens, self.trained_tokens, [4 * self.side**2] * self.images)
+
+    @property
     def trained_tokens(self) -> int:
         """Answer tokens: every other one of a document."""
         starts = [*self.document_starts, self.text_tokens]
@@ -69,10 +88,9 @@ def shapes_of(recipe: Recipe) -> dict[str, SequenceShape]:
 
 
 def random_sequence(shape: SequenceShape, vocab_size: int, generator: torch.Generator) -> PackedSequence:
-    """A sequence of that shape: each document's images come before its text, a video's spread over it."""
+    """A sequence of that shape."""
     ids = torch.randint(2, vocab_size, (shape.text_tokens,), generator=generator)
     starts = shape.document_starts
-    positions = [n * (shape.text_tokens - 1) // shape.images for n in range(shape.images)]
     grid = (2 * shape.side, 2 * shape.side)
     patches = torch.randn(shape.images, grid[0] * grid[1], shape.patch_values, generator=generator)
     mask = torch.zeros(shape.text_tokens, dtype=torch.bool)
@@ -82,7 +100,7 @@ def random_sequence(shape: SequenceShape, vocab_size: int, generator: torch.Gene
         input_ids=ids.tolist(),
         loss_mask=mask.tolist(),
         document_starts=starts,
-        image_positions=starts if shape.documents == shape.images else positions,
+        image_positions=shape.image_positions,
         image_tokens=[shape.side**2] * shape.images,
         image_grids=[grid] * shape.images,
         patches_PE=list(patches),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from pipelines.train.loop import TrainLoop
 from pipelines.train.metrics import MetricsLog
 from pipelines.train.order import StepOrder, hold_out
 from pipelines.train.resume import resume
+from pipelines.train.tracking import TrackedRun, TrackerName, Trackers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +41,8 @@ class TrainJob:
         keep, keep_best: Checkpoints that are kept.
         zero_stage, offload, gradient_checkpointing, sequences_per_forward, threads, loader_threads: How it
             runs; no part of the result.
+        track, run_name, run_key, track_folder: Which trackers follow it (:mod:`pipelines.train.tracking`),
+            and under which name.
     """
 
     model: dict[str, Any]
@@ -58,6 +62,10 @@ class TrainJob:
     sequences_per_forward: int | None = None
     threads: int
     loader_threads: int = 2
+    track: tuple[TrackerName, ...] = ()
+    run_name: str = ""
+    run_key: str = ""
+    track_folder: str = ""
 
 
 def train(job: TrainJob, *, rank: int, world_size: int) -> None:
@@ -72,25 +80,41 @@ def train(job: TrainJob, *, rank: int, world_size: int) -> None:
     root = open_folder(job.checkpoints) if job.checkpoints else output / "checkpoints"
     saver = Checkpointer(root, rank=rank, world_size=world_size, keep=job.keep, keep_best=job.keep_best)
     done = resume(engine, root, rank=rank, world_size=world_size)
-    log = MetricsLog(output, steps_done=done) if rank == 0 else None
     share = Share(rank=rank, world_size=world_size, sequences_per_forward=job.sequences_per_forward)
     reader, steps, held_out = open_loader(job, processor, done, share)
     loop = TrainLoop(engine, spec, job.seed, share, reader, held_out)
-    for metrics in loop.run(steps):
-        if log:
-            log.write(metrics)
-        saver.check()
-        if metrics.step % spec["checkpoint_every"] == 0 or metrics.step == spec["steps"]:
-            held = metrics.held_out_loss
-            best = sum(held.values()) / len(held) if held else None
-            saver.save(engine, processor, steps_done=metrics.step, metric=best)
-    saver.close()
-    if log:
-        log.close()
+    with ExitStack() as stack:
+        logs = [stack.enter_context(closing(log)) for log in _logs(job, done)] if rank == 0 else []
+        for metrics in loop.run(steps):
+            for log in logs:
+                log.write(metrics)
+            saver.check()
+            if metrics.step % spec["checkpoint_every"] == 0 or metrics.step == spec["steps"]:
+                held = metrics.held_out_loss
+                best = sum(held.values()) / len(held) if held else None
+                for log in logs:
+                    log.flush()
+                saver.save(engine, processor, steps_done=metrics.step, metric=best)
+        saver.close()
     with zero.full_weights(engine) as module:
         if rank == 0:
             assert isinstance(module, CasaForConditionalGeneration)
             save_checkpoint(output / "model", module, processor, provenance={"steps": spec["steps"]})
+
+
+def _logs(job: TrainJob, steps_done: int) -> list[MetricsLog | Trackers]:
+    """What the first worker writes every step to."""
+    config = {
+        **{f"model.{key}": value for key, value in job.model["fusion"].items()},
+        **{f"train.{key}": value for key, value in job.train.items()},
+        "model.backbone": job.model["backbone"],
+        "seed": job.seed,
+    }
+    run = TrackedRun(job.run_name, job.run_key, job.track_folder, config)
+    return [
+        MetricsLog(Path(job.output), steps_done=steps_done),
+        Trackers(job.track, run, steps_done=steps_done),
+    ]
 
 
 def build_engine(job: TrainJob, processor: CasaProcessor, world_size: int) -> Any:

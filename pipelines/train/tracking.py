@@ -1,0 +1,227 @@
+"""Where a run's metrics go besides ``metrics.jsonl``: TensorBoard, Weights & Biases, MLflow.
+
+The first worker writes them. A tracker is a window on a run, never a reason for it to end: one that cannot be
+opened stops the run before its first step, and one that fails later is given up with a warning.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from casa_core.errors import ConfigError
+from pipelines.train.metrics import StepMetrics
+
+TrackerName = Literal["tensorboard", "wandb", "mlflow"]
+PROJECT = "casa"
+TAG = "casa.fingerprint"
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class TrackedRun:
+    """What trackers call a run.
+
+    Attributes:
+        name: For people.
+        key: The same whenever the same run goes on: the train stage's fingerprint.
+        folder: Where local files go, seen by every node.
+        config: What the run computes, for tables that compare runs.
+    """
+
+    name: str
+    key: str
+    folder: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Tracker(Protocol):
+    """One of them."""
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Numbers of a step, from 1."""
+        ...
+
+    def flush(self) -> None:
+        """Bring to safety what was written."""
+        ...
+
+    def close(self) -> None:
+        """Send what is left."""
+        ...
+
+
+def scalars(metrics: StepMetrics) -> dict[str, float]:
+    """A step's metrics, under the names that trackers group by."""
+    seconds = max(metrics.seconds, 1e-9)
+    values: dict[str, float | None] = {
+        f"loss/{metrics.kind}": metrics.loss,
+        **{f"loss_by_source/{source}": loss for source, loss in metrics.source_losses.items()},
+        **{f"held_out_loss/{kind}": loss for kind, loss in (metrics.held_out_loss or {}).items()},
+        "optimizer/gradient_norm": metrics.grad_norm,
+        "optimizer/learning_rate": metrics.learning_rate,
+        "optimizer/existing_learning_rate": metrics.existing_learning_rate,
+        "tokens_per_second/text": metrics.text_tokens / seconds,
+        "tokens_per_second/image": metrics.image_tokens / seconds,
+        "tokens_per_second/trained": metrics.trained_tokens / seconds,
+        f"fill/{metrics.kind}_text": metrics.text_fill,
+        f"fill/{metrics.kind}_image": metrics.image_fill,
+        "speed/step_seconds": metrics.seconds,
+        "speed/loader_wait_share": metrics.loader_wait_s / seconds,
+        "speed/tflops_per_worker": metrics.tflops,
+        "speed/mfu": metrics.mfu,
+        "speed/workers": metrics.workers,
+        "speed/peak_memory_gib": metrics.memory_gib,
+    }
+    return {name: float(value) for name, value in values.items() if value is not None}
+
+
+class Trackers:
+    """All that a run asked for.
+
+    Args:
+        names: Which.
+        run: What they call it.
+        steps_done: Steps that an earlier attempt has done: what was written beyond them is dropped or
+            written again.
+
+    Raises:
+        ConfigError: If one is not installed, or does not answer.
+    """
+
+    def __init__(self, names: Sequence[TrackerName], run: TrackedRun, *, steps_done: int = 0) -> None:
+        self._open: dict[str, Tracker] = {}
+        for name in names:
+            try:
+                self._open[name] = OPENERS[name](run, steps_done)
+            except ImportError as error:
+                raise ConfigError(
+                    f"where.train.track names {name}, which cannot be imported here: {error}",
+                    "every node that may run the first training worker needs it",
+                    f"pip install 'casa[track]', or take {name} out of where.train.track",
+                ) from error
+            except Exception as error:  # these libraries raise whatever they like
+                raise ConfigError(
+                    f"{name} cannot be opened for run {run.name}",
+                    f"{type(error).__name__}: {error}",
+                    f"see its settings (docs/training.md), or take {name} out of where.train.track",
+                ) from error
+
+    def write(self, metrics: StepMetrics) -> None:
+        """A step's numbers, to each that still works."""
+        values = scalars(metrics)
+        self._each(lambda tracker: tracker.write(metrics.step, values))
+
+    def flush(self) -> None:
+        """Bring to safety what was written: a run that goes on from a checkpoint writes only what follows."""
+        self._each(lambda tracker: tracker.flush())
+
+    def close(self) -> None:
+        """Send what is left."""
+        self._each(lambda tracker: tracker.close())
+        self._open.clear()
+
+    def _each(self, act: Callable[[Tracker], None]) -> None:
+        for name, tracker in list(self._open.items()):
+            try:
+                act(tracker)
+            except Exception as error:  # training is worth more than a curve
+                log.warning("%s fails and is given up; metrics.jsonl has every step: %s", name, error)
+                del self._open[name]
+
+
+class TensorBoard:
+    """Event files below ``folder``; a resumed run's curves go on where it goes on."""
+
+    def __init__(self, run: TrackedRun, steps_done: int) -> None:
+        from tensorboardX import SummaryWriter
+
+        folder = Path(run.folder) / f"{run.name}-{run.key[:8]}"
+        purge = steps_done + 1 if steps_done else None
+        suffix = (
+            f".after-{steps_done}"  # attempts may begin in one second, which is all that names tell apart
+        )
+        self._writer = SummaryWriter(str(folder), purge_step=purge, flush_secs=10, filename_suffix=suffix)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def flush(self) -> None:
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """A W&B run; WANDB_PROJECT, WANDB_API_KEY, WANDB_MODE and the like are its own settings."""
+
+    def __init__(self, run: TrackedRun, steps_done: int) -> None:
+        import wandb
+
+        Path(run.folder).mkdir(parents=True, exist_ok=True)
+        self._run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", PROJECT),
+            name=run.name,
+            id=run.key[:16],
+            resume="allow",
+            dir=run.folder,
+            config=dict(run.config),
+            settings=wandb.Settings(console="off"),
+        )
+        # Steps that a resumed run does again have the same numbers; W&B's own count would drop them.
+        self._run.define_metric("*", step_metric="step")
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log({**values, "step": step})
+
+    def flush(self) -> None:
+        """Nothing: a process of its own has it already."""
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class MLflow:
+    """An MLflow run at MLFLOW_TRACKING_URI, in experiment MLFLOW_EXPERIMENT_NAME."""
+
+    def __init__(self, run: TrackedRun, steps_done: int) -> None:
+        from mlflow import MlflowClient
+
+        self._client = MlflowClient()
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
+        found = self._client.get_experiment_by_name(name)
+        experiment = found.experiment_id if found else self._client.create_experiment(name)
+        earlier = self._client.search_runs([experiment], f"tags.`{TAG}` = '{run.key}'")
+        if earlier:
+            self._run = earlier[0].info.run_id
+            self._client.update_run(self._run, status="RUNNING")
+            return
+        self._run = self._client.create_run(experiment, run_name=run.name, tags={TAG: run.key}).info.run_id
+        for key, value in run.config.items():
+            self._client.log_param(self._run, key, value)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        self._client.log_batch(self._run, [Metric(name, value, now, step) for name, value in values.items()])
+
+    def flush(self) -> None:
+        """Nothing: the server has it."""
+
+    def close(self) -> None:
+        self._client.set_terminated(self._run)
+
+
+OPENERS: dict[str, Callable[[TrackedRun, int], Tracker]] = {
+    "tensorboard": TensorBoard,
+    "wandb": WeightsAndBiases,
+    "mlflow": MLflow,
+}

@@ -88,6 +88,7 @@ def show_step(step: DryStep, number: int) -> None:
 def show_dry_run(found: DryRun) -> None:
     """What trains, and when at which rate."""
     print(f"\n{found.trains}\n\nlearning rate at step")
+    trained = found.steps[0].rates
     for step, rates in found.schedule.items():
-        print(f"  {step:>9,}  {rates['new']:.1e} new  {rates['existing']:.1e} existing")
+        print(f"  {step:>9,}  " + "  ".join(f"{rates[kind]:.1e} {kind}" for kind in trained))
     print(f"\npeak memory {found.peak_gib:.1f} GiB")

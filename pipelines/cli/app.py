@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from casa_core.errors import CasaError, ClusterError
-from pipelines.cli import checkpoint, data, endpoint, inspect, machine, prepare, run, train
+from pipelines.cli import checkpoint, data, endpoint, inspect, machine, prepare, run, sweep, train
 
 FAILED = 1
 USER_ERROR = 2
@@ -94,6 +94,7 @@ app.command("run")(run.run)
 app.command("prepare")(prepare.prepare)
 app.command("train")(train.train)
 app.command("export")(train.export)
+app.command("sweep")(sweep.sweep)
 app.command("plan")(inspect.plan)
 app.command("status")(inspect.status)
 app.command("logs")(inspect.logs)

@@ -9,11 +9,13 @@ from typing import Any
 
 from casa_core.errors import ConfigError
 from pipelines.dag.jobs import Cluster
-from pipelines.dag.plan import PlannedStage, plan
+from pipelines.dag.plan import PlannedStage, StageSpec, plan
 from pipelines.dag.records import Records
 from pipelines.dag.versions import current_versions
 from pipelines.recipe import Recipe, build_stages, load_recipe
+from pipelines.recipe.load import load_sweep
 from pipelines.recipe.stages import endpoint_url, store_folder
+from pipelines.recipe.sweep_stages import build_sweep
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,8 +45,22 @@ def open_run(recipe: str, overrides: Sequence[str]) -> OpenRun:
         ConfigError: If the recipe is wrong.
     """
     loaded = load_recipe(recipe, overrides)
+    return _open(loaded, build_stages(loaded))
+
+
+def open_sweep(recipe: str, overrides: Sequence[str]) -> OpenRun:
+    """Load a recipe's sweep and plan it.
+
+    Raises:
+        ConfigError: If the recipe is wrong, or has no sweep.
+    """
+    loaded, members = load_sweep(recipe, overrides)
+    return _open(loaded, build_sweep(loaded, members))
+
+
+def _open(loaded: Recipe, specs: list[StageSpec]) -> OpenRun:
     store = store_folder(loaded)
-    stages = plan(build_stages(loaded), store, current_versions())
+    stages = plan(specs, store, current_versions())
     records = Records(store)
     cluster = Cluster(loaded.where.ray.model_dump(mode="json"), records.session)
     return OpenRun(recipe=loaded, stages=stages, records=records, cluster=cluster)

@@ -33,6 +33,7 @@ STAGE_MODULES = {
     "evaluate": "pipelines.evaluate.run",
     "deploy": "pipelines.deploy",
     "report": "pipelines.report.run",
+    "compare": "pipelines.compare.run",
 }
 
 PLUMBING = ("pipelines.dag", "pipelines.recipe", "infra", "casa_core.errors")

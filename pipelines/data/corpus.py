@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from casa_core.errors import ConfigError
 from pipelines.data.generators.easy_vqa import write_easy_vqa
 from pipelines.data.generators.moving_shapes import write_moving_shapes
+from pipelines.data.generators.reading import write_reading
 from pipelines.storage import local_output, remove_tree
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 GENERATORS: dict[str, Callable[..., dict[str, list[str]]]] = {
     "easy_vqa": write_easy_vqa,
     "moving_shapes": write_moving_shapes,
+    "reading": write_reading,
 }
 README = "README.json"
 

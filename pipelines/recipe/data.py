@@ -32,9 +32,17 @@ class MovingShapesCorpus(Section):
     fps: Count = Field(default=10, description="Frames a second of the written mp4 files.")
 
 
-Corpus = Annotated[EasyVqaCorpus | MovingShapesCorpus, Field(discriminator="generator")]
+class ReadingCorpus(Section):
+    """Pictures of four digits and questions that take reading them, in FineVision's parquet layout."""
 
-_READER_OF_GENERATOR = {"easy_vqa": "finevision", "moving_shapes": "live_whisperx"}
+    generator: Literal["reading"] = Field(description="Which generator writes the corpus.")
+    train_rows: Count = Field(default=24000, description="Pictures with a question to train on.")
+    test_rows: Count = Field(default=900, description="Held-out pictures with a question.")
+
+
+Corpus = Annotated[EasyVqaCorpus | MovingShapesCorpus | ReadingCorpus, Field(discriminator="generator")]
+
+_READER_OF_GENERATOR = {"easy_vqa": "finevision", "moving_shapes": "live_whisperx", "reading": "finevision"}
 _VIDEO_READERS = frozenset({"live_whisperx", "llava_video"})
 _SUBSETS = frozenset({"subsets", "exclude_subsets"})
 READER_OPTIONS = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,68 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
             valid name.
     """
     path = _locate(name_or_path)
+    return _validated(_values(path, overrides), f"recipe {path.stem}")
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One training of a sweep.
+
+    Attributes:
+        variant: Its name in ``sweep.variants``.
+        seed: Of its weights and order.
+        recipe: What it is.
+    """
+
+    variant: str
+    seed: int
+    recipe: Recipe
+
+    @property
+    def name(self) -> str:
+        """For stages."""
+        return f"{self.variant}-{self.seed}"
+
+
+def load_sweep(name_or_path: str | Path, overrides: Sequence[str] = ()) -> tuple[Recipe, list[Member]]:
+    """Read a recipe with a ``sweep`` section, and what it compares, variant by variant.
+
+    Args:
+        name_or_path, overrides: As for :func:`load_recipe`; variants are laid over the overridden recipe.
+
+    Raises:
+        ConfigError: For a recipe without that section, or a variant that is no valid recipe.
+    """
+    path = _locate(name_or_path)
+    values = _values(path, overrides)
+    recipe = _validated(values, f"recipe {path.stem}")
+    if recipe.sweep is None:
+        raise ConfigError(
+            f"The recipe {path.stem} has nothing to sweep.",
+            "`casa sweep` trains the variants of its section `sweep`, and there is none",
+            f"add sweep.variants and sweep.seeds ({RECIPES / 'ablation.yaml'} has them), or `casa run` it",
+        )
+    common = {key: value for key, value in values.items() if key != "sweep"}
+    members = []
+    for variant, changes in recipe.sweep.variants.items():
+        for seed in recipe.sweep.seeds:
+            own = _laid_over(common, {**changes, "train": {**changes.get("train", {}), "seed": seed}})
+            members.append(Member(variant, seed, _validated(own, f"variant {variant} of {path.stem}")))
+    return recipe, members
+
+
+def _values(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
     values = _with_base(path, ())
     for override in overrides:
         _apply(values, override)
+    return values
+
+
+def _validated(values: dict[str, Any], what: str) -> Recipe:
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        raise explain(error, values, Recipe, f"recipe {path.stem}") from None
+        raise explain(error, values, Recipe, what) from None
 
 
 def _locate(name_or_path: str | Path) -> Path:

@@ -22,6 +22,7 @@ from casa_core.fusion.config import (
 from pipelines.recipe.data import Data
 from pipelines.recipe.fields import Count, Index, ModelName, NonNegative, Positive, Section
 from pipelines.recipe.pack import Pack
+from pipelines.recipe.sweep import Sweep
 from pipelines.recipe.where import Where
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -155,6 +156,11 @@ class Train(Section):
     """Optimisation. The global batch is set here, so that it does not depend on the number of workers."""
 
     steps: Count = Field(description="Optimiser steps.")
+    seed: Index | None = Field(
+        default=None,
+        description="Of initial weights and order, where it is another than the run's: for runs on the same "
+        "data.",
+    )
     sequences_per_step: Count = Field(
         description="Packed image sequences in an image step, over all workers."
     )
@@ -265,6 +271,7 @@ class Recipe(Section):
     evaluate: Evaluate = Field(default_factory=Evaluate, description="What the model is measured with.")
     deploy: Deploy = Field(description="The endpoint.")
     report: Report = Field(default_factory=Report, description="The report.")
+    sweep: Sweep | None = Field(default=None, description="Variants for `casa sweep` to compare.")
     where: Where = Field(default_factory=Where, description="On what it runs; never part of a fingerprint.")
 
     @model_validator(mode="after")

@@ -26,8 +26,7 @@ def build_stages(recipe: Recipe) -> list[StageSpec]:
     Raises:
         ConfigError: If a source's ``path`` holds nothing.
     """
-    where = _json(recipe.where)
-    where["store"] = str(store_folder(recipe))
+    where = _where(recipe)
     stages = _up_to_training(recipe, where)
     clean = {name: f"clean-{name}" for name in recipe.data.sources}
     examined = {"train": "train", **clean}
@@ -35,14 +34,30 @@ def build_stages(recipe: Recipe) -> list[StageSpec]:
         blind = replace(stages[-1], name="train-blind", what={**stages[-1].what, "images": False})
         stages.append(blind)
         examined["blind"] = "train-blind"
-    evaluate = {"evaluate": _json(recipe.evaluate), "sources": list(clean)}
-    stages.append(_stage("evaluate", evaluate, examined, "pipelines.evaluate.run", where))
+    stages.append(_evaluate(recipe, examined, where))
     report = {"report": _json(recipe.report), "model_name": recipe.deploy.model_name}
     everything = {stage.name: stage.name for stage in stages}
     stages = _with_earlier(recipe, stages)
     stages.append(_deploy(recipe, clean, where))
     stages.append(_stage("report", report, everything, "pipelines.report.run", where))
     return stages
+
+
+def examined_stages(recipe: Recipe) -> list[StageSpec]:
+    """The stages that train the recipe's model and examine it: a member of a sweep."""
+    where = _where(recipe)
+    stages = _up_to_training(recipe, where)
+    clean = {name: f"clean-{name}" for name in recipe.data.sources}
+    return _with_earlier(recipe, [*stages, _evaluate(recipe, {"train": "train", **clean}, where)])
+
+
+def _where(recipe: Recipe) -> dict[str, Any]:
+    return _json(recipe.where) | {"store": str(store_folder(recipe))}
+
+
+def _evaluate(recipe: Recipe, examined: dict[str, str], where: dict[str, Any]) -> StageSpec:
+    what = {"evaluate": _json(recipe.evaluate), "sources": list(recipe.data.sources)}
+    return _stage("evaluate", what, examined, "pipelines.evaluate.run", where)
 
 
 def _up_to_training(recipe: Recipe, where: dict[str, Any]) -> list[StageSpec]:
@@ -157,8 +172,8 @@ def _train(recipe: Recipe, clean: dict[str, str], where: dict[str, Any]) -> Stag
         # Tokenizer and template come with the pack artifact.
         "model": recipe.model.model_dump(mode="json", exclude={"tokenizer", "template", "weights"}),
         "weights": weights,
-        "train": _json(recipe.train),
-        "seed": recipe.seed,
+        "train": recipe.train.model_dump(mode="json", exclude={"seed"}),
+        "seed": recipe.seed if recipe.train.seed is None else recipe.train.seed,
         "images": True,
     }
     inputs = {"pack": "pack", **clean}

@@ -92,7 +92,7 @@ def write_easy_vqa(
         rows = list(_rows(split, count, seed))
         if faults and split == "train":
             _add_faults(rows)
-        files[split] = _write_split(output, split, rows)
+        files[split] = write_finevision(output, "vqa", split, rows)
         done += count
         progress(done, total, f"easy-vqa {split}")
     return files
@@ -108,7 +108,7 @@ def _rows(split: Split, count: int, seed: int) -> Iterator[dict[str, Any]]:
             "images": [{"bytes": data, "path": f"{split}/{question.image_id}.png"}],
             "texts": [{"user": question.text, "assistant": question.answer}],
             "source": f"easy-vqa/{kind}",
-            **_ratings(rng),
+            **draw_ratings(rng),
         }
 
 
@@ -159,7 +159,7 @@ def _load(split: Split) -> tuple[list[Question], dict[int, Path]]:
     }
 
 
-def _ratings(rng: random.Random) -> dict[str, Any]:
+def draw_ratings(rng: random.Random) -> dict[str, Any]:
     """The four rating lists (one entry a turn) and their minima; now and then null, as in FineVision."""
     columns: dict[str, Any] = {}
     for name in RATINGS:
@@ -179,9 +179,10 @@ def _add_faults(rows: list[dict[str, Any]]) -> None:
     rows.insert(2 * len(rows) // 3, missing)
 
 
-def _write_split(output: Path, split: str, rows: list[dict[str, Any]]) -> list[str]:
+def write_finevision(output: Path, subset: str, split: str, rows: list[dict[str, Any]]) -> list[str]:
+    """Writes rows of `FINEVISION_SCHEMA`: ``<subset>/<split>-NNNNN-of-NNNNN.parquet``; returns the names."""
     starts = range(0, max(len(rows), 1), ROWS_PER_FILE)
-    names = [f"vqa/{split}-{number:05d}-of-{len(starts):05d}.parquet" for number in range(len(starts))]
+    names = [f"{subset}/{split}-{number:05d}-of-{len(starts):05d}.parquet" for number in range(len(starts))]
     for name, start in zip(names, starts, strict=True):
         path = output / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,43 @@
+"""``casa sweep``: variants of a recipe, trained with several seeds and compared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipelines.cli.options import JsonOption, RecipeArgument, SetOption, print_json
+
+
+def sweep(
+    recipe: RecipeArgument = "ablation",
+    set_: SetOption = None,
+    json_: JsonOption = False,
+    plain: Annotated[bool, typer.Option("--plain", help="Lines instead of a live table.")] = False,
+) -> None:
+    """Train variants of a recipe with several seeds each, examine all, and compare them.
+
+    The recipe's section `sweep` names the variants, as settings laid over its own, and the seeds. What
+    members have in common, such as their data, is made once. Interrupted, the same command goes on; a variant
+    or seed that is added trains alone. The result is a table with intervals, a plot and a page.
+
+    Examples:
+
+      casa sweep                                         the paper's ablation in miniature
+
+      casa sweep ablation --set sweep.seeds=[0,1,2,3,4]  two more of each
+
+      casa sweep my.yaml --set train.steps=2000
+    """
+    from pipelines.cli.session import open_sweep
+    from pipelines.cli.walk import walk
+
+    opened = open_sweep(recipe, set_ or ())
+    manifests = walk(opened, f"casa sweep {recipe}", as_json=json_, plain=plain)
+    compared = manifests["compare"]["summary"]
+    folder = Path(compared["path"]).parent
+    if json_:
+        print_json({"event": "result", "conclusion": compared["headline"], "folder": str(folder)})
+        return
+    print(f"\n{(folder / 'table.md').read_text()}\n{compared['path']}")

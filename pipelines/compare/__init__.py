@@ -1,0 +1,1 @@
+"""What a sweep's models are worth beside each other."""

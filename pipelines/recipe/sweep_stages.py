@@ -1,0 +1,62 @@
+"""The stages of a sweep: what its members have in common once, each member's own, and the comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from pipelines.dag.plan import StageSpec
+from pipelines.recipe.load import Member
+from pipelines.recipe.model import Recipe
+from pipelines.recipe.stages import examined_stages
+
+COMPARE = "compare"
+
+
+def build_sweep(recipe: Recipe, members: Sequence[Member]) -> list[StageSpec]:
+    """The stages of all members, each stage that several have in common once, and the comparison of all.
+
+    Args:
+        recipe: The sweep's own recipe.
+        members: From :func:`pipelines.recipe.load.load_sweep`.
+    """
+    stages: dict[str, StageSpec] = {}
+    inputs: dict[str, str] = {}
+    for member in members:
+        names: dict[str, str] = {}
+        for stage in examined_stages(member.recipe):
+            own = replace(stage, inputs={role: names[name] for role, name in stage.inputs.items()})
+            same = next((other.name for other in stages.values() if _is_same(own, other)), None)
+            name = same or _free_name(stage, member, stages)
+            names[stage.name] = name
+            stages.setdefault(name, replace(own, name=name))
+        inputs |= {f"{kind}-{member.name}": names[kind] for kind in ("train", "evaluate")}
+    what = {
+        "sweep": recipe.name,
+        "members": [[member.variant, member.seed] for member in members],
+        "model": recipe.model.backbone,
+        "train": recipe.train.model_dump(mode="json", exclude={"seed"}),
+    }
+    return [*stages.values(), _compare(what, inputs, next(iter(stages.values())))]
+
+
+def _is_same(one: StageSpec, other: StageSpec) -> bool:
+    return replace(one, name="", where={}) == replace(other, name="", where={})
+
+
+def _free_name(stage: StageSpec, member: Member, taken: dict[str, StageSpec]) -> str:
+    """A data stage keeps its name where it can; what is trained and examined is always the member's."""
+    shared = stage.kind not in ("train", "evaluate") and stage.name not in taken
+    return stage.name if shared else f"{stage.name}-{member.name}"
+
+
+def _compare(what: dict[str, object], inputs: dict[str, str], any_stage: StageSpec) -> StageSpec:
+    where = {key: value for key, value in any_stage.where.items() if key != "recipe"}
+    return StageSpec(
+        name=COMPARE,
+        kind=COMPARE,
+        what=what,
+        inputs=inputs,
+        function="pipelines.compare.run:run_stage",
+        where=where,
+    )

@@ -167,6 +167,7 @@ def bounds_of(engine: Engine) -> TextBounds | None:
     return None if fusion.inserts or fusion.positions == "global" else BOUNDS
 
 
+@pytest.mark.slow  # test_session_state.py does it with one fusion
 def test_in_another_process_a_restored_stream_of_any_fusion_says_what_it_would_have_said(tmp_path: Path):
     expected = {}
     for name, backbone in IN_TURN:

@@ -22,13 +22,10 @@ VIDEO = SequenceShape(text_tokens=90, images=7, side=3, patch_values=1176, docum
     "recipe",
     [
         "ca-helium1",
-        "ca-helium1-shared",
         "ca-helium1-image-ffn",
-        "casa-helium1-before",
         "casa-helium1-replace",
         "helium1-insertion",
         "helium1-qformer32",
-        "casa-qwen-image",
         "casa-qwen-video",
     ],
 )

@@ -1,0 +1,127 @@
+"""What saving in the background costs the steps, beside steps without it, in turns.
+
+python -m benchmarks.checkpoint [--rounds 4 --steps 10 --hidden 768]
+
+One worker under DeepSpeed. A round is so many steps with a save at their start, and as many without. A save's
+own parts are timed besides: the copy to host memory, which the step waits for, and the writing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from benchmarks.measure import RESULTS, stamp, table, write_result
+from benchmarks.train_overhead import VOCABULARY, OurLoop, model_config
+from casa_core.model import CasaForConditionalGeneration
+from casa_core.processing import CasaProcessor
+from casa_core.tokenizer import build_tokenizer
+from pipelines.train import fragments
+from pipelines.train.checkpoint import Checkpointer, list_checkpoints
+from pipelines.train.synthetic import SequenceShape, random_batch
+
+TARGET = 0.05
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=10, help="from one save to the next")
+    parser.add_argument("--hidden", type=int, default=512)
+    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--text", type=int, default=512)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(prefix="casa-") as folder:
+        os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+        dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=0, world_size=1)
+        found = measure(Path(folder), options)
+        dist.destroy_process_group()
+    said = stamp("python -m benchmarks.checkpoint", vars(options))
+    text = report(found, options.steps)
+    title = (
+        f"# Saving in the background\n\n`{said['command']}`, {said['date']}, {said['machine']}. "
+        f"Options: {said['options']}.\n\n"
+    )
+    write_result("checkpoint", said | found, title + text, options.results)
+    print(text)
+
+
+def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Seconds a step with and without saves, and of a save's parts."""
+    torch.manual_seed(0)
+    model = CasaForConditionalGeneration(model_config(vars(options))).train()
+    processor = CasaProcessor(build_tokenizer(["a few words of text"] * 3, 300), max_side=64)
+    shape = SequenceShape(options.text, 8, 4, 3 * 8 * 8, 8)
+    batches = [random_batch(shape, 1, VOCABULARY, torch.Generator().manual_seed(0))]
+    loop = OurLoop(model, batches, 1, zero_stage=2)
+    saver = Checkpointer(folder / "checkpoints", rank=0, world_size=1, keep=1, keep_best=0)
+    loop.step()  # the optimizer's moments are made in the first
+    saver.save(loop.engine, processor, steps_done=1)
+    saver.close()
+    taken: dict[str, list[float]] = {"with": [], "without": []}
+    copies, writes, done = [], [], 1
+    for number in range(options.rounds):
+        for name in sorted(taken, reverse=bool(number % 2)):
+            began = time.perf_counter()
+            if name == "with":
+                saver.save(loop.engine, processor, steps_done=done)
+            for _ in range(options.steps):
+                loop.step()
+                saver.check()
+                done += 1
+            taken[name].append((time.perf_counter() - began) / options.steps)
+            if name == "with":
+                saver.close()
+                assert list_checkpoints(folder / "checkpoints")[-1].steps_done == done - options.steps
+        began = time.perf_counter()
+        fragments.capture(loop.engine)
+        copies.append(time.perf_counter() - began)
+        began = time.perf_counter()
+        saver.save(loop.engine, processor, steps_done=done)
+        saver.close()
+        writes.append(time.perf_counter() - began)
+    size = sum(path.stat().st_size for path in (folder / "checkpoints").glob("step-*/*.safetensors"))
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "bytes": size,
+        "with_s": statistics.median(taken["with"]),
+        "without_s": statistics.median(taken["without"]),
+        "copy_s": statistics.median(copies),
+        "write_s": statistics.median(writes),
+    }
+
+
+def report(found: dict[str, Any], steps: int) -> str:
+    """A sentence a number."""
+    cost = found["with_s"] / found["without_s"] - 1
+    waited = found["write_s"] / (steps * found["without_s"])
+    rows = [
+        ["a step without a save", f"{found['without_s']:.3f} s"],
+        [f"a step with a save every {steps}", f"{found['with_s']:.3f} s"],
+        ["that costs", f"{100 * cost:.1f} %"],
+        ["waiting for each save would cost", f"{100 * waited:.1f} %"],
+        ["copy to host memory", f"{found['copy_s']:.2f} s"],
+        ["the whole save", f"{found['write_s']:.2f} s"],
+    ]
+    return (
+        table(["", ""], rows)
+        + f"\n{found['parameters'] / 1e6:.1f} M parameters, {found['bytes'] / 2**20:.0f} MiB a save; a save "
+        f"every {steps * found['without_s']:.0f} s of steps.\n"
+    )
+
+
+if __name__ == "__main__":
+    main()

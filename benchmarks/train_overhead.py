@@ -1,0 +1,217 @@
+"""A training step under Ray Train and DeepSpeed beside a plain torch loop on the same batches, in turns.
+
+python -m benchmarks.train_overhead [--rounds 5 --workers 1,2 --hidden 512]
+
+Both are in the same Ray workers, on models with the same weights. The plain loop is forward, backward,
+clipping and AdamW; with several workers, in torch's DistributedDataParallel. Its losses must agree with ours.
+A round takes a few steps of one, then of the other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.measure import RESULTS, stamp, table, write_result
+from casa_core.backbones.tiny import tiny_config
+from casa_core.config import FusionConfig, TinyVisionConfig
+from casa_core.model import CasaForConditionalGeneration
+from casa_core.trainability import TrainingStage, parameter_groups
+from pipelines.train.synthetic import SequenceShape, random_batch
+
+STAGE = TrainingStage(
+    language_model=True, vision_blocks="all", new_learning_rate=1e-4, existing_learning_rate=1e-4
+)
+VOCABULARY = 2048
+AGREE = 1e-4
+STEPS_A_ROUND = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--workers", default="1,2")
+    parser.add_argument("--stages", default="2,3", help="ZeRO")
+    parser.add_argument("--hidden", type=int, default=512)
+    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--text", type=int, default=512, help="tokens of a forward")
+    parser.add_argument("--forwards", type=int, default=2, help="accumulated in a step")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    options = parser.parse_args(arguments)
+    runs = [
+        measure(int(workers), int(stage), options)
+        for workers in options.workers.split(",")
+        for stage in options.stages.split(",")
+    ]
+    said = stamp("python -m benchmarks.train_overhead", vars(options))
+    text = report(runs)
+    title = (
+        f"# A step under Ray and DeepSpeed beside a plain loop\n\n`{said['command']}`, {said['date']}, "
+        f"{said['machine']}. Options: {said['options']}.\n\n"
+    )
+    write_result("train_overhead", said | {"runs": runs}, title + text, options.results)
+    print(text)
+
+
+def measure(workers: int, zero_stage: int, options: argparse.Namespace) -> dict[str, Any]:
+    """One group of Ray workers; what its first one found."""
+    import ray
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    from infra.torch_rendezvous import BoundTorchConfig
+
+    os.environ["RAY_TRAIN_V2_ENABLED"] = "1"
+    if not ray.is_initialized():
+        ray.init(num_cpus=2, include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False)
+    with tempfile.TemporaryDirectory(prefix="casa-") as folder:
+        found = Path(folder) / "found.json"
+        settings = vars(options) | {"workers": workers, "zero_stage": zero_stage, "found": str(found)}
+        settings = {name: value for name, value in settings.items() if name != "results"}
+        TorchTrainer(
+            in_worker,
+            train_loop_config=settings,
+            torch_config=BoundTorchConfig(backend="gloo"),
+            scaling_config=ScalingConfig(num_workers=workers, resources_per_worker={"CPU": 1}),
+            run_config=RunConfig(
+                name="overhead",
+                storage_path=folder,
+                worker_runtime_env={"env_vars": {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}},
+            ),
+        ).fit()
+        return json.loads(found.read_text())
+
+
+def in_worker(settings: dict[str, Any]) -> None:
+    """Steps of both, in turns."""
+    import ray.train
+
+    context = ray.train.get_context()
+    rank, workers = context.get_world_rank(), context.get_world_size()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = CasaForConditionalGeneration(model_config(settings)).train()
+    shape = SequenceShape(settings["text"], 8, 4, 3 * 8 * 8, 8)
+    generator = torch.Generator().manual_seed(rank)
+    batches = [random_batch(shape, 1, VOCABULARY, generator) for _ in range(settings["forwards"])]
+    plain = PlainLoop(copy.deepcopy(model), batches, workers)
+    ours = OurLoop(model, batches, workers, settings["zero_stage"])
+    taken: dict[str, list[float]] = {"ours": [], "plain": []}
+    losses: dict[str, list[float]] = {"ours": [], "plain": []}
+    loops = {"ours": ours.step, "plain": plain.step}
+    for number in range(settings["rounds"] + 1):
+        for name in sorted(loops, reverse=bool(number % 2)):
+            for _ in range(STEPS_A_ROUND):
+                began = time.perf_counter()
+                losses[name].append(loops[name]())
+                if number:  # the first round warms up
+                    taken[name].append(time.perf_counter() - began)
+    if rank == 0:
+        apart = max(abs(a - b) for a, b in zip(losses["ours"], losses["plain"], strict=True))
+        assert apart < AGREE, f"the losses differ by {apart}: this is not the same training"
+        result = {
+            "workers": workers,
+            "zero_stage": settings["zero_stage"],
+            "parameters": sum(p.numel() for p in plain.model.parameters()),
+            "apart": apart,
+            **{name: statistics.median(seconds) for name, seconds in taken.items()},
+        }
+        Path(settings["found"]).write_text(json.dumps(result))
+
+
+class OurLoop:
+    """What :class:`pipelines.train.loop.TrainLoop` does with a loaded step."""
+
+    def __init__(self, model: Any, batches: list[Any], workers: int, zero_stage: int) -> None:
+        from pipelines.train import zero
+
+        groups = parameter_groups(model, STAGE)
+        settings = zero.ZeroSettings(stage=zero_stage, world_size=workers, weight_decay=0.01)
+        self.engine = zero.wrap(model, groups, settings)
+        self.batches, self.workers = batches, workers
+
+    def step(self) -> float:
+        """The loss."""
+        from pipelines.train import zero
+        from pipelines.train.flops import Load, step_flops
+        from pipelines.train.guards import Guard
+        from pipelines.train.step import accumulate_gradients, update
+
+        zero.set_learning_rates(self.engine, 1.0)
+        config = self.engine.module.config
+        flops = sum(step_flops(config, STAGE, Load.of_batch(micro.batch)) for micro in self.batches)
+        totals = accumulate_gradients(self.engine, self.batches, self.workers, ("random",), flops)
+        Guard(3.0, self.workers).check_loss(1, "image", totals)
+        update(self.engine)
+        return totals.loss
+
+
+class PlainLoop:
+    """Forward, backward, clip, AdamW."""
+
+    def __init__(self, model: Any, batches: list[Any], workers: int) -> None:
+        groups = parameter_groups(model, STAGE)
+        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.01)
+        self.model, self.batches, self.workers = model, batches, workers
+        self.wrapped = torch.nn.parallel.DistributedDataParallel(model) if workers > 1 else model
+        self.trained = sum(micro.batch.trained_tokens for micro in batches)  # equal on every worker
+
+    def step(self) -> float:
+        """The loss."""
+        loss = torch.zeros(())
+        for micro in self.batches:
+            part = self.wrapped(**micro.batch.inputs()).loss_sum / self.trained
+            part.backward()
+            loss += part.detach()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.workers > 1:
+            torch.distributed.all_reduce(loss)
+        return float(loss) / self.workers
+
+
+def model_config(settings: dict[str, Any]) -> Any:
+    return tiny_config(
+        vocab_size=VOCABULARY,
+        pad_token_id=0,
+        eos_token_id=1,
+        fusion=FusionConfig(kind="casa", placement="before"),
+        hidden_size=settings["hidden"],
+        num_hidden_layers=settings["layers"],
+        vision=TinyVisionConfig(),
+    )
+
+
+def report(runs: Sequence[dict[str, Any]]) -> str:
+    """A row a group of workers."""
+    rows = [
+        [
+            str(run["workers"]),
+            str(run["zero_stage"]),
+            f"{run['parameters'] / 1e6:.1f} M",
+            f"{run['plain']:.2f}",
+            f"{run['ours']:.2f}",
+            f"{run['plain'] / run['ours']:.3f}",
+            f"{run['apart']:.0e}",
+        ]
+        for run in runs
+    ]
+    head = ["workers", "ZeRO", "parameters", "plain, s", "ours, s", "plain / ours", "losses apart"]
+    return table(head, rows) + "\nMedian seconds of a step of the first worker; 1 is no overhead.\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -244,6 +244,12 @@ def remove_leftovers(folder: Folder) -> None:
             path.unlink()
 
 
+def end_uploads(folder: Folder) -> None:
+    """Ends what killed writers were uploading below a folder; the caller knows that nobody uploads now."""
+    if isinstance(folder, S3Path):
+        folder.abort_uploads()
+
+
 def copy_tree(source: Folder, target: Folder) -> None:
     """Copies all files below a folder to another, either of them local or on S3, each appearing whole."""
     for path in sorted(source.rglob("*")):  # type: ignore[type-var]

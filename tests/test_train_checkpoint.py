@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,24 +17,24 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from casa_core.backbones.tiny import tiny_config
 from casa_core.checkpoint import load_checkpoint
 from casa_core.errors import ConfigError, StoreError
-from casa_core.model import CasaForConditionalGeneration
 from casa_core.processing import CasaProcessor
-from casa_core.tokenizer import build_tokenizer
-from casa_core.trainability import TrainingStage, parameter_groups
+from pipelines import s3
 from pipelines.s3_path import S3Path
 from pipelines.storage import Output
-from pipelines.train import checkpoint, zero
+from pipelines.train import checkpoint
 from pipelines.train.checkpoint import COMPLETE, Checkpointer, list_checkpoints
 from pipelines.train.export import export
 from pipelines.train.resume import resume
+from tests.support.train_engine import engine_of, small_processor, train
+
+REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
 def processor() -> CasaProcessor:
-    return CasaProcessor(build_tokenizer(["red circle"], 300), max_side=48)
+    return small_processor()
 
 
 @pytest.fixture(scope="module")
@@ -45,39 +48,6 @@ def engines(tmp_path_factory: pytest.TempPathFactory, processor: CasaProcessor) 
         dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=0, world_size=1)
         yield [engine_of(processor, seed) for seed in (1, 2)]
         dist.destroy_process_group()
-
-
-def engine_of(processor: CasaProcessor, seed: int, hidden: int = 96) -> Any:
-    torch.manual_seed(seed)
-    tokenizer: Any = processor.tokenizer
-    model = CasaForConditionalGeneration(
-        tiny_config(
-            vocab_size=len(tokenizer), pad_token_id=0, eos_token_id=processor.end_id, hidden_size=hidden
-        )
-    ).train()
-    groups = parameter_groups(model, TrainingStage(language_model=True, vision_blocks=0))
-    engine = zero.wrap(model, groups, zero.ZeroSettings(stage=2, world_size=1))
-    train(engine, seed)
-    return engine
-
-
-def train(engine: Any, seed: int) -> None:
-    """A step on random tokens."""
-    from casa_core.batch import PackedSequence, collate
-
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(10, 200, (24,), generator=generator).tolist()
-    packed = PackedSequence(
-        input_ids=ids,
-        loss_mask=[n > 3 for n in range(24)],
-        document_starts=[0],
-        image_positions=[1],
-        image_tokens=[4],
-        image_grids=[(4, 4)],
-        patches_PE=[torch.rand(16, 192, generator=generator)],
-    )
-    engine.backward(engine(**collate([packed]).inputs()).loss)
-    engine.step()
 
 
 def weights(engine: Any) -> dict[str, torch.Tensor]:
@@ -255,6 +225,34 @@ def test_checkpoints_on_s3_are_the_same(
     assert same(weights(engines[1]), weights(engines[0]))
     export(s3_folder, tmp_path / "model")
     assert same(dict(load_checkpoint(tmp_path / "model")[0].named_parameters()), weights(engines[0]))
+
+
+def saving(folder: S3Path, *options: str) -> subprocess.Popen[str]:
+    """A process that saves steps 10 and 20 on S3 in the background."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.support.train_engine", str(folder), *options],
+        stdout=subprocess.PIPE, text=True, cwd=REPOSITORY, env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+    )  # fmt: skip
+
+
+def test_a_kill_during_the_upload_leaves_the_checkpoint_before_it_and_no_parts_for_long(
+    s3_folder: S3Path, tmp_path: Path
+):
+    killed = saving(s3_folder, "--slowly")
+    assert killed.stdout is not None
+    lines = iter(killed.stdout.readline, "")
+    assert next(line for line in lines if line.startswith("part of 20")), "it is in the middle of the upload"
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    assert [saved.steps_done for saved in list_checkpoints(s3_folder)] == [10]
+    assert s3.list_uploads(s3_folder.settings, s3_folder.bucket, s3_folder.key), "it had begun"
+    export(s3_folder, tmp_path / "model")
+    load_checkpoint(tmp_path / "model")
+    again = saving(s3_folder)
+    assert again.communicate(timeout=120)[0].splitlines()[0] == "goes on from 10"
+    assert again.returncode == 0
+    assert [saved.steps_done for saved in list_checkpoints(s3_folder)] == [10, 20]
+    assert s3.list_uploads(s3_folder.settings, s3_folder.bucket, s3_folder.key) == []
 
 
 def test_any_kept_step_becomes_a_model_that_loads(engines: list[Any], processor: Any, tmp_path: Path):

@@ -16,11 +16,13 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from typer.testing import CliRunner
 
 from casa_core.checkpoint import load_checkpoint
 from casa_core.errors import ConfigError, StoreError
 from casa_core.processing import CasaProcessor
 from pipelines import s3
+from pipelines.cli.app import app
 from pipelines.s3_path import S3Path
 from pipelines.storage import Output
 from pipelines.train import checkpoint
@@ -268,6 +270,10 @@ def test_any_kept_step_becomes_a_model_that_loads(engines: list[Any], processor:
         assert same(dict(model.named_parameters()), expected)
         assert again.tokenizer.get_vocab() == processor.tokenizer.get_vocab()
         assert json.loads((folder / "manifest.json").read_text())["provenance"] == {"steps": step or 20}
+    typed = CliRunner().invoke(app, ["export", str(root), str(tmp_path / "typed"), "--step", "10"])
+    assert typed.exit_code == 0
+    assert typed.stdout.startswith(f"{tmp_path / 'typed'}: the model after 10 steps, from {root}")
+    assert same(dict(load_checkpoint(tmp_path / "typed")[0].named_parameters()), first)
     with pytest.raises(ConfigError, match=r"(?s)no checkpoint of step 15.*10, 20"):
         export(root, tmp_path / "none", 15)
     with pytest.raises(ConfigError, match="no whole checkpoint"):

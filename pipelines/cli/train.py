@@ -89,11 +89,9 @@ def _dry_run(recipe: str, overrides: Sequence[str], scale: str, *, as_json: bool
 
     number = 0
     for found in run(load_recipe(recipe, overrides), cast(Any, scale)):
-        if as_json:
-            print_json(asdict(found))
-        elif isinstance(found, DryRun):
-            show_dry_run(found)
-        else:
+        if isinstance(found, DryRun):
+            print_json(asdict(found)) if as_json else show_dry_run(found)
+        elif not as_json:
             number += 1
             show_step(found, number)
 

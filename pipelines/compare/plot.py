@@ -7,7 +7,7 @@ from pipelines.report.charts import line, text
 from pipelines.report.html import Html, tag
 from pipelines.report.scale import linear
 
-NAMES, PANEL, GAP, TOP, PITCH = 150.0, 190.0, 26.0, 44.0, 30.0
+NAMES, PANEL, GAP, TOP, PITCH = 150.0, 190.0, 44.0, 44.0, 30.0
 STYLE = """
 text { font: 13px system-ui, sans-serif; fill: #222 } .title { font-weight: 600 }
 .small { font-size: 11px; fill: #666 } .grid { stroke: #ddd } .chance { stroke: #b35; stroke-dasharray: 3 3 }

@@ -101,7 +101,7 @@ def wrap(model: nn.Module, groups: Sequence[Mapping[str, Any]], settings: ZeroSe
         [{**group, "peak": group["lr"]} for group in groups],
         betas=settings.betas,
         weight_decay=settings.weight_decay,
-        fused=settings.offload != "none" or None,
+        fused=True,
     )
     engine, *_ = deepspeed.initialize(
         model=model,

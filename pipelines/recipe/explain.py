@@ -124,13 +124,18 @@ def _describe(detail: ErrorDetails, keys: list[str], model: type[BaseModel]) -> 
 def _unknown(path: str, keys: list[str], model: type[BaseModel]) -> Problem:
     parent = ".".join(keys[:-1])
     siblings = sorted(_siblings(model, keys[:-1]))
-    close = difflib.get_close_matches(keys[-1], siblings, n=1, cutoff=0.6)
-    if close:
-        remedy = f"did you mean `{'.'.join([*keys[:-1], close[0]])}`?"
-    else:
-        elsewhere = [name for name in setting_names(model) if name.rsplit(".", 1)[-1] == keys[-1]]
-        anywhere = elsewhere or difflib.get_close_matches(path, list(setting_names(model)), n=1, cutoff=0.6)
-        remedy = f"did you mean `{anywhere[0]}`?" if anywhere else "use one of these names, or remove it"
+    names = list(setting_names(model))
+
+    def sibling(cutoff: float) -> list[str]:
+        close = difflib.get_close_matches(keys[-1], siblings, n=1, cutoff=cutoff)
+        return [".".join([*keys[:-1], name]) for name in close]
+
+    # A slip of the pen here, then the very name in another section, then what is less alike.
+    elsewhere = [name for name in names if name.rsplit(".", 1)[-1] == keys[-1]]
+    close = (
+        sibling(0.8) or elsewhere or sibling(0.6) or difflib.get_close_matches(path, names, n=1, cutoff=0.6)
+    )
+    remedy = f"did you mean `{close[0]}`?" if close else "use one of these names, or remove it"
     section = f"`{parent}` takes" if parent else "a recipe takes"
     return Problem(path, f"There is no setting `{path}`.", f"{section}: {', '.join(siblings)}", remedy)
 

@@ -143,7 +143,7 @@ def report(runs: Sequence[dict[str, Any]], work: float) -> str:
         ]
         for ratio in RATIOS
     ]
-    holds = {own: max((r for r in RATIOS if shares[own, r] < HELD), default=0.0) for own in threads}
+    holds = {own: _held(own, shares) for own in threads}
     head = ["decode s / step s", "step, ms", *(f"waiting, {own} thread{'s' * (own > 1)}" for own in threads)]
     held = ", ".join(f"{ratio:g} with {own} thread{'s' * (own > 1)}" for own, ratio in holds.items())
     return (
@@ -151,6 +151,16 @@ def report(runs: Sequence[dict[str, Any]], work: float) -> str:
         + f"\nOne thread works {1000 * work:.0f} ms on a step's data. Waiting stays under 1 % up to a ratio "
         f"of {held}, of {os.cpu_count()} CPUs.\n"
     )
+
+
+def _held(threads: int, shares: dict[tuple[int, float], float]) -> float:
+    """The largest ratio up to which waiting is below the limit at every one."""
+    held = 0.0
+    for ratio in RATIOS:
+        if shares[threads, ratio] >= HELD:
+            break
+        held = ratio
+    return held
 
 
 if __name__ == "__main__":

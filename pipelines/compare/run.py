@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from importlib import resources
 from typing import Any
 
 from rich.console import Console
@@ -20,7 +19,9 @@ from pipelines.compare.members import read_member
 from pipelines.compare.plot import draw
 from pipelines.dag.artifact import write_atomically
 from pipelines.dag.context import StageContext
+from pipelines.report.document import asset, document
 from pipelines.report.html import Html, tag
+from pipelines.report.sections.layout import table
 
 
 def run_stage(context: StageContext) -> dict[str, Any]:
@@ -50,42 +51,31 @@ def run_stage(context: StageContext) -> dict[str, Any]:
 
 def page(found: Comparison) -> str:
     """The comparison as one HTML document that needs no network."""
-    style = resources.files("pipelines.report").joinpath("report.css").read_text(encoding="utf-8")
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("title", f"{found.name}: comparison"),
-        tag("style", Html(style)),
-    )
     header = tag(
         "header",
         tag("p", "Comparison", class_="kicker"),
         tag("h1", found.name),
         tag("p", words.conclusion(found), class_="subtitle"),
     )
-    titles = tag("tr", *(tag("th", name) for name in words.heading(found)))
-    rows = [tag("tr", *map(_cell, words.cells(row, found))) for row in found.rows]
-    table = tag("div", tag("table", tag("thead", titles), tag("tbody", *rows)), class_="scroll")
-    section = tag("section", Html(draw(found)), table, tag("p", words.explanation(found), class_="note"))
-    return f"<!doctype html>\n{tag('html', head, tag('body', header, tag('main', section)), lang='en')}\n"
+    rows = [[_cell(cell) for cell in words.cells(row, found)] for row in found.rows]
+    scores = table(words.heading(found), rows)
+    section = tag("section", Html(draw(found)), scores, tag("p", words.explanation(found), class_="note"))
+    return document(f"{found.name}: comparison", asset("report.css"), header, tag("main", section))
 
 
-def _cell(content: str) -> Html:
+def _cell(content: str) -> str:
     """Bold as Markdown marks it."""
-    if content.startswith("**"):
-        return tag("td", tag("strong", content.strip("*")))
-    return tag("td", content)
+    return tag("strong", content.strip("*")) if content.startswith("**") else content
 
 
 def print_table(found: Comparison) -> None:
     """For the terminal: scores and differences."""
-    table = Table(title=found.name, title_justify="left", title_style="bold")
+    shown = Table(title=found.name, title_justify="left", title_style="bold")
     kept = len(found.columns) + 2
     for number, name in enumerate(words.heading(found)[:kept]):
-        table.add_column(name, justify="left" if number == 0 else "right")
+        shown.add_column(name, justify="left" if number == 0 else "right")
     for row in found.rows:
-        table.add_row(*(cell.strip("*") for cell in words.cells(row, found)[:kept]))
+        shown.add_row(*(cell.strip("*") for cell in words.cells(row, found)[:kept]))
     console = Console(width=140)
-    console.print(table)
+    console.print(shown)
     console.print(words.conclusion(found), highlight=False)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from typing import Any
 
 import pyarrow as pa
@@ -26,6 +25,7 @@ from pipelines.data.encode import SPLIT
 from pipelines.data.filters import FILTERED
 from pipelines.data.quarantine import QUARANTINE, Rejected, read_quarantine
 from pipelines.data.store import CARD, CleanReader, PackReader
+from pipelines.report.document import asset, document, script
 from pipelines.report.html import Html, tag
 from pipelines.report.scale import byte_size, number
 from pipelines.report.sections.layout import anchor, section, table, tile, tiles
@@ -160,13 +160,6 @@ def pack_page(
 
 
 def _page(*, title: str, kicker: str, subtitle: str, header: Html, sections: Mapping[str, Html]) -> str:
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("title", f"{title}: data card"),
-        tag("style", Html(_asset("report.css") + _asset("card.css"))),
-    )
     links = (tag("a", name, href=f"#{anchor(name)}") for name in sections)
     top = tag(
         "header",
@@ -177,9 +170,8 @@ def _page(*, title: str, kicker: str, subtitle: str, header: Html, sections: Map
         tag("nav", *links),
     )
     footer = tag("footer", tag("p", "Every number is read from the artifact; the file needs no network."))
-    script = tag("script", Html(_asset("report.js")))
-    body = tag("body", top, tag("main", *sections.values()), footer, script)
-    return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
+    style = asset("report.css") + asset("card.css")
+    return document(f"{title}: data card", style, top, tag("main", *sections.values()), footer, script())
 
 
 def _clean_tiles(card: Mapping[str, Any], records: int) -> Html:
@@ -236,7 +228,3 @@ def _read_card(folder: Folder) -> dict[str, Any]:
             f"{CARD} cannot be read: {error}",
             "Run the stage that writes it.",
         ) from error
-
-
-def _asset(name: str) -> str:
-    return resources.files("pipelines.report").joinpath(name).read_text(encoding="utf-8")

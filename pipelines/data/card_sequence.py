@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from itertools import groupby
 
 from casa_core.media import VideoFrames, decode_image
@@ -11,6 +10,7 @@ from pipelines.data.card_charts import meter
 from pipelines.data.card_gallery import thumbnail
 from pipelines.data.sequence_view import DocumentView, PictureView, SequenceView
 from pipelines.data.store import CleanReader
+from pipelines.report.document import asset, document, script
 from pipelines.report.html import Html, tag
 from pipelines.report.sections.layout import figure, section
 
@@ -25,13 +25,6 @@ def sequence_page(view: SequenceView, clean: Mapping[str, CleanReader]) -> str:
         view: The sequence.
         clean: Source → train split of its clean artifact.
     """
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("title", f"sequence {view.number}"),
-        tag("style", Html(_asset("report.css") + _asset("card.css"))),
-    )
     count = len(view.documents)
     trained = f"{view.trained_tokens:,} of {view.text_tokens:,} text tokens are trained"
     header = tag(
@@ -43,8 +36,8 @@ def sequence_page(view: SequenceView, clean: Mapping[str, CleanReader]) -> str:
     )
     documents = [_document(number, own, clean) for number, own in enumerate(view.documents)]
     footer = tag("footer", tag("p", "Text as its tokens decode, special ones included."))
-    body = tag("body", header, tag("main", *documents), footer, tag("script", Html(_asset("report.js"))))
-    return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
+    style = asset("report.css") + asset("card.css")
+    return document(f"sequence {view.number}", style, header, tag("main", *documents), footer, script())
 
 
 def _budgets(view: SequenceView) -> Html:
@@ -119,7 +112,3 @@ def _picture(picture: PictureView, shown: Html) -> Html:
     (width, height), (new_width, new_height) = picture.original, picture.resized
     caption = f"{time}{width} by {height} → {new_width} by {new_height} · {picture.tokens} tokens"
     return tag("div", shown, tag("small", caption))
-
-
-def _asset(name: str) -> str:
-    return resources.files("pipelines.report").joinpath(name).read_text(encoding="utf-8")

@@ -6,7 +6,6 @@ import base64
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 
 from PIL import Image
 
@@ -23,6 +22,7 @@ from pipelines.report.attention import (
     kinds_legend,
     share_rows,
 )
+from pipelines.report.document import asset, document, script
 from pipelines.report.html import Html, tag
 from pipelines.report.scale import number
 from pipelines.report.sections.layout import figure, fold, section, table, tile, tiles
@@ -66,14 +66,7 @@ class Inspection:
 
 def render(inspection: Inspection) -> str:
     """The page as one HTML document; it needs no network."""
-    style = _asset("report.css") + _asset("inspection.css") + _picture_styles(inspection.examined)
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("title", f"{inspection.name}: inspected"),
-        tag("style", Html(style)),
-    )
+    style = asset("report.css") + asset("inspection.css") + _picture_styles(inspection.examined)
     shown = [(name, inspection.facts[name]) for name in TILES if name in inspection.facts]
     header = tag(
         "header",
@@ -87,10 +80,8 @@ def render(inspection: Inspection) -> str:
         _by_kind(inspection),
         section("The checkpoint", "As its files state it.", table(("", ""), list(inspection.facts.items()))),
     ]
-    body = tag(
-        "body", header, tag("main", *sections), tag("footer"), tag("script", Html(_asset("report.js")))
-    )
-    return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
+    body = (header, tag("main", *sections), tag("footer"), script())
+    return document(f"{inspection.name}: inspected", style, *body)
 
 
 def _conversation(one: Examined, index: int) -> Html:
@@ -271,7 +262,3 @@ def _png(rgb: Rgb) -> str:
 def _aspect(rgb: Rgb) -> str:
     height, width = rgb.shape[:2]
     return f"aspect-ratio: {width} / {height}"
-
-
-def _asset(name: str) -> str:
-    return resources.files("pipelines.report").joinpath(name).read_text(encoding="utf-8")

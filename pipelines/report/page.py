@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import resources
 
+from pipelines.report.document import asset, document, script
 from pipelines.report.evidence import Run
 from pipelines.report.html import Html, tag
 from pipelines.report.sections.captions import captions
@@ -32,13 +32,6 @@ SECTIONS: dict[str, Callable[[Run], Html]] = {
 
 def render(run: Run) -> str:
     """The report as one HTML document."""
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("title", f"{run.model_name}: report"),
-        tag("style", Html(_asset("report.css"))),
-    )
     links = (tag("a", title, href=f"#{anchor(title)}") for title in SECTIONS)
     header = tag(
         "header",
@@ -49,8 +42,8 @@ def render(run: Run) -> str:
         tag("nav", *links),
     )
     sections = [section(run) for section in SECTIONS.values()]
-    body = tag("body", header, tag("main", *sections), _footer(run), tag("script", Html(_asset("report.js"))))
-    return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
+    title, body = f"{run.model_name}: report", (header, tag("main", *sections), _footer(run))
+    return document(title, asset("report.css"), *body, script())
 
 
 def _subtitle(run: Run) -> str:
@@ -70,7 +63,3 @@ def _footer(run: Run) -> Html:
     return tag(
         "footer", tag("p", f"{when}Every number is read from the run's artifacts; the file needs no network.")
     )
-
-
-def _asset(name: str) -> str:
-    return resources.files("pipelines.report").joinpath(name).read_text(encoding="utf-8")

@@ -231,23 +231,18 @@ def remove_tree(folder: Folder) -> None:
         shutil.rmtree(folder)
 
 
-def remove_leftovers(folder: Folder) -> None:
+def remove_leftovers(folder: Folder, *, older_than: timedelta = LEFTOVERS_AFTER) -> None:
     """Removes what killed writers left: unfinished files, parts of uploads that nobody will complete.
 
-    Uploads of the last day are left alone; none outlives the commit of its artifact.
+    Uploads of the last day are left alone where nothing else is said; none outlives the commit of its
+    artifact. With ``timedelta(0)`` none is: the caller knows that nobody uploads now.
     """
     if isinstance(folder, S3Path):
-        folder.abort_uploads(older_than=LEFTOVERS_AFTER)
+        folder.abort_uploads(older_than=older_than)
         return
     for path in folder.glob(".*.*.*"):
         if path.is_file():
             path.unlink()
-
-
-def end_uploads(folder: Folder) -> None:
-    """Ends what killed writers were uploading below a folder; the caller knows that nobody uploads now."""
-    if isinstance(folder, S3Path):
-        folder.abort_uploads()
 
 
 def copy_tree(source: Folder, target: Folder) -> None:

@@ -155,7 +155,7 @@ def test_the_progress_line_tells_loss_pace_and_time_left():
 def test_a_growing_file_is_followed_line_by_line_and_from_the_start_when_a_resumed_run_replaces_it(
     tmp_path: Path,
 ):
-    follower = metrics.MetricsFollower(tmp_path)
+    follower = metrics.MetricsFollower(tmp_path / metrics.FILE)
     assert follower.poll() == []
     log = MetricsLog(tmp_path, steps_done=0)
     for step in (1, 2):

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from casa_core.errors import StoreError
+from pipelines.evaluate.benchmarks.base import MODEL
 from pipelines.train import metrics
 
-MODEL = "model"
 LAST = 50
 """Steps whose loss is averaged at the end."""
 

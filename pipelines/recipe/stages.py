@@ -26,38 +26,41 @@ def build_stages(recipe: Recipe) -> list[StageSpec]:
     Raises:
         ConfigError: If a source's ``path`` holds nothing.
     """
-    where = _where(recipe)
-    stages = _up_to_training(recipe, where)
-    clean = {name: f"clean-{name}" for name in recipe.data.sources}
-    examined = {"train": "train", **clean}
-    if "blind" in recipe.evaluate.baselines:
-        blind = replace(stages[-1], name="train-blind", what={**stages[-1].what, "images": False})
-        stages.append(blind)
-        examined["blind"] = "train-blind"
-    stages.append(_evaluate(recipe, examined, where))
+    where = where_of(recipe)
+    stages = _up_to_evaluation(recipe, where)
     report = {"report": _json(recipe.report), "model_name": recipe.deploy.model_name}
     everything = {stage.name: stage.name for stage in stages}
     stages = _with_earlier(recipe, stages)
-    stages.append(_deploy(recipe, clean, where))
+    stages.append(_deploy(recipe, where))
     stages.append(_stage("report", report, everything, "pipelines.report.run", where))
     return stages
 
 
 def examined_stages(recipe: Recipe) -> list[StageSpec]:
     """The stages that train the recipe's model and examine it: a member of a sweep."""
-    where = _where(recipe)
-    stages = _up_to_training(recipe, where)
-    clean = {name: f"clean-{name}" for name in recipe.data.sources}
-    return _with_earlier(recipe, [*stages, _evaluate(recipe, {"train": "train", **clean}, where)])
+    return _with_earlier(recipe, _up_to_evaluation(recipe, where_of(recipe)))
 
 
-def _where(recipe: Recipe) -> dict[str, Any]:
+def where_of(recipe: Recipe) -> dict[str, Any]:
+    """On what the recipe's stages run; ``store`` as an absolute path."""
     return _json(recipe.where) | {"store": str(store_folder(recipe))}
 
 
-def _evaluate(recipe: Recipe, examined: dict[str, str], where: dict[str, Any]) -> StageSpec:
+def _up_to_evaluation(recipe: Recipe, where: dict[str, Any]) -> list[StageSpec]:
+    """The stages that train the recipe's model and its baselines and examine them; without an earlier's."""
+    stages = _up_to_training(recipe, where)
+    examined = {"train": "train", **_clean(recipe)}
+    if "blind" in recipe.evaluate.baselines:
+        blind = replace(stages[-1], name="train-blind", what={**stages[-1].what, "images": False})
+        stages.append(blind)
+        examined["blind"] = "train-blind"
     what = {"evaluate": _json(recipe.evaluate), "sources": list(recipe.data.sources)}
-    return _stage("evaluate", what, examined, "pipelines.evaluate.run", where)
+    return [*stages, _stage("evaluate", what, examined, "pipelines.evaluate.run", where)]
+
+
+def _clean(recipe: Recipe) -> dict[str, str]:
+    """Source → the stage that cleans it."""
+    return {name: f"clean-{name}" for name in recipe.data.sources}
 
 
 def _up_to_training(recipe: Recipe, where: dict[str, Any]) -> list[StageSpec]:
@@ -65,8 +68,7 @@ def _up_to_training(recipe: Recipe, where: dict[str, Any]) -> list[StageSpec]:
     stages: list[StageSpec] = []
     for name, source in recipe.data.sources.items():
         stages += _source_stages(recipe, name, source, where)
-    clean = {name: f"clean-{name}" for name in recipe.data.sources}
-    return [*stages, _pack(recipe, clean, where), _train(recipe, clean, where)]
+    return [*stages, _pack(recipe, where), _train(recipe, where)]
 
 
 def _with_earlier(recipe: Recipe, stages: list[StageSpec], above: tuple[str, ...] = ()) -> list[StageSpec]:
@@ -161,12 +163,12 @@ def _source_stages(recipe: Recipe, name: str, source: Source, where: dict[str, A
     return [_stage("clean", clean, {}, "pipelines.data.clean", where, suffix=name, location={"path": path})]
 
 
-def _pack(recipe: Recipe, clean: dict[str, str], where: dict[str, Any]) -> StageSpec:
+def _pack(recipe: Recipe, where: dict[str, Any]) -> StageSpec:
     what, location = pack_settings(recipe, cache=store_folder(recipe) / "session" / "raw_hashes.json")
-    return _stage("pack", what, clean, "pipelines.data.pack", where, location=location)
+    return _stage("pack", what, _clean(recipe), "pipelines.data.pack", where, location=location)
 
 
-def _train(recipe: Recipe, clean: dict[str, str], where: dict[str, Any]) -> StageSpec:
+def _train(recipe: Recipe, where: dict[str, Any]) -> StageSpec:
     weights, location = _weights(recipe)
     what = {
         # Tokenizer and template come with the pack artifact.
@@ -176,7 +178,7 @@ def _train(recipe: Recipe, clean: dict[str, str], where: dict[str, Any]) -> Stag
         "seed": recipe.seed if recipe.train.seed is None else recipe.train.seed,
         "images": True,
     }
-    inputs = {"pack": "pack", **clean}
+    inputs = {"pack": "pack", **_clean(recipe)}
     if recipe.model.weights is not None and recipe.model.weights.recipe is not None:
         inputs["start"] = START
     named = where | {"recipe": recipe.name}  # what trackers call the run
@@ -205,10 +207,10 @@ def _weights(recipe: Recipe) -> tuple[dict[str, Any], dict[str, str]]:
     return what, location
 
 
-def _deploy(recipe: Recipe, clean: dict[str, str], where: dict[str, Any]) -> StageSpec:
+def _deploy(recipe: Recipe, where: dict[str, Any]) -> StageSpec:
     """The endpoint, with the clean artifacts' held-out clips for its live page to play."""
     what = {"deploy": _json(recipe.deploy)}
-    spec = _stage("deploy", what, {"train": "train", **clean}, "pipelines.deploy", where)
+    spec = _stage("deploy", what, {"train": "train", **_clean(recipe)}, "pipelines.deploy", where)
     return replace(spec, state=True, check="pipelines.deploy:check")
 
 

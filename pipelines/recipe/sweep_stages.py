@@ -8,7 +8,7 @@ from dataclasses import replace
 from pipelines.dag.plan import StageSpec
 from pipelines.recipe.load import Member
 from pipelines.recipe.model import Recipe
-from pipelines.recipe.stages import examined_stages
+from pipelines.recipe.stages import examined_stages, where_of
 
 COMPARE = "compare"
 
@@ -31,13 +31,16 @@ def build_sweep(recipe: Recipe, members: Sequence[Member]) -> list[StageSpec]:
             names[stage.name] = name
             stages.setdefault(name, replace(own, name=name))
         inputs |= {f"{kind}-{member.name}": names[kind] for kind in ("train", "evaluate")}
-    what = {
-        "sweep": recipe.name,
-        "members": [[member.variant, member.seed] for member in members],
-        "model": recipe.model.backbone,
-        "train": recipe.train.model_dump(mode="json", exclude={"seed"}),
-    }
-    return [*stages.values(), _compare(what, inputs, next(iter(stages.values())))]
+    what = {"sweep": recipe.name, "members": [[member.variant, member.seed] for member in members]}
+    compare = StageSpec(
+        name=COMPARE,
+        kind=COMPARE,
+        what=what,
+        inputs=inputs,
+        function="pipelines.compare.run:run_stage",
+        where=where_of(recipe),
+    )
+    return [*stages.values(), compare]
 
 
 def _is_same(one: StageSpec, other: StageSpec) -> bool:
@@ -48,15 +51,3 @@ def _free_name(stage: StageSpec, member: Member, taken: dict[str, StageSpec]) ->
     """A data stage keeps its name where it can; what is trained and examined is always the member's."""
     shared = stage.kind not in ("train", "evaluate") and stage.name not in taken
     return stage.name if shared else f"{stage.name}-{member.name}"
-
-
-def _compare(what: dict[str, object], inputs: dict[str, str], any_stage: StageSpec) -> StageSpec:
-    where = {key: value for key, value in any_stage.where.items() if key != "recipe"}
-    return StageSpec(
-        name=COMPARE,
-        kind=COMPARE,
-        what=what,
-        inputs=inputs,
-        function="pipelines.compare.run:run_stage",
-        where=where,
-    )

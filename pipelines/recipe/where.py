@@ -9,6 +9,8 @@ from pydantic import Field, field_validator, model_validator
 from pipelines.recipe.fields import Count, Index, Port, Section
 from pipelines.storage import open_folder
 
+TrackerName = Literal["tensorboard", "wandb", "mlflow"]
+
 
 class RayCluster(Section):
     """The Ray cluster that runs the stages."""
@@ -82,7 +84,7 @@ class TrainWorkers(Section):
     keep_best: Index = Field(
         default=1, description="Checkpoints of the lowest held-out loss that are kept besides."
     )
-    track: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(
+    track: list[TrackerName] = Field(
         default=["tensorboard"],
         description="Where curves go, besides the artifact's metrics.jsonl; those of TensorBoard lie in "
         "`store`/tracking.",

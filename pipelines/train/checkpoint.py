@@ -15,13 +15,14 @@ import threading
 import time
 import uuid
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
 
 from casa_core.errors import CasaError, StoreError
 from casa_core.processing import CasaProcessor
-from pipelines.storage import Folder, end_uploads, local_output, remove_tree, write_whole
+from pipelines.storage import Folder, local_output, remove_leftovers, remove_tree, write_whole
 from pipelines.train import fragments
 from pipelines.train.tensor_file import write_tensors
 
@@ -162,7 +163,8 @@ class Checkpointer:
             if folder.name not in kept and folder.name < whole[-1].folder.name:
                 (folder / COMPLETE).unlink(missing_ok=True)  # first: half removed, it must not look whole
                 remove_tree(folder)
-        end_uploads(self.root)  # nobody begins another save before this worker has ended this one
+        # Nobody begins another save before this worker has ended this one.
+        remove_leftovers(self.root, older_than=timedelta(0))
 
     def _run(self, write: _Write) -> None:
         try:

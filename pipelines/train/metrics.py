@@ -88,21 +88,18 @@ class MetricsLog:
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The steps recorded so far; a last line that is still being written is left out."""
-    if not path.is_file():
-        return []
-    text = path.read_text()
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    return MetricsFollower(path).poll()
 
 
 class MetricsFollower:
     """Reads a metrics file as it grows, without reading a long run's again.
 
     Args:
-        folder: Of the file, which need not be there yet.
+        path: The file, which need not be there yet.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / FILE
+    def __init__(self, path: Path) -> None:
+        self._path = path
         self._inode, self._offset = 0, 0
 
     def poll(self) -> list[dict[str, Any]]:

@@ -171,7 +171,7 @@ class _ProgressFromMetrics:
         self._thread.join()
 
     def _follow(self) -> None:
-        follower = metrics.MetricsFollower(self._context.local_output)
+        follower = metrics.MetricsFollower(self._context.local_output / metrics.FILE)
         recent: deque[dict[str, Any]] = deque(maxlen=RECENT_STEPS)
         while True:
             over = self._over.wait(POLL_SECONDS)

@@ -12,12 +12,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from casa_core.errors import ConfigError
+from pipelines.recipe.where import TrackerName
 from pipelines.train.metrics import StepMetrics
 
-TrackerName = Literal["tensorboard", "wandb", "mlflow"]
 PROJECT = "casa"
 TAG = "casa.fingerprint"
 log = logging.getLogger(__name__)
@@ -124,7 +124,6 @@ class Trackers:
     def close(self) -> None:
         """Send what is left."""
         self._each(lambda tracker: tracker.close())
-        self._open.clear()
 
     def _each(self, act: Callable[[Tracker], None]) -> None:
         for name, tracker in list(self._open.items()):
@@ -143,9 +142,7 @@ class TensorBoard:
 
         folder = Path(run.folder) / f"{run.name}-{run.key[:8]}"
         purge = steps_done + 1 if steps_done else None
-        suffix = (
-            f".after-{steps_done}"  # attempts may begin in one second, which is all that names tell apart
-        )
+        suffix = f".after-{steps_done}"  # names tell seconds apart, and two attempts may begin in one
         self._writer = SummaryWriter(str(folder), purge_step=purge, flush_secs=10, filename_suffix=suffix)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -220,7 +217,7 @@ class MLflow:
         self._client.set_terminated(self._run)
 
 
-OPENERS: dict[str, Callable[[TrackedRun, int], Tracker]] = {
+OPENERS: dict[TrackerName, Callable[[TrackedRun, int], Tracker]] = {
     "tensorboard": TensorBoard,
     "wandb": WeightsAndBiases,
     "mlflow": MLflow,

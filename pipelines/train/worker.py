@@ -14,6 +14,7 @@ from casa_core.checkpoint import save_checkpoint
 from casa_core.model import CasaForConditionalGeneration
 from casa_core.processing import CasaProcessor
 from casa_core.trainability import parameter_groups
+from pipelines.recipe.where import TrackerName
 from pipelines.storage import local_copy, open_folder
 from pipelines.train import zero
 from pipelines.train.build import build_model, training_stage
@@ -23,7 +24,7 @@ from pipelines.train.loop import TrainLoop
 from pipelines.train.metrics import MetricsLog
 from pipelines.train.order import StepOrder, hold_out
 from pipelines.train.resume import resume
-from pipelines.train.tracking import TrackedRun, TrackerName, Trackers
+from pipelines.train.tracking import TrackedRun, Trackers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,13 +16,12 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image as Picture
 
 from casa_core.errors import ConfigError
+from casa_core.media import encode_png
 from pipelines.data.generators.easy_vqa import draw_ratings, write_finevision
 from pipelines.data.generators.shapes import Rgb, draw_ground
 
@@ -121,7 +120,9 @@ def _rows(split: str, count: int, seed: int) -> Iterator[dict[str, Any]]:
         kind = KINDS[number % len(KINDS)]
         question, answer = ask(kind, digits, rng)
         yield {
-            "images": [{"bytes": _png(paint(digits, draw_ground(rng))), "path": f"{split}/{number}.png"}],
+            "images": [
+                {"bytes": encode_png(paint(digits, draw_ground(rng))), "path": f"{split}/{number}.png"}
+            ],
             "texts": [{"user": question, "assistant": answer}],
             "source": f"reading/{kind}",
             **draw_ratings(rng),
@@ -160,9 +161,3 @@ def paint(digits: tuple[Digit, ...], ground: tuple[int, int, int]) -> Rgb:
         box = picture[digit.y : digit.y + digit.height, digit.x : digit.x + digit.width]
         box[GLYPHS[digit.digit][rows][:, cols]] = COLORS[digit.color]
     return picture
-
-
-def _png(picture: Rgb) -> bytes:
-    buffer = BytesIO()
-    Picture.fromarray(picture).save(buffer, "PNG", compress_level=6)
-    return buffer.getvalue()

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from benchmarks.measure import RESULTS, stamp, table, write_result
+from benchmarks.measure import RESULTS, publish, table
 from benchmarks.train_overhead import VOCABULARY, OurLoop, model_config
 from casa_core.model import CasaForConditionalGeneration
 from casa_core.processing import CasaProcessor
@@ -49,14 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=0, world_size=1)
         found = measure(Path(folder), options)
         dist.destroy_process_group()
-    said = stamp("python -m benchmarks.checkpoint", vars(options))
     text = report(found, options.steps)
-    title = (
-        f"# Saving in the background\n\n`{said['command']}`, {said['date']}, {said['machine']}. "
-        f"Options: {said['options']}.\n\n"
-    )
-    write_result("checkpoint", said | found, title + text, options.results)
-    print(text)
+    publish("checkpoint", "Saving in the background", vars(options), found, text, options.results)
 
 
 def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:

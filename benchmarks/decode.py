@@ -20,7 +20,7 @@ import torch
 from transformers import GenerationConfig
 from transformers.models.helium import HeliumConfig, HeliumForCausalLM
 
-from benchmarks.measure import RESULTS, interleaved, stamp, table, write_result
+from benchmarks.measure import RESULTS, interleaved, publish, table
 from casa_core.cache import Extension
 from casa_core.config import CasaConfig, FusionConfig
 from casa_core.engine.requests import SamplingParams
@@ -50,14 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     weights = sum(p.nbytes for p in theirs.parameters() if p is not embedding)
     found = [measure(theirs, ours, weights, int(batch), options) for batch in options.batches.split(",")]
     text = _report(found, weights)
-    said = stamp("python -m benchmarks.decode", vars(options))
-    payload = said | {"weights_bytes": weights, "batches": found}
-    title = (
-        f"# Greedy decoding beside transformers' own\n\n`{said['command']}`, {said['date']}, "
-        f"{said['machine']}. Options: {said['options']}.\n\n"
-    )
-    write_result("decode", payload, title + text, options.results)
-    print(text)
+    payload = {"weights_bytes": weights, "batches": found}
+    title = "Greedy decoding beside transformers' own"
+    publish("decode", title, vars(options), payload, text, options.results)
 
 
 def models(

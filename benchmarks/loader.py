@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from benchmarks.clean_corpus import encoded_picture, picture_paths
-from benchmarks.measure import RESULTS, stamp, table, write_result
+from benchmarks.measure import RESULTS, publish, table
 from casa_core.processing import CasaProcessor
 from pipelines.train.loader import SequenceReader, Share, iterate_steps, micro_batch
 from pipelines.train.order import StepOrder
@@ -69,14 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for threads in options.threads.split(",")
             for ratio in RATIOS
         ]
-    said = stamp("python -m benchmarks.loader", vars(options))
     text = report(runs, work)
-    title = (
-        f"# Waiting for data\n\n`{said['command']}`, {said['date']}, {said['machine']}. "
-        f"Options: {said['options']}.\n\n"
-    )
-    write_result("loader", said | {"decode_seconds": work, "runs": runs}, title + text, options.results)
-    print(text)
+    found = {"decode_seconds": work, "runs": runs}
+    publish("loader", "Waiting for data", vars(options), found, text, options.results)
 
 
 def prepare(folder: Path, pictures: int) -> SequenceReader:

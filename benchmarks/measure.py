@@ -128,6 +128,29 @@ def write_result(name: str, payload: Mapping[str, Any], text: str, folder: Path 
     return path
 
 
+def heading(said: Mapping[str, Any]) -> str:
+    """The line below a result's title: how, when and on what it was measured."""
+    return f"`{said['command']}`, {said['date']}, {said['machine']}. Options: {said['options']}.\n"
+
+
+def publish(
+    name: str, title: str, options: Mapping[str, Any], payload: Mapping[str, Any], text: str, folder: Path
+) -> None:
+    """Print a benchmark's result, and write it under its title with what it was measured on.
+
+    Args:
+        name: Of the module in ``benchmarks``, and of the files.
+        title: Of the result.
+        options: Of the command.
+        payload: The numbers.
+        text: What they say.
+        folder: Of results.
+    """
+    said = stamp(f"python -m benchmarks.{name}", options)
+    write_result(name, {**said, **payload}, f"# {title}\n\n{heading(said)}\n{text}", folder)
+    print(text)
+
+
 def _plain(value: Any) -> Any:
     """JSON knows no NaN."""
     if isinstance(value, Mapping):

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import stream_frames, stream_profile, stream_report, stream_restore
-from benchmarks.measure import RESULTS, stamp, write_result
+from benchmarks.measure import RESULTS, heading, stamp, write_result
 from benchmarks.models import Size
 
 
@@ -53,7 +53,7 @@ def _frames(options: argparse.Namespace) -> None:
     courses = stream_frames.run(chosen, _size(options), apart=not options.together)
     payload, text, picture = stream_report.report(courses)
     said = stamp("python -m benchmarks.stream frames", vars(options))
-    title = f"# A stream's cost against its age\n\n{_heading(said)}\n![](stream_frames.svg)\n\n"
+    title = f"# A stream's cost against its age\n\n{heading(said)}\n![](stream_frames.svg)\n\n"
     write_result("stream_frames", said | payload, title + text, options.results)
     (options.results / "stream_frames.svg").write_text(picture)
     print(text)
@@ -62,7 +62,7 @@ def _frames(options: argparse.Namespace) -> None:
 def _restore(options: argparse.Namespace) -> None:
     payload, text = stream_restore.run(options.streams, options.latest, options.after, options.model)
     said = stamp("python -m benchmarks.stream restore", vars(options))
-    title = f"# Restored streams beside those that went on\n\n{_heading(said)}\n"
+    title = f"# Restored streams beside those that went on\n\n{heading(said)}\n"
     name = "stream_restore" if options.model is None else "stream_restore_trained"
     write_result(name, said | payload, title + text, options.results)
     print(text)
@@ -71,17 +71,13 @@ def _restore(options: argparse.Namespace) -> None:
 def _profile(options: argparse.Namespace) -> None:
     payload, text = stream_profile.run(_size(options), options.frames)
     said = stamp("python -m benchmarks.stream profile", vars(options))
-    title = f"# Where the time of a frame goes\n\n{_heading(said)}\n"
+    title = f"# Where the time of a frame goes\n\n{heading(said)}\n"
     write_result("stream_profile", said | payload, title + text, options.results)
     print(text)
 
 
 def _size(options: argparse.Namespace) -> Size:
     return Size(hidden=options.hidden, layers=options.layers, side=options.side)
-
-
-def _heading(said: dict[str, object]) -> str:
-    return f"`{said['command']}`, {said['date']}, {said['machine']}. Options: {said['options']}.\n"
 
 
 if __name__ == "__main__":

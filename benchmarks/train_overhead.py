@@ -22,11 +22,14 @@ from typing import Any
 
 import torch
 
-from benchmarks.measure import RESULTS, stamp, table, write_result
+from benchmarks.measure import RESULTS, publish, table
 from casa_core.backbones.tiny import tiny_config
 from casa_core.config import FusionConfig, TinyVisionConfig
 from casa_core.model import CasaForConditionalGeneration
 from casa_core.trainability import TrainingStage, parameter_groups
+from pipelines.train import zero
+from pipelines.train.guards import Guard
+from pipelines.train.loop import take_step
 from pipelines.train.synthetic import SequenceShape, random_batch
 
 STAGE = TrainingStage(
@@ -55,14 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for workers in options.workers.split(",")
         for stage in options.stages.split(",")
     ]
-    said = stamp("python -m benchmarks.train_overhead", vars(options))
-    text = report(runs)
-    title = (
-        f"# A step under Ray and DeepSpeed beside a plain loop\n\n`{said['command']}`, {said['date']}, "
-        f"{said['machine']}. Options: {said['options']}.\n\n"
-    )
-    write_result("train_overhead", said | {"runs": runs}, title + text, options.results)
-    print(text)
+    title = "A step under Ray and DeepSpeed beside a plain loop"
+    publish("train_overhead", title, vars(options), {"runs": runs}, report(runs), options.results)
 
 
 def measure(workers: int, zero_stage: int, options: argparse.Namespace) -> dict[str, Any]:
@@ -132,30 +129,28 @@ def in_worker(settings: dict[str, Any]) -> None:
 
 
 class OurLoop:
-    """What :class:`pipelines.train.loop.TrainLoop` does with a loaded step."""
+    """The step that :class:`pipelines.train.loop.TrainLoop` takes."""
 
     def __init__(self, model: Any, batches: list[Any], workers: int, zero_stage: int) -> None:
-        from pipelines.train import zero
-
         groups = parameter_groups(model, STAGE)
         settings = zero.ZeroSettings(stage=zero_stage, world_size=workers, weight_decay=0.01)
         self.engine = zero.wrap(model, groups, settings)
-        self.batches, self.workers = batches, workers
+        self.batches, self.workers, self.guard = batches, workers, Guard(3.0, workers)
 
     def step(self) -> float:
         """The loss."""
-        from pipelines.train import zero
-        from pipelines.train.flops import Load, step_flops
-        from pipelines.train.guards import Guard
-        from pipelines.train.step import accumulate_gradients, update
-
-        zero.set_learning_rates(self.engine, 1.0)
-        config = self.engine.module.config
-        flops = sum(step_flops(config, STAGE, Load.of_batch(micro.batch)) for micro in self.batches)
-        totals = accumulate_gradients(self.engine, self.batches, self.workers, ("random",), flops)
-        Guard(3.0, self.workers).check_loss(1, "image", totals)
-        update(self.engine)
-        return totals.loss
+        taken = take_step(
+            self.engine,
+            self.batches,
+            number=1,
+            kind="image",
+            factor=1.0,
+            guard=self.guard,
+            world_size=self.workers,
+            sources=("random",),
+            stage=STAGE,
+        )
+        return taken.totals.loss
 
 
 class PlainLoop:

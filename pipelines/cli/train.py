@@ -87,12 +87,13 @@ def _dry_run(recipe: str, overrides: Sequence[str], scale: str, *, as_json: bool
     from pipelines.train.dry_run import DryRun
     from pipelines.train.dry_run import dry_run as run
 
-    number = 0
-    for found in run(load_recipe(recipe, overrides), cast(Any, scale)):
-        if isinstance(found, DryRun):
-            print_json(asdict(found)) if as_json else show_dry_run(found)
-        elif not as_json:
-            number += 1
+    for number, found in enumerate(run(load_recipe(recipe, overrides), cast(Any, scale)), start=1):
+        if as_json:
+            if isinstance(found, DryRun):
+                print_json(asdict(found))
+        elif isinstance(found, DryRun):
+            show_dry_run(found)
+        else:
             show_step(found, number)
 
 

@@ -26,8 +26,7 @@ from pipelines.train import zero
 from pipelines.train.build import Scale, model_config, training_stage
 from pipelines.train.guards import Guard
 from pipelines.train.loader import MicroBatch, Share
-from pipelines.train.loop import peak_memory_gib, schedule_factor
-from pipelines.train.step import accumulate_gradients, update
+from pipelines.train.loop import peak_memory_gib, schedule_factor, take_step
 from pipelines.train.synthetic import SequenceShape, random_batch, shapes_of
 
 SMALL_VOCABULARY = 512
@@ -116,20 +115,26 @@ def _step(
 ) -> DryStep:
     batches = _batches(recipe, kind, shape, vocab_size, torch.Generator().manual_seed(recipe.seed + number))
     began = time.perf_counter()
-    rates = zero.set_learning_rates(engine, schedule_factor(recipe.train.model_dump(), number))
-    totals = accumulate_gradients(engine, batches, 1, ("random",))
-    guard = Guard(0, 1)
-    guard.check_loss(number + 1, kind, totals)
-    norm = update(engine)
-    guard.check_norm(number + 1, norm, totals)
+    train = recipe.train.model_dump()
+    taken = take_step(
+        engine,
+        batches,
+        number=number + 1,
+        kind=kind,
+        factor=schedule_factor(train, number),
+        guard=Guard(0, 1),
+        world_size=1,
+        sources=("random",),
+        stage=training_stage(train),
+    )
     return DryStep(
         kind,
         len(batches),
-        totals.text_tokens,
-        totals.image_tokens,
-        totals.loss,
-        norm,
-        rates,
+        taken.totals.text_tokens,
+        taken.totals.image_tokens,
+        taken.totals.loss,
+        taken.norm,
+        taken.rates,
         time.perf_counter() - began,
     )
 

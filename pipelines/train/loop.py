@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from casa_core.trainability import TrainingStage
 from pipelines.train import zero
 from pipelines.train.build import training_stage
 from pipelines.train.flops import Load, step_flops
@@ -21,6 +22,56 @@ from pipelines.train.loader import LoadedStep, MicroBatch, SequenceReader, Share
 from pipelines.train.metrics import StepMetrics
 from pipelines.train.schedule import learning_rate_factor
 from pipelines.train.step import StepTotals, accumulate_gradients, measure_loss, update
+
+
+@dataclass(frozen=True, slots=True)
+class TakenStep:
+    """What one step did.
+
+    Attributes:
+        totals: Of its forwards.
+        rates: Learning rates of the update, by the groups' kind.
+        norm: Of the gradient, before clipping.
+    """
+
+    totals: StepTotals
+    rates: dict[str, float]
+    norm: float
+
+
+def take_step(
+    engine: Any,
+    batches: Sequence[MicroBatch],
+    *,
+    number: int,
+    kind: str,
+    factor: float,
+    guard: Guard,
+    world_size: int,
+    sources: Sequence[str],
+    stage: TrainingStage,
+) -> TakenStep:
+    """One step, as training, a dry run and the benchmarks take it.
+
+    Args:
+        engine: From :func:`pipelines.train.zero.wrap`.
+        batches: This worker's part.
+        number, kind: Of the step, from 1.
+        factor: Of each group's peak learning rate.
+        guard: Stops where a loss or a gradient is no number, before it reaches a weight or right after.
+        world_size, sources: As for :func:`pipelines.train.step.accumulate_gradients`.
+        stage: What trains.
+
+    Raises:
+        TrainingError: From the guard.
+    """
+    rates = zero.set_learning_rates(engine, factor)
+    flops = sum(step_flops(engine.module.config, stage, Load.of_batch(micro.batch)) for micro in batches)
+    totals = accumulate_gradients(engine, batches, world_size, sources, flops)
+    guard.check_loss(number, kind, totals)
+    norm = update(engine)
+    guard.check_norm(number, norm, totals)
+    return TakenStep(totals, rates, norm)
 
 
 @dataclass(slots=True)
@@ -42,6 +93,12 @@ class TrainLoop:
     share: Share
     reader: SequenceReader
     held_out: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    _stage: TrainingStage = field(init=False)
+    _peak: float | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._stage = training_stage(self.train)
+        self._peak = peak_tflops(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
 
     def run(self, steps: Iterator[LoadedStep]) -> Iterator[StepMetrics]:
         """Take every step, yielding what it did.
@@ -58,39 +115,37 @@ class TrainLoop:
             waited = time.perf_counter() - began
             number, kind = loaded.number + 1, loaded.step.kind
             seed_step(self.seed, loaded.number, self.share.rank)
-            rates = zero.set_learning_rates(self.engine, schedule_factor(self.train, loaded.number))
-            totals = accumulate_gradients(
+            taken = take_step(
                 self.engine,
                 loaded.batches,
-                self.share.world_size,
-                self.reader.sources,
-                sum(self._flops(micro) for micro in loaded.batches),
+                number=number,
+                kind=kind,
+                factor=schedule_factor(self.train, loaded.number),
+                guard=guard,
+                world_size=self.share.world_size,
+                sources=self.reader.sources,
+                stage=self._stage,
             )
-            guard.check_loss(number, kind, totals)
-            norm = update(self.engine)
-            guard.check_norm(number, norm, totals)
-            yield self._metrics(loaded, totals, rates, norm, time.perf_counter() - began, waited)
+            yield self._metrics(loaded, taken, time.perf_counter() - began, waited)
 
     def _metrics(
         self,
         loaded: LoadedStep,
-        totals: StepTotals,
-        rates: Mapping[str, float],
-        norm: float,
+        taken: TakenStep,
         seconds: float,
         waited: float,
     ) -> StepMetrics:
+        totals, rates = taken.totals, taken.rates
         new = rates.get("new", next(iter(rates.values())))
         text, image = self._fill(loaded, totals)
         tflops = totals.flops / seconds / self.share.world_size / 1e12
-        peak = peak_tflops(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
         return StepMetrics(
             step=loaded.number + 1,
             kind=loaded.step.kind,
             loss=totals.loss,
             learning_rate=new,
             existing_learning_rate=rates.get("existing"),
-            grad_norm=norm,
+            grad_norm=taken.norm,
             text_tokens=totals.text_tokens,
             image_tokens=totals.image_tokens,
             trained_tokens=totals.trained_tokens,
@@ -103,13 +158,9 @@ class TrainLoop:
             image_fill=image,
             memory_gib=round(peak_memory_gib(), 3),
             tflops=tflops,
-            mfu=tflops / peak if peak else None,
+            mfu=tflops / self._peak if self._peak else None,
             held_out_loss=self._held_out_loss(loaded.number + 1),
         )
-
-    def _flops(self, micro: MicroBatch) -> float:
-        """Operations of a forward and its backward."""
-        return step_flops(self.engine.module.config, training_stage(self.train), Load.of_batch(micro.batch))
 
     def _fill(self, loaded: LoadedStep, totals: StepTotals) -> tuple[float | None, float | None]:
         """Of the step's sequences' text and image budgets, the share that is used."""

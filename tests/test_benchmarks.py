@@ -77,6 +77,7 @@ def test_a_picture_names_its_axes_and_draws_every_line_within_them(logarithmic: 
             assert 0 < y < height
 
 
+@pytest.mark.slow
 def test_streams_grow_older_and_are_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     sizes = ("--frames", "60", "--insertion-frames", "30", "--words", "2")
     stream.main(["frames", "--together", *SMALL, *sizes, "--results", str(tmp_path)])

@@ -53,6 +53,7 @@ def test_a_second_start_finds_the_running_head(ray_folder: Path, ray_head: local
     assert local_ray.find(ray_folder) == ray_head
 
 
+@pytest.mark.slow
 def test_everything_of_a_busy_session_listens_on_loopback_only_and_ends_with_it(folder: Path):
     session = start(folder)
     busy(session)

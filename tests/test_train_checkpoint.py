@@ -237,6 +237,7 @@ def saving(folder: S3Path, *options: str) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_kill_during_the_upload_leaves_the_checkpoint_before_it_and_no_parts_for_long(
     s3_folder: S3Path, tmp_path: Path
 ):

@@ -158,6 +158,7 @@ def test_each_sources_loss_and_tokens_make_up_the_steps(poisoned: tuple[Path, st
         assert re.fullmatch("[0-9a-f]{8}", line["batch"])
 
 
+@pytest.mark.slow
 def test_without_the_broken_picture_the_same_command_ends_well(
     poisoned: tuple[Path, str, int, list[str]], job: TrainJob
 ):

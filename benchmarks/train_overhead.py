@@ -1,10 +1,10 @@
 """A training step under Ray Train and DeepSpeed beside a plain torch loop on the same batches, in turns.
 
-python -m benchmarks.train_overhead [--rounds 5 --workers 1,2 --hidden 512]
+python -m benchmarks.train_overhead [--rounds 6 --workers 1,2 --stages 2,3 --text 512,2048]
 
 Both are in the same Ray workers, on models with the same weights. The plain loop is forward, backward,
 clipping and AdamW; with several workers, in torch's DistributedDataParallel. Its losses must agree with ours.
-A round takes a few steps of one, then of the other.
+A round takes a step of each and gives one ratio: a slower machine slows both.
 """
 
 from __future__ import annotations
@@ -37,24 +37,24 @@ STAGE = TrainingStage(
 )
 VOCABULARY = 2048
 AGREE = 1e-4
-STEPS_A_ROUND = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--workers", default="1,2")
     parser.add_argument("--stages", default="2,3", help="ZeRO")
     parser.add_argument("--hidden", type=int, default=512)
     parser.add_argument("--layers", type=int, default=6)
-    parser.add_argument("--text", type=int, default=512, help="tokens of a forward")
+    parser.add_argument("--text", default="512,2048", help="text tokens of a forward; the paper's are 2,048")
     parser.add_argument("--forwards", type=int, default=2, help="accumulated in a step")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
     runs = [
-        measure(int(workers), int(stage), options)
+        measure(int(workers), int(stage), int(text), options)
+        for text in options.text.split(",")
         for workers in options.workers.split(",")
         for stage in options.stages.split(",")
     ]
@@ -62,21 +62,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     publish("train_overhead", title, vars(options), {"runs": runs}, report(runs), options.results)
 
 
-def measure(workers: int, zero_stage: int, options: argparse.Namespace) -> dict[str, Any]:
+def measure(workers: int, zero_stage: int, text: int, options: argparse.Namespace) -> dict[str, Any]:
     """One group of Ray workers; what its first one found."""
     import ray
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     from infra.torch_rendezvous import BoundTorchConfig
+    from pipelines.train.run import worker_environment
 
     os.environ["RAY_TRAIN_V2_ENABLED"] = "1"
     if not ray.is_initialized():
         ray.init(num_cpus=2, include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False)
     with tempfile.TemporaryDirectory(prefix="casa-") as folder:
         found = Path(folder) / "found.json"
-        settings = vars(options) | {"workers": workers, "zero_stage": zero_stage, "found": str(found)}
-        settings = {name: value for name, value in settings.items() if name != "results"}
+        settings = {"workers": workers, "zero_stage": zero_stage, "text": text, "found": str(found)}
+        settings |= {name: getattr(options, name) for name in ("rounds", "hidden", "layers", "forwards")}
         TorchTrainer(
             in_worker,
             train_loop_config=settings,
@@ -85,7 +86,7 @@ def measure(workers: int, zero_stage: int, options: argparse.Namespace) -> dict[
             run_config=RunConfig(
                 name="overhead",
                 storage_path=folder,
-                worker_runtime_env={"env_vars": {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}},
+                worker_runtime_env={"env_vars": worker_environment(gpus=False) | {"OMP_NUM_THREADS": "1"}},
             ),
         ).fit()
         return json.loads(found.read_text())
@@ -110,17 +111,16 @@ def in_worker(settings: dict[str, Any]) -> None:
     loops = {"ours": ours.step, "plain": plain.step}
     for number in range(settings["rounds"] + 1):
         for name in sorted(loops, reverse=bool(number % 2)):
-            for _ in range(STEPS_A_ROUND):
-                began = time.perf_counter()
-                losses[name].append(loops[name]())
-                if number:  # the first round warms up
-                    taken[name].append(time.perf_counter() - began)
+            began = time.perf_counter()
+            losses[name].append(loops[name]())
+            if number:  # the first round warms up
+                taken[name].append(time.perf_counter() - began)
     if rank == 0:
         apart = max(abs(a - b) for a, b in zip(losses["ours"], losses["plain"], strict=True))
         assert apart < AGREE, f"the losses differ by {apart}: this is not the same training"
         result = {
-            "workers": workers,
-            "zero_stage": settings["zero_stage"],
+            **{name: settings[name] for name in ("workers", "zero_stage", "text", "forwards")},
+            "ratios": sorted(b / a for a, b in zip(taken["ours"], taken["plain"], strict=True)),
             "parameters": sum(p.numel() for p in plain.model.parameters()),
             "apart": apart,
             **{name: statistics.median(seconds) for name, seconds in taken.items()},
@@ -196,16 +196,19 @@ def report(runs: Sequence[dict[str, Any]]) -> str:
         [
             str(run["workers"]),
             str(run["zero_stage"]),
+            f"{run['forwards']} x {run['text']:,}",
             f"{run['parameters'] / 1e6:.1f} M",
             f"{run['plain']:.2f}",
             f"{run['ours']:.2f}",
-            f"{run['plain'] / run['ours']:.3f}",
+            f"{statistics.median(run['ratios']):.3f}",
+            f"{run['ratios'][0]:.3f} to {run['ratios'][-1]:.3f}",
             f"{run['apart']:.0e}",
         ]
         for run in runs
     ]
-    head = ["workers", "ZeRO", "parameters", "plain, s", "ours, s", "plain / ours", "losses apart"]
-    return table(head, rows) + "\nMedian seconds of a step of the first worker; 1 is no overhead.\n"
+    head = ["workers", "ZeRO", "text tokens", "parameters", "plain, s", "ours, s", "plain / ours"]
+    note = "Medians, of seconds of the first worker's steps and of the rounds' ratios; 1 is no overhead."
+    return table([*head, "of the rounds", "losses apart"], rows) + f"\n{note}\n"
 
 
 if __name__ == "__main__":

@@ -112,7 +112,7 @@ def _fit(job: TrainJob, placement: dict[str, Any], name: str) -> None:
             name=name,
             storage_path=str(Path(job.output) / "ray_train"),
             failure_config=FailureConfig(max_failures=placement["max_failures"]),
-            worker_runtime_env={"env_vars": _worker_environment(gpus)},
+            worker_runtime_env={"env_vars": worker_environment(gpus)},
         ),
     )
     reported = Path(job.output) / ERROR
@@ -150,9 +150,17 @@ def _raise_reported(reported: Path) -> None:
         raise getattr(errors, kind)(*args) from None
 
 
-def _worker_environment(gpus: bool) -> dict[str, str]:
+def worker_environment(gpus: bool) -> dict[str, str]:
+    """Environment variables of a training worker's process.
+
+    Without a GPU, the C library would give the memory of each step's gradients and buckets back to the system
+    and ask for it again, a page fault per 4 KiB. It is told to keep it.
+    """
     environment = {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error"}
-    return environment if gpus else environment | {"DS_ACCELERATOR": "cpu"}
+    if gpus:
+        return environment
+    keep_memory = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**36)}
+    return environment | keep_memory | {"DS_ACCELERATOR": "cpu"}
 
 
 class _ProgressFromMetrics:

@@ -91,7 +91,7 @@ def features(config: CasaConfig, stage: TrainingStage, shape: SequenceShape) -> 
     if fusion.inserts:
         tokens += inserted
     blocks = tower.depth if stage.vision_blocks == "all" else stage.vision_blocks
-    patches = 4 * images
+    patches, window = 4 * images, shape.text_tokens / shape.images
     block_widths = (tower.hidden_size, tower.intermediate_size, tower.num_heads, tower_head, 1)
     return np.array(
         [
@@ -107,9 +107,10 @@ def features(config: CasaConfig, stage: TrainingStage, shape: SequenceShape) -> 
             patches * (blocks > 0) * shape.patch_values,
             *(float(inserted * size * (fusion.kind == "qformer")) for size in (width, heads, 1)),
             1.0,
-            # Masks of attention in windows, which only a CPU needs: last, so that they can be left out.
-            fused * shape.text_tokens * shape.text_tokens / shape.images,
-            fused * shape.text_tokens * images / shape.images,
+            # Masks of attention in windows, which only a CPU needs: last, so that they can be left out. Windows
+            # of one size share a mask; heads that share keys stand in it one below the other.
+            fused * heads / text.num_key_value_heads * window * window,
+            fused * heads / text.num_key_value_heads * window * images / shape.images,
         ]
     )
 

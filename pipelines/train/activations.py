@@ -107,8 +107,8 @@ def features(config: CasaConfig, stage: TrainingStage, shape: SequenceShape) -> 
             patches * (blocks > 0) * shape.patch_values,
             *(float(inserted * size * (fusion.kind == "qformer")) for size in (width, heads, 1)),
             1.0,
-            # Masks of attention in windows, which only a CPU needs: last, so that they can be left out. Windows
-            # of one size share a mask; heads that share keys stand in it one below the other.
+            # Masks of attention in windows, which only a CPU needs: last, so that they can be left out.
+            # Windows of one size share a mask; heads that share keys stand in it one below the other.
             fused * heads / text.num_key_value_heads * window * window,
             fused * heads / text.num_key_value_heads * window * images / shape.images,
         ]

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
 
 from casa_core.batch import collate
 from casa_core.config import CasaConfig, TinyVisionConfig
@@ -23,10 +25,8 @@ from casa_core.trainability import TrainingStage, parameter_groups
 from pipelines.train.synthetic import SequenceShape, random_sequence
 
 PROBES = 90
-MASKS = 2
-"""Features that are masks' sizes."""
 TOLERANCE = 0.02
-"""Of the bytes that a probe keeps: the equations must explain them to within this."""
+"""Of the bytes that a probe keeps: the equations explain them to within this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +66,9 @@ class ActivationModel:
         self._coefficients = np.linalg.lstsq(table / bytes_kept[:, None], np.ones(PROBES), rcond=None)[0]
         self.error = float(np.abs(table @ self._coefficients / bytes_kept - 1).max())
 
-    def __call__(self, config: CasaConfig, shape: SequenceShape, *, masks: bool = False) -> int:
-        """Bytes kept by a forward over one packed sequence of ``shape``.
-
-        Args:
-            config, shape: Sizes.
-            masks: Count the masks of attention in windows, which a CPU needs and a GPU's kernels do not.
-        """
-        counted = len(self._coefficients) - (0 if masks else MASKS)
-        return max(0, int(features(config, self._stage, shape)[:counted] @ self._coefficients[:counted]))
+    def __call__(self, config: CasaConfig, shape: SequenceShape) -> int:
+        """Bytes kept by a forward over one packed sequence of ``shape``."""
+        return max(0, int(features(config, self._stage, shape) @ self._coefficients))
 
 
 def features(config: CasaConfig, stage: TrainingStage, shape: SequenceShape) -> NDArray[np.float64]:
@@ -91,7 +85,7 @@ def features(config: CasaConfig, stage: TrainingStage, shape: SequenceShape) -> 
     if fusion.inserts:
         tokens += inserted
     blocks = tower.depth if stage.vision_blocks == "all" else stage.vision_blocks
-    patches, window = 4 * images, shape.text_tokens / shape.images
+    patches = 4 * images
     block_widths = (tower.hidden_size, tower.intermediate_size, tower.num_heads, tower_head, 1)
     return np.array(
         [
@@ -107,10 +101,6 @@ def features(config: CasaConfig, stage: TrainingStage, shape: SequenceShape) -> 
             patches * (blocks > 0) * shape.patch_values,
             *(float(inserted * size * (fusion.kind == "qformer")) for size in (width, heads, 1)),
             1.0,
-            # Masks of attention in windows, which only a CPU needs: last, so that they can be left out.
-            # Windows of one size share a mask; heads that share keys stand in it one below the other.
-            fused * heads / text.num_key_value_heads * window * window,
-            fused * heads / text.num_key_value_heads * window * images / shape.images,
         ]
     )
 
@@ -118,7 +108,7 @@ def features(config: CasaConfig, stage: TrainingStage, shape: SequenceShape) -> 
 def count_kept(
     config: CasaConfig, stage: TrainingStage, shape: SequenceShape, precision: str, checkpointing: bool
 ) -> int:
-    """Run one forward and count what it keeps, weights not counted."""
+    """Run one forward and count what it keeps, without weights and masks."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = CasaForConditionalGeneration(config).train()
@@ -133,19 +123,39 @@ def count_kept(
 
 
 def kept_by_forward(model: CasaForConditionalGeneration, inputs: dict[str, Any]) -> int:
-    """Bytes of the storages that autograd keeps of a forward, each once, without the model's own."""
-    kept: dict[int, tuple[int, torch.Tensor]] = {}
+    """Bytes of the storages that autograd keeps of a forward, each once, without the model's own, and without
+    masks: a CPU's attention in windows needs them, a GPU's kernels do not."""
+    kept: dict[int, tuple[tuple[int, ...], int, torch.Tensor]] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # held, so that no address comes twice
+        # The tensor is held, so that no address comes twice.
+        kept[storage.data_ptr()] = (tuple(tensor.shape), storage.nbytes(), tensor)
         return tensor
 
     own = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
-    with saved_tensors_hooks(keep, lambda tensor: tensor):
+    with saved_tensors_hooks(keep, lambda tensor: tensor), _MaskShapes() as masks:
         loss = model(**inputs).loss
     assert loss is not None
-    return sum(size for pointer, (size, _) in kept.items() if pointer not in own)
+    return sum(
+        size
+        for pointer, (shape, size, tensor) in kept.items()
+        if pointer not in own and (shape not in masks.seen or tensor.requires_grad)
+    )
+
+
+class _MaskShapes(TorchFunctionMode):
+    """Shapes of the masks that attention is given; it keeps a copy of each in floating point."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[tuple[int, ...]] = set()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        mask = (kwargs or {}).get("attn_mask")
+        if func is scaled_dot_product_attention and mask is not None:
+            self.seen.add(tuple(mask.shape))
+        return func(*args, **(kwargs or {}))
 
 
 def _probe(

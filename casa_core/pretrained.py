@@ -187,6 +187,12 @@ class CasaPreTrainedModel(PreTrainedModel):
             gradient_checkpointing_func = partial(gradient_checkpointing_func, use_reentrant=False)
         super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, every_n_layers)
 
+    def enable_input_require_grads(self) -> None:
+        """Does nothing: ``gradient_checkpointing_enable()`` calls it for the sake of reentrant checkpoints.
+
+        Those are refused here, and gradients at a frozen tower's input would only run it backwards.
+        """
+
     def _recomputed(self, module: Callable[..., torch.Tensor], *inputs: Any) -> torch.Tensor:
         """``module(*inputs)``; with gradient checkpointing on, its activations are not kept."""
         if not (self.gradient_checkpointing and self.training):

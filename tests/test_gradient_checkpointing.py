@@ -99,6 +99,23 @@ def test_image_tokens_that_pass_the_feed_forward_layers_are_recomputed_too():
 
 
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")
+@pytest.mark.parametrize(("backbone", "tower"), PARTS)
+def test_a_frozen_tower_and_frozen_embeddings_are_not_run_backwards(backbone: BackboneKind, tower: TowerKind):
+    model = small_casa(backbone, tower=tower, **FUSIONS["casa"]).train()
+    model.vision_tower.requires_grad_(False)
+    embeddings = model.get_input_embeddings().requires_grad_(False)
+    model.gradient_checkpointing_enable()
+    outputs: dict[str, torch.Tensor] = {}
+    for name, module in {"tower": model.vision_tower, "embeddings": embeddings}.items():
+        module.register_forward_hook(lambda _, __, output, name=name: outputs.update({name: output}))
+    assert model(**batch(tower)).loss.requires_grad
+    assert {name: output.requires_grad for name, output in outputs.items()} == {
+        "tower": False,
+        "embeddings": False,
+    }
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")
 def test_checkpoints_that_would_lose_the_images_gradients_are_refused():
     model = small_casa()
     with pytest.raises(ConfigError, match="use_reentrant=True"):

@@ -8,6 +8,7 @@ solved for the coefficients, which then hold at any size. So the estimate follow
 from __future__ import annotations
 
 import copy
+import weakref
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,23 +126,28 @@ def count_kept(
 def kept_by_forward(model: CasaForConditionalGeneration, inputs: dict[str, Any]) -> int:
     """Bytes of the storages that autograd keeps of a forward, each once, without the model's own, and without
     masks: a CPU's attention in windows needs them, a GPU's kernels do not."""
-    kept: dict[int, tuple[tuple[int, ...], int, torch.Tensor]] = {}
+    packed: list[weakref.ref[_Kept]] = []
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        # The tensor is held, so that no address comes twice.
-        kept[storage.data_ptr()] = (tuple(tensor.shape), storage.nbytes(), tensor)
-        return tensor
+    def pack(tensor: torch.Tensor) -> _Kept:
+        kept = _Kept(tensor)
+        packed.append(weakref.ref(kept))
+        return kept
 
     own = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
-    with saved_tensors_hooks(keep, lambda tensor: tensor), _MaskShapes() as masks:
+    with saved_tensors_hooks(pack, lambda kept: kept.tensor), _MaskShapes() as masks:
         loss = model(**inputs).loss
-    assert loss is not None
-    return sum(
-        size
-        for pointer, (shape, size, tensor) in kept.items()
-        if pointer not in own and (shape not in masks.seen or tensor.requires_grad)
-    )
+    assert loss is not None  # and with it, what its graph still holds is alive
+    alive = [kept.tensor for reference in packed if (kept := reference()) is not None]
+    counted = (tensor for tensor in alive if tuple(tensor.shape) not in masks.seen or tensor.requires_grad)
+    storages = {storage.data_ptr(): storage for storage in (tensor.untyped_storage() for tensor in counted)}
+    return sum(storage.nbytes() for pointer, storage in storages.items() if pointer not in own)
+
+
+class _Kept:
+    """What autograd holds for a tensor, for as long as its graph does."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
 
 
 class _MaskShapes(TorchFunctionMode):

@@ -129,7 +129,7 @@ def kept_by_forward(model: CasaForConditionalGeneration, inputs: dict[str, Any])
     packed: list[weakref.ref[_Kept]] = []
 
     def pack(tensor: torch.Tensor) -> _Kept:
-        kept = _Kept(tensor)
+        kept = _Kept(tensor.detach(), tensor.requires_grad)
         packed.append(weakref.ref(kept))
         return kept
 
@@ -137,17 +137,27 @@ def kept_by_forward(model: CasaForConditionalGeneration, inputs: dict[str, Any])
     with saved_tensors_hooks(pack, lambda kept: kept.tensor), _MaskShapes() as masks:
         loss = model(**inputs).loss
     assert loss is not None  # and with it, what its graph still holds is alive
-    alive = [kept.tensor for reference in packed if (kept := reference()) is not None]
-    counted = (tensor for tensor in alive if tuple(tensor.shape) not in masks.seen or tensor.requires_grad)
-    storages = {storage.data_ptr(): storage for storage in (tensor.untyped_storage() for tensor in counted)}
-    return sum(storage.nbytes() for pointer, storage in storages.items() if pointer not in own)
+    alive = [kept for reference in packed if (kept := reference()) is not None]
+    storages = {
+        storage.data_ptr(): storage.nbytes()
+        for kept in alive
+        if kept.requires_grad or tuple(kept.tensor.shape) not in masks.seen
+        for storage in (kept.tensor.untyped_storage(),)
+    }
+    return sum(size for pointer, size in storages.items() if pointer not in own)
 
 
+@dataclass(eq=False)
 class _Kept:
-    """What autograd holds for a tensor, for as long as its graph does."""
+    """What autograd holds for a tensor, for as long as its graph does.
 
-    def __init__(self, tensor: torch.Tensor) -> None:
-        self.tensor = tensor
+    Attributes:
+        tensor: Detached: with its graph it would hold itself.
+        requires_grad: Of the tensor that was kept.
+    """
+
+    tensor: torch.Tensor
+    requires_grad: bool
 
 
 class _MaskShapes(TorchFunctionMode):

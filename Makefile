@@ -35,8 +35,9 @@ $(VENV)/.slow-data: $(VENV)/.test-data tests/packages/language-model.txt
 demo: $(VENV)/.demo ## From raw data to a live endpoint, in five to ten minutes on two cores
 	@$(BIN)/casa run quickstart
 
+# Two processes, as there is much waiting for others; a file's tests stay together and share what they trained.
 test: $(VENV)/.test-data ## Fast tests: no GPU, no network
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile
 
 test-slow: $(VENV)/.slow-data ## Soaks, kill tests and the quickstart end to end
 	@$(BIN)/python -m pytest -m slow --timeout 1800

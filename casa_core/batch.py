@@ -49,7 +49,10 @@ class PackedSequence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackedBatch:
-    """Keyword arguments of :meth:`casa_core.model.CasaForConditionalGeneration.forward`."""
+    """Keyword arguments of :meth:`casa_core.model.CasaForConditionalGeneration.forward`.
+
+    The loss mask stays on the host: which tokens are trained is counted there, without waiting for a device.
+    """
 
     input_ids: torch.Tensor
     packing: Packing
@@ -69,7 +72,6 @@ class PackedBatch:
             self,
             input_ids=self.input_ids.to(device, non_blocking=True),
             images=images,
-            loss_mask=self.loss_mask.to(device, non_blocking=True),
         )
 
     def pin_memory(self) -> PackedBatch:
@@ -77,12 +79,7 @@ class PackedBatch:
         images = self.images
         if images is not None:
             images = replace(images, patches_PE=images.patches_PE.pin_memory())
-        return replace(
-            self,
-            input_ids=self.input_ids.pin_memory(),
-            images=images,
-            loss_mask=self.loss_mask.pin_memory(),
-        )
+        return replace(self, input_ids=self.input_ids.pin_memory(), images=images)
 
     @property
     def text_tokens(self) -> int:
@@ -125,7 +122,7 @@ def collate(sequences: Sequence[PackedSequence], device: torch.device | str = "c
         input_ids=torch.from_numpy(input_ids_T)[None].to(device),
         packing=packing,
         images=ImageInputs(torch.cat(patches).to(device), grids) if patches else None,
-        loss_mask=torch.from_numpy(loss_mask_T)[None].to(device),
+        loss_mask=torch.from_numpy(loss_mask_T)[None],
     )
 
 

@@ -16,6 +16,7 @@ from casa_core.config import CasaConfig
 from casa_core.fusion.attention import Segments
 from casa_core.fusion.config import FusionConfig
 from casa_core.fusion.insertion import JointStream, joint_stream
+from casa_core.fusion.segments import to_device
 from casa_core.windows import IntArray, WindowRules, Windows, window_layout
 
 
@@ -133,10 +134,8 @@ def packed_layout(
         stream = rules.joint_stream(text_length, packing)
         source = stream_source(stream, text_length)
         return Layout(
-            position_ABS=torch.from_numpy(stream.position_AS)[:, None].to(device),
-            stream=StreamIndex(
-                torch.from_numpy(source).to(device), torch.from_numpy(stream.text_slot_T).to(device), 1
-            ),
+            position_ABS=to_device(stream.position_AS, device)[:, None],
+            stream=StreamIndex(to_device(source, device), to_device(stream.text_slot_T, device), 1),
             documents=Segments.build(stream.document_S, stream.document_S, len(starts), device),
         )
     index_T = np.arange(text_length)
@@ -152,7 +151,7 @@ def packed_layout(
         rules=rules.windows,
     )
     return Layout(
-        position_ABS=torch.from_numpy(position_T).expand(rules.axes, 1, -1).to(device),
+        position_ABS=to_device(position_T, device).expand(rules.axes, 1, -1),
         windows=windows,
         documents=Segments.build(document_T, document_T, len(starts), device),
     )

@@ -28,6 +28,7 @@ from casa_core.errors import ConfigError, DataError
 from casa_core.fusion.attention import Segments
 from casa_core.fusion.layers import AttentionProbe, FusionState
 from casa_core.fusion.qformer import QFormer
+from casa_core.fusion.segments import to_device
 from casa_core.generation import CasaCache, CasaGenerationMixin, CasaOutput, read_on
 from casa_core.kv_cache import TextCache, WindowCache
 from casa_core.layout import Layout, LayoutRules, Packing, packed_layout
@@ -204,7 +205,7 @@ class CasaForConditionalGeneration(CasaPreTrainedModel, CasaGenerationMixin):
             images: New images; the carried ones live in ``window_cache``.
             text_cache: Text KV to read and extend.
             window_cache: KV of the current windows to read and extend.
-            loss_mask: (B, L), True where the prediction *of* a token counts.
+            loss_mask: (B, L), True where the prediction *of* a token counts; better on the host.
             last_tokens: (B,) compute only the logits after these tokens.
         """
         if layout is None:
@@ -348,11 +349,11 @@ class CasaForConditionalGeneration(CasaPreTrainedModel, CasaGenerationMixin):
         if self.rules.fusion.attends_text:
             keys += [windows.carried_text_window_M, windows.text_window_T]
         segments = Segments.build(windows.text_window_T, np.concatenate(keys), windows.count, device)
-        text_position_T = torch.from_numpy(windows.text_position_T).to(device)
+        text_position_T = to_device(windows.text_position_T, device)
         rope = lambda position_AX: self.family.window_rope(self.language_model, position_AX, hidden_BLC)  # noqa: E731
         image_rope = None
         if image_NC is not None:
-            image_rope = rope(torch.from_numpy(windows.image_position_AN).to(device))
+            image_rope = rope(to_device(windows.image_position_AN, device))
         return FusionState(
             image_NC=image_NC,
             segments=segments,
@@ -375,7 +376,8 @@ class CasaForConditionalGeneration(CasaPreTrainedModel, CasaGenerationMixin):
 
     def _loss(self, hidden_BLC: torch.Tensor, input_ids: torch.Tensor, loss_mask: torch.Tensor) -> CasaOutput:
         """Next-token loss on answer tokens; only their logits are ever computed."""
-        target_A = loss_mask.flatten().nonzero().squeeze(1)
+        # Counted where the mask lies: on the host that does not wait for the device.
+        target_A = loss_mask.flatten().nonzero().squeeze(1).to(hidden_BLC.device, non_blocking=True)
         logits_AV = self.lm_head(hidden_BLC.flatten(0, 1).index_select(0, target_A - 1))
         labels_A = input_ids.flatten().index_select(0, target_A)
         losses_A = cross_entropy(logits_AV.float(), labels_A, reduction="none")

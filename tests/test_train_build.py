@@ -71,6 +71,18 @@ def test_published_weights_are_taken_and_new_tokens_start_as_the_average(weights
     assert all(parameter.dtype == torch.float32 for parameter in built.parameters())
 
 
+def test_a_model_that_computes_in_bf16_is_built_in_it_and_its_positions_stay_exact(weights: dict[str, str]):
+    exact = build_model(model("helium", weights=weights), processor(), seed=0)
+    rounded = build_model(model("helium", weights=weights), processor(), seed=0, dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in rounded.parameters()} == {torch.bfloat16}
+    table, theirs = (built.language_model.embed_tokens.weight for built in (rounded, exact))
+    assert torch.equal(table[:VOCABULARY], theirs[:VOCABULARY].bfloat16())
+    frequencies = dict(exact.named_buffers())
+    for name, buffer in rounded.named_buffers():
+        if name.endswith("inv_freq"):
+            assert torch.equal(buffer, frequencies[name]), name
+
+
 def test_weights_of_another_family_are_refused(weights: dict[str, str]):
     with pytest.raises(
         ConfigError, match=r"(?s)is no qwen2_5_vl model.*set model.backbone to helium"

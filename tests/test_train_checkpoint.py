@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from torch.multiprocessing.spawn import spawn
 from typer.testing import CliRunner
 
 from casa_core.checkpoint import load_checkpoint
@@ -28,7 +29,7 @@ from pipelines.storage import Output
 from pipelines.train import checkpoint
 from pipelines.train.checkpoint import COMPLETE, Checkpointer, list_checkpoints
 from pipelines.train.export import export
-from pipelines.train.resume import resume
+from pipelines.train.resume import agreed_checkpoints, resume
 from tests.support.train_engine import engine_of, small_processor, train
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -177,6 +178,27 @@ def test_a_checkpoint_of_another_width_is_refused_by_the_first_tensor_that_diffe
         StoreError, match=r"(?s)another model.*embed_tokens.weight has shape \[\d+, 96\].*128"
     ):
         resume(wide, tmp_path, rank=0, world_size=1)
+
+
+def see(rank: int, meeting: str, roots: list[str], said: str) -> None:
+    """In a process of its own: the steps that two workers with different folders go on from."""
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    found = agreed_checkpoints(Path(roots[rank]), rank, 2)
+    Path(f"{said}-{rank}").write_text(json.dumps([str(saved.folder) for saved in found]))
+    dist.destroy_process_group()
+
+
+def test_workers_go_on_from_what_the_first_one_sees(
+    engines: list[Any], processor: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    here, late = tmp_path / "here", tmp_path / "late"
+    for steps in (10, 20):
+        saver(here, keep=2).save(engines[0], processor, steps_done=steps)
+    late.mkdir()  # another node's view of the disk, a moment behind
+    spawn(see, args=(str(tmp_path / "store"), [str(here), str(late)], str(tmp_path / "said")), nprocs=2)
+    first, second = (json.loads((tmp_path / f"said-{rank}").read_text()) for rank in (0, 1))
+    assert first == second == [str(here / name) for name in ("step-00000010", "step-00000020")]
 
 
 def test_a_full_disk_ends_with_its_name_and_the_checkpoint_before_is_whole(

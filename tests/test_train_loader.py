@@ -88,6 +88,14 @@ def test_the_blind_baseline_reads_the_same_text_and_no_picture(data: TrainingDat
     assert not blind.patches_PE
 
 
+def test_patches_wait_in_what_the_model_computes_in(data: TrainingData):
+    exact, rounded = reader_of(data), reader_of(data, dtype=torch.bfloat16)
+    number = exact.pack.by_kind["image"][0]
+    for wide, narrow in zip(exact[number].patches_PE, rounded[number].patches_PE, strict=True):
+        assert narrow.dtype == torch.bfloat16
+        assert torch.equal(narrow, wide.bfloat16())
+
+
 def test_a_loader_started_in_the_middle_goes_on_as_if_it_had_never_stopped(data: TrainingData):
     whole = steps(data)
     for start in (1, 4, STEPS - 1):

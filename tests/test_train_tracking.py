@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -177,3 +179,28 @@ def test_one_that_fails_later_is_given_up_with_a_warning_and_the_others_go_on(
         trackers.close()
     assert caplog.text.count("wandb fails and is given up; metrics.jsonl has every step") == 1
     assert events(tmp_path)["loss/image"] == {1: 1.0, 2: 1.0, 3: 1.0}
+
+
+def test_one_that_does_not_answer_keeps_no_step_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    answer = threading.Event()
+
+    class Silent(Failing):
+        def write(self, step: int, values: Mapping[str, float]) -> None:
+            answer.wait()
+
+    monkeypatch.setitem(tracking.OPENERS, "mlflow", lambda run, done: Silent(after=0))
+    monkeypatch.setattr(tracking, "MAX_WAITING", 5)
+    monkeypatch.setattr(tracking, "FLUSH_SECONDS", 0.1)
+    monkeypatch.setattr(tracking, "CLOSE_SECONDS", 0.1)
+    trackers = Trackers(["mlflow"], run_in(tmp_path))
+    began = time.monotonic()
+    for number in range(1, 21):
+        trackers.write(step(number))
+    trackers.flush()
+    with caplog.at_level(logging.WARNING):
+        trackers.close()
+    assert time.monotonic() - began < 10
+    assert "too slow and lack some steps; metrics.jsonl has every one" in caplog.text
+    answer.set()

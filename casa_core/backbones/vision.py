@@ -14,6 +14,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.functional import linear
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
     Qwen2_5_VisionTransformerPretrainedModel,
@@ -62,6 +63,15 @@ class SegmentedVisionAttention(Qwen2_5_VLVisionAttention):
         return self.proj(out_PHD.flatten(1))
 
 
+class PatchProjection(nn.Conv3d):
+    """A convolution whose kernel is a whole patch is a matrix product. As that it is fast everywhere;
+    libraries have slow or no kernels for it as a convolution of 10^5 patches in bf16."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """(P, 3, frames, rows, columns) → (P, C, 1, 1, 1)."""
+        return linear(input.flatten(1), self.weight.flatten(1), self.bias)[..., None, None, None]
+
+
 class QwenVisionTower(Qwen2_5_VisionTransformerPretrainedModel):
     """Qwen2.5-VL's vision tower with its own state-dict keys, so that released weights load unchanged.
 
@@ -73,9 +83,10 @@ class QwenVisionTower(Qwen2_5_VisionTransformerPretrainedModel):
 
     def __init__(self, config: Qwen2_5_VLVisionConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
+        self.patch_embed.proj.__class__ = PatchProjection  # the same weights, another forward: here and below
         for index, block in enumerate(self.blocks):
             attention = cast(SegmentedVisionAttention, block.attn)
-            attention.__class__ = SegmentedVisionAttention  # the same weights, another forward
+            attention.__class__ = SegmentedVisionAttention
             attention.whole_image = index in self.fullatt_block_indexes
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -99,9 +110,9 @@ class QwenVisionTower(Qwen2_5_VisionTransformerPretrainedModel):
         )
         image_ends = get_vision_cu_seqlens(grid_I3)
         layout: dict[str, Any] = {
-            "position_ids": get_vision_position_ids(grid_I3, merge).to(device),
+            "position_ids": get_vision_position_ids(grid_I3, merge).to(device, non_blocking=True),
             "cu_seqlens": image_ends,
-            "window_index": window_index.to(device),
+            "window_index": window_index.to(device, non_blocking=True),
             "cu_window_seqlens": window_ends,
             "images": _segments(image_ends, device),
             "windows": _segments(window_ends, device),

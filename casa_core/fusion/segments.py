@@ -291,7 +291,7 @@ class Segments:
         )
 
 
-def to_device(array: NDArray[np.generic], device: torch.device) -> torch.Tensor:
+def to_device(array: NDArray[np.generic], device: torch.device | str) -> torch.Tensor:
     """A host array on the device. Its memory is not pinned, so the copy has left it before this returns, and
     yet waits for nothing that is queued on the device."""
     return torch.from_numpy(array).to(device, non_blocking=True)

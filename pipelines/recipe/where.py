@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from pipelines.recipe.fields import Count, Index, Port, Section
 from pipelines.storage import open_folder
 
+Device = Literal["auto", "cpu", "gpu"]
 TrackerName = Literal["tensorboard", "wandb", "mlflow"]
 
 
@@ -57,6 +58,11 @@ class TrainWorkers(Section):
         "the cluster has of them, and takes in and loses nodes.",
     )
     cpus_per_worker: Count = Field(default=1, description="CPUs Ray reserves for each training process.")
+    device: Device = Field(
+        default="auto",
+        description="`auto`: a GPU for each worker where the cluster has GPUs; `gpu` waits for them on a "
+        "cluster that grows; `cpu` leaves them alone.",
+    )
     zero_stage: Annotated[int, Field(ge=0, le=3)] = Field(
         default=2, description="DeepSpeed ZeRO stage, 0 to 3."
     )
@@ -70,6 +76,9 @@ class TrainWorkers(Section):
     )
     loader_threads: Count = Field(
         default=4, description="Threads of each worker that read and decode ahead of the step."
+    )
+    steps_ahead: Count = Field(
+        default=2, description="Steps whose batches are prepared ahead, in host memory."
     )
     offload: Literal["none", "optimizer", "parameters"] = Field(
         default="none", description="What lives in host memory: AdamW's state and update, or weights too."

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from casa_core.backbones import published
 from casa_core.backbones.tiny import tiny_config
@@ -97,8 +98,9 @@ def build_model(
     seed: int,
     images: bool = True,
     start: str | Path | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> CasaForConditionalGeneration:
-    """The model before its first step, in training mode and float32; the same on every worker.
+    """The model before its first step, in training mode; the same on every worker.
 
     Args:
         model: The recipe's section: ``backbone``, ``fusion``, and ``weights`` where they come from somewhere.
@@ -106,6 +108,7 @@ def build_model(
         seed: Of what starts at random.
         images: ``False``: the blind baseline.
         start: A checkpoint folder to go on from.
+        dtype: Of its weights: what forwards compute in. Float32 masters are made from these.
 
     Raises:
         ConfigError: If a backbone has no weights, or the checkpoint is of another model.
@@ -120,7 +123,7 @@ def build_model(
             weights["language_model"],
             vision=weights.get("vision_tower"),
             fusion=fusion,
-            dtype=torch.float32,
+            dtype=dtype,
             revision=weights.get("revision"),
             vision_revision=weights.get("vision_revision"),
         )
@@ -133,6 +136,7 @@ def build_model(
             "a backbone of this size is not trained from nothing here",
             "name them in model.weights: language_model (and vision_tower), checkpoint, or an earlier recipe",
         )
+    nn.Module.to(built, dtype)  # in place
     grow_vocabulary(built, len(processor.tokenizer))
     built.config.images_withheld = not images
     return built.train()
@@ -172,7 +176,7 @@ def _from_checkpoint(
             f"of {len(before.tokenizer)} and {len(processor.tokenizer)} tokens",
             f"set model.tokenizer.path to {folder}, so that the data is packed with its tokenizer",
         )
-    return built.float()
+    return built
 
 
 def _check_family(model: CasaForConditionalGeneration, backbone: str, source: str) -> None:

@@ -32,7 +32,8 @@ MODEL = "model"
 FROZEN = "frozen.safetensors"
 FROZEN_DIGEST = "frozen.json"
 POLL_SECONDS = 0.05
-OTHERS_TIMEOUT_S = 3600.0
+OTHERS_TIMEOUT_S = 1200.0
+"""Less than the half hour that the others wait for the first worker in a collective: it is to be heard."""
 
 
 @dataclass(frozen=True, slots=True)

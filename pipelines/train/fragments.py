@@ -146,7 +146,8 @@ def restore(engine: Any, read: Reader, updates: int) -> None:
     with torch.no_grad():
         for flat in flats(engine):
             own = state[flat.tensor]
-            own["step"] = torch.tensor(float(updates))
+            # Where the fused update reads it: on a GPU, that of a CPU tensor would be another's memory.
+            own["step"] = torch.tensor(float(updates), device=flat.tensor.device)
             for kind in KINDS[1:]:
                 own.setdefault(kind, torch.zeros_like(flat.tensor, requires_grad=False))
             for kind in KINDS:

@@ -51,6 +51,7 @@ class SequenceReader:
         sources: Folder of each source's clean artifact, likewise.
         processor: Resizes and patchifies exactly as evaluation and serving do.
         images: ``False`` withholds every image: the blind baseline's data.
+        dtype: Of patches: what the model reads them in, so that no wider copy waits in host memory.
 
     Attributes:
         sources: Names of all sources, in an order that every worker shares.
@@ -58,14 +59,20 @@ class SequenceReader:
     """
 
     def __init__(
-        self, pack: Folder, sources: Mapping[str, Folder], processor: CasaProcessor, *, images: bool = True
+        self,
+        pack: Folder,
+        sources: Mapping[str, Folder],
+        processor: CasaProcessor,
+        *,
+        images: bool = True,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.pack = PackReader(pack)
         self._clean = (
             {name: CleanReader(folder, "train") for name, folder in sources.items()} if images else {}
         )
         self.processor = processor
-        self.shows_images = images
+        self.shows_images, self.dtype = images, dtype
         self.sources = tuple(sorted(sources))
         self.budgets = _budgets(pack)
 
@@ -83,7 +90,7 @@ class SequenceReader:
             image_positions=row["image_positions"],
             image_tokens=[image.size.tokens for image in images],
             image_grids=[image.grid for image in images],
-            patches_PE=[image.patches_PE for image in images],
+            patches_PE=[image.patches_PE.to(self.dtype) for image in images],
         )
         return sequence if self.shows_images else sequence.without_images(), _documents(row)
 

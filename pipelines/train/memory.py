@@ -16,11 +16,11 @@ from casa_core.model import CasaForConditionalGeneration
 from casa_core.trainability import TrainingStage, parameter_groups
 
 REDUCE_BUCKET = ALLGATHER_BUCKET = 50_000_000
-"""Elements; as in :func:`pipelines.train.zero.zero_config`."""
-LIVE_PARAMETERS = 100_000_000
-"""Elements that ZeRO-3 holds whole at once: prefetched and being used."""
+"""Elements of a bucket; :func:`pipelines.train.zero.zero_config` sets them, as all of these."""
+LIVE_PARAMETERS = 1_000_000_000
+"""Elements that ZeRO-3 holds whole at once: prefetched, being used, soon to be used again."""
 PERSISTENT = 100_000
-"""ZeRO-3 keeps a tensor of fewer elements whole on every worker: DeepSpeed's own threshold."""
+"""ZeRO-3 keeps a tensor of fewer elements whole on every worker."""
 GIB = 2**30
 
 

@@ -33,7 +33,7 @@ def resume(engine: Any, root: Folder, *, rank: int, world_size: int) -> int:
     Raises:
         StoreError: If the newest is of another model, or all are damaged.
     """
-    found = list_checkpoints(root)
+    found = agreed_checkpoints(root, rank, world_size)
     damages: list[str] = []
     for saved in reversed(found):
         check_shapes(saved, fragments.shapes(engine))
@@ -50,6 +50,14 @@ def resume(engine: Any, root: Folder, *, rank: int, world_size: int) -> int:
             f"restore the files, or remove {root} to start again",
         )
     return 0
+
+
+def agreed_checkpoints(root: Folder, rank: int, world_size: int) -> list[SavedStep]:
+    """Those that the first worker sees: another node may see a new file of a network disk later."""
+    found: list[Any] = [list_checkpoints(root) if rank == 0 else None]
+    if world_size > 1:
+        dist.broadcast_object_list(found, src=0)
+    return found[0]
 
 
 def check_shapes(saved: SavedStep, shapes: dict[str, list[int]]) -> None:

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from casa_core import errors
-from casa_core.errors import CasaError
+from casa_core.errors import CasaError, ConfigError
 from pipelines.dag.artifact import write_atomically
 from pipelines.dag.context import StageContext
+from pipelines.recipe.where import Device
 from pipelines.storage import Folder, located
 from pipelines.train import metrics
 from pipelines.train.worker import TrainJob, train
@@ -65,6 +66,7 @@ def _job(context: StageContext) -> TrainJob:
         sequences_per_forward=placement["sequences_per_forward"],
         threads=placement["cpus_per_worker"],
         loader_threads=placement["loader_threads"],
+        steps_ahead=placement["steps_ahead"],
         track=tuple(placement["track"]),
         run_name=context.where["recipe"] + ("" if context.name == "train" else f"-{context.name}"),
         run_key=context.fingerprint,
@@ -97,7 +99,7 @@ def _fit(job: TrainJob, placement: dict[str, Any], name: str) -> None:
         ray.init()
     workers = placement["workers"]
     fewest, most = (workers, workers) if isinstance(workers, int) else workers
-    gpus = ray.cluster_resources().get("GPU", 0) >= fewest
+    gpus = uses_gpus(placement["device"], ray.cluster_resources().get("GPU", 0), fewest)
     trainer = TorchTrainer(
         _work,
         train_loop_config=asdict(job),
@@ -121,6 +123,29 @@ def _fit(job: TrainJob, placement: dict[str, Any], name: str) -> None:
         trainer.fit()
     finally:
         _raise_reported(reported)
+
+
+def uses_gpus(device: Device, there: float, fewest: int) -> bool:
+    """Whether training takes place on GPUs.
+
+    Args:
+        device: As ``where.train.device`` says.
+        there: GPUs of the cluster.
+        fewest: Workers it takes to start, a GPU each.
+
+    Raises:
+        ConfigError: If there are some, but too few: a run for GPUs must not start on CPUs in silence.
+    """
+    if device != "auto":
+        return device == "gpu"
+    if 0 < there < fewest:
+        raise ConfigError(
+            f"training asks for {fewest} workers, a GPU each, and the cluster has {there:.0f}",
+            "a node is missing, or the recipe is meant for another cluster",
+            "wait for the node; or set where.train.workers to fewer or to a range ([2, 8]), or "
+            "where.train.device to gpu, to wait until a cluster has grown, or to cpu",
+        )
+    return there > 0
 
 
 def _work(config: dict[str, Any]) -> None:
@@ -153,14 +178,15 @@ def _raise_reported(reported: Path) -> None:
 def worker_environment(gpus: bool) -> dict[str, str]:
     """Environment variables of a training worker's process.
 
-    Without a GPU, the C library would give the memory of each step's gradients and buckets back to the system
-    and ask for it again, a page fault per 4 KiB. It is told to keep it.
+    Without GPUs, none is seen, also on a node that has some. And the C library would give the memory of each
+    step's gradients and buckets back to the system and ask for it again, a page fault per 4 KiB. It is told
+    to keep it.
     """
     environment = {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error"}
     if gpus:
         return environment
     keep_memory = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**36)}
-    return environment | keep_memory | {"DS_ACCELERATOR": "cpu"}
+    return environment | keep_memory | {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
 
 
 class _ProgressFromMetrics:

@@ -66,6 +66,7 @@ def accumulate_gradients(
         output = engine(**micro.batch.to(engine.device).inputs())
         engine.backward(output.loss_sum * (world_size / max(trained_tokens, 1)))
         token_losses.append(output.token_losses_A)
+        del output  # its logits: up to a gigabyte that the next forward needs
     documents = list(_documents(batches, torch.cat(token_losses).double().cpu()))
     sums = _sums(documents, sources).to(engine.device)
     _sum_over_workers(sums, world_size)

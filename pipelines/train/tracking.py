@@ -1,16 +1,20 @@
 """Where a run's metrics go besides ``metrics.jsonl``: TensorBoard, Weights & Biases, MLflow.
 
-The first worker writes them. A tracker is a window on a run, never a reason for it to end: one that cannot be
-opened stops the run before its first step, and one that fails later is given up with a warning.
+The first worker writes them, in a thread of its own, as one of them may wait for a server. A tracker is a
+window on a run, never a reason for it to end or to wait: one that cannot be opened stops the run before its
+first step, and one that fails later is given up with a warning.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import queue
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +24,9 @@ from pipelines.train.metrics import StepMetrics
 
 PROJECT = "casa"
 TAG = "casa.fingerprint"
+MAX_WAITING = 10_000
+"""Steps that wait for a slow tracker; what comes on top is left out."""
+FLUSH_SECONDS, CLOSE_SECONDS = 10.0, 60.0
 log = logging.getLogger(__name__)
 
 
@@ -96,6 +103,9 @@ class Trackers:
 
     def __init__(self, names: Sequence[TrackerName], run: TrackedRun, *, steps_done: int = 0) -> None:
         self._open: dict[str, Tracker] = {}
+        self._work: queue.Queue[Callable[[], object] | None] = queue.Queue(MAX_WAITING)
+        self._thread = threading.Thread(target=self._serve, name="trackers", daemon=True)
+        self._dropped = 0
         for name in names:
             try:
                 self._open[name] = OPENERS[name](run, steps_done)
@@ -111,19 +121,40 @@ class Trackers:
                     f"{type(error).__name__}: {error}",
                     f"see its settings (docs/training.md), or take {name} out of where.train.track",
                 ) from error
+        self._thread.start()
 
     def write(self, metrics: StepMetrics) -> None:
-        """A step's numbers, to each that still works."""
+        """A step's numbers, to each that still works; does not wait for them."""
         values = scalars(metrics)
-        self._each(lambda tracker: tracker.write(metrics.step, values))
+        if not self._put(partial(self._each, lambda tracker: tracker.write(metrics.step, values)), 0.0):
+            self._dropped += 1
 
     def flush(self) -> None:
-        """Bring to safety what was written: a run that goes on from a checkpoint writes only what follows."""
-        self._each(lambda tracker: tracker.flush())
+        """Bring to safety what was written: a run that goes on from a checkpoint writes only what follows.
+        A server that does not answer is waited for only so long."""
+        done = threading.Event()
+        if self._put(partial(self._each, lambda tracker: tracker.flush()), 0.0) and self._put(done.set, 0.0):
+            done.wait(FLUSH_SECONDS)
 
     def close(self) -> None:
         """Send what is left."""
-        self._each(lambda tracker: tracker.close())
+        self._put(partial(self._each, lambda tracker: tracker.close()), CLOSE_SECONDS)
+        self._put(None, CLOSE_SECONDS)
+        self._thread.join(CLOSE_SECONDS)
+        if self._dropped or self._thread.is_alive():
+            log.warning("trackers were too slow and lack some steps; metrics.jsonl has every one")
+
+    def _put(self, work: Callable[[], object] | None, seconds: float) -> bool:
+        """Whether there was room for it."""
+        try:
+            self._work.put(work, timeout=seconds) if seconds else self._work.put_nowait(work)
+        except queue.Full:
+            return False
+        return True
+
+    def _serve(self) -> None:
+        while (work := self._work.get()) is not None:
+            work()
 
     def _each(self, act: Callable[[Tracker], None]) -> None:
         for name, tracker in list(self._open.items()):

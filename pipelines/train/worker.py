@@ -40,8 +40,8 @@ class TrainJob:
         output: Folder all workers can write.
         checkpoints: Folder of this run's checkpoints, local or on S3; by default inside ``output``.
         keep, keep_best: Checkpoints that are kept.
-        zero_stage, offload, gradient_checkpointing, sequences_per_forward, threads, loader_threads: How it
-            runs; no part of the result.
+        zero_stage, offload, gradient_checkpointing, sequences_per_forward, threads, loader_threads,
+        steps_ahead: How it runs; no part of the result.
         track, run_name, run_key, track_folder: Which trackers follow it (:mod:`pipelines.train.tracking`),
             and under which name.
     """
@@ -63,6 +63,7 @@ class TrainJob:
     sequences_per_forward: int | None = None
     threads: int
     loader_threads: int = 2
+    steps_ahead: int = 2
     track: tuple[TrackerName, ...] = ()
     run_name: str = ""
     run_key: str = ""
@@ -120,7 +121,8 @@ def _logs(job: TrainJob, steps_done: int) -> list[MetricsLog | Trackers]:
 
 def build_engine(job: TrainJob, processor: CasaProcessor, world_size: int) -> Any:
     """The recipe's model, what it trains made trainable, under DeepSpeed."""
-    model = build_model(job.model, processor, seed=job.seed, images=job.images, start=job.start)
+    dtype = zero.DTYPES[job.train.get("precision", "fp32")]
+    model = build_model(job.model, processor, seed=job.seed, images=job.images, start=job.start, dtype=dtype)
     groups = parameter_groups(model, training_stage(job.train))
     if job.gradient_checkpointing:
         model.gradient_checkpointing_enable()
@@ -150,6 +152,7 @@ def open_loader(
         {name: open_folder(path) for name, path in job.sources.items()},
         processor,
         images=job.images,
+        dtype=zero.DTYPES[job.train.get("precision", "fp32")],
     )
     spec = job.train
     by_kind, held_out = reader.pack.by_kind, {}
@@ -162,6 +165,12 @@ def open_loader(
         seed=job.seed,
     )
     steps = iterate_steps(
-        reader, order, start=start, stop=spec["steps"], share=share, threads=job.loader_threads
+        reader,
+        order,
+        start=start,
+        stop=spec["steps"],
+        share=share,
+        ahead=job.steps_ahead,
+        threads=job.loader_threads,
     )
     return reader, steps, held_out

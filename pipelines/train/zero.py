@@ -12,9 +12,12 @@ import torch
 from torch import nn
 
 from casa_core.backbones.tiny import ConvStem
+from pipelines.train.memory import ALLGATHER_BUCKET, LIVE_PARAMETERS, PERSISTENT, REDUCE_BUCKET
 
 Precision = Literal["fp32", "bf16"]
 Offload = Literal["none", "optimizer", "parameters"]
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+"""What forwards compute in."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,10 +59,15 @@ def zero_config(settings: ZeroSettings) -> dict[str, Any]:
         "zero_force_ds_cpu_optimizer": False,
         "zero_optimization": {
             "stage": settings.stage,
-            "overlap_comm": False,
+            # ZeRO-3 gathers ahead in a stream of its own. The reductions of 1 and 2 stay in the backward's:
+            # they wait for it anyway in this version of DeepSpeed.
+            "overlap_comm": settings.stage == 3,
             "contiguous_gradients": True,
-            "reduce_bucket_size": 50_000_000,
-            "allgather_bucket_size": 50_000_000,
+            "reduce_bucket_size": REDUCE_BUCKET,
+            "allgather_bucket_size": ALLGATHER_BUCKET,
+            "stage3_max_live_parameters": LIVE_PARAMETERS,
+            "stage3_max_reuse_distance": LIVE_PARAMETERS,
+            "stage3_param_persistence_threshold": PERSISTENT,
         },
         "steps_per_print": 2**31 - 1,
         "wall_clock_breakdown": False,

@@ -165,6 +165,10 @@ class CasaPreTrainedModel(PreTrainedModel):
                 )
         return self
 
+    def recompute_activations(self) -> None:
+        """Turn gradient checkpointing on, by the name that it has in this version of transformers."""
+        getattr(self, "activation_checkpointing_enable", self.gradient_checkpointing_enable)()
+
     def _set_gradient_checkpointing(
         self,
         enable: bool = True,

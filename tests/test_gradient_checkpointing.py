@@ -76,7 +76,7 @@ def test_the_tower_takes_part_where_it_is_trained_and_alone(tower: TowerKind):
     much = bytes_kept()
     wanted = {name: parameter.grad for name, parameter in model.vision_tower.named_parameters()}
     model.zero_grad()
-    model.gradient_checkpointing_enable()
+    model.recompute_activations()
     assert bytes_kept() < 0.5 * much
     for name, parameter in model.vision_tower.named_parameters():
         torch.testing.assert_close(parameter.grad, wanted[name], rtol=1e-5, atol=1e-5)
@@ -84,27 +84,25 @@ def test_the_tower_takes_part_where_it_is_trained_and_alone(tower: TowerKind):
     assert bytes_kept() == much
 
 
-@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")
 def test_image_tokens_that_pass_the_feed_forward_layers_are_recomputed_too():
     grids = {1: [(16, 16)]}
     packed = collate([row(4, grids, 3).packed([False, True, True, True])]).inputs()
     kept = {}
     for fusion in ("ca", "ca-image-ffn"):
         model = small_casa(**FUSIONS[fusion]).train()
-        model.gradient_checkpointing_enable()
+        model.recompute_activations()
         kept[fusion] = step(model, packed)[1]
     tokens, width = 64, 32
     # Beyond what is kept without them: each of two layers' input and output at the most.
     assert kept["ca-image-ffn"] - kept["ca"] <= 4 * tokens * width * 4
 
 
-@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")
 @pytest.mark.parametrize(("backbone", "tower"), PARTS)
 def test_a_frozen_tower_and_frozen_embeddings_are_not_run_backwards(backbone: BackboneKind, tower: TowerKind):
     model = small_casa(backbone, tower=tower, **FUSIONS["casa"]).train()
     model.vision_tower.requires_grad_(False)
     embeddings = model.get_input_embeddings().requires_grad_(False)
-    model.gradient_checkpointing_enable()
+    model.recompute_activations()
     outputs: dict[str, torch.Tensor] = {}
     for name, module in {"tower": model.vision_tower, "embeddings": embeddings}.items():
         module.register_forward_hook(lambda _, __, output, name=name: outputs.update({name: output}))
@@ -125,10 +123,9 @@ def test_checkpoints_that_would_lose_the_images_gradients_are_refused():
     assert step(model, batch("tiny"))[0] == step(small_casa().train(), batch("tiny"))[0]
 
 
-@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")
 def test_a_model_that_was_trained_with_checkpoints_still_generates():
     model = small_casa(**FUSIONS["casa"]).train()
-    model.gradient_checkpointing_enable()
+    model.recompute_activations()
     step(model, batch("tiny"))
     inputs = {"input_ids": torch.tensor([[4, 5, 6]]), "max_new_tokens": 3, "do_sample": False}
     tokens: Any = model.eval().generate(**inputs)

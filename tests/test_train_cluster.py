@@ -36,7 +36,7 @@ SPEC: dict[str, Any] = {
     "clip_grad_norm": 1.0,
     "checkpoint_every": 5,
 }
-PLACEMENT = {"workers": 2, "cpus_per_worker": 1, "max_failures": 3}
+PLACEMENT = {"workers": 2, "device": "auto", "cpus_per_worker": 1, "max_failures": 3}
 ALONE = ["unshare", "--net", "--map-root-user"]
 
 

@@ -45,7 +45,7 @@ def run(setting: Setting, variant: str, rounds: int, checkpointing: bool) -> Non
         for block in last_blocks(model.vision_tower, 2 if setting.tiny else 4):
             block.requires_grad_(True)
         if checkpointing:
-            model.gradient_checkpointing_enable()
+            model.recompute_activations()
         check = _check(model, setting)
         model.train()
         images, side, text = (2, 56, 32) if setting.tiny else (20, 896, 2048)

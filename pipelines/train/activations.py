@@ -117,7 +117,7 @@ def count_kept(
         if precision == "bf16":
             model = model.bfloat16()
         if checkpointing:
-            model.gradient_checkpointing_enable()
+            model.recompute_activations()
         generator = torch.Generator().manual_seed(0)
         batch = collate([random_sequence(shape, config.text_config.vocab_size, generator)])
     return kept_by_forward(model, batch.inputs())

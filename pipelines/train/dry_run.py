@@ -168,7 +168,7 @@ def _model(recipe: Recipe, scale: Scale) -> CasaForConditionalGeneration:
 
 def _prepared(model: CasaForConditionalGeneration, recipe: Recipe) -> CasaForConditionalGeneration:
     if recipe.where.train.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        model.recompute_activations()
     return model
 
 

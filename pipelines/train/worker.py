@@ -125,7 +125,7 @@ def build_engine(job: TrainJob, processor: CasaProcessor, world_size: int) -> An
     model = build_model(job.model, processor, seed=job.seed, images=job.images, start=job.start, dtype=dtype)
     groups = parameter_groups(model, training_stage(job.train))
     if job.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        model.recompute_activations()
     return zero.wrap(model, groups, zero_settings(job, world_size))
 
 

@@ -24,7 +24,7 @@ from tests.support.core_workers import Assignment, start_workers
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(450)]
 SPEC: dict[str, Any] = {
-    "steps": 120,
+    "steps": 300,  # a minute: a node takes up to 20 s to start and be taken in
     "sequences_per_step": 36,
     "videos_per_step": 12,
     "image_video_ratio": [3, 1],

@@ -24,9 +24,9 @@ from tests.support.core_workers import Assignment, start_workers
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(450)]
 SPEC: dict[str, Any] = {
-    "steps": 300,  # a minute: a node takes up to 20 s to start and be taken in
-    "sequences_per_step": 36,
-    "videos_per_step": 12,
+    "steps": 120,
+    "sequences_per_step": 90,  # half a second a step: a node takes up to 20 s to start and be taken in
+    "videos_per_step": 30,
     "image_video_ratio": [3, 1],
     "trains": {"language_model": True, "vision_blocks": 1},
     "learning_rate": 2e-4,

@@ -19,7 +19,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -178,19 +178,18 @@ class PlainLoop:
     def distributed(self, model: Any, workers: int) -> Any:
         return torch.nn.parallel.DistributedDataParallel(model) if workers > 1 else model
 
-    def backward(self, micro: Any, last: bool) -> torch.Tensor:
-        """The loss of one forward; gradients add up over workers at the last one."""
-        waits = nullcontext() if last or self.workers == 1 else self.model.no_sync()
-        with waits:
-            part = self.model(**micro.batch.inputs()).loss_sum / self.trained
-            part.backward()
-        return part.detach()
+    def kept_apart(self) -> AbstractContextManager[Any]:
+        """In which backwards leave the gradients with their worker: all but a step's last."""
+        return self.model.no_sync() if self.workers > 1 else nullcontext()
 
     def step(self) -> float:
         """The loss."""
         loss = torch.zeros(())
         for number, micro in enumerate(self.batches, start=1):
-            loss += self.backward(micro, number == len(self.batches))
+            with nullcontext() if number == len(self.batches) else self.kept_apart():
+                part = self.model(**micro.batch.inputs()).loss_sum / self.trained
+                part.backward()
+            loss += part.detach()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -208,10 +207,8 @@ class ShardedLoop(PlainLoop):
             fully_shard(layer, mesh=mesh)
         return fully_shard(model, mesh=mesh)
 
-    def backward(self, micro: Any, last: bool) -> torch.Tensor:
-        part = self.model(**micro.batch.inputs()).loss_sum / self.trained
-        part.backward()
-        return part.detach()
+    def kept_apart(self) -> AbstractContextManager[Any]:
+        return nullcontext()  # whole gradients would lie on every worker
 
 
 def model_config(settings: dict[str, Any]) -> Any:

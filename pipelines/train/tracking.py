@@ -147,7 +147,7 @@ class Trackers:
     def _put(self, work: Callable[[], object] | None, seconds: float) -> bool:
         """Whether there was room for it."""
         try:
-            self._work.put(work, timeout=seconds) if seconds else self._work.put_nowait(work)
+            self._work.put(work, block=seconds > 0, timeout=seconds)
         except queue.Full:
             return False
         return True

@@ -69,6 +69,16 @@ class TrainJob:
     run_key: str = ""
     track_folder: str = ""
 
+    @property
+    def precision(self) -> zero.Precision:
+        """As the recipe's ``train`` section says."""
+        return self.train.get("precision", "fp32")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What forwards compute in."""
+        return zero.DTYPES[self.precision]
+
 
 def train(job: TrainJob, *, rank: int, world_size: int) -> None:
     """Train to the last step, from the newest whole checkpoint if there is one, and export the model."""
@@ -121,8 +131,9 @@ def _logs(job: TrainJob, steps_done: int) -> list[MetricsLog | Trackers]:
 
 def build_engine(job: TrainJob, processor: CasaProcessor, world_size: int) -> Any:
     """The recipe's model, what it trains made trainable, under DeepSpeed."""
-    dtype = zero.DTYPES[job.train.get("precision", "fp32")]
-    model = build_model(job.model, processor, seed=job.seed, images=job.images, start=job.start, dtype=dtype)
+    model = build_model(
+        job.model, processor, seed=job.seed, images=job.images, start=job.start, dtype=job.dtype
+    )
     groups = parameter_groups(model, training_stage(job.train))
     if job.gradient_checkpointing:
         model.recompute_activations()
@@ -135,7 +146,7 @@ def zero_settings(job: TrainJob, world_size: int) -> zero.ZeroSettings:
     return zero.ZeroSettings(
         stage=job.zero_stage,
         world_size=world_size,
-        precision=spec.get("precision", "fp32"),
+        precision=job.precision,
         offload=job.offload,
         betas=tuple(spec.get("adam_betas", (0.9, 0.99))),
         weight_decay=spec["weight_decay"],
@@ -152,7 +163,7 @@ def open_loader(
         {name: open_folder(path) for name, path in job.sources.items()},
         processor,
         images=job.images,
-        dtype=zero.DTYPES[job.train.get("precision", "fp32")],
+        dtype=job.dtype,
     )
     spec = job.train
     by_kind, held_out = reader.pack.by_kind, {}

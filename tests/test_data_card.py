@@ -20,12 +20,13 @@ from PIL import Image
 
 from casa_core.errors import StoreError
 from casa_core.media import decode_image
-from pipelines.data import card_samples, encode
-from pipelines.data.card_charts import powers_of_two
-from pipelines.data.card_gallery import shortened, spaced
-from pipelines.data.card_page import CARD_PAGE, write_clean_card, write_pack_card
-from pipelines.data.card_samples import sampled
-from pipelines.data.card_tables import PACK_REASONS
+from pipelines.cards import samples as card_samples
+from pipelines.cards.data import CARD_PAGE, write_clean_card, write_pack_card
+from pipelines.cards.gallery import shortened, spaced
+from pipelines.cards.samples import sampled
+from pipelines.cards.sequence_chart import powers_of_two
+from pipelines.cards.tables import PACK_REASONS
+from pipelines.data import encode
 from pipelines.data.quarantine import read_quarantine
 from pipelines.data.readers.reasons import REASONS
 from pipelines.data.sequences import documents_of

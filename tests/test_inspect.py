@@ -19,8 +19,8 @@ from typer.testing import CliRunner
 from casa_core.analysis.kinds import AttentionTable, KindMean, Kinds
 from casa_core.analysis.masking import MASKINGS
 from casa_core.media import encode_png
+from pipelines.cards.attention import heat, kinds_chart
 from pipelines.cli.app import app
-from pipelines.report.attention import heat, kinds_chart
 from tests.support.core_engine import picture, png
 from tests.support.data_media import counting_video
 from tests.support.inspect_checkpoint import write

@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.data.quarantine import Rejected, write_quarantine
-from pipelines.report.charts import Bar, grouped_bars, moving_mean
-from pipelines.report.evidence import gather
-from pipelines.report.html import Html, escape, join, tag
+from pipelines.html.charts import Bar, grouped_bars, moving_mean
+from pipelines.html.scale import byte_size, duration, linear, log_ticks, logarithmic, number, ticks
+from pipelines.html.tags import Html, escape, join, tag
 from pipelines.report.page import SECTIONS, render
 from pipelines.report.run import run_stage
-from pipelines.report.scale import byte_size, duration, linear, log_ticks, logarithmic, number, ticks
+from pipelines.report.run_artifacts import gather
 from pipelines.report.sections.lineage import columns, direct_edges, nodes
 from tests.support.evaluate_run import make_run
 

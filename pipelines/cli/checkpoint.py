@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from casa_core.analysis.examine import Examined, Examiner
     from casa_core.analysis.kinds import AttentionTable
     from casa_core.engine.engine import Engine
-    from pipelines.report.inspection import Inspection
+    from pipelines.cards.inspection import Inspection
 
 QUESTION = "what color is the shape?"
 FPS = 2.0
@@ -178,8 +178,8 @@ def _inspection(
 ) -> Inspection:
     from casa_core.analysis.kinds import attention_by_kind
     from casa_core.analysis.reading import delimiter_ids
+    from pipelines.cards.inspection import Inspection
     from pipelines.cli.facts import facts, headline
-    from pipelines.report.inspection import Inspection
 
     engine = examiner.engine
     sequences = [one.sequence for one in examined]
@@ -204,7 +204,7 @@ def _inspection(
 
 
 def _write(page: Path, inspection: Inspection) -> None:
-    from pipelines.report.inspection import render
+    from pipelines.cards.inspection import render
 
     page.parent.mkdir(parents=True, exist_ok=True)
     partial = page.with_name(f"{page.name}.partial")
@@ -258,7 +258,7 @@ def _print_conversation(console: Console, one: Examined) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from pipelines.report.inspection import MASKED
+    from pipelines.cards.inspection import MASKED
 
     pictures = "" if len(one.pictures) == 1 else f", {len(one.pictures)} frames"
     tokens = sum(one.sequence.image_tokens)
@@ -279,7 +279,7 @@ def _print_conversation(console: Console, one: Examined) -> None:
 def _print_attention(console: Console, means: AttentionTable) -> None:
     from rich.table import Table
 
-    from pipelines.report.attention import LABELS, kinds_of
+    from pipelines.cards.attention import LABELS, kinds_of
 
     console.print(
         f"\nAttention of {means.queries} text tokens in {len(means.layers)} fused layers", highlight=False

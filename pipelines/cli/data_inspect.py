@@ -104,7 +104,7 @@ def _inspect_sequence(
     budget = json.loads((folder / CARD).read_text(encoding="utf-8"))["budget"]
     view = view_sequence(number, reader[number], budget, _decoder(folder))
     if page is not None:
-        from pipelines.data.card_sequence import sequence_page
+        from pipelines.cards.sequence import sequence_page
 
         sources = {picture.source for document in view.documents for picture in document.pictures}
         clean = {source: CleanReader(_clean_folder(folder, manifest, source), "train") for source in sources}

@@ -14,7 +14,7 @@ from casa_core.checkpoint import MANIFEST
 from casa_core.engine.engine import Engine
 from casa_core.fusion.config import FusionConfig
 from casa_core.model import CasaForConditionalGeneration
-from pipelines.report.scale import number
+from pipelines.html.scale import number
 
 KINDS = {
     "cross_attention": "Text attends to the image tokens of its window (cross-attention)",

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelines.dag.plan import PlannedStage
-from pipelines.report.scale import number
+from pipelines.html.scale import number
 
 CARD, PAGE = "card.json", "card.html"
 _KINDS = {"image": "with pictures", "video": "with a video"}
@@ -80,7 +80,7 @@ def _fill(card: Mapping[str, Any]) -> Table:
 
 def _sources(card: Mapping[str, Any], clean: Mapping[str, Mapping[str, Any]]) -> Table:
     """Where the samples come from, with the shares asked for beside those reached."""
-    from pipelines.data.card_pack import shares
+    from pipelines.cards.pack import shares
 
     rows = shares(card)
     wanted = any(row.asked is not None for row in rows)

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from pipelines.data.rows import Row
 from pipelines.data.sequence_view import DocumentView, PictureView, SequenceView
-from pipelines.report.scale import byte_size
+from pipelines.html.scale import byte_size
 
 COLOURS = ("cyan", "magenta", "yellow", "green", "blue", "red")
 """Of windows, in turns."""

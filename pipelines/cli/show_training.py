@@ -24,7 +24,7 @@ def show_estimate(found: TrainEstimate, name: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from pipelines.report.scale import byte_size, duration, number
+    from pipelines.html.scale import byte_size, duration, number
     from pipelines.train.estimate import MFU, MFU_RANGE
 
     console = Console(highlight=False)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pipelines.compare.comparison import Comparison, Row
-from pipelines.report.charts import line, text
-from pipelines.report.html import Html, tag
-from pipelines.report.scale import linear
+from pipelines.html.charts import line, text
+from pipelines.html.scale import linear
+from pipelines.html.tags import Html, tag
 
 NAMES, PANEL, GAP, TOP, PITCH = 150.0, 190.0, 44.0, 44.0, 30.0
 STYLE = """

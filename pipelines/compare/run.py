@@ -19,9 +19,9 @@ from pipelines.compare.members import read_member
 from pipelines.compare.plot import draw
 from pipelines.dag.artifact import write_atomically
 from pipelines.dag.context import StageContext
-from pipelines.report.document import asset, document
-from pipelines.report.html import Html, tag
-from pipelines.report.sections.layout import table
+from pipelines.html.document import asset, document
+from pipelines.html.layout import table
+from pipelines.html.tags import Html, tag
 
 
 def run_stage(context: StageContext) -> dict[str, Any]:
@@ -60,7 +60,9 @@ def page(found: Comparison) -> str:
     rows = [[_cell(cell) for cell in words.cells(row, found)] for row in found.rows]
     scores = table(words.heading(found), rows)
     section = tag("section", Html(draw(found)), scores, tag("p", words.explanation(found), class_="note"))
-    return document(f"{found.name}: comparison", asset("report.css"), header, tag("main", section))
+    return document(
+        f"{found.name}: comparison", asset("pipelines.html", "report.css"), header, tag("main", section)
+    )
 
 
 def _cell(content: str) -> str:

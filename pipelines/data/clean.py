@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from casa_core.errors import ClusterError, ConfigError
 from casa_core.media import MAX_PIXELS
-from pipelines.data.card_page import write_clean_card
+from pipelines.cards.data import write_clean_card
 from pipelines.data.clean_records import DEFAULT_LIMITS, SHRUNK, Limits, clean_record
 from pipelines.data.quarantine import QUARANTINE, Rejected, Tally, merge_quarantines, write_quarantine
 from pipelines.data.ray_map import ray_map

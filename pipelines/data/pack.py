@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.cards.data import write_pack_card
 from pipelines.data.accounting import check_plan, check_rows, check_written
-from pipelines.data.card_page import write_pack_card
 from pipelines.data.encode import SPLIT, EncodeReport, EncodeTask, Limits, encode_rows
 from pipelines.data.filters import FILTERED, filter_sources, write_filtered
 from pipelines.data.mix import Mixture

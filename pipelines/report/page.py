@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pipelines.report.document import asset, document, script
-from pipelines.report.evidence import Run
-from pipelines.report.html import Html, tag
+from pipelines.html.document import asset, document, script
+from pipelines.html.layout import anchor
+from pipelines.html.tags import Html, tag
+from pipelines.report.run_artifacts import Run
 from pipelines.report.sections.captions import captions
 from pipelines.report.sections.gallery import gallery
-from pipelines.report.sections.layout import anchor
 from pipelines.report.sections.lineage import lineage
-from pipelines.report.sections.making import making
 from pipelines.report.sections.packing import packing
+from pipelines.report.sections.provenance import making
 from pipelines.report.sections.quarantine import quarantine
 from pipelines.report.sections.results import headline, results
 from pipelines.report.sections.training import training
@@ -43,7 +43,7 @@ def render(run: Run) -> str:
     )
     sections = [section(run) for section in SECTIONS.values()]
     title, body = f"{run.model_name}: report", (header, tag("main", *sections), _footer(run))
-    return document(title, asset("report.css"), *body, script())
+    return document(title, asset("pipelines.html", "report.css"), *body, script())
 
 
 def _subtitle(run: Run) -> str:

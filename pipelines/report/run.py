@@ -6,8 +6,8 @@ import os
 from typing import Any
 
 from pipelines.dag.context import StageContext
-from pipelines.report.evidence import gather
 from pipelines.report.page import render
+from pipelines.report.run_artifacts import gather
 
 FILE = "report.html"
 

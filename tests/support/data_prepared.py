@@ -10,10 +10,10 @@ import pytest
 from PIL import Image as PILImage
 
 from casa_core.types import Image, Sample, Text
+from pipelines.cards.data import write_clean_card
 from pipelines.dag import artifact
 from pipelines.dag.context import StageContext
 from pipelines.data import clean, pack
-from pipelines.data.card_page import write_clean_card
 from tests.support.data_clean import chats, clips, picture, write_clean
 from tests.support.data_corpus import finevision_row, write_finevision
 

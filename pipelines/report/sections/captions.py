@@ -9,10 +9,10 @@ from casa_core.media import VideoFrames
 from pipelines.data.store import CleanReader
 from pipelines.evaluate import HELD_OUT
 from pipelines.evaluate.metrics import Event, EventCounts, event_score, paired_events, word_events
-from pipelines.report.evidence import Run, Stage
-from pipelines.report.html import Html, tag
-from pipelines.report.sections.layout import section
-from pipelines.report.sections.pictures import picture
+from pipelines.html.layout import section
+from pipelines.html.pictures import picture
+from pipelines.html.tags import Html, tag
+from pipelines.report.run_artifacts import Run, Stage
 
 SIDE = 96
 

@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 from casa_core.media import decode_image
 from pipelines.data.store import CleanReader
 from pipelines.evaluate import HELD_OUT
-from pipelines.report.evidence import Run
-from pipelines.report.html import Html, tag
-from pipelines.report.sections.layout import section
-from pipelines.report.sections.pictures import picture
+from pipelines.html.layout import section
+from pipelines.html.pictures import picture
+from pipelines.html.tags import Html, tag
+from pipelines.report.run_artifacts import Run
 
 SIDE = 160
 """Longest side of an embedded picture, pixels."""

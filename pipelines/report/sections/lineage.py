@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.report.charts import svg, text
-from pipelines.report.evidence import Run, Stage
-from pipelines.report.html import Html, join, tag
-from pipelines.report.scale import byte_size, duration
-from pipelines.report.sections.layout import figure, section, table
+from pipelines.html.charts import svg, text
+from pipelines.html.layout import figure, section, table
+from pipelines.html.scale import byte_size, duration
+from pipelines.html.tags import Html, join, tag
+from pipelines.report.run_artifacts import Run, Stage
 
 BOX_WIDTH, BOX_HEIGHT, GAP_X, GAP_Y, MARGIN = 158.0, 64.0, 46.0, 22.0, 8.0
 

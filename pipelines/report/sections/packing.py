@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines.report.charts import histogram
-from pipelines.report.evidence import Run
-from pipelines.report.html import Html, tag
-from pipelines.report.scale import number
-from pipelines.report.sections.layout import figure, section, table, tile, tiles
+from pipelines.html.charts import histogram
+from pipelines.html.layout import figure, section, table, tile, tiles
+from pipelines.html.scale import number
+from pipelines.html.tags import Html, tag
+from pipelines.report.run_artifacts import Run
 
 BUDGETS = {"text": "model", "image": "video"}
 """Budget → colour class."""

@@ -7,9 +7,9 @@ from dataclasses import asdict
 from typing import Any
 
 from pipelines.data.quarantine import QUARANTINE, read_quarantine
-from pipelines.report.evidence import Run
-from pipelines.report.html import Html, tag
-from pipelines.report.sections.layout import fold, section, table
+from pipelines.html.layout import fold, section, table
+from pipelines.html.tags import Html, tag
+from pipelines.report.run_artifacts import Run
 
 AT_MOST = 200
 COLUMNS = ("stage", "source", "file", "row", "sample_id", "reason", "detail")

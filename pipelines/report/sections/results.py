@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines.report.charts import Bar, grouped_bars, legend
-from pipelines.report.evidence import Run
-from pipelines.report.html import Html, join, tag
-from pipelines.report.scale import number
-from pipelines.report.sections.layout import figure, section, table, tile, tiles
+from pipelines.html.charts import Bar, grouped_bars, legend
+from pipelines.html.layout import figure, section, table, tile, tiles
+from pipelines.html.scale import number
+from pipelines.html.tags import Html, join, tag
+from pipelines.report.run_artifacts import Run
 
 STYLES = {"model": "model", "blind": "blind"}
 """Examinee → colour class; every fixed baseline shares ``baseline``."""

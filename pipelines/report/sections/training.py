@@ -6,11 +6,11 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipelines.report.charts import Series, legend, loss_chart, moving_mean
-from pipelines.report.evidence import Run, Stage
-from pipelines.report.html import Html, tag
-from pipelines.report.scale import duration, number
-from pipelines.report.sections.layout import figure, section, tile, tiles
+from pipelines.html.charts import Series, legend, loss_chart, moving_mean
+from pipelines.html.layout import figure, section, tile, tiles
+from pipelines.html.scale import duration, number
+from pipelines.html.tags import Html, tag
+from pipelines.report.run_artifacts import Run, Stage
 
 LAST = 30
 """Steps whose mean is called the final loss."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from pipelines.report.charts import line, svg, text
-from pipelines.report.html import Html, tag
-from pipelines.report.scale import linear, number, ticks
+from pipelines.html.charts import line, svg, text
+from pipelines.html.scale import linear, number, ticks
+from pipelines.html.tags import Html, tag
 
 WIDTH = 420.0
 _LEFT, _TOP, _HEIGHT = 46.0, 14.0, 96.0

@@ -12,10 +12,10 @@ from typing import Any
 import pyarrow as pa
 
 from casa_core.errors import StoreError
-from pipelines.data.card_gallery import CLIPS, PICTURES, gallery
-from pipelines.data.card_pack import budget_line, fill_section, mixture_section, pack_tiles
-from pipelines.data.card_samples import clean_histograms, token_histograms
-from pipelines.data.card_tables import (
+from pipelines.cards.gallery import CLIPS, PICTURES, gallery
+from pipelines.cards.pack import budget_line, fill_section, mixture_section, pack_tiles
+from pipelines.cards.samples import clean_histograms, token_histograms
+from pipelines.cards.tables import (
     filters_section,
     quarantine_section,
     read_filtered,
@@ -25,10 +25,10 @@ from pipelines.data.encode import SPLIT
 from pipelines.data.filters import FILTERED
 from pipelines.data.quarantine import QUARANTINE, Rejected, read_quarantine
 from pipelines.data.store import CARD, CleanReader, PackReader
-from pipelines.report.document import asset, document, script
-from pipelines.report.html import Html, tag
-from pipelines.report.scale import byte_size, number
-from pipelines.report.sections.layout import anchor, section, table, tile, tiles
+from pipelines.html.document import asset, document, script
+from pipelines.html.layout import anchor, section, table, tile, tiles
+from pipelines.html.scale import byte_size, number
+from pipelines.html.tags import Html, tag
 from pipelines.storage import Folder, write_whole
 
 CARD_PAGE = "card.html"
@@ -170,7 +170,7 @@ def _page(*, title: str, kicker: str, subtitle: str, header: Html, sections: Map
         tag("nav", *links),
     )
     footer = tag("footer", tag("p", "Every number is read from the artifact; the file needs no network."))
-    style = asset("report.css") + asset("card.css")
+    style = asset("pipelines.html", "report.css") + asset("pipelines.cards", "card.css")
     return document(f"{title}: data card", style, top, tag("main", *sections.values()), footer, script())
 
 

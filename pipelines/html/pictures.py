@@ -8,7 +8,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from pipelines.report.html import Html, tag
+from pipelines.html.tags import Html, tag
 
 
 def picture(pixels: np.ndarray, *, alt: str, side: int) -> Html:

@@ -11,13 +11,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines.data.card_gallery import row_thumbnail, shortened, spaced
+from pipelines.cards.gallery import row_thumbnail, shortened, spaced
 from pipelines.data.filters import FILTERED_SCHEMA
 from pipelines.data.quarantine import Rejected
 from pipelines.data.readers.reasons import REASONS
 from pipelines.data.store import CleanReader
-from pipelines.report.html import Html, tag
-from pipelines.report.sections.layout import fold, section, table
+from pipelines.html.layout import fold, section, table
+from pipelines.html.tags import Html, tag
 from pipelines.storage import Folder, filesystem_for
 
 EXAMPLES = 5

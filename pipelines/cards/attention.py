@@ -18,9 +18,9 @@ from PIL import Image
 
 from casa_core.analysis.kinds import AttentionTable, KindMean, Kinds
 from casa_core.analysis.maps import ImageMap
-from pipelines.report.charts import line, svg, text
-from pipelines.report.html import Html, tag
-from pipelines.report.scale import Scale, linear, log_ticks, logarithmic, number
+from pipelines.html.charts import line, svg, text
+from pipelines.html.scale import Scale, linear, log_ticks, logarithmic, number
+from pipelines.html.tags import Html, tag
 
 LABELS = {
     "delimiter": "image delimiters",

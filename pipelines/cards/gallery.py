@@ -13,7 +13,7 @@ from PIL import Image
 from casa_core.media import Rgb, VideoFrames, decode_image
 from pipelines.data.rows import Row
 from pipelines.data.store import CleanReader
-from pipelines.report.html import Html, tag
+from pipelines.html.tags import Html, tag
 
 PICTURES, CLIPS = 12, 3
 """Samples shown of one clean artifact: with still pictures, and with a video."""

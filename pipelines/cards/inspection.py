@@ -14,7 +14,7 @@ from casa_core.analysis.kinds import AttentionTable, KindMean, Kinds
 from casa_core.analysis.maps import ImageMap
 from casa_core.errors import CasaError
 from casa_core.media import Rgb
-from pipelines.report.attention import (
+from pipelines.cards.attention import (
     LABELS,
     heat,
     heat_legend,
@@ -22,10 +22,10 @@ from pipelines.report.attention import (
     kinds_legend,
     share_rows,
 )
-from pipelines.report.document import asset, document, script
-from pipelines.report.html import Html, tag
-from pipelines.report.scale import number
-from pipelines.report.sections.layout import figure, fold, section, table, tile, tiles
+from pipelines.html.document import asset, document, script
+from pipelines.html.layout import figure, fold, section, table, tile, tiles
+from pipelines.html.scale import number
+from pipelines.html.tags import Html, tag
 
 TILES = ("parameters", "fused layers", "language model", "pictures")
 """The facts at the top."""
@@ -66,7 +66,11 @@ class Inspection:
 
 def render(inspection: Inspection) -> str:
     """The page as one HTML document; it needs no network."""
-    style = asset("report.css") + asset("inspection.css") + _picture_styles(inspection.examined)
+    style = (
+        asset("pipelines.html", "report.css")
+        + asset("pipelines.cards", "inspection.css")
+        + _picture_styles(inspection.examined)
+    )
     shown = [(name, inspection.facts[name]) for name in TILES if name in inspection.facts]
     header = tag(
         "header",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipelines.report.html import Html, join, tag
+from pipelines.html.tags import Html, join, tag
 
 
 def anchor(title: str) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from pipelines.report.evidence import Run
-from pipelines.report.html import Html, tag
-from pipelines.report.sections.layout import fold, section, table
+from pipelines.html.layout import fold, section, table
+from pipelines.html.tags import Html, tag
+from pipelines.report.run_artifacts import Run
 
 
 def making(run: Run) -> Html:

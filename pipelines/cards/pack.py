@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.data.card_charts import fill_histogram, meter, share_bar
-from pipelines.report.html import Html, tag
-from pipelines.report.scale import number
-from pipelines.report.sections.layout import figure, section, table, tile, tiles
+from pipelines.cards.sequence_chart import fill_histogram, meter, share_bar
+from pipelines.html.layout import figure, section, table, tile, tiles
+from pipelines.html.scale import number
+from pipelines.html.tags import Html, tag
 
 BUDGETS = {"text": "model", "image": "video"}
 """Budget → colour class."""

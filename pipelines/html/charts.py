@@ -9,8 +9,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipelines.report.html import Html, join, tag
-from pipelines.report.scale import Scale, linear, log_ticks, logarithmic, number, ticks
+from pipelines.html.scale import Scale, linear, log_ticks, logarithmic, number, ticks
+from pipelines.html.tags import Html, join, tag
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 
 from casa_core.media import VideoFrames, decode_image
-from pipelines.data.card_charts import meter
-from pipelines.data.card_gallery import thumbnail
+from pipelines.cards.gallery import thumbnail
+from pipelines.cards.sequence_chart import meter
 from pipelines.data.sequence_view import DocumentView, PictureView, SequenceView
 from pipelines.data.store import CleanReader
-from pipelines.report.document import asset, document, script
-from pipelines.report.html import Html, tag
-from pipelines.report.sections.layout import figure, section
+from pipelines.html.document import asset, document, script
+from pipelines.html.layout import figure, section
+from pipelines.html.tags import Html, tag
 
 SIDE = 260
 """Longest side of an embedded picture, pixels."""
@@ -36,7 +36,7 @@ def sequence_page(view: SequenceView, clean: Mapping[str, CleanReader]) -> str:
     )
     documents = [_document(number, own, clean) for number, own in enumerate(view.documents)]
     footer = tag("footer", tag("p", "Text as its tokens decode, special ones included."))
-    style = asset("report.css") + asset("card.css")
+    style = asset("pipelines.html", "report.css") + asset("pipelines.cards", "card.css")
     return document(f"sequence {view.number}", style, header, tag("main", *documents), footer, script())
 
 

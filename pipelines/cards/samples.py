@@ -6,13 +6,13 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
-from pipelines.data.card_charts import log_histogram, powers_of_two
-from pipelines.data.card_gallery import spaced
+from pipelines.cards.gallery import spaced
+from pipelines.cards.sequence_chart import log_histogram, powers_of_two
 from pipelines.data.rows import Row
 from pipelines.data.sequences import documents_of
 from pipelines.data.store import CleanReader
-from pipelines.report.html import Html, tag
-from pipelines.report.sections.layout import figure
+from pipelines.html.layout import figure
+from pipelines.html.tags import Html, tag
 
 ROWS, RUN = 2048, 32
 """Rows looked at, in evenly spaced runs of neighbours, which lie in few record batches: a card is made as

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import resources
 
-from pipelines.report.html import Html, tag
+from pipelines.html.tags import Html, tag
 
 
 def document(title: str, style: str, *body: object) -> str:
@@ -27,9 +27,9 @@ def document(title: str, style: str, *body: object) -> str:
 
 def script() -> Html:
     """What pages do on hover and focus; the last of a body."""
-    return tag("script", Html(asset("report.js")))
+    return tag("script", Html(asset("pipelines.html", "report.js")))
 
 
-def asset(name: str) -> str:
-    """A file beside this one."""
-    return resources.files("pipelines.report").joinpath(name).read_text(encoding="utf-8")
+def asset(package: str, name: str) -> str:
+    """A style sheet or script that lies in the folder of ``package``."""
+    return resources.files(package).joinpath(name).read_text(encoding="utf-8")

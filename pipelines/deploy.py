@@ -17,7 +17,7 @@ import httpx
 
 from casa_core.errors import ClusterError
 from pipelines.dag.context import StageContext
-from pipelines.storage import Folder
+from pipelines.storage.folders import Folder
 
 APP = "casa"
 IMPORT_PATH = "serve.app:build"

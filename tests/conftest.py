@@ -10,7 +10,7 @@ import pytest
 
 from infra import local_ray
 from infra.local_ray import RaySession
-from pipelines.s3_path import S3Path
+from pipelines.storage.s3_path import S3Path
 from tests.support import s3
 from tests.support.s3 import S3Server
 

@@ -13,8 +13,8 @@ from pipelines.dag.records import JobSpec, Outcome, Records
 from pipelines.data import clean, pack
 from pipelines.data.store import CleanReader, PackReader
 from pipelines.recipe import load_recipe
-from pipelines.s3_path import S3Path
-from pipelines.storage import Folder, open_folder
+from pipelines.storage.folders import Folder, open_folder
+from pipelines.storage.s3_path import S3Path
 from tests.support.dag_walk import toy
 from tests.test_data_pack import PACK
 
@@ -137,7 +137,7 @@ def test_a_job_whose_artifact_another_store_has_committed_meanwhile_has_done_its
 
 def raise_no_such_upload(path: S3Path) -> None:
     """What the server says of an upload that somebody ended."""
-    from pipelines import s3
+    from pipelines.storage import s3
 
     settings, begin = s3.client(path.settings), {"Bucket": path.bucket, "Key": path.key}
     upload = settings.create_multipart_upload(**begin)["UploadId"]

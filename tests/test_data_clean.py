@@ -35,7 +35,7 @@ from pipelines.data.readers.finevision import FineVisionReader
 from pipelines.data.readers.live_whisperx import LiveWhisperXReader
 from pipelines.data.shrink import shrunk_size
 from pipelines.data.store import CleanReader
-from pipelines.storage import DIGESTS
+from pipelines.storage.folders import DIGESTS
 from tests.support.data_corpus import PICTURE, finevision_row, live_record, write_finevision, write_jsonl
 from tests.support.data_media import counting_video, encode, png_claiming, scene
 

@@ -16,12 +16,12 @@ import pytest
 
 from casa_core.errors import StoreError
 from casa_core.types import Sample
-from pipelines import s3, s3_path
 from pipelines.dag import artifact
 from pipelines.data import ipc_layout, shard_writing, store
 from pipelines.data.rows import CLEAN_SCHEMA, row_from_sample
 from pipelines.data.store import CleanReader, PackReader, ShardReader, write_shard
-from pipelines.s3_path import S3Path
+from pipelines.storage import s3, s3_path
+from pipelines.storage.s3_path import S3Path
 from tests.support import shard_writer
 from tests.support.data_store import CHAT, media_bytes, pack_row, random_media, write_clean, write_pack
 from tests.support.s3 import flaky

@@ -15,7 +15,7 @@ from pipelines.data import files as files_module
 from pipelines.data.files import Files, TransferError, attempt
 from pipelines.data.locations import identify_remote, remote_listing
 from pipelines.data.readers import READERS, open_reader
-from pipelines.s3_path import S3Path
+from pipelines.storage.s3_path import S3Path
 from tests.support.hub import Hub, running_hub
 from tests.support.layouts import write_every_layout
 from tests.support.s3 import flaky

@@ -12,9 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from casa_core.errors import ConfigError, StoreError
-from pipelines import s3, s3_path, storage
-from pipelines.s3_path import S3Path
-from pipelines.storage import create, data_store, filesystem_for, open_folder, write_whole
+from pipelines.storage import folders as storage
+from pipelines.storage import s3, s3_path
+from pipelines.storage.folders import create, data_store, filesystem_for, open_folder, write_whole
+from pipelines.storage.s3_path import S3Path
 from tests.support.s3 import credentials, flaky, free_ports
 
 PART = 5 << 20  # The least that S3 takes as a part that others follow.

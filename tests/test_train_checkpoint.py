@@ -22,10 +22,10 @@ from typer.testing import CliRunner
 from casa_core.checkpoint import load_checkpoint
 from casa_core.errors import ConfigError, StoreError
 from casa_core.processing import CasaProcessor
-from pipelines import s3
 from pipelines.cli.app import app
-from pipelines.s3_path import S3Path
-from pipelines.storage import Output
+from pipelines.storage import s3
+from pipelines.storage.folders import Output
+from pipelines.storage.s3_path import S3Path
 from pipelines.train import checkpoint
 from pipelines.train.checkpoint import COMPLETE, Checkpointer, list_checkpoints
 from pipelines.train.export import export

@@ -29,7 +29,7 @@ from pipelines.html.document import asset, document, script
 from pipelines.html.layout import anchor, section, table, tile, tiles
 from pipelines.html.scale import byte_size, number
 from pipelines.html.tags import Html, tag
-from pipelines.storage import Folder, write_whole
+from pipelines.storage.folders import Folder, write_whole
 
 CARD_PAGE = "card.html"
 

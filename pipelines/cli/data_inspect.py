@@ -11,7 +11,7 @@ from casa_core.errors import ConfigError
 from pipelines.cli.options import print_json
 from pipelines.dag.artifact import read_manifest
 from pipelines.data.store import CARD, CleanReader, PackReader
-from pipelines.storage import Folder, local_copy, open_folder
+from pipelines.storage.folders import Folder, local_copy, open_folder
 
 TOKENIZER = "tokenizer"
 

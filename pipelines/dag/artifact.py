@@ -20,8 +20,8 @@ from typing import Any
 from casa_core.errors import StoreError
 from pipelines.dag.files import MANIFEST, forget_digests, list_files, sync_folder
 from pipelines.dag.fingerprint import canonical_json
-from pipelines.s3_path import S3Path
-from pipelines.storage import Folder
+from pipelines.storage.folders import Folder
+from pipelines.storage.s3_path import S3Path
 
 FORMAT = 1
 PACKAGES = ("torch", "transformers", "ray", "deepspeed", "pyarrow", "tokenizers", "numpy", "av", "pillow")

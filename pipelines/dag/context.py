@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipelines.storage import Folder
+    from pipelines.storage.folders import Folder
 
 
 def no_progress(done: float, total: float, message: str = "") -> None:

@@ -10,8 +10,8 @@ from typing import Any
 
 from casa_core.errors import StoreError
 from pipelines.dag.fingerprint import file_digest
-from pipelines.s3_path import S3Path
-from pipelines.storage import DIGESTS, Folder, recall, remove_tree, side_by_side
+from pipelines.storage.folders import DIGESTS, Folder, recall, remove_tree, side_by_side
+from pipelines.storage.s3_path import S3Path
 
 MANIFEST = "manifest.json"
 _BLOCK = 8 << 20

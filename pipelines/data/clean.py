@@ -22,7 +22,7 @@ from pipelines.data.ray_map import ray_map
 from pipelines.data.readers import Reader, Record, Span, open_reader
 from pipelines.data.rows import CLEAN_SCHEMA, Row
 from pipelines.data.store import CARD, remove_leftovers, write_json, write_shard
-from pipelines.storage import Folder, remove_tree
+from pipelines.storage.folders import Folder, remove_tree
 
 if TYPE_CHECKING:
     from pipelines.dag.context import StageContext

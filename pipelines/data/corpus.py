@@ -15,7 +15,7 @@ from casa_core.errors import ConfigError
 from pipelines.data.generators.easy_vqa import write_easy_vqa
 from pipelines.data.generators.moving_shapes import write_moving_shapes
 from pipelines.data.generators.reading import write_reading
-from pipelines.storage import local_output, remove_tree
+from pipelines.storage.folders import local_output, remove_tree
 
 if TYPE_CHECKING:
     from pipelines.dag.context import StageContext

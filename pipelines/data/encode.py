@@ -25,7 +25,7 @@ from pipelines.data.rows import Row, is_video, sample_from_row
 from pipelines.data.sequences import ENCODED_SCHEMA, encoded_row
 from pipelines.data.split import pieces
 from pipelines.data.store import CleanReader, ShardReader, write_json, write_shard
-from pipelines.storage import Folder
+from pipelines.storage.folders import Folder
 
 if TYPE_CHECKING:
     from casa_core.processing import CasaProcessor

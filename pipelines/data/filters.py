@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pipelines.data.filter_scan import FILTERS, KEPT, Scanned, ScanTask, Settings, scan_rows
 from pipelines.data.perceptual import earlier_neighbours, first_equal
 from pipelines.data.store import CleanReader
-from pipelines.storage import Folder, create
+from pipelines.storage.folders import Folder, create
 
 FILTERED = "filtered.parquet"
 FILTERED_SCHEMA = pa.schema(

@@ -21,7 +21,7 @@ from casa_core.errors import DataError, MediaError
 from casa_core.media import verify_image
 from pipelines.data.perceptual import THUMBNAIL, HashIndex, difference_hash
 from pipelines.data.readers import Reader, Record
-from pipelines.storage import Folder, create, filesystem_for
+from pipelines.storage.folders import Folder, create, filesystem_for
 
 HASH_SCHEMA = pa.schema(
     [("name", pa.string()), ("sha256", pa.string()), ("phash", pa.uint64())],

@@ -1,6 +1,6 @@
 """Where raw data lies: a folder or URI → a pyarrow filesystem and a path in it; and what is there.
 
-S3 is reached as :mod:`pipelines.s3` says. ``hf://datasets/org/name[@revision]/path`` honours ``HF_ENDPOINT``
+S3 is reached as :mod:`pipelines.storage.s3` says. ``hf://datasets/org/name[@revision]/path`` honours ``HF_ENDPOINT``
 and ``HF_TOKEN``; without a revision it means the newest commit, so name one if a run is to read the same
 tomorrow.
 """
@@ -15,8 +15,8 @@ from typing import Any
 from pyarrow import fs
 
 from casa_core.errors import CasaError, ConfigError
-from pipelines import s3
 from pipelines.dag.fingerprint import canonical_json
+from pipelines.storage import s3
 
 
 def is_remote(root: str) -> bool:

@@ -37,7 +37,7 @@ from pipelines.data.packing import Budget
 from pipelines.data.quarantine import QUARANTINE, Tally, merge_quarantines
 from pipelines.data.ray_map import ray_map
 from pipelines.data.store import CARD, CleanReader, write_index, write_json
-from pipelines.storage import local_output, remove_leftovers, remove_tree
+from pipelines.storage.folders import local_output, remove_leftovers, remove_tree
 
 if TYPE_CHECKING:
     from pipelines.dag.context import StageContext

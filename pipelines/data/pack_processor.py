@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from casa_core.errors import ConfigError
-from pipelines.storage import local_copy, open_folder
+from pipelines.storage.folders import local_copy, open_folder
 
 if TYPE_CHECKING:
     from casa_core.images import ImageSettings

@@ -20,7 +20,7 @@ from pipelines.data.join import Documents, join
 from pipelines.data.pack_plan import EncodedSamples, Int32s, Ints, Plan
 from pipelines.data.sequences import PACK_SCHEMA
 from pipelines.data.store import ShardReader, write_batches, write_json
-from pipelines.storage import Folder
+from pipelines.storage.folders import Folder
 
 ENCODED_FOLDER = ".encoded"
 REPORTS = ".reports"

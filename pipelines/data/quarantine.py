@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from casa_core.errors import DataError
-from pipelines.storage import Folder, create, filesystem_for
+from pipelines.storage.folders import Folder, create, filesystem_for
 
 QUARANTINE = "quarantine.parquet"
 QUARANTINE_SCHEMA = pa.schema(

@@ -13,7 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipelines.data.shards import BATCH_ROWS
-from pipelines.storage import Folder, create, remember, write_whole
+from pipelines.storage.folders import Folder, create, remember, write_whole
 
 CARD = "card.json"
 INDEX = "index.json"

@@ -23,8 +23,8 @@ from pipelines.data.ipc_layout import (
     read_footer,
     row_count,
 )
-from pipelines.s3_path import S3Path
-from pipelines.storage import Folder, side_by_side
+from pipelines.storage.folders import Folder, side_by_side
+from pipelines.storage.s3_path import S3Path
 
 BATCH_ROWS = "casa.batch_rows"
 """Of a schema's metadata: every batch but the last has this many rows. Without it, only each batch knows."""

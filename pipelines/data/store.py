@@ -26,8 +26,8 @@ from pipelines.data.shard_writing import (
     write_shard,
 )
 from pipelines.data.shards import Batch, Bounded, LeaveOut, Shard, open_shard
-from pipelines.s3_path import S3Path
-from pipelines.storage import Folder, remove_leftovers, side_by_side
+from pipelines.storage.folders import Folder, remove_leftovers, side_by_side
+from pipelines.storage.s3_path import S3Path
 
 __all__ = [
     "CARD",

@@ -21,7 +21,7 @@ from pipelines.data.store import CleanReader
 from pipelines.evaluate import HELD_OUT
 from pipelines.evaluate.benchmarks import benchmark_for
 from pipelines.evaluate.benchmarks.base import Answerer, HeldOut, Outcome, Settings, SpokenFrame
-from pipelines.storage import Folder
+from pipelines.storage.folders import Folder
 
 FRAME_TYPE = pa.struct(
     [

@@ -22,7 +22,7 @@ import torch.distributed as dist
 
 from casa_core.errors import CasaError, StoreError
 from casa_core.processing import CasaProcessor
-from pipelines.storage import Folder, local_output, remove_leftovers, remove_tree, write_whole
+from pipelines.storage.folders import Folder, local_output, remove_leftovers, remove_tree, write_whole
 from pipelines.train import fragments
 from pipelines.train.tensor_file import write_tensors
 

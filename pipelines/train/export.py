@@ -13,7 +13,7 @@ from casa_core.config import CasaConfig
 from casa_core.errors import ConfigError, StoreError
 from casa_core.model import CasaForConditionalGeneration
 from casa_core.processing import CasaProcessor
-from pipelines.storage import Folder, local_copy
+from pipelines.storage.folders import Folder, local_copy
 from pipelines.train.checkpoint import FROZEN, FROZEN_DIGEST, MODEL, SavedStep, list_checkpoints
 from pipelines.train.resume import Parts, file_damage
 from pipelines.train.tensor_file import TensorFile

@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 
 from casa_core.errors import StoreError
-from pipelines import s3
-from pipelines.storage import Folder, filesystem_for
+from pipelines.storage import s3
+from pipelines.storage.folders import Folder, filesystem_for
 from pipelines.train import checkpoint, fragments
 from pipelines.train.checkpoint import SavedStep, list_checkpoints
 from pipelines.train.tensor_file import TensorFile

@@ -21,7 +21,7 @@ from casa_core.errors import CasaError, ConfigError
 from pipelines.dag.artifact import write_atomically
 from pipelines.dag.context import StageContext
 from pipelines.recipe.where import Device
-from pipelines.storage import Folder, located
+from pipelines.storage.folders import Folder, located
 from pipelines.train import metrics
 from pipelines.train.worker import TrainJob, train
 

@@ -15,7 +15,7 @@ from casa_core.model import CasaForConditionalGeneration
 from casa_core.processing import CasaProcessor
 from casa_core.trainability import parameter_groups
 from pipelines.recipe.where import TrackerName
-from pipelines.storage import local_copy, open_folder
+from pipelines.storage.folders import local_copy, open_folder
 from pipelines.train import zero
 from pipelines.train.build import build_model, training_stage
 from pipelines.train.checkpoint import Checkpointer

@@ -37,8 +37,8 @@ from typing import Any
 import pytest
 
 from casa_core.errors import StoreError
-from pipelines import s3
-from pipelines.s3_path import S3Path
+from pipelines.storage import s3
+from pipelines.storage.s3_path import S3Path
 
 ACCESS_KEY, SECRET_KEY = "casa-tests", "casa-tests-secret"
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY}

@@ -17,8 +17,8 @@ from casa_core.model import CasaForConditionalGeneration
 from casa_core.processing import CasaProcessor
 from casa_core.tokenizer import build_tokenizer
 from casa_core.trainability import TrainingStage, parameter_groups
-from pipelines import s3_path
-from pipelines.storage import open_folder
+from pipelines.storage import s3_path
+from pipelines.storage.folders import open_folder
 from pipelines.train import zero
 from pipelines.train.checkpoint import Checkpointer
 from pipelines.train.resume import resume

@@ -17,7 +17,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from casa_core.errors import StoreError
-from pipelines import s3
+from pipelines.storage import s3
 
 PART_BYTES = 16 << 20
 

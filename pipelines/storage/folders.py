@@ -1,6 +1,6 @@
 """Folders that lie on a disk or on S3: what they have in common, and the few things that differ.
 
-``Folder`` is a ``Path`` or an :class:`~pipelines.s3_path.S3Path`; both have pathlib's names for joining,
+``Folder`` is a ``Path`` or an :class:`~pipelines.storage.s3_path.S3Path`; both have pathlib's names for joining,
 listing, reading and removing. Writing goes through here, because the two become whole in different ways: a
 file is written under another name and renamed, an object appears when its upload is completed.
 """
@@ -23,8 +23,8 @@ from typing import IO, TYPE_CHECKING, Any, TypeAlias, TypeVar
 from urllib.parse import urlencode
 
 from casa_core.errors import ConfigError
-from pipelines import s3
-from pipelines.s3_path import S3Path, S3Upload
+from pipelines.storage import s3
+from pipelines.storage.s3_path import S3Path, S3Upload
 
 if TYPE_CHECKING:
     from pyarrow import fs
@@ -61,7 +61,7 @@ def filesystem_for(where: str | Folder) -> tuple[fs.FileSystem, str]:
     """Arrow's filesystem for a place, and the place's path in it: for reading bulk data.
 
     Args:
-        where: A local path, or a URI: ``s3://`` (see :mod:`pipelines.s3`), or another that Arrow knows.
+        where: A local path, or a URI: ``s3://`` (see :mod:`pipelines.storage.s3`), or another that Arrow knows.
 
     Raises:
         ConfigError: For a URI that Arrow does not know.

@@ -30,7 +30,7 @@ from PIL import Image
 from benchmarks.clean_corpus import make_corpus, picture_paths, stream_order
 from benchmarks.measure import RESULTS, stamp, table, write_result
 from pipelines.dag.context import StageContext
-from pipelines.data import clean
+from pipelines.data.clean import run as clean
 
 OBJECT_STORE_MB = 80
 FULL, AS_OURS, OURS = "floor: decoded in full", "floor: JPEGs at an eighth", "clean stage"

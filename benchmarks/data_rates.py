@@ -29,12 +29,12 @@ from benchmarks.measure import interleaved, machine, stamp, table, write_result
 from casa_core.processing import CasaProcessor
 from casa_core.tokenizer import build_tokenizer
 from casa_core.types import Image, Sample, Text
-from pipelines.data.clean_records import clean_record
-from pipelines.data.encode import Limits, encode_sample
-from pipelines.data.packing import Budget, Packer
-from pipelines.data.readers import RawMedia, Record
-from pipelines.data.rows import CLEAN_SCHEMA, sample_from_row
-from pipelines.data.store import write_shard
+from pipelines.data.clean.records import clean_record
+from pipelines.data.pack.encode import Limits, encode_sample
+from pipelines.data.pack.packing import Budget, Packer
+from pipelines.data.read import RawMedia, Record
+from pipelines.data.store.rows import CLEAN_SCHEMA, sample_from_row
+from pipelines.data.store.store import write_shard
 
 SIZES = ((448, 336), (640, 480), (800, 600), (1024, 768), (1700, 2200))
 """(width, height) of the pictures, a few of each."""

@@ -14,15 +14,15 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from pipelines.data.accounting import check_plan, check_rows
-from pipelines.data.encode import EncodeReport, Limits
-from pipelines.data.mix import Mixture
-from pipelines.data.pack_card import pack_card
-from pipelines.data.pack_draw import draw, plan_rows
-from pipelines.data.pack_plan import gather, plan_sequences
-from pipelines.data.pack_write import WriteTasks
-from pipelines.data.packing import Budget
-from pipelines.data.quarantine import Tally
+from pipelines.data.pack.accounting import check_plan, check_rows
+from pipelines.data.pack.card import pack_card
+from pipelines.data.pack.draw import draw, plan_rows
+from pipelines.data.pack.encode import EncodeReport, Limits
+from pipelines.data.pack.mixture import Mixture
+from pipelines.data.pack.packing import Budget
+from pipelines.data.pack.plan import gather, plan_sequences
+from pipelines.data.pack.write import WriteTasks
+from pipelines.data.store.quarantine import Tally
 
 LIMITS = Limits(pictures=Budget(2048, 20_480), video=Budget(2048, 92_160))
 ROWS_PER_TASK = 4096

@@ -17,8 +17,8 @@ from pipelines.cli import data_plan, walk
 from pipelines.cli.app import app
 from pipelines.cli.show_prepared import collect, show_prepared
 from pipelines.dag.plan import PlannedStage, StageSpec
-from pipelines.data.sequences import documents_of
-from pipelines.data.store import CleanReader, PackReader
+from pipelines.data.pack.sequences import documents_of
+from pipelines.data.store.store import CleanReader, PackReader
 from tests.support.data_prepared import PACK, make_store, write_photos
 from tests.support.naive_windows import naive_windows
 

@@ -10,8 +10,9 @@ import pytest
 from pipelines.dag import artifact, job_main
 from pipelines.dag.plan import PlannedStage, StageSpec, plan
 from pipelines.dag.records import JobSpec, Outcome, Records
-from pipelines.data import clean, pack
-from pipelines.data.store import CleanReader, PackReader
+from pipelines.data.clean import run as clean
+from pipelines.data.pack import run as pack
+from pipelines.data.store.store import CleanReader, PackReader
 from pipelines.recipe import load_recipe
 from pipelines.storage.folders import Folder, open_folder
 from pipelines.storage.s3_path import S3Path

@@ -26,11 +26,11 @@ from pipelines.cards.gallery import shortened, spaced
 from pipelines.cards.samples import sampled
 from pipelines.cards.sequence_chart import powers_of_two
 from pipelines.cards.tables import PACK_REASONS
-from pipelines.data import encode
-from pipelines.data.quarantine import read_quarantine
-from pipelines.data.readers.reasons import REASONS
-from pipelines.data.sequences import documents_of
-from pipelines.data.store import CleanReader, PackReader
+from pipelines.data.pack import encode
+from pipelines.data.pack.sequences import documents_of
+from pipelines.data.read.source.reasons import REASONS
+from pipelines.data.store.quarantine import read_quarantine
+from pipelines.data.store.store import CleanReader, PackReader
 from tests.support.data_prepared import HOSTILE, PACK, make_store, run_clean, write_photos
 
 VOID = {"meta", "br", "hr", "img"}

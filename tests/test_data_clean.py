@@ -25,16 +25,16 @@ from casa_core.errors import ClusterError, ConfigError, DataError
 from casa_core.media import decode_image
 from casa_core.types import Image, Sample, Text
 from pipelines.dag.context import StageContext
-from pipelines.data import clean
-from pipelines.data.clean import clean_shard, plan
-from pipelines.data.clean_records import Limits, clean_record
-from pipelines.data.files import Files
-from pipelines.data.quarantine import Rejected, read_quarantine
-from pipelines.data.readers import RawMedia, Record, Span
-from pipelines.data.readers.finevision import FineVisionReader
-from pipelines.data.readers.live_whisperx import LiveWhisperXReader
-from pipelines.data.shrink import shrunk_size
-from pipelines.data.store import CleanReader
+from pipelines.data.clean import run as clean
+from pipelines.data.clean.records import Limits, clean_record
+from pipelines.data.clean.run import clean_shard, plan
+from pipelines.data.clean.shrink import shrunk_size
+from pipelines.data.read import RawMedia, Record, Span
+from pipelines.data.read.corpora.finevision import FineVisionReader
+from pipelines.data.read.corpora.live_whisperx import LiveWhisperXReader
+from pipelines.data.read.source.files import Files
+from pipelines.data.store.quarantine import Rejected, read_quarantine
+from pipelines.data.store.store import CleanReader
 from pipelines.storage.folders import DIGESTS
 from tests.support.data_corpus import PICTURE, finevision_row, live_record, write_finevision, write_jsonl
 from tests.support.data_media import counting_video, encode, png_claiming, scene

@@ -15,13 +15,13 @@ from casa_core.errors import ConfigError
 from casa_core.media import VideoFrames, decode_image
 from casa_core.types import Image, Text
 from pipelines.dag.context import StageContext
-from pipelines.data.corpus import generate, run_stage
-from pipelines.data.generators.easy_vqa import FINEVISION_SCHEMA
-from pipelines.data.generators.moving_shapes import make_clip
-from pipelines.data.generators.shapes import COLORS, SHAPES
-from pipelines.data.readers import Record
-from pipelines.data.readers.finevision import FineVisionReader
-from pipelines.data.readers.live_whisperx import LiveWhisperXReader
+from pipelines.data.generate.easy_vqa import FINEVISION_SCHEMA
+from pipelines.data.generate.moving_shapes import make_clip
+from pipelines.data.generate.run import generate, run_stage
+from pipelines.data.generate.shapes import COLORS, SHAPES
+from pipelines.data.read import Record
+from pipelines.data.read.corpora.finevision import FineVisionReader
+from pipelines.data.read.corpora.live_whisperx import LiveWhisperXReader
 from tests.support.data_corpus import read_all, reasons
 
 VQA = {"generator": "easy_vqa", "train_rows": 600, "test_rows": 96}

@@ -19,14 +19,15 @@ from pydantic import ValidationError
 from casa_core.errors import DataError
 from casa_core.media import verify_image
 from casa_core.types import Image, Sample, Text
-from pipelines.data import filters, perceptual
-from pipelines.data.files import Files
-from pipelines.data.filters import filter_sources, write_filtered
-from pipelines.data.hash_lists import hash_images, known_pictures, picture_hash, write_hashes
-from pipelines.data.perceptual import HashIndex, difference_hash, earlier_neighbours, hamming
-from pipelines.data.readers.finevision import FineVisionReader
-from pipelines.data.rows import CLEAN_SCHEMA, Media, row_from_sample
-from pipelines.data.store import CleanReader, write_shard
+from pipelines.data.clean import perceptual
+from pipelines.data.clean.perceptual import HashIndex, difference_hash, earlier_neighbours, hamming
+from pipelines.data.filter import filters
+from pipelines.data.filter.filters import filter_sources, write_filtered
+from pipelines.data.filter.hash_lists import hash_images, known_pictures, picture_hash, write_hashes
+from pipelines.data.read.corpora.finevision import FineVisionReader
+from pipelines.data.read.source.files import Files
+from pipelines.data.store.rows import CLEAN_SCHEMA, Media, row_from_sample
+from pipelines.data.store.store import CleanReader, write_shard
 from pipelines.recipe.filters import Filters
 from tests.support.data_corpus import finevision_row, write_finevision
 from tests.support.data_media import encode

@@ -18,14 +18,15 @@ from casa_core.errors import ConfigError
 from casa_core.images import ImageSettings
 from casa_core.types import Image, Sample, Text
 from pipelines.dag.context import StageContext
-from pipelines.data import listing_sample, pack
-from pipelines.data.files import Files
+from pipelines.data import listing_sample
 from pipelines.data.forecast import Budgets, Cluster, Estimate, Forecast, Rate, Rates, forecast
 from pipelines.data.listing import Listing, PictureSize, RawFile, SourceListing, read_listing, write_listing
 from pipelines.data.listing_sample import sample_source
-from pipelines.data.readers import RawMedia, Record, Span
-from pipelines.data.readers.finevision import FineVisionReader
-from pipelines.data.store import CleanReader, PackReader
+from pipelines.data.pack import run as pack
+from pipelines.data.read import RawMedia, Record, Span
+from pipelines.data.read.corpora.finevision import FineVisionReader
+from pipelines.data.read.source.files import Files
+from pipelines.data.store.store import CleanReader, PackReader
 from tests.support.data_media import encode
 from tests.support.data_prepared import run_clean, write_photos
 

@@ -12,9 +12,9 @@ import ray
 
 from casa_core.errors import DataError
 from pipelines.dag.context import StageContext
-from pipelines.data import clean
-from pipelines.data.quarantine import Rejected, read_quarantine
-from pipelines.data.store import CleanReader
+from pipelines.data.clean import run as clean
+from pipelines.data.store.quarantine import Rejected, read_quarantine
+from pipelines.data.store.store import CleanReader
 from tests.support.data_malformed import MAX_PIXELS, Case, cases, write_corpus
 
 CASES = cases()

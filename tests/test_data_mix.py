@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from casa_core.errors import ConfigError
-from pipelines.data import mix
-from pipelines.data.mix import Mixture, merged, plan_draw, stream
+from pipelines.data.pack import mixture as mix
+from pipelines.data.pack.mixture import Mixture, merged, plan_draw, stream
 
 SIZES = st.dictionaries(st.sampled_from("abcd"), st.integers(1, 400), min_size=1)
 

@@ -23,19 +23,19 @@ from hypothesis import strategies as st
 
 from casa_core.errors import ConfigError, StoreError
 from pipelines.dag.context import StageContext
-from pipelines.data import pack
-from pipelines.data.accounting import check_plan, check_rows, checksum, planned_checksum
-from pipelines.data.encode import ENCODED, EncodeReport, Limits, encode_sample
-from pipelines.data.join import Documents, join
-from pipelines.data.mix import Draw, Mixture
-from pipelines.data.pack_draw import draw, plan_rows
-from pipelines.data.pack_plan import EncodedSamples, Plan, gather, plan_sequences
-from pipelines.data.pack_processor import Encoding, image_settings, load_processor
-from pipelines.data.packing import Budget
-from pipelines.data.quarantine import Tally, read_quarantine
-from pipelines.data.rows import sample_from_row
-from pipelines.data.sequences import ENCODED_SCHEMA, documents_of
-from pipelines.data.store import CARD, CleanReader, PackReader, ShardReader
+from pipelines.data.pack import run as pack
+from pipelines.data.pack.accounting import check_plan, check_rows, checksum, planned_checksum
+from pipelines.data.pack.assemble import Documents, join
+from pipelines.data.pack.draw import draw, plan_rows
+from pipelines.data.pack.encode import ENCODED, EncodeReport, Limits, encode_sample
+from pipelines.data.pack.mixture import Draw, Mixture
+from pipelines.data.pack.packing import Budget
+from pipelines.data.pack.plan import EncodedSamples, Plan, gather, plan_sequences
+from pipelines.data.pack.processor import Encoding, image_settings, load_processor
+from pipelines.data.pack.sequences import ENCODED_SCHEMA, documents_of
+from pipelines.data.store.quarantine import Tally, read_quarantine
+from pipelines.data.store.rows import sample_from_row
+from pipelines.data.store.store import CARD, CleanReader, PackReader, ShardReader
 from pipelines.recipe import load_recipe
 from pipelines.recipe.pack import FRAME_SIDE, IMAGE_TOKEN_SIDES
 from pipelines.recipe.pack_settings import pack_settings

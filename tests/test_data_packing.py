@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.data import packing
-from pipelines.data.fitting import FIRST, Fitting
-from pipelines.data.packing import Budget, Packer, lower_bound, shuffled, sized_bound
+from pipelines.data.pack import packing
+from pipelines.data.pack.fitting import FIRST, Fitting
+from pipelines.data.pack.packing import Budget, Packer, lower_bound, shuffled, sized_bound
 
 BUDGET = Budget(text=100, image=200)
 FULL_SIZE = Budget(text=2048, image=20_480)

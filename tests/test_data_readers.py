@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from casa_core.errors import ConfigError, DataError
 from casa_core.types import Image, Text
-from pipelines.data.readers import READERS, Record, open_reader
-from pipelines.data.readers.finevision import FineVisionReader
-from pipelines.data.readers.lines import RECORDS_PER_SPAN
-from pipelines.data.readers.live_whisperx import LiveWhisperXReader, words_by_frame
+from pipelines.data.read import READERS, Record, open_reader
+from pipelines.data.read.corpora.finevision import FineVisionReader
+from pipelines.data.read.corpora.live_whisperx import LiveWhisperXReader, words_by_frame
+from pipelines.data.read.formats.lines import RECORDS_PER_SPAN
 from pipelines.recipe.data import Source
 from tests.support.data_corpus import (
     PICTURE,

@@ -17,9 +17,9 @@ import pytest
 from casa_core.errors import StoreError
 from casa_core.types import Sample
 from pipelines.dag import artifact
-from pipelines.data import ipc_layout, shard_writing, store
-from pipelines.data.rows import CLEAN_SCHEMA, row_from_sample
-from pipelines.data.store import CleanReader, PackReader, ShardReader, write_shard
+from pipelines.data.store import ipc_layout, shard_writing, store
+from pipelines.data.store.rows import CLEAN_SCHEMA, row_from_sample
+from pipelines.data.store.store import CleanReader, PackReader, ShardReader, write_shard
 from pipelines.storage import s3, s3_path
 from pipelines.storage.s3_path import S3Path
 from tests.support import shard_writer

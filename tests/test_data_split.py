@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from casa_core.processing import CasaProcessor
 from casa_core.tokenizer import build_tokenizer
 from casa_core.types import Image, Part, Sample, Text
-from pipelines.data.encode import Limits, encode_sample
-from pipelines.data.packing import Budget
-from pipelines.data.quarantine import Rejected
-from pipelines.data.split import pieces
+from pipelines.data.pack.encode import Limits, encode_sample
+from pipelines.data.pack.packing import Budget
+from pipelines.data.pack.split import pieces
+from pipelines.data.store.quarantine import Rejected
 
 SYSTEM = Text(role="system", text="be kind")
 PICTURES = (Image(media=0), Image(media=1))

@@ -16,12 +16,14 @@ from casa_core.errors import ConfigError, DataError
 from casa_core.media import decode_image
 from casa_core.types import Image, Text
 from pipelines.dag.context import StageContext
-from pipelines.data import clean, corpus, pack
-from pipelines.data.pack_processor import Encoding, load_processor
-from pipelines.data.quarantine import read_quarantine
-from pipelines.data.rows import sample_from_row
-from pipelines.data.sequences import documents_of
-from pipelines.data.store import CleanReader, PackReader
+from pipelines.data.clean import run as clean
+from pipelines.data.generate import run as corpus
+from pipelines.data.pack import run as pack
+from pipelines.data.pack.processor import Encoding, load_processor
+from pipelines.data.pack.sequences import documents_of
+from pipelines.data.store.quarantine import read_quarantine
+from pipelines.data.store.rows import sample_from_row
+from pipelines.data.store.store import CleanReader, PackReader
 
 MAKE = {
     "vqa": {"generator": "easy_vqa", "train_rows": 240, "test_rows": 36},
@@ -135,7 +137,7 @@ def test_the_three_broken_records_are_listed_and_all_others_written(cleaned):
 
 def test_cleaning_gives_the_same_bytes_with_one_and_with_two_workers(corpora, tmp_path, monkeypatch):
     monkeypatch.setattr(clean, "RECORDS_PER_SHARD", 4)  # the plan is the driver's: many shards
-    monkeypatch.setattr("pipelines.data.readers.lines.RECORDS_PER_SPAN", 4)
+    monkeypatch.setattr("pipelines.data.read.formats.lines.RECORDS_PER_SPAN", 4)
     for workers in (1, 2):
         run_clean("live", corpora, tmp_path / str(workers), workers=workers)
     one, two = contents(tmp_path / "1"), contents(tmp_path / "2")
@@ -145,7 +147,7 @@ def test_cleaning_gives_the_same_bytes_with_one_and_with_two_workers(corpora, tm
 
 def test_a_killed_cleaning_goes_on_with_the_missing_shards(corpora, tmp_path, monkeypatch):
     monkeypatch.setattr(clean, "RECORDS_PER_SHARD", 4)
-    monkeypatch.setattr("pipelines.data.readers.lines.RECORDS_PER_SPAN", 4)
+    monkeypatch.setattr("pipelines.data.read.formats.lines.RECORDS_PER_SPAN", 4)
     run_clean("live", corpora, tmp_path / "whole")
 
     def die(done: float, total: float, message: str = "") -> None:

@@ -13,17 +13,17 @@ import pytest
 
 from casa_core.errors import DataError, StoreError
 from casa_core.types import Image, Sample
-from pipelines.data import shard_writing, store
-from pipelines.data.quarantine import (
+from pipelines.data.pack.sequences import PACK_SCHEMA
+from pipelines.data.store import shard_writing, store
+from pipelines.data.store.quarantine import (
     QUARANTINE_SCHEMA,
     Rejected,
     check_budget,
     read_quarantine,
     write_quarantine,
 )
-from pipelines.data.rows import CLEAN_SCHEMA, is_video, row_from_sample, sample_from_row
-from pipelines.data.sequences import PACK_SCHEMA
-from pipelines.data.store import (
+from pipelines.data.store.rows import CLEAN_SCHEMA, is_video, row_from_sample, sample_from_row
+from pipelines.data.store.store import (
     CleanReader,
     PackReader,
     ShardReader,

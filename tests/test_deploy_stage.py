@@ -22,8 +22,8 @@ from infra import client as endpoint_client
 from infra.local_ray import RaySession
 from pipelines import deploy
 from pipelines.dag.context import StageContext
-from pipelines.data.rows import CLEAN_SCHEMA
-from pipelines.data.store import write_json, write_shard
+from pipelines.data.store.rows import CLEAN_SCHEMA
+from pipelines.data.store.store import write_json, write_shard
 from tests.support.serve_checkpoint import write_checkpoint
 from tests.support.serve_server import picture, question, write_clip
 

@@ -11,10 +11,10 @@ import pyarrow as pa
 import pytest
 
 from casa_core.errors import ConfigError, DataError
-from pipelines.data import files as files_module
-from pipelines.data.files import Files, TransferError, attempt
-from pipelines.data.locations import identify_remote, remote_listing
-from pipelines.data.readers import READERS, open_reader
+from pipelines.data.read import READERS, open_reader
+from pipelines.data.read.source import files as files_module
+from pipelines.data.read.source.files import Files, TransferError, attempt
+from pipelines.data.read.source.locations import identify_remote, remote_listing
 from pipelines.storage.s3_path import S3Path
 from tests.support.hub import Hub, running_hub
 from tests.support.layouts import write_every_layout

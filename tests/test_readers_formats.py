@@ -14,13 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from casa_core.errors import DataError
-from pipelines.data.files import Files
-from pipelines.data.quarantine import Rejected
-from pipelines.data.readers import READERS, REASONS, json_array, lines, open_reader, parquet, tar_shards
-from pipelines.data.readers.base import BadRecord, collect, inner_path
-from pipelines.data.readers.json_array import array_items, array_spans
-from pipelines.data.readers.lines import json_lines, line_spans
-from pipelines.data.readers.tar_shards import tar_groups, tar_spans
+from pipelines.data.read import READERS, REASONS, open_reader
+from pipelines.data.read.formats import json_array, lines, parquet, tar_shards
+from pipelines.data.read.formats.json_array import array_items, array_spans
+from pipelines.data.read.formats.lines import json_lines, line_spans
+from pipelines.data.read.formats.tar_shards import tar_groups, tar_spans
+from pipelines.data.read.source.base import BadRecord, collect, inner_path
+from pipelines.data.read.source.files import Files
+from pipelines.data.store.quarantine import Rejected
 from tests.support.data_corpus import write_jsonl
 from tests.support.layouts import write_array, write_every_layout, write_tar
 

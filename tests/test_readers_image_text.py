@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from casa_core.types import Image, Text
-from pipelines.data.readers.image_text import ImageTextReader
+from pipelines.data.read.corpora.image_text import ImageTextReader
 from tests.support.data_corpus import PICTURE, read_all, reasons, write_jsonl
 from tests.support.layouts import IMAGE, image, write_rows, write_tar
 

@@ -6,9 +6,9 @@ import pytest
 
 from casa_core.errors import ConfigError
 from casa_core.types import Image, Text
-from pipelines.data.readers import READERS, REASONS, Record, open_reader
-from pipelines.data.readers.llava_midtraining import LlavaMidtrainingReader
-from pipelines.data.readers.llava_onevision import LlavaOneVisionReader
+from pipelines.data.read import READERS, REASONS, Record, open_reader
+from pipelines.data.read.corpora.llava_midtraining import LlavaMidtrainingReader
+from pipelines.data.read.corpora.llava_onevision import LlavaOneVisionReader
 from tests.support.data_corpus import PICTURE, read_all, reasons
 from tests.support.layouts import (
     ENCODINGS,

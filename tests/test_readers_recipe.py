@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from casa_core.errors import ConfigError
-from pipelines.data.readers import READERS, open_reader
+from pipelines.data.read import READERS, open_reader
 from pipelines.recipe import build_stages, load_recipe
 from pipelines.recipe.data import READER_OPTIONS
 from tests.support.hub import running_hub

@@ -11,11 +11,11 @@ import pytest
 from casa_core.errors import MediaError
 from casa_core.media import VideoFrames
 from casa_core.types import Image, Text
-from pipelines.data import video as video_module
-from pipelines.data.readers import Record
-from pipelines.data.readers.live_whisperx import LiveWhisperXReader
-from pipelines.data.readers.llava_video import LlavaVideoReader, kind_of
-from pipelines.data.video import clip_times, cut_clip, frame_times
+from pipelines.data.read import Record
+from pipelines.data.read.corpora import video as video_module
+from pipelines.data.read.corpora.live_whisperx import LiveWhisperXReader
+from pipelines.data.read.corpora.llava_video import LlavaVideoReader, kind_of
+from pipelines.data.read.corpora.video import clip_times, cut_clip, frame_times
 from tests.support.data_corpus import live_record, read_all, reasons, write_jsonl
 from tests.support.data_media import counting_video
 from tests.support.layouts import encode_turns, noisy_video, video_item, write_array

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from casa_core.errors import ConfigError
-from pipelines.data.generators.easy_vqa import FINEVISION_SCHEMA
-from pipelines.data.generators.reading import COLORS, GLYPHS, PLACES, draw_digits, paint, write_reading
+from pipelines.data.generate.easy_vqa import FINEVISION_SCHEMA
+from pipelines.data.generate.reading import COLORS, GLYPHS, PLACES, draw_digits, paint, write_reading
 
 
 def read_picture(pixels: np.ndarray) -> list[tuple[str, str]]:

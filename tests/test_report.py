@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.data.quarantine import Rejected, write_quarantine
+from pipelines.data.store.quarantine import Rejected, write_quarantine
 from pipelines.html.charts import Bar, grouped_bars, moving_mean
 from pipelines.html.scale import byte_size, duration, linear, log_ticks, logarithmic, number, ticks
 from pipelines.html.tags import Html, escape, join, tag

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines.data.store import PackReader
+from pipelines.data.store.store import PackReader
 from pipelines.train import metrics
 from pipelines.train.loop import schedule_factor
 from pipelines.train.order import StepOrder

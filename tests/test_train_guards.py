@@ -12,7 +12,7 @@ import pytest
 from torch.multiprocessing.spawn import ProcessContext, ProcessRaisedException
 
 from casa_core.errors import ConfigError, TrainingError
-from pipelines.data.store import PackReader
+from pipelines.data.store.store import PackReader
 from pipelines.train import metrics
 from pipelines.train.checkpoint import list_checkpoints
 from pipelines.train.guards import WARM_UP, Guard

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch.multiprocessing.spawn import ProcessContext
 
-from pipelines.data.store import PackReader
+from pipelines.data.store.store import PackReader
 from pipelines.train import metrics
 from pipelines.train.order import StepOrder
 from pipelines.train.worker import TrainJob

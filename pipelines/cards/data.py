@@ -21,10 +21,10 @@ from pipelines.cards.tables import (
     read_filtered,
     settings_section,
 )
-from pipelines.data.encode import SPLIT
-from pipelines.data.filters import FILTERED
-from pipelines.data.quarantine import QUARANTINE, Rejected, read_quarantine
-from pipelines.data.store import CARD, CleanReader, PackReader
+from pipelines.data.filter.filters import FILTERED
+from pipelines.data.pack.encode import SPLIT
+from pipelines.data.store.quarantine import QUARANTINE, Rejected, read_quarantine
+from pipelines.data.store.store import CARD, CleanReader, PackReader
 from pipelines.html.document import asset, document, script
 from pipelines.html.layout import anchor, section, table, tile, tiles
 from pipelines.html.scale import byte_size, number

@@ -8,8 +8,8 @@ from itertools import groupby
 from casa_core.media import VideoFrames, decode_image
 from pipelines.cards.gallery import thumbnail
 from pipelines.cards.sequence_chart import meter
-from pipelines.data.sequence_view import DocumentView, PictureView, SequenceView
-from pipelines.data.store import CleanReader
+from pipelines.data.pack.sequence_view import DocumentView, PictureView, SequenceView
+from pipelines.data.store.store import CleanReader
 from pipelines.html.document import asset, document, script
 from pipelines.html.layout import figure, section
 from pipelines.html.tags import Html, tag

@@ -12,10 +12,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.cards.gallery import row_thumbnail, shortened, spaced
-from pipelines.data.filters import FILTERED_SCHEMA
-from pipelines.data.quarantine import Rejected
-from pipelines.data.readers.reasons import REASONS
-from pipelines.data.store import CleanReader
+from pipelines.data.filter.filters import FILTERED_SCHEMA
+from pipelines.data.read.source.reasons import REASONS
+from pipelines.data.store.quarantine import Rejected
+from pipelines.data.store.store import CleanReader
 from pipelines.html.layout import fold, section, table
 from pipelines.html.tags import Html, tag
 from pipelines.storage.folders import Folder, filesystem_for

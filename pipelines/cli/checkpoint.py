@@ -154,7 +154,7 @@ def _ask(examiner: Examiner, picture: Path | None, question: str) -> Examined:
 def _drawn() -> bytes:
     """A red circle on a pale ground, as a PNG."""
     from casa_core.media import encode_png
-    from pipelines.data.generators.shapes import Shape, render
+    from pipelines.data.generate.shapes import Shape, render
 
     side = 256
     circle = Shape("circle", "red", 0.36 * side, 0.36 * side)

@@ -10,7 +10,7 @@ from typing import Any
 from casa_core.errors import ConfigError
 from pipelines.cli.options import print_json
 from pipelines.dag.artifact import read_manifest
-from pipelines.data.store import CARD, CleanReader, PackReader
+from pipelines.data.store.store import CARD, CleanReader, PackReader
 from pipelines.storage.folders import Folder, local_copy, open_folder
 
 TOKENIZER = "tokenizer"
@@ -97,7 +97,7 @@ def _inspect_sequence(
 ) -> None:
     import json
 
-    from pipelines.data.sequence_view import view_sequence
+    from pipelines.data.pack.sequence_view import view_sequence
 
     reader = PackReader(folder)
     _check_number("sequence", number, len(reader))

@@ -52,7 +52,7 @@ def listed(
         raise ConfigError(
             "A plan is made of a recipe or of a listing, not of both.", "", "leave one of them out"
         )
-    from pipelines.data.pack_processor import image_settings
+    from pipelines.data.pack.processor import image_settings
 
     images = image_settings(LISTED_BACKBONE, max_side, max_frame_side)
     return Work(read_listing(path), Budgets(text=text_tokens, image=image_tokens), images)
@@ -109,8 +109,8 @@ def planned(name: str | None, overrides: Sequence[str]) -> Work:
         ConfigError: Where no recipe is given, or one of its corpora is yet to be generated.
     """
     from pipelines.data.listing_sample import sample_source
-    from pipelines.data.pack_processor import image_settings
-    from pipelines.data.readers import READERS, open_reader
+    from pipelines.data.pack.processor import image_settings
+    from pipelines.data.read import READERS, open_reader
     from pipelines.recipe import load_recipe
 
     if name is None:

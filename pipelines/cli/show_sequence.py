@@ -9,8 +9,8 @@ from itertools import groupby
 from rich.console import Console
 from rich.text import Text
 
-from pipelines.data.rows import Row
-from pipelines.data.sequence_view import DocumentView, PictureView, SequenceView
+from pipelines.data.pack.sequence_view import DocumentView, PictureView, SequenceView
+from pipelines.data.store.rows import Row
 from pipelines.html.scale import byte_size
 
 COLOURS = ("cyan", "magenta", "yellow", "green", "blue", "red")

@@ -14,7 +14,7 @@ PACKAGES = ("casa_core", "pipelines", "serve", "infra")
 def reachable(module: str, root: Path, *, exclude: Sequence[str] = ()) -> dict[str, Path]:
     """Modules of this project that ``module`` can reach by import, itself included: name → file.
 
-    Imports inside functions count. So do module names in text (``"pipelines.data.clean:run_stage"``), because
+    Imports inside functions count. So do module names in text (``"pipelines.data.clean.run:run_stage"``), because
     that is how optional parts are loaded late. Imports for type checkers do not count.
 
     Args:

@@ -26,9 +26,9 @@ VERSIONS_FILE = Path(__file__).with_name("stage_versions.json")
 ROOT = Path(__file__).resolve().parents[2]
 
 STAGE_MODULES = {
-    "corpus": "pipelines.data.corpus",
-    "clean": "pipelines.data.clean",
-    "pack": "pipelines.data.pack",
+    "corpus": "pipelines.data.generate.run",
+    "clean": "pipelines.data.clean.run",
+    "pack": "pipelines.data.pack.run",
     "train": "pipelines.train.run",
     "evaluate": "pipelines.evaluate.run",
     "deploy": "pipelines.deploy",

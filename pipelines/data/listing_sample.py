@@ -12,11 +12,11 @@ from statistics import fmean, stdev
 from casa_core.errors import MediaError
 from casa_core.media import VideoFrames, image_dimensions
 from casa_core.types import Image, Text
-from pipelines.data.encode import SPLIT
 from pipelines.data.listing import PictureSize, RawFile, SourceListing
-from pipelines.data.quarantine import Rejected
-from pipelines.data.readers import Reader, Record
-from pipelines.data.readers.base import Span
+from pipelines.data.pack.encode import SPLIT
+from pipelines.data.read import Reader, Record
+from pipelines.data.read.source.base import Span
+from pipelines.data.store.quarantine import Rejected
 
 SPANS, RECORDS = 8, 32
 """Places of a corpus that are looked at, and records read at each."""

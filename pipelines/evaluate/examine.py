@@ -15,9 +15,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.data.ray_map import original_error
-from pipelines.data.rows import sample_from_row
-from pipelines.data.store import CleanReader
+from pipelines.data.store.ray_map import original_error
+from pipelines.data.store.rows import sample_from_row
+from pipelines.data.store.store import CleanReader
 from pipelines.evaluate import HELD_OUT
 from pipelines.evaluate.benchmarks import benchmark_for
 from pipelines.evaluate.benchmarks.base import Answerer, HeldOut, Outcome, Settings, SpokenFrame

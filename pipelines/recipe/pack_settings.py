@@ -14,7 +14,7 @@ from pipelines.recipe.model import Recipe
 
 def pack_settings(recipe: Recipe, cache: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """The pack stage's ``what``, and the entries that only say where something lies (``tokenizer_path``, and
-    ``hash_lists`` as JSON), which :func:`pipelines.data.pack.located` puts back in their places.
+    ``hash_lists`` as JSON), which :func:`pipelines.data.pack.run.located` puts back in their places.
 
     Args:
         recipe: The run.

@@ -148,24 +148,28 @@ def _source_stages(recipe: Recipe, name: str, source: Source, where: dict[str, A
     if source.make is not None:
         corpus = {"make": _json(source.make), "seed": recipe.seed}
         return [
-            _stage("corpus", corpus, {}, "pipelines.data.corpus", where, suffix=name),
-            _stage("clean", clean, {"corpus": f"corpus-{name}"}, "pipelines.data.clean", where, suffix=name),
+            _stage("corpus", corpus, {}, "pipelines.data.generate.run", where, suffix=name),
+            _stage(
+                "clean", clean, {"corpus": f"corpus-{name}"}, "pipelines.data.clean.run", where, suffix=name
+            ),
         ]
     assert source.path is not None  # The recipe has checked that a source has one origin.
     if "://" in source.path:
-        from pipelines.data.locations import identify_remote  # late: it loads pyarrow
+        from pipelines.data.read.source.locations import identify_remote  # late: it loads pyarrow
 
         path = source.path
         clean["raw"] = identify_remote(path)
     else:
         path = str(Path(source.path).expanduser().absolute())
         clean["raw"] = identify(Path(path), cache=store_folder(recipe) / "session" / "raw_hashes.json")
-    return [_stage("clean", clean, {}, "pipelines.data.clean", where, suffix=name, location={"path": path})]
+    return [
+        _stage("clean", clean, {}, "pipelines.data.clean.run", where, suffix=name, location={"path": path})
+    ]
 
 
 def _pack(recipe: Recipe, where: dict[str, Any]) -> StageSpec:
     what, location = pack_settings(recipe, cache=store_folder(recipe) / "session" / "raw_hashes.json")
-    return _stage("pack", what, _clean(recipe), "pipelines.data.pack", where, location=location)
+    return _stage("pack", what, _clean(recipe), "pipelines.data.pack.run", where, location=location)
 
 
 def _train(recipe: Recipe, where: dict[str, Any]) -> StageSpec:

@@ -21,7 +21,7 @@ from casa_core.engine.inputs import PreparedImage, prepare_image
 from casa_core.errors import DataError, MediaError, StoreError
 from casa_core.media import VideoFrames, decode_image
 from casa_core.processing import CasaProcessor
-from pipelines.data.store import CARD, CleanReader, PackReader
+from pipelines.data.store.store import CARD, CleanReader, PackReader
 from pipelines.storage.folders import Folder
 from pipelines.train.order import Step, StepOrder, share_of
 

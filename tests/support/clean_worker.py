@@ -16,7 +16,7 @@ import psutil
 import ray
 
 from pipelines.dag.context import StageContext
-from pipelines.data import clean
+from pipelines.data.clean import run as clean
 
 
 def attempt(settings: dict[str, Any]) -> None:
@@ -25,7 +25,7 @@ def attempt(settings: dict[str, Any]) -> None:
 
     def limit_memory() -> None:
         if limit:
-            import pipelines.data.readers  # noqa: F401 (what a worker imports is no part of the limit)
+            import pipelines.data.read  # noqa: F401 (what a worker imports is no part of the limit)
 
             own = psutil.Process().memory_info().data
             resource.setrlimit(resource.RLIMIT_DATA, (own + limit, own + limit))

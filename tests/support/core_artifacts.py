@@ -12,9 +12,9 @@ import numpy as np
 from casa_core.processing import CasaProcessor
 from casa_core.tokenizer import build_tokenizer
 from casa_core.types import Image, ImageSize, Part, Sample, Text
-from pipelines.data.rows import CLEAN_SCHEMA, Media, row_from_sample
-from pipelines.data.sequences import PACK_SCHEMA, encoded_row
-from pipelines.data.store import CARD, write_index, write_json, write_shard
+from pipelines.data.pack.sequences import PACK_SCHEMA, encoded_row
+from pipelines.data.store.rows import CLEAN_SCHEMA, Media, row_from_sample
+from pipelines.data.store.store import CARD, write_index, write_json, write_shard
 from tests.support.core_engine import png
 from tests.support.data_media import SIDE, counting_video
 from tests.support.naive_packing import packed_row

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from casa_core.types import Image, Part, Sample, Text
-from pipelines.data.rows import CLEAN_SCHEMA, Media, row_from_sample
-from pipelines.data.store import CARD, write_json, write_shard
+from pipelines.data.store.rows import CLEAN_SCHEMA, Media, row_from_sample
+from pipelines.data.store.store import CARD, write_json, write_shard
 from tests.support.core_engine import png
 from tests.support.data_media import SIDE, counting_video
 

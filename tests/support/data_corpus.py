@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from pipelines.data.files import Files
-from pipelines.data.generators.easy_vqa import FINEVISION_SCHEMA, RATINGS
-from pipelines.data.quarantine import Rejected
-from pipelines.data.readers import Record
+from pipelines.data.generate.easy_vqa import FINEVISION_SCHEMA, RATINGS
+from pipelines.data.read import Record
+from pipelines.data.read.source.files import Files
+from pipelines.data.store.quarantine import Rejected
 from tests.support.data_media import encode, scene
 
 PICTURE = encode(Image.fromarray(scene()), "PNG")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipelines.data.generators.moving_shapes import encode_video, pick_codec
+from pipelines.data.generate.moving_shapes import encode_video, pick_codec
 
 SIDE = 64
 

@@ -13,7 +13,8 @@ from casa_core.types import Image, Sample, Text
 from pipelines.cards.data import write_clean_card
 from pipelines.dag import artifact
 from pipelines.dag.context import StageContext
-from pipelines.data import clean, pack
+from pipelines.data.clean import run as clean
+from pipelines.data.pack import run as pack
 from tests.support.data_clean import chats, clips, picture, write_clean
 from tests.support.data_corpus import finevision_row, write_finevision
 

@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 
 from casa_core.types import Image, Sample, Text
-from pipelines.data.rows import CLEAN_SCHEMA, Media, row_from_sample
-from pipelines.data.sequences import PACK_SCHEMA
-from pipelines.data.store import CARD, write_batches, write_index, write_json, write_shard
+from pipelines.data.pack.sequences import PACK_SCHEMA
+from pipelines.data.store.rows import CLEAN_SCHEMA, Media, row_from_sample
+from pipelines.data.store.store import CARD, write_batches, write_index, write_json, write_shard
 from pipelines.storage.folders import Folder
 
 CHAT = (

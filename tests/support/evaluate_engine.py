@@ -11,7 +11,7 @@ from PIL import Image as PILImage
 
 from casa_core.engine.requests import CaptionEvent, GenerationRequest, GenerationResult
 from casa_core.types import Image, Text
-from pipelines.data.generators.shapes import COLORS
+from pipelines.data.generate.shapes import COLORS
 
 
 def colour_of(pixels: np.ndarray) -> str | None:

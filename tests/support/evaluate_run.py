@@ -16,11 +16,11 @@ from PIL import Image as PILImage
 
 from casa_core.types import Image, Sample, Text
 from pipelines.dag.context import StageContext
-from pipelines.data.generators.moving_shapes import encode_video, frames, make_clip, pick_codec
-from pipelines.data.generators.shapes import draw_ground, draw_shape, render
-from pipelines.data.quarantine import Rejected, write_quarantine
-from pipelines.data.rows import CLEAN_SCHEMA, Media, row_from_sample
-from pipelines.data.store import CleanReader
+from pipelines.data.generate.moving_shapes import encode_video, frames, make_clip, pick_codec
+from pipelines.data.generate.shapes import draw_ground, draw_shape, render
+from pipelines.data.store.quarantine import Rejected, write_quarantine
+from pipelines.data.store.rows import CLEAN_SCHEMA, Media, row_from_sample
+from pipelines.data.store.store import CleanReader
 from pipelines.evaluate import HELD_OUT
 from pipelines.evaluate.benchmarks.base import Settings
 from pipelines.evaluate.examine import chunks, examine_chunk

@@ -11,7 +11,7 @@ from typing import Any
 
 import casa_core.processing  # noqa: F401 (before the workers fork, so that none needs to load it again)
 from pipelines.dag.context import StageContext
-from pipelines.data import pack
+from pipelines.data.pack import run as pack
 
 
 def attempt(settings: dict[str, Any]) -> None:

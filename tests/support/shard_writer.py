@@ -13,8 +13,8 @@ from typing import Any
 
 from casa_core.types import Sample
 from pipelines.dag import artifact
-from pipelines.data.rows import CLEAN_SCHEMA, row_from_sample
-from pipelines.data.store import CARD, remove_leftovers, write_json, write_shard
+from pipelines.data.store.rows import CLEAN_SCHEMA, row_from_sample
+from pipelines.data.store.store import CARD, remove_leftovers, write_json, write_shard
 from pipelines.storage import s3_path
 from pipelines.storage.folders import Folder, open_folder, remove_tree
 from tests.support.data_store import CHAT, media_bytes, random_media

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
-from pipelines.data.quarantine import QUARANTINE, read_quarantine
+from pipelines.data.store.quarantine import QUARANTINE, read_quarantine
 from pipelines.html.layout import fold, section, table
 from pipelines.html.tags import Html, tag
 from pipelines.report.run_artifacts import Run

@@ -1,0 +1,1 @@
+"""The clean stage: records of a corpus, decoded, checked and written to model-independent shards."""

@@ -1,0 +1,1 @@
+"""Filters that a recipe declares: which clean samples are left out, by columns and hashes."""

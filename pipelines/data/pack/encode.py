@@ -1,0 +1,223 @@
+"""Samples of a clean artifact → token ids, image sizes and answer masks, before packing.
+
+A sample that no sequence can hold is split between turns where that is sound (:mod:`pipelines.data.pack.split`),
+otherwise quarantined. Each task writes one Arrow shard and, last, a report of it, so that a run that was
+killed goes on with the tasks that are missing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from casa_core.errors import MediaError
+from casa_core.types import EncodedSample, Image, ImageSize, Sample
+from pipelines.data.pack.packing import Budget
+from pipelines.data.pack.processor import Encoding, load_processor
+from pipelines.data.pack.sequences import ENCODED_SCHEMA, encoded_row
+from pipelines.data.pack.split import pieces
+from pipelines.data.store.quarantine import Rejected, Tally, write_quarantine
+from pipelines.data.store.rows import Row, is_video, sample_from_row
+from pipelines.data.store.store import CleanReader, ShardReader, write_json, write_shard
+from pipelines.storage.folders import Folder
+
+if TYPE_CHECKING:
+    from casa_core.processing import CasaProcessor
+
+SPLIT = "train"
+"""Held-out samples are never packed."""
+ENCODED = "encoded/2"
+
+_COLUMNS = ("row", "part", "text_tokens", "image_tokens", "video")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a sequence holds, and what is done with a sample that exceeds it.
+
+    Attributes:
+        pictures: Budget of a sequence of samples with still pictures, or with none.
+        video: Budget of a video, which is alone in its sequence.
+        split: Split samples between turns where that is sound.
+    """
+
+    pictures: Budget
+    video: Budget
+    split: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodeTask:
+    """Rows ``start`` to ``stop`` of a source's clean artifact, to be written to ``output``.
+
+    Attributes:
+        keep: Which of these rows the filters left; (stop − start,). The others are passed over.
+    """
+
+    source: str
+    clean: Folder
+    start: int
+    stop: int
+    keep: NDArray[np.bool_]
+    output: Folder
+    encoding: Encoding
+    limits: Limits
+
+    @property
+    def report(self) -> Folder:
+        """Written last: where it is, the task is done."""
+        return self.output.with_name(f"{self.output.name}.json")
+
+    @property
+    def quarantine(self) -> Folder:
+        """The rejected samples."""
+        return self.output.with_name(f"{self.output.name}.parquet")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodeReport:
+    """What became of a task's rows. E: encoded samples, in order; a split one counts once a piece.
+
+    Attributes:
+        row_E, part_E: Row of the clean artifact, and piece of its sample.
+        text_E, image_E: Tokens.
+        video_E: Which are videos.
+        rejected: The rows that are in no sequence; a table beside the shard says more of them.
+        tally: The same, counted by reason.
+    """
+
+    row_E: NDArray[np.int32]
+    part_E: NDArray[np.int32]
+    text_E: NDArray[np.int32]
+    image_E: NDArray[np.int32]
+    video_E: NDArray[np.bool_]
+    rejected: NDArray[np.int32]
+    tally: Tally
+
+
+def encode_rows(task: EncodeTask) -> EncodeReport:
+    """Encodes a task's rows into one Arrow shard of ``ENCODED_SCHEMA``, unless that was done before."""
+    if not task.report.is_file():
+        rejected = _write(task)
+        write_quarantine(task.quarantine, rejected)
+        tally = Tally.of(rejected)
+        values = {"reasons": tally.by_reason(), "examples": tally.examples}
+        write_json(task.report, values | {"rejected": [entry.row for entry in rejected]})
+    return _read_report(task)
+
+
+def encode_sample(
+    processor: CasaProcessor, number: int, row: Row, sample: Sample, limits: Limits
+) -> list[Row] | Rejected:
+    """One sample as rows of ``ENCODED_SCHEMA``, one for each piece; rejected where it cannot be trained on.
+
+    Args:
+        processor: Template, tokenizer and image sizes.
+        number: The sample's row in the clean artifact.
+        row: That row; only its media's sizes are looked at.
+        sample: The same as a sample.
+        limits: Of a sequence.
+    """
+    try:
+        sizes = _image_sizes(processor, row, sample)
+    except MediaError as error:
+        return _reject(number, row, error.reason, f"{error.what} {error.why}".strip())
+    budget = limits.video if is_video(sample) else limits.pictures
+    image = sum(size.tokens for size in sizes)
+    if image > budget.image:
+        detail = f"{image} image tokens; a sequence holds {budget.image}"
+        return _reject(number, row, "over_image_budget", detail)
+    encoded = processor.encode(sample, sizes)
+    if not any(encoded.loss_mask):
+        return _reject(number, row, "nothing_to_train", "no token of an answer is trained")
+    if len(encoded.input_ids) <= budget.text:
+        return [encoded_row(number, sample, encoded)]
+    split = _split(processor, sample, sizes, budget) if limits.split else None
+    if split is None:
+        detail = f"{len(encoded.input_ids)} text tokens; a sequence holds {budget.text}"
+        return _reject(number, row, "over_text_budget", detail)
+    return [encoded_row(number, piece, own, part) for part, (piece, own) in enumerate(split)]
+
+
+def _image_sizes(processor: CasaProcessor, row: Row, sample: Sample) -> list[ImageSize]:
+    images = [part for part in sample.parts if isinstance(part, Image)]
+    media = row["media"]
+    return [
+        processor.image_size(
+            media[image.media]["height"], media[image.media]["width"], frame=image.timestamp is not None
+        )
+        for image in images
+    ]
+
+
+def _split(
+    processor: CasaProcessor, sample: Sample, sizes: list[ImageSize], budget: Budget
+) -> list[tuple[Sample, EncodedSample]] | None:
+    """Pieces that each fit, encoded; ``None`` where there are none. Every piece has all the pictures."""
+
+    def fits(piece: Sample) -> bool:
+        return len(processor.encode(piece, sizes).input_ids) <= budget.text
+
+    found = pieces(sample, fits)
+    return None if found is None else [(piece, processor.encode(piece, sizes)) for piece in found]
+
+
+def _write(task: EncodeTask) -> list[Rejected]:
+    processor = load_processor(task.encoding)
+    reader = CleanReader(task.clean, SPLIT)
+    rejected: list[Rejected] = []
+
+    def rows() -> Iterator[Row]:
+        for number in (task.start + np.flatnonzero(task.keep)).tolist():
+            row = reader.without_bytes(number)
+            sample = sample_from_row(row, with_bytes=False)
+            result = encode_sample(processor, number, row, sample, task.limits)
+            if isinstance(result, Rejected):
+                rejected.append(result)
+            else:
+                yield from result
+
+    schema = ENCODED_SCHEMA.with_metadata({**(ENCODED_SCHEMA.metadata or {}), "casa.source": task.source})
+    write_shard(task.output, schema, rows())
+    return rejected
+
+
+def _read_report(task: EncodeTask) -> EncodeReport:
+    """From the files, whether this attempt wrote them or an earlier one."""
+    shard = ShardReader([task.output], ENCODED)
+    columns: dict[str, list[NDArray[np.int32]]] = {name: [np.empty(0, np.int32)] for name in _COLUMNS}
+    at = 0
+    while at < len(shard):
+        batch, _ = shard.locate(at)
+        at += batch.num_rows
+        for name in _COLUMNS:
+            columns[name].append(batch.column(name).to_numpy(zero_copy_only=False).astype(np.int32))
+    row, part, text, image, video = (np.concatenate(columns[name]) for name in _COLUMNS)
+    values = json.loads(task.report.read_text(encoding="utf-8"))
+    return EncodeReport(
+        row_E=row,
+        part_E=part,
+        text_E=text,
+        image_E=image,
+        video_E=video.astype(bool),
+        rejected=np.array(values["rejected"], np.int32),
+        tally=Tally(Counter(values["reasons"]), values["examples"]),
+    )
+
+
+def _reject(number: int, row: Row, reason: str, detail: str) -> Rejected:
+    return Rejected(
+        source=row["source"],
+        file=SPLIT,
+        row=number,
+        sample_id=row["sample_id"],
+        reason=reason,
+        detail=detail,
+        sha256=row["media"][0]["sha256"] if row["media"] else "",
+    )

@@ -1,0 +1,245 @@
+"""The ``pack`` stage: clean samples → sequences of ids and references, for one tokenizer and template.
+
+Filters decide what is kept; Ray encodes the samples of all sources in parallel; the driver sees only their
+sizes, and decides which share a sequence and in which order sequences come; Ray writes the shards. No step
+depends on the number of workers, and a stage that was killed goes on with the shards that are missing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.cards.data import write_pack_card
+from pipelines.data.filter.filters import FILTERED, filter_sources, write_filtered
+from pipelines.data.pack.accounting import check_plan, check_rows, check_written
+from pipelines.data.pack.card import pack_card
+from pipelines.data.pack.draw import draw, plan_rows
+from pipelines.data.pack.encode import SPLIT, EncodeReport, EncodeTask, Limits, encode_rows
+from pipelines.data.pack.mixture import Mixture
+from pipelines.data.pack.packing import Budget
+from pipelines.data.pack.plan import EncodedSamples, Plan, gather, plan_sequences
+from pipelines.data.pack.processor import Encoding, load_processor, make_tokenizer
+from pipelines.data.pack.write import (
+    ENCODED_FOLDER,
+    REPORTS,
+    WriteTasks,
+    Written,
+    encoded_path,
+    write_packed,
+)
+from pipelines.data.store.quarantine import QUARANTINE, Tally, merge_quarantines
+from pipelines.data.store.ray_map import ray_map
+from pipelines.data.store.store import CARD, CleanReader, write_index, write_json
+from pipelines.storage.folders import local_output, remove_leftovers, remove_tree
+
+if TYPE_CHECKING:
+    from pipelines.dag.context import StageContext
+
+ROWS_PER_TASK = 4096
+SEQUENCES_PER_SHARD = 512
+TOKENIZER = "tokenizer"
+PLACES = ("tokenizer_path", "hash_lists")
+"""Settings that only say where something lies."""
+_STEPS = 4
+
+Run = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]]
+"""A function over pieces of work, results in order."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Encoded:
+    """What became of the input: samples as ids, and what was set aside."""
+
+    samples: EncodedSamples
+    rejected: Tally
+    filters: dict[str, Any]
+
+
+def run_stage(context: StageContext) -> dict[str, Any]:
+    """Packs the training split of all of ``what.sources``.
+
+    Returns:
+        Sequences by kind, their lower bound, the fill of both budgets and the quarantined samples by reason.
+
+    Raises:
+        ConfigError: Where no sample is left to pack, or a setting cannot work.
+        StoreError: Where a row would be lost or doubled.
+    """
+    return pack_sources(context, partial(ray_map, workers=context.where["data"]["workers"]))
+
+
+def pack_sources(context: StageContext, run: Run) -> dict[str, Any]:
+    """The stage, on whatever ``run`` runs on: Ray in a run, ``map`` in a test."""
+    settings = {name: value for name, value in context.what.items() if name not in PLACES}
+    context = replace(context, what=located(context.what))
+    what, output = context.what, context.output
+    limits = limits_of(what)
+    readers = {source: CleanReader(context.inputs[source], SPLIT) for source in what["sources"]}
+    for folder in (ENCODED_FOLDER, REPORTS):
+        (output / folder).mkdir(parents=True, exist_ok=True)
+    remove_leftovers(output)
+    remove_leftovers(output / ENCODED_FOLDER)
+    context.progress(0, _STEPS, "tokenizer")
+    encoding, hashes = _prepare_encoding(context, readers)
+    context.progress(1, _STEPS, "filters")
+    found = _encode(context, readers, encoding, limits, run)
+    context.progress(3, _STEPS, "packing")
+    mixture = Mixture.from_settings(what.get("mixture") or {})
+    rows = plan_rows(found.samples, mixture)
+    plan = plan_sequences(found.samples, draw(found.samples, rows, what["seed"]), limits, what["seed"])
+    check_plan(found.samples, plan, rows)
+    shards = _write(context, found.samples, plan, hashes, run)
+    write_index(output, [asdict(shard) for shard in shards], plan.video_S)  # image is kind 0, video 1
+    card = pack_card(found.samples, plan, limits) | {
+        "encoding": {name: what[name] for name in ("template", "backbone", "max_side")} | hashes,
+        "mixture": rows.report() if mixture.declared else None,
+        "filters": found.filters,
+        "quarantine": found.rejected.by_reason(),
+    }
+    write_json(output / CARD, card)
+    write_pack_card(output, context.inputs, settings)
+    for folder in (ENCODED_FOLDER, REPORTS):
+        remove_tree(output / folder)
+    context.progress(_STEPS, _STEPS, f"{len(plan)} sequences")
+    return _summary(card)
+
+
+def located(what: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with the paths in their places that come apart from them, since only contents decide."""
+    found = dict(what)
+    if "tokenizer_path" in what:
+        found["tokenizer"] = {"path": what["tokenizer_path"]}
+    if "hash_lists" in what:
+        own = what["filters"]["decontamination"] | {"hashes": json.loads(what["hash_lists"])}
+        found["filters"] = what["filters"] | {"decontamination": own}
+    return found
+
+
+def limits_of(what: Mapping[str, Any]) -> Limits:
+    """The budgets that a stage's settings name: of videos those of pictures, where they have none."""
+    pictures = Budget(what["text_tokens"], what["image_tokens"])
+    video = what.get("video")
+    return Limits(
+        pictures=pictures,
+        video=Budget(video["text_tokens"], video["image_tokens"]) if video else pictures,
+        split=what.get("split", True),
+    )
+
+
+def _prepare_encoding(
+    context: StageContext, readers: Mapping[str, CleanReader]
+) -> tuple[Encoding, dict[str, str]]:
+    """Puts tokenizer and processor in place: training starts from the very ones that packed.
+
+    Returns:
+        How workers encode, and the hashes of tokenizer and template.
+    """
+    what = context.what
+    texts = (text for reader in readers.values() for text in reader.texts())
+    with local_output(context.output / TOKENIZER) as folder:
+        tokenizer_hash = make_tokenizer(what["tokenizer"], texts, what["template"], folder)
+        encoding = Encoding(
+            tokenizer=str(folder),
+            template=what["template"],
+            backbone=what["backbone"],
+            max_side=what["max_side"],
+            max_frame_side=what.get("max_frame_side"),
+            image_placement=what.get("image_placement", "window_start"),
+        )
+        processor = load_processor(encoding)
+        processor.save_pretrained(folder)
+    hashes = {"casa.tokenizer": tokenizer_hash, "casa.template": processor.template_hash()}
+    return replace(encoding, tokenizer=str(context.output / TOKENIZER)), hashes
+
+
+def _encode(
+    context: StageContext,
+    readers: Mapping[str, CleanReader],
+    encoding: Encoding,
+    limits: Limits,
+    run: Run,
+) -> _Encoded:
+    """Filters and encodes all rows of all sources, and makes sure that each has one fate."""
+    keep, filters = _filter(context, readers, run)
+    context.progress(2, _STEPS, "encoding")
+    tasks = _encode_tasks(context, keep, encoding, limits)
+    reports: list[EncodeReport] = []
+    for report in run(encode_rows, tasks):
+        reports.append(report)
+        context.progress(2 + len(reports) / len(tasks), _STEPS, "encoding")
+    samples = gather(context.what["sources"], [task.source for task in tasks], reports)
+    for number, source in enumerate(samples.sources):
+        own = [report.rejected for task, report in zip(tasks, reports, strict=True) if task.source == source]
+        rejected = np.concatenate([np.empty(0, np.int32), *own])
+        columns = samples.of(number, samples.row_E), samples.of(number, samples.part_E)
+        check_rows(source, keep[source], rejected, *columns)
+    merge_quarantines(context.output / QUARANTINE, (task.quarantine for task in tasks))
+    tally = Tally()
+    for report in reports:
+        tally.add(report.tally)
+    return _Encoded(samples=samples, rejected=tally, filters=filters)
+
+
+def _filter(
+    context: StageContext, readers: Mapping[str, CleanReader], run: Run
+) -> tuple[dict[str, NDArray[np.bool_]], dict[str, Any]]:
+    """Which rows of each source the recipe's filters keep, and the filters' report."""
+    filtered = filter_sources(readers, context.what.get("filters") or {}, run)
+    if filtered.report:
+        write_filtered(context.output / FILTERED, filtered.removed)
+    return filtered.keep, filtered.report
+
+
+def _encode_tasks(
+    context: StageContext, keep: Mapping[str, NDArray[np.bool_]], encoding: Encoding, limits: Limits
+) -> list[EncodeTask]:
+    spans = [
+        (source, start, min(start + ROWS_PER_TASK, len(kept)))
+        for source, kept in keep.items()
+        for start in range(0, len(kept), ROWS_PER_TASK)
+    ]
+    return [
+        EncodeTask(
+            source=source,
+            clean=context.inputs[source],
+            start=start,
+            stop=stop,
+            keep=keep[source][start:stop],
+            output=encoded_path(context.output, number),
+            encoding=encoding,
+            limits=limits,
+        )
+        for number, (source, start, stop) in enumerate(spans)
+    ]
+
+
+def _write(
+    context: StageContext, samples: EncodedSamples, plan: Plan, metadata: dict[str, str], run: Run
+) -> list[Written]:
+    """Writes all shards, and makes sure that each holds what was planned."""
+    tasks = WriteTasks(context.output, samples, plan, metadata, SEQUENCES_PER_SHARD)
+    shards: list[Written] = []
+    for number, shard in enumerate(run(write_packed, tasks)):
+        check_written(shard.file, tasks.planned_checksum(number), shard.checksum)
+        shards.append(shard)
+        context.progress(3 + len(shards) / len(tasks), _STEPS, "writing")
+    return shards
+
+
+def _summary(card: Mapping[str, Any]) -> dict[str, Any]:
+    pictures = card["by_kind"]["image"]
+    headline = (
+        f"{card['sequences']:,} sequences, at best {card['lower_bound']:,} · with pictures: "
+        f"text {pictures['fill']['text']:.0%} full, images {pictures['fill']['image']:.0%}"
+    )
+    if rejected := sum(card["quarantine"].values()):
+        headline += f" · {rejected:,} quarantined"
+    names = ("sequences", "lower_bound", "fill", "by_kind", "quarantine")
+    return {"headline": headline} | {name: card[name] for name in names}

@@ -1,0 +1,145 @@
+"""The rows of encoded samples and of packed sequences: their schemas, and a packed row taken apart again.
+
+:mod:`pipelines.data.pack.assemble` makes the second from the first.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from casa_core.types import EncodedSample, Image, Sample
+from pipelines.data.store.rows import is_video
+
+_SIZES = ("original_height", "original_width", "height", "width", "tokens")
+_TURN = pa.struct([("start", pa.int32()), ("end", pa.int32())])
+_ENCODED_IMAGE = [
+    ("media", pa.int32()),
+    ("timestamp", pa.float64()),  # null for a still picture
+    *[(name, pa.int32()) for name in _SIZES],
+]
+
+ENCODED_SCHEMA = pa.schema(
+    [
+        ("row", pa.int32()),
+        ("part", pa.int32()),
+        ("sample_id", pa.string()),
+        ("input_ids", pa.list_(pa.int32())),
+        ("loss_mask", pa.list_(pa.bool_())),
+        ("image_positions", pa.list_(pa.int32())),
+        ("images", pa.list_(pa.struct(_ENCODED_IMAGE))),
+        ("turns", pa.list_(_TURN)),
+        ("text_tokens", pa.int32()),
+        ("image_tokens", pa.int32()),
+        ("video", pa.bool_()),
+    ],
+    metadata={"casa.schema": "encoded/2"},
+)
+"""One sample as ids. ``row`` is its row in the source's clean artifact; of a sample that had to be split,
+``part`` counts the pieces from 0. A shard's metadata names the source (``casa.source``)."""
+
+DOCUMENT = pa.struct(
+    [
+        ("source", pa.string()),
+        ("row", pa.int32()),
+        ("sample_id", pa.string()),
+        ("part", pa.int32()),
+        ("occurrence", pa.int32()),
+        ("turns", pa.list_(_TURN)),
+    ]
+)
+IMAGE = pa.struct([("source", pa.string()), ("row", pa.int32()), *_ENCODED_IMAGE])
+
+PACK_SCHEMA = pa.schema(
+    [
+        ("input_ids", pa.list_(pa.int32())),
+        ("loss_mask", pa.list_(pa.bool_())),
+        ("document_starts", pa.list_(pa.int32())),
+        ("image_positions", pa.list_(pa.int32())),
+        ("images", pa.list_(IMAGE)),
+        ("documents", pa.list_(DOCUMENT)),
+        ("text_tokens", pa.int32()),
+        ("image_tokens", pa.int32()),
+        ("kind", pa.string()),
+    ],
+    metadata={"casa.schema": "pack/2"},
+)
+"""One sequence: samples with pictures, or one video. Positions and turns count from its first token."""
+
+Kind = Literal["image", "video"]
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One sample of a packed sequence, or one piece of it, taken out again.
+
+    Positions and turns count from its own first token.
+
+    Attributes:
+        row: Of the source's clean artifact.
+        part: Which piece of the sample this is; 0 where it was not split.
+        occurrence: Which of its passes over the data, from 0.
+        images: As in ``PACK_SCHEMA``: where their bytes lie, their sizes and times.
+    """
+
+    source: str
+    row: int
+    sample_id: str
+    part: int
+    occurrence: int
+    input_ids: tuple[int, ...]
+    loss_mask: tuple[bool, ...]
+    image_positions: tuple[int, ...]
+    images: tuple[Row, ...]
+    turns: tuple[tuple[int, int], ...]
+
+
+def encoded_row(row: int, sample: Sample, encoded: EncodedSample, part: int = 0) -> Row:
+    """A row of ``ENCODED_SCHEMA``."""
+    images = [image for image in sample.parts if isinstance(image, Image)]
+    return {
+        "row": row,
+        "part": part,
+        "sample_id": sample.sample_id,
+        "input_ids": encoded.input_ids,
+        "loss_mask": encoded.loss_mask,
+        "image_positions": encoded.image_positions,
+        "images": [
+            {"media": image.media, "timestamp": image.timestamp, **asdict(size)}
+            for image, size in zip(images, encoded.images, strict=True)
+        ],
+        "turns": [{"start": start, "end": end} for start, end in encoded.turns],
+        "text_tokens": len(encoded.input_ids),
+        "image_tokens": sum(size.tokens for size in encoded.images),
+        "video": is_video(sample),
+    }
+
+
+def documents_of(packed: Mapping[str, Any]) -> list[Document]:
+    """The samples of a packed row, taken apart."""
+    starts = [*packed["document_starts"], len(packed["input_ids"])]
+    positions = packed["image_positions"]  # ascending
+    documents = []
+    for number, entry in enumerate(packed["documents"]):
+        start, end = starts[number], starts[number + 1]
+        own = range(bisect_left(positions, start), bisect_left(positions, end))
+        documents.append(
+            Document(
+                source=entry["source"],
+                row=entry["row"],
+                sample_id=entry["sample_id"],
+                part=entry["part"],
+                occurrence=entry["occurrence"],
+                input_ids=tuple(packed["input_ids"][start:end]),
+                loss_mask=tuple(packed["loss_mask"][start:end]),
+                image_positions=tuple(positions[at] - start for at in own),
+                images=tuple(packed["images"][at] for at in own),
+                turns=tuple((turn["start"] - start, turn["end"] - start) for turn in entry["turns"]),
+            )
+        )
+    return documents

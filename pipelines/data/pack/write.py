@@ -1,0 +1,170 @@
+"""Planned sequences → packed shards, each written by one task from the encoded shards it needs.
+
+Suffixes as in :mod:`pipelines.data.pack.plan`: D documents of a shard, S sequences.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pipelines.data.pack.accounting import checksum, planned_checksum
+from pipelines.data.pack.assemble import Documents, join
+from pipelines.data.pack.encode import ENCODED
+from pipelines.data.pack.plan import EncodedSamples, Int32s, Ints, Plan
+from pipelines.data.pack.sequences import PACK_SCHEMA
+from pipelines.data.store.store import ShardReader, write_batches, write_json
+from pipelines.storage.folders import Folder
+
+ENCODED_FOLDER = ".encoded"
+REPORTS = ".reports"
+
+
+def encoded_path(output: Folder, shard: int) -> Folder:
+    """Where an encoded shard lies until its samples are packed."""
+    return output / ENCODED_FOLDER / f"{shard:06d}.arrow"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriteTask:
+    """One shard of packed sequences to write.
+
+    Attributes:
+        output: The artifact.
+        number: Of the shard.
+        sources: Names, in the recipe's order.
+        shard_D, row_D: Encoded shard of each document, and its row there.
+        occurrence_D: Which pass over the data it belongs to.
+        offsets_S: Document at which each sequence starts, and D at the end.
+        video_S: Which sequences are videos.
+        metadata: Of the shard's schema.
+    """
+
+    output: Folder
+    number: int
+    sources: tuple[str, ...]
+    shard_D: Int32s
+    row_D: Int32s
+    occurrence_D: Int32s
+    offsets_S: Ints
+    video_S: NDArray[np.bool_]
+    metadata: dict[str, str]
+
+    @property
+    def name(self) -> str:
+        """The shard's file."""
+        return f"packed-{self.number:05d}.arrow"
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A packed shard that is whole: its file, rows, and the checksum of the documents in it."""
+
+    file: str
+    rows: int
+    checksum: int
+
+
+class WriteTasks(Sequence[WriteTask]):
+    """The tasks of a plan, each made when it is asked for: together they would repeat the whole plan."""
+
+    def __init__(
+        self, output: Folder, encoded: EncodedSamples, plan: Plan, metadata: dict[str, str], per_shard: int
+    ) -> None:
+        self._output, self._encoded, self._plan = output, encoded, plan
+        self._metadata, self._per_shard = metadata, per_shard
+
+    def __len__(self) -> int:
+        return -(-len(self._plan) // self._per_shard)
+
+    def __getitem__(self, number: int) -> WriteTask:  # pyright: ignore[reportIncompatibleMethodOverride]
+        start, stop = self._span(number)
+        plan, encoded = self._plan, self._encoded
+        offsets_S = plan.offsets_S[start : stop + 1]
+        members = slice(offsets_S[0], offsets_S[-1])
+        samples_D = plan.sample_M[members]
+        shard_D = np.searchsorted(encoded.shard_starts, samples_D, side="right") - 1
+        return WriteTask(
+            output=self._output,
+            number=number,
+            sources=encoded.sources,
+            shard_D=shard_D.astype(np.int32),
+            row_D=(samples_D - encoded.shard_starts[shard_D]).astype(np.int32),
+            occurrence_D=plan.occurrence_M[members].copy(),
+            offsets_S=offsets_S - offsets_S[0],
+            video_S=plan.video_S[start:stop].copy(),
+            metadata=self._metadata,
+        )
+
+    def planned_checksum(self, number: int) -> int:
+        """What the documents of a shard must add up to."""
+        return planned_checksum(self._encoded, self._plan, *self._span(number))
+
+    def _span(self, number: int) -> tuple[int, int]:
+        if not 0 <= number < len(self):
+            raise IndexError(f"shard {number} of {len(self)}")
+        start = number * self._per_shard
+        return start, min(start + self._per_shard, len(self._plan))
+
+
+def write_packed(task: WriteTask) -> Written:
+    """Writes one shard and, last, a report of it; where that report exists already, nothing is done."""
+    report = task.output / REPORTS / f"{task.name}.json"
+    if report.is_file():
+        return Written(**json.loads(report.read_text(encoding="utf-8")))
+    packed = join(_documents(task))
+    schema = PACK_SCHEMA.with_metadata({**(PACK_SCHEMA.metadata or {}), **task.metadata})
+    write_batches(task.output / task.name, schema, [packed])
+    written = Written(task.name, packed.num_rows, _checksum(packed, task.sources))
+    write_json(report, asdict(written))
+    return written
+
+
+def _documents(task: WriteTask) -> Documents:
+    """The task's documents in packed order; each encoded shard is opened once, only its rows are copied."""
+    order = np.lexsort((task.row_D, task.shard_D))
+    shards, starts = np.unique(task.shard_D[order], return_index=True)
+    found: list[pa.RecordBatch] = []
+    sources: list[str] = []
+    for shard, rows in zip(shards.tolist(), np.split(task.row_D[order], starts[1:]), strict=True):
+        reader = ShardReader([encoded_path(task.output, shard)], ENCODED)
+        found += _taken(reader, rows)
+        sources += [reader.metadata["casa.source"]] * len(rows)
+    back = np.empty(len(order), np.int64)
+    back[order] = np.arange(len(order))
+    plain = [batch.replace_schema_metadata() for batch in found]  # theirs names a source
+    return Documents(
+        rows=pa.concat_batches(plain).take(pa.array(back)),
+        source_D=pa.array(sources, pa.string()).take(pa.array(back)),
+        occurrence_D=task.occurrence_D,
+        offsets_S=task.offsets_S,
+        video_S=task.video_S,
+    )
+
+
+def _taken(reader: ShardReader, rows: NDArray[np.integer]) -> Iterator[pa.RecordBatch]:
+    """Some rows of a shard, ascending, as one batch for each batch of the file they lie in."""
+    at = 0
+    while at < len(rows):
+        batch, place = reader.locate(int(rows[at]))
+        first = int(rows[at]) - place
+        end = int(np.searchsorted(rows, first + batch.num_rows, side="left"))
+        yield batch.take(pa.array(rows[at:end] - first))
+        at = end
+
+
+def _checksum(packed: pa.RecordBatch, sources: Sequence[str]) -> int:
+    """Of the documents in what is written, not of those in the plan."""
+    documents = packed.column("documents").flatten()
+    number_of = pa.array(sources, pa.string())
+    source, row, part, occurrence = (
+        documents.field(name) for name in ("source", "row", "part", "occurrence")
+    )
+    numbers = pc.index_in(source, value_set=number_of)  # pyright: ignore[reportAttributeAccessIssue]
+    return checksum(*(column.to_numpy(zero_copy_only=False) for column in (numbers, row, part, occurrence)))

@@ -1,0 +1,83 @@
+"""FineVision: parquet files of conversations about pictures, ``<subset>/train-*.parquet``.
+
+``images: list<struct<bytes, path>>, texts: list<struct<user, assistant>>, source: string``, and four ratings
+a turn (``*_ratings: list<int64>`` with ``*_min: int64``), any of which may be null or absent. Docmatix and
+the Cauldron have the same layout without ``source``, where a turn may name its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.data.read.corpora.conversation import arrange, pictures, turns_from_pairs
+from pipelines.data.read.formats.parquet import Row, parquet_rows, parquet_spans, still_picture
+from pipelines.data.read.source.base import BadRecord, Place, RawMedia, Record, Span, collect, split_files
+from pipelines.data.read.source.files import Files
+from pipelines.data.read.source.subsets import choose_subsets, subset_of
+from pipelines.data.store.quarantine import Rejected
+
+RATINGS = ("relevance", "image_correspondence", "visual_dependency", "formatting")
+"""What each turn is rated for, from 1 to 5."""
+_RATING_COLUMNS = tuple(f"{name}_{kind}" for name in RATINGS for kind in ("ratings", "min"))
+_NEEDED = ("images", "texts")
+_WANTED = ("source", *_RATING_COLUMNS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineVisionReader:
+    """Reads FineVision's layout; one span a row group.
+
+    A sample's meta holds ``subset`` and, where known, ``question_type``, ``<name>_ratings`` (one a turn) and
+    ``<name>_min`` for the four ``RATINGS``.
+
+    Attributes:
+        files: The folder with the subsets' folders, or with parquet files.
+        source: The data source's name in the recipe.
+        subsets: Names or patterns of the subsets to read; None for all.
+        exclude_subsets: Subsets to leave out.
+    """
+
+    files: Files
+    source: str
+    subsets: tuple[str, ...] | None = None
+    exclude_subsets: tuple[str, ...] = ()
+
+    def spans(self, split: str) -> list[Span]:
+        """One span a row group, from the footers; a file without a readable footer is one bad record."""
+        names = split_files(self.files, split, ".parquet")
+        chosen = choose_subsets(self.source, names, self.subsets, self.exclude_subsets)
+        return parquet_spans(self.files, chosen)
+
+    def read(self, span: Span) -> Iterator[Record | Rejected]:
+        """The rows of one row group; where its pages are broken, its rows from there on are rejected."""
+        rows = parquet_rows(self.files, span, needed=_NEEDED, wanted=_WANTED)
+        return collect(self.source, span, rows, self._parse)
+
+    def _parse(self, place: Place, row: Row) -> Record:
+        turns = turns_from_pairs(row["texts"])
+        media = _pictures(row["images"] or [])
+        return place.record(arrange(turns, pictures(len(media))), media, _meta(place.file, row))
+
+
+def _pictures(images: Any) -> tuple[RawMedia, ...]:
+    if not isinstance(images, list):
+        raise BadRecord("bad_record", f"images is no list: {type(images).__name__}")
+    found = [still_picture(image, number) for number, image in enumerate(images)]
+    media = tuple(picture for picture in found if picture is not None)
+    if len(media) < len(found):
+        raise BadRecord("missing_image", f"image {found.index(None)} of {len(found)} has no bytes")
+    return media
+
+
+def _meta(file: str, row: Row) -> dict[str, Any]:
+    """The subset, the kind of question where the subset names one (``easy-vqa/color``), and known ratings."""
+    named = (turn.get("source") for turn in row["texts"])
+    subset = row.get("source") or next((name for name in named if name), None) or subset_of(file)
+    if not isinstance(subset, str):
+        raise BadRecord("bad_record", f"the source is no string: {type(subset).__name__}")
+    meta: dict[str, Any] = {"subset": subset}
+    if "/" in subset:
+        meta["question_type"] = subset.rsplit("/", 1)[1]
+    return meta | {name: row[name] for name in _RATING_COLUMNS if row.get(name) is not None}

@@ -1,0 +1,155 @@
+"""Live-WhisperX: JSONL of clips with a spoken commentary, each word with its times.
+
+A line is ``[user, assistant]``; the user's content is a video span and a query (with ``previous``, ``title``
+and ``category``, any of which may be absent), the assistant's a ``text_stream`` of ``[start, end, word]``.
+All times are absolute in the video. **The last line is the list of line offsets**
+(:mod:`pipelines.data.read.formats.lines`). Clips are short parts of long videos: only the part is kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from casa_core.types import Image, Part, Text
+from pipelines.data.read.corpora.video import cut_clip, frame_times
+from pipelines.data.read.corpora.videos import VIDEO_BYTES, Videos
+from pipelines.data.read.formats.lines import json_lines, line_spans
+from pipelines.data.read.source.base import (
+    BadRecord,
+    Place,
+    RawMedia,
+    Record,
+    Span,
+    collect,
+    inner_path,
+    split_files,
+)
+from pipelines.data.read.source.files import Files
+from pipelines.data.store.quarantine import Rejected
+
+_TIME_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveWhisperXReader:
+    """Reads Live-WhisperX's layout.
+
+    A sample's meta holds the clip (``video``, ``video_start``, ``video_end``, ``fps``), and ``previous``,
+    ``title`` and ``category`` where known.
+
+    Attributes:
+        files: The folder with the JSONL files; video paths are relative to it.
+        source: The data source's name in the recipe.
+        fps: Frames sampled a second, from the clip's start on; each is followed by the words that begin
+            before the next.
+        context: What is told to the model before the query, a line each where it is known: ``title``,
+            ``category``, and ``previous``, the commentary before the clip.
+    """
+
+    files: Files
+    source: str
+    fps: float = 2.0
+    context: tuple[str, ...] = ()
+
+    def spans(self, split: str) -> list[Span]:
+        """Spans of up to 64 lines.
+
+        Raises:
+            DataError: Where the last line's offsets contradict the file.
+        """
+        return line_spans(self.files, split_files(self.files, split, ".jsonl"), VIDEO_BYTES)
+
+    def read(self, span: Span) -> Iterator[Record | Rejected]:
+        """The records of the span's lines."""
+        videos = Videos(self.files)
+        lines = json_lines(self.files, span)
+        return collect(self.source, span, lines, lambda place, line: self._parse(place, line, videos))
+
+    def _parse(self, place: Place, line: Any, videos: Videos) -> Record:
+        video, query, stream = _layout(line)
+        start, end = _seconds(video, "video_start"), _seconds(video, "video_end")
+        if end <= start or start < 0:
+            raise BadRecord("bad_record", f"the clip runs from {start} to {end} seconds")
+        name = inner_path(video["video"])
+        times = frame_times(start, end, self.fps)
+        frames = words_by_frame(_words(stream), start, end, self.fps)
+        parts: list[Part] = [Text(role="user", text=self._prompt(query))]
+        for time, words in zip(times, frames, strict=True):
+            parts.append(Image(role="assistant", timestamp=time))
+            parts.append(Text(role="assistant", text=" ".join(words), trained=True))
+        data = cut_clip(videos.read(name), start, end)
+        known = {name: query[name] for name in ("previous", "title", "category") if query.get(name)}
+        return place.record(
+            tuple(parts),
+            (RawMedia(kind="video", data=data, name=video["video"]),),
+            {"video": video["video"], "video_start": start, "video_end": end, "fps": self.fps} | known,
+        )
+
+    def _prompt(self, query: dict[str, Any]) -> str:
+        told = [f"{name.capitalize()}: {query[name]}" for name in self.context if query.get(name)]
+        return "\n".join([*told, query["text"]])
+
+
+def words_by_frame(
+    words: Sequence[tuple[float, str]], start: float, end: float, fps: float
+) -> list[list[str]]:
+    """Assigns words to the frames sampled at ``start + n / fps`` before ``end``.
+
+    Args:
+        words: ``(absolute start in seconds, word)``.
+        start, end: The clip, absolute seconds.
+        fps: Frames a second.
+
+    Returns:
+        One list a frame: the words that begin from it on and before the next. A word that begins up to one
+        frame outside the clip belongs to its nearest frame.
+
+    Raises:
+        BadRecord: ``word_outside_clip`` for one farther out.
+    """
+    frames: list[list[str]] = [[] for _ in frame_times(start, end, fps)]
+    for time, word in words:
+        number = math.floor((time - start) * fps + _TIME_TOLERANCE)
+        if not -1 <= number <= len(frames):
+            raise BadRecord(
+                "word_outside_clip", f"{word!r} at {time} s; the clip runs from {start} to {end} s"
+            )
+        frames[min(max(number, 0), len(frames) - 1)].append(word)
+    return frames
+
+
+def _layout(line: Any) -> tuple[dict[str, Any], dict[str, Any], list[Any]]:
+    """The video span, the query and the word stream of one line."""
+    try:
+        user, assistant = line
+        video = next(entry for entry in user["content"] if entry["type"] == "video")
+        query = next(entry for entry in user["content"] if entry["type"] == "text")
+        stream = assistant["content"][0]["text_stream"]
+    except (StopIteration, TypeError, KeyError, ValueError, IndexError) as error:
+        raise BadRecord("bad_record", f"not [user, assistant] as documented: {error!r}") from error
+    if not isinstance(query.get("text"), str) or not isinstance(video.get("video"), str):
+        raise BadRecord("bad_record", "the query or the video's path is not a string")
+    return video, query, stream
+
+
+def _words(stream: Any) -> list[tuple[float, str]]:
+    words = []
+    for entry in stream if isinstance(stream, list) else [None]:
+        if not (isinstance(entry, list) and len(entry) == 3 and isinstance(entry[2], str)):
+            raise BadRecord("bad_record", f"a word is not [start, end, text]: {entry!r}")
+        if entry[2].strip():
+            words.append((_number(entry[0], "a word's start"), entry[2].strip()))
+    return words
+
+
+def _seconds(video: dict[str, Any], name: str) -> float:
+    return _number(video.get(name), name)
+
+
+def _number(value: Any, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise BadRecord("bad_record", f"{name} is not a time in seconds: {value!r}")
+    return float(value)

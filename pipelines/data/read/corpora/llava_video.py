@@ -1,0 +1,110 @@
+"""LLaVA-Video-178K: JSON arrays of conversations about videos, a folder per config.
+
+``{id, conversations: [{from, value}], data_source, video: relative path}``, the first question holding a raw
+``<image>`` for the video. The file's name says what is asked: ``*cap*.json`` for a caption, ``*oe*.json``
+open-ended questions, ``*mc*.json`` multiple choice. Paths are relative to the JSON file's folder or to the
+root; the corpus ships its videos in archives, which are to be unpacked beside the JSON files first.
+
+The whole video is one window: all its frames stand before the first question. Two frames a second, 20 frames
+of a video below 10 s; one longer than ``max_seconds`` is set aside as ``over_duration``, because the corpus
+promises none and a part of a video may not answer its question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+from casa_core.types import Image
+from pipelines.data.read.corpora.conversation import arrange, turns_from
+from pipelines.data.read.corpora.video import clip_times
+from pipelines.data.read.corpora.videos import VIDEO_BYTES, Videos
+from pipelines.data.read.formats.json_array import array_items, array_spans
+from pipelines.data.read.source.base import (
+    BadRecord,
+    Place,
+    RawMedia,
+    Record,
+    Span,
+    collect,
+    inner_path,
+    split_files,
+)
+from pipelines.data.read.source.files import Files
+from pipelines.data.read.source.subsets import choose_subsets, subset_of
+from pipelines.data.store.quarantine import Rejected
+
+KINDS = {"caption": "cap", "open_ended": "oe", "multiple_choice": "mc"}
+"""What is asked → what the file's name contains."""
+MAX_SECONDS = 180.0
+_ROUNDING = 1.0
+"""Seconds by which a container may overstate a video of the maximal length."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LlavaVideoReader:
+    """Reads LLaVA-Video-178K's layout; spans of up to 64 items of an array.
+
+    A sample's id is the record's own with its place behind it; its meta holds ``subset``, ``kind``,
+    ``video``, ``duration`` and ``fps``, and ``id`` and ``data_source`` where known.
+
+    Attributes:
+        files: The folder with the configs' folders.
+        source: The data source's name in the recipe.
+        subsets, exclude_subsets: Names or patterns of the configs to read, and to leave out.
+        kinds: Which of ``KINDS`` to read.
+        fps: Frames a second.
+        max_seconds: The longest video.
+    """
+
+    files: Files
+    source: str
+    subsets: tuple[str, ...] | None = None
+    exclude_subsets: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = tuple(KINDS)
+    fps: float = 2.0
+    max_seconds: float = MAX_SECONDS
+
+    def spans(self, split: str) -> list[Span]:
+        """The items of all annotation files of the kinds asked for; other JSON files do not count."""
+        names = [name for name in split_files(self.files, split, ".json") if kind_of(name) in self.kinds]
+        chosen = choose_subsets(self.source, names, self.subsets, self.exclude_subsets)
+        return array_spans(self.files, chosen, VIDEO_BYTES)
+
+    def read(self, span: Span) -> Iterator[Record | Rejected]:
+        """The items of the span; the header of each one's video is opened for its duration."""
+        videos = Videos(self.files)
+        items = array_items(self.files, span)
+        parse = lambda place, item: self._parse(place, item, videos)  # noqa: E731
+        return collect(self.source, span, items, parse, own_id=_own_id)
+
+    def _parse(self, place: Place, item: Any, videos: Videos) -> Record:
+        if not isinstance(item, dict):
+            raise BadRecord("bad_record", f"the item is no object: {type(item).__name__}")
+        turns = turns_from(item.get("conversations"))
+        folder = str(PurePosixPath(place.file).parent)
+        data = videos.read(inner_path(item.get("video"), folder), inner_path(item["video"]))
+        duration = videos.duration()
+        if duration > self.max_seconds + _ROUNDING:
+            raise BadRecord("over_duration", f"{duration:.1f} s; at most {self.max_seconds:g} s are used")
+        times = clip_times(0.0, min(duration, self.max_seconds), self.fps)
+        frames = [Image(timestamp=time) for time in times]
+        known = {name: item[name] for name in ("id", "data_source") if item.get(name) is not None}
+        meta = {"subset": subset_of(place.file), "kind": kind_of(place.file), "video": item["video"]}
+        return place.record(
+            arrange(turns, [frames]),
+            (RawMedia(kind="video", data=data, name=item["video"]),),
+            {**meta, "duration": duration, "fps": self.fps, **known},
+        )
+
+
+def kind_of(file: str) -> str | None:
+    """Which of ``KINDS`` an annotation file holds, by its name; None for any other file."""
+    name = PurePosixPath(file).name
+    return next((kind for kind, mark in KINDS.items() if mark in name), None)
+
+
+def _own_id(item: Any) -> Any:
+    return item.get("id") if isinstance(item, dict) else None

@@ -1,0 +1,1 @@
+"""Container formats of raw corpora: parquet, JSON lines, JSON arrays, WebDataset tar shards."""

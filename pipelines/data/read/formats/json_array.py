@@ -1,0 +1,131 @@
+"""Items of a large JSON array by byte offset: the file is read once in pieces, and never held as a whole."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from pipelines.data.read.source.base import BadRecord, Span
+from pipelines.data.read.source.files import Files
+
+RECORDS_PER_SPAN = 64
+LARGEST_ITEM = 16 << 20
+"""Characters after which an item that does not end counts as broken."""
+_CHUNK = 4 << 20
+_DECODER = json.JSONDecoder()
+_BLANK = re.compile(r"[ \t\r\n]*")
+
+
+def array_spans(files: Files, names: Sequence[str], media_bytes: int) -> list[Span]:
+    """Spans of up to 64 items of each file; where a file breaks off, what is left of it is one bad record.
+
+    Args:
+        files: Where the files lie.
+        names: JSON files, an array each.
+        media_bytes: A guess at what a record's video takes.
+    """
+    spans: list[Span] = []
+    for name, (ends, whole) in zip(
+        names, files.map(lambda name: _item_ends(files, name), names), strict=True
+    ):
+        for start in range(0, len(ends) - 1, RECORDS_PER_SPAN):
+            stop = min(start + RECORDS_PER_SPAN, len(ends) - 1)
+            begin, end = ends[start], ends[stop]
+            size = end - begin + (stop - start) * media_bytes
+            spans.append(Span(file=name, start=start, stop=stop, bytes=size, begin=begin, end=end))
+        if not whole:
+            rest, at = len(ends) - 1, ends[-1]
+            spans.append(Span(file=name, start=rest, stop=rest + 1, bytes=0, begin=at, end=at))
+    return spans
+
+
+def array_items(files: Files, span: Span) -> Iterator[Any | BadRecord]:
+    """The items of a span; the one ``BadRecord`` of a span that stands for the broken end of a file."""
+    if span.begin == span.end:
+        yield BadRecord("truncated_file", f"no item and no end of the array follows byte {span.begin}")
+        return
+    with files.open(span.file) as file:
+        file.seek(span.begin)
+        # As the plan saw it: bytes that are no UTF-8 cost their own item, and do not move the others.
+        text = file.read(span.end - span.begin).decode("utf-8", "surrogateescape")
+    at = 0
+    for _ in range(span.records):
+        item, at = _DECODER.raw_decode(text, _next_item(text, at))
+        yield item
+
+
+def _next_item(text: str, at: int) -> int:
+    """Past blanks, and past the bracket or comma before an item."""
+    at = _blank(text, at)
+    return _blank(text, at + 1) if text[at : at + 1] in ("[", ",") else at
+
+
+def _blank(text: str, at: int) -> int:
+    match = _BLANK.match(text, at)
+    return match.end() if match else at
+
+
+def _item_ends(files: Files, name: str) -> tuple[list[int], bool]:
+    """0, then the byte offset behind each item; and whether the array is closed behind the last."""
+    with files.open(name) as file:
+        return _Scanner(file).run()
+
+
+class _Scanner:
+    """Reads one array piece by piece: from ``at`` (byte ``base`` of the file) on, ``text`` is still to do."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+        self._text, self._at, self._base, self._done = "", 0, 0, False
+
+    def run(self) -> tuple[list[int], bool]:
+        """As ``_item_ends``."""
+        ends = [0]
+        try:
+            while True:
+                mark, following = self._marks()
+                if mark == "]" and len(ends) > 1:
+                    return ends, True
+                if mark != ("," if len(ends) > 1 else "["):
+                    return ends, False
+                if len(ends) == 1 and following == "]":
+                    return ends, True
+                self._pass(self._item_end())
+                ends.append(self._base)
+        except (ValueError, RecursionError):  # not JSON, or nested without end: here the file breaks
+            return ends, False
+
+    def _marks(self) -> tuple[str, str]:
+        """The next character that is not blank, and the one after it; empty at the end."""
+        while True:
+            first = _blank(self._text, self._at)
+            second = _blank(self._text, first + 1)
+            if second < len(self._text) or self._done:
+                return self._text[first : first + 1], self._text[second : second + 1]
+            self._more()
+
+    def _item_end(self) -> int:
+        """Where the item behind the bracket or comma ends in ``text``."""
+        while True:
+            try:
+                _, end = _DECODER.raw_decode(self._text, _next_item(self._text, self._at))
+                if end < len(self._text) or self._done:  # a number may go on in the next piece
+                    return end
+            except ValueError:
+                if len(self._text) - self._at > LARGEST_ITEM or self._done:
+                    raise
+            self._more()
+
+    def _pass(self, end: int) -> None:
+        self._base += len(self._text[self._at : end].encode("utf-8", "surrogateescape"))
+        self._at = end
+
+    def _more(self) -> None:
+        data = self._file.read(_CHUNK)
+        self._done = not data
+        self._text = self._text[self._at :] + self._decoder.decode(data, final=self._done)
+        self._at = 0

@@ -1,0 +1,1 @@
+"""Where raw records lie and what a reader is: files, locations, spans, subsets, reasons."""

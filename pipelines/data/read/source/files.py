@@ -1,0 +1,216 @@
+"""Raw files by name under one root: a local folder, or a URI as :mod:`pipelines.data.read.source.locations` knows it.
+
+What a network does in passing (a reset connection, a busy server) is tried again with growing waits. What
+stays broken raises :class:`TransferError`, which no reader mistakes for a broken record: a run that loses its
+network stops, and does not put half a corpus into the quarantine.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeVar
+
+import pyarrow as pa
+from pyarrow import fs
+
+from casa_core.errors import CasaError, DataError
+from pipelines.data.read.source.locations import is_remote, locate
+
+ATTEMPTS = 5
+FIRST_WAIT = 0.25
+"""Seconds before the second attempt; each further wait is twice as long."""
+_BUFFER = 256 << 10
+_REQUESTS = 16
+"""Remote files asked about side by side: each costs a round trip or two, and hardly any work."""
+
+Result = TypeVar("Result")
+
+
+class TransferError(CasaError, RuntimeError):
+    """A file that a remote store has and does not hand out, after several attempts."""
+
+
+@dataclass(frozen=True)
+class Files:
+    """The files under ``root``; picklable, and opened anew in each process.
+
+    Attributes:
+        root: A folder or a URI (``s3://``, ``hf://``, ``gs://``, ``file://``).
+    """
+
+    root: str
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"root": self.root}  # neither connections nor listings travel
+
+    @cached_property
+    def _location(self) -> tuple[fs.FileSystem, str]:
+        return self._attempt(self.root, lambda: locate(self.root))
+
+    @cached_property
+    def _listing(self) -> tuple[str, ...]:
+        filesystem, path = self._location
+        selector = fs.FileSelector(path, recursive=True)
+        try:
+            infos = self._attempt(self.root, lambda: filesystem.get_file_info(selector))
+        except OSError as error:
+            raise DataError(
+                f"The folder {self.root} cannot be listed.", str(error), "Check the source's path."
+            ) from error
+        found = (info.path for info in infos if info.type == fs.FileType.File)
+        return tuple(sorted(name[len(path) :].lstrip("/") for name in found))
+
+    def names(self, suffix: str | tuple[str, ...]) -> list[str]:
+        """Names, relative to the root and sorted, of all files below it that end with (one of) ``suffix``.
+
+        The root is listed once a process.
+
+        Raises:
+            DataError: Where the root does not exist.
+            TransferError: Where it cannot be reached.
+        """
+        return [name for name in self._listing if name.endswith(suffix)]
+
+    def open(self, name: str) -> pa.NativeFile:
+        """A seekable file.
+
+        Raises:
+            FileNotFoundError: Where there is none of that name.
+            TransferError: From the file's methods too, where it cannot be reached.
+        """
+        if not is_remote(self.root):
+            return self._handle(name)
+        raw = _RemoteFile(name, lambda: self._handle(name))
+        return pa.PythonFile(io.BufferedReader(raw, _BUFFER), mode="r")
+
+    def read(self, name: str) -> bytes:
+        """All bytes of a file; raises as ``open``."""
+
+        def whole() -> bytes:
+            with self._handle(name) as file:
+                return file.read()
+
+        return self._attempt(name, whole)
+
+    def exists(self, name: str) -> bool:
+        """Whether there is such a file; raises ``TransferError``."""
+        filesystem, path = self._location
+        info = self._attempt(name, lambda: filesystem.get_file_info(f"{path}/{name}"))
+        return info.type == fs.FileType.File
+
+    def map(self, function: Callable[[str], Result], names: Sequence[str]) -> Iterator[Result]:
+        """``function`` of each name, in order; of remote files several at a time."""
+        if not is_remote(self.root):
+            yield from map(function, names)
+            return
+        self._location  # noqa: B018 - opened once, before the threads share it
+        with ThreadPoolExecutor(_REQUESTS) as threads:
+            yield from threads.map(function, names)
+
+    def _handle(self, name: str) -> pa.NativeFile:
+        filesystem, path = self._location
+        return filesystem.open_input_file(f"{path}/{name}")
+
+    def _attempt(self, name: str, action: Callable[[], Result]) -> Result:
+        return attempt(name, action) if is_remote(self.root) else action()
+
+
+class _RemoteFile(io.RawIOBase):
+    """A remote file whose reads are attempted several times, each time on a new connection."""
+
+    def __init__(self, name: str, connect: Callable[[], Any]) -> None:
+        self._name, self._connect = name, connect
+        self._file: Any = attempt(name, connect)
+        self._size: int = attempt(name, self._file.size)
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = max(0, start + offset)
+        return self._position
+
+    def readinto(self, buffer: Any, /) -> int:
+        data = self._fetch(min(len(buffer), max(0, self._size - self._position)))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def readall(self) -> bytes:
+        return self._fetch(max(0, self._size - self._position))
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()
+
+    def _fetch(self, size: int) -> bytes:
+        def once() -> bytes:
+            if self._file is None:
+                self._file = self._connect()
+            try:
+                self._file.seek(self._position)
+                data = self._file.read(size)
+                if len(data) < size:
+                    raise ConnectionError(f"{len(data)} bytes arrived where {size} were asked for")
+                return data
+            except Exception:
+                self._file = None  # whatever state it is in, the next attempt starts with a new connection
+                raise
+
+        data = attempt(self._name, once) if size else b""
+        self._position += len(data)
+        return data
+
+
+def attempt(name: str, action: Callable[[], Result]) -> Result:
+    """Calls ``action`` until it succeeds, up to five times, waiting longer each time.
+
+    Args:
+        name: What is being fetched, for the error.
+        action: May be called again after it failed.
+
+    Raises:
+        TransferError: Where the last attempt failed like the others. What another attempt cannot mend (no
+        such
+            file, no permission) is raised as it is.
+    """
+    for number in range(ATTEMPTS):
+        try:
+            return action()
+        except Exception as error:
+            if not _may_pass(error):
+                raise
+            if number == ATTEMPTS - 1:
+                raise TransferError(
+                    f"{name} cannot be read from its store.",
+                    f"{ATTEMPTS} attempts failed, the last with {type(error).__name__}: {error}",
+                    "Check the network and the store, and run again: finished work is kept.",
+                ) from error
+        time.sleep(FIRST_WAIT * 2**number)
+    raise AssertionError("the last attempt returns or raises")
+
+
+_FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+_PASSING_STATUS = frozenset({408, 425, 429})
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether another attempt may succeed: errors of the network, and a server's own."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, _FINAL) or (isinstance(status, int) and 400 <= status < 500):
+        return status in _PASSING_STATUS
+    # The hub's client raises its HTTP library's errors as they are, and those are no OSError.
+    return isinstance(error, OSError) or type(error).__module__.startswith("httpx")

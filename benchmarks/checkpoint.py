@@ -25,9 +25,9 @@ from benchmarks.train_overhead import VOCABULARY, OurLoop, model_config
 from casa_core.model import CasaForConditionalGeneration
 from casa_core.processing import CasaProcessor
 from casa_core.tokenizer import build_tokenizer
-from pipelines.train import fragments
-from pipelines.train.checkpoint import Checkpointer, list_checkpoints
-from pipelines.train.synthetic import SequenceShape, random_batch
+from pipelines.cost.synthetic import SequenceShape, random_batch
+from pipelines.train.checkpoint import zero_state as fragments
+from pipelines.train.checkpoint.save import Checkpointer, list_checkpoints
 
 TARGET = 0.05
 

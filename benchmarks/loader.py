@@ -27,7 +27,7 @@ from benchmarks.clean_corpus import encoded_picture, picture_paths
 from benchmarks.measure import RESULTS, publish, table
 from casa_core.processing import CasaProcessor
 from pipelines.train.loader import SequenceReader, Share, iterate_steps, micro_batch
-from pipelines.train.order import StepOrder
+from pipelines.train.sampler import StepOrder
 
 RATIOS = (0.25, 0.5, 0.8, 1.0, 1.2, 1.5, 1.7, 1.8, 1.9, 2.0, 2.5)
 WARM_UP = 5

@@ -32,10 +32,10 @@ from casa_core.backbones.tiny import tiny_config
 from casa_core.config import FusionConfig, TinyVisionConfig
 from casa_core.model import CasaForConditionalGeneration
 from casa_core.trainability import TrainingStage, parameter_groups
+from pipelines.cost.synthetic import SequenceShape, random_batch
 from pipelines.train import zero
-from pipelines.train.guards import Guard
 from pipelines.train.loop import take_step
-from pipelines.train.synthetic import SequenceShape, random_batch
+from pipelines.train.loss_guard import Guard
 
 STAGE = TrainingStage(
     language_model=True, vision_blocks="all", new_learning_rate=1e-4, existing_learning_rate=1e-4

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipelines.data.listing import Listing, PictureSize, RawFile, SourceListing, write_listing
+from pipelines.cost.listing import Listing, PictureSize, RawFile, SourceListing, write_listing
 
 OUTPUT = Path(__file__).with_suffix(".json")
 MILLION = 1_000_000

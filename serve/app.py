@@ -1,6 +1,6 @@
 """The Ray Serve shell, started by its import string `serve.app:build` with the settings as JSON arguments.
 
-Everything that matters is in `serve.api` and `serve.engine_client`; here it is only put on replicas.
+Everything that matters is in `serve.api` and `serve.api.engine_client`; here it is only put on replicas.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from ray.serve import Application
 
 from casa_core.errors import ConfigError
 from serve.api.app import build_app
-from serve.engine_client import Engine, EngineClient
+from serve.api.engine_client import Engine, EngineClient
+from serve.api.settings import ServeSettings
 from serve.loopback import keep_replica_on_loopback
-from serve.settings import ServeSettings
 
 logger = logging.getLogger("casa.serve")
 DEPLOYMENT_NAME = "endpoint"

@@ -17,11 +17,11 @@ from transformers import PreTrainedTokenizerFast
 from casa_core.errors import ConfigError
 from casa_core.images import ImageSettings
 from casa_core.types import Image, Sample, Text
+from pipelines.cost import listing_sample
+from pipelines.cost.forecast import Budgets, Cluster, Estimate, Forecast, Rate, Rates, forecast
+from pipelines.cost.listing import Listing, PictureSize, RawFile, SourceListing, read_listing, write_listing
+from pipelines.cost.listing_sample import sample_source
 from pipelines.dag.context import StageContext
-from pipelines.data import listing_sample
-from pipelines.data.forecast import Budgets, Cluster, Estimate, Forecast, Rate, Rates, forecast
-from pipelines.data.listing import Listing, PictureSize, RawFile, SourceListing, read_listing, write_listing
-from pipelines.data.listing_sample import sample_source
 from pipelines.data.pack import run as pack
 from pipelines.data.read import RawMedia, Record, Span
 from pipelines.data.read.corpora.finevision import FineVisionReader

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from casa_core.errors import ClusterError
-from pipelines import deploy
 from pipelines.dag.context import StageContext
-from serve.settings import ServeSettings
+from pipelines.deploy import run as deploy
+from serve.api.settings import ServeSettings
 from tests.support.serve_fakes import FakeEngine
 from tests.support.serve_server import MODEL, running, settings_with
 

@@ -18,12 +18,12 @@ import pytest
 from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from infra import client as endpoint_client
+from infra import endpoint_client
 from infra.local_ray import RaySession
-from pipelines import deploy
 from pipelines.dag.context import StageContext
 from pipelines.data.store.rows import CLEAN_SCHEMA
 from pipelines.data.store.store import write_json, write_shard
+from pipelines.deploy import run as deploy
 from tests.support.serve_checkpoint import write_checkpoint
 from tests.support.serve_server import picture, question, write_clip
 

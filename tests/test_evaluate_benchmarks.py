@@ -17,7 +17,7 @@ from pipelines.evaluate.benchmarks import benchmark_for
 from pipelines.evaluate.benchmarks.base import HeldOut, Settings
 from pipelines.evaluate.benchmarks.live import Live, live_frames
 from pipelines.evaluate.benchmarks.vqa import Vqa, questions
-from pipelines.evaluate.examine import chunks, examine_chunk
+from pipelines.evaluate.inference import chunks, examine_chunk
 from pipelines.evaluate.run import captions, print_board, score, summary, write
 from tests.support.evaluate_engine import ColourEngine
 from tests.support.evaluate_run import EVALUATE, live_rows, vqa_rows, write_clean

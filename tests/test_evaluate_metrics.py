@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.evaluate.metrics import (
+from pipelines.evaluate.metrics.scores import (
     EventCounts,
     accuracy_by_type,
     chance_by_type,

@@ -17,8 +17,8 @@ from pipelines.html.scale import byte_size, duration, linear, log_ticks, logarit
 from pipelines.html.tags import Html, escape, join, tag
 from pipelines.report.page import SECTIONS, render
 from pipelines.report.run import run_stage
-from pipelines.report.run_artifacts import gather
 from pipelines.report.sections.lineage import columns, direct_edges, nodes
+from pipelines.report.sections.run_artifacts import gather
 from tests.support.evaluate_run import make_run
 
 VOID = {"br", "hr", "img", "meta"}

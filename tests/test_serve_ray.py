@@ -17,9 +17,9 @@ from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 from websockets.sync.client import connect
 
 from casa_core.errors import ClusterError
-from infra import client as endpoint_client
+from infra import endpoint_client
 from infra.local_ray import RaySession
-from pipelines import deploy
+from pipelines.deploy import run as deploy
 from serve.loopback import to_loopback
 from tests.support.serve_server import MODEL, binary_frame, data_uri, picture, question, write_clip
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from casa_core.errors import ConfigError, StoreError
-from pipelines.compare import words
+from pipelines.compare import text as words
 from pipelines.compare.comparison import Comparison, compare
 from pipelines.compare.members import Trained, read_member
 from pipelines.compare.plot import draw

@@ -12,7 +12,7 @@ import pytest
 from pipelines.data.store.store import PackReader
 from pipelines.train import metrics
 from pipelines.train.loop import schedule_factor
-from pipelines.train.order import StepOrder
+from pipelines.train.sampler import StepOrder
 from pipelines.train.worker import TrainJob
 from tests.support.core_artifacts import write_training_data
 from tests.support.core_workers import Assignment, start_workers

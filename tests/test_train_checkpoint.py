@@ -26,10 +26,10 @@ from pipelines.cli.app import app
 from pipelines.storage import s3
 from pipelines.storage.folders import Output
 from pipelines.storage.s3_path import S3Path
-from pipelines.train import checkpoint
-from pipelines.train.checkpoint import COMPLETE, Checkpointer, list_checkpoints
-from pipelines.train.export import export
-from pipelines.train.resume import agreed_checkpoints, resume
+from pipelines.train.checkpoint import save as checkpoint
+from pipelines.train.checkpoint.export import export
+from pipelines.train.checkpoint.resume import agreed_checkpoints, resume
+from pipelines.train.checkpoint.save import COMPLETE, Checkpointer, list_checkpoints
 from tests.support.train_engine import engine_of, small_processor, train
 
 REPOSITORY = Path(__file__).resolve().parents[1]

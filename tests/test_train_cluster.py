@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from pipelines.train import metrics
-from pipelines.train.checkpoint import FROZEN
-from pipelines.train.tensor_file import TensorFile
+from pipelines.train.checkpoint.save import FROZEN
+from pipelines.train.checkpoint.tensor_file import TensorFile
 from pipelines.train.worker import TrainJob
 from tests.support.core_artifacts import write_training_data
 from tests.support.core_workers import Assignment, start_workers

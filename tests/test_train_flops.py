@@ -7,12 +7,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from casa_core.batch import collate
+from casa_core.flops import Load, step_flops
 from casa_core.model import CasaForConditionalGeneration
 from casa_core.trainability import parameter_groups
+from pipelines.cost.synthetic import SequenceShape, random_batch, random_sequence
 from pipelines.recipe.load import load_recipe
 from pipelines.train.build import model_config, training_stage
-from pipelines.train.flops import Load, step_flops
-from pipelines.train.synthetic import SequenceShape, random_batch, random_sequence
 
 IMAGES = SequenceShape(text_tokens=200, images=10, side=2, patch_values=1176, documents=10)
 VIDEO = SequenceShape(text_tokens=90, images=7, side=3, patch_values=1176, documents=1)

@@ -14,10 +14,10 @@ from torch.multiprocessing.spawn import ProcessContext, ProcessRaisedException
 from casa_core.errors import ConfigError, TrainingError
 from pipelines.data.store.store import PackReader
 from pipelines.train import metrics
-from pipelines.train.checkpoint import list_checkpoints
-from pipelines.train.guards import WARM_UP, Guard
+from pipelines.train.checkpoint.save import list_checkpoints
 from pipelines.train.loader import Document
-from pipelines.train.order import StepOrder, hold_out
+from pipelines.train.loss_guard import WARM_UP, Guard
+from pipelines.train.sampler import StepOrder, hold_out
 from pipelines.train.step import StepTotals
 from pipelines.train.worker import TrainJob
 from tests.support.core_artifacts import write_training_data

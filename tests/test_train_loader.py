@@ -19,7 +19,7 @@ from casa_core.model import CasaForConditionalGeneration
 from casa_core.processing import CasaProcessor
 from pipelines.data.store.store import CleanReader, PackReader
 from pipelines.train.loader import LoadedStep, SequenceReader, Share, blank_picture, iterate_steps
-from pipelines.train.order import StepOrder
+from pipelines.train.sampler import StepOrder
 from tests.support.core_artifacts import TrainingData, write_training_data
 
 STEPS = 9

@@ -16,13 +16,14 @@ from torch.multiprocessing.spawn import spawn
 
 from casa_core.model import CasaForConditionalGeneration
 from casa_core.trainability import parameter_groups
+from pipelines.cost.activations import TOLERANCE, ActivationModel, count_kept
+from pipelines.cost.memory import count_parameters, state_memory
+from pipelines.cost.synthetic import SequenceShape, random_batch
 from pipelines.recipe.load import load_recipe
 from pipelines.train import zero
-from pipelines.train.activations import TOLERANCE, ActivationModel, count_kept
 from pipelines.train.build import model_config, training_stage
-from pipelines.train.memory import count_parameters, live_state, state_memory
 from pipelines.train.step import accumulate_gradients
-from pipelines.train.synthetic import SequenceShape, random_batch
+from tests.support.train_state import live_state
 
 pytestmark = pytest.mark.slow
 SHAPE = SequenceShape(text_tokens=48, images=2, side=4, patch_values=1176, documents=2)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from casa_core.errors import ConfigError
 from pipelines.train import metrics
 from pipelines.train.metrics import MetricsLog, StepMetrics
-from pipelines.train.order import StepOrder, share_of
+from pipelines.train.sampler import StepOrder, share_of
 from pipelines.train.schedule import learning_rate_factor
 
 DATA = {"image": [0, 1, 2, 3, 4, 10, 11], "video": [5, 6, 7]}

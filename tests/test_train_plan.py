@@ -13,12 +13,12 @@ import pytest
 from typer.testing import CliRunner
 
 from casa_core.errors import ConfigError
+from casa_core.hardware import GPUS, find_gpu, peak_tflops
 from pipelines.cli.app import app
+from pipelines.cost import estimate as estimating
+from pipelines.cost.estimate import check_fits, estimate
 from pipelines.recipe.load import load_recipe
 from pipelines.recipe.where import TrainWorkers
-from pipelines.train import estimate as estimating
-from pipelines.train.estimate import check_fits, estimate
-from pipelines.train.hardware import GPUS, find_gpu, peak_tflops
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PUBLISHED = sorted(

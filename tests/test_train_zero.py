@@ -13,7 +13,7 @@ from torch.multiprocessing.spawn import ProcessContext
 
 from pipelines.data.store.store import PackReader
 from pipelines.train import metrics
-from pipelines.train.order import StepOrder
+from pipelines.train.sampler import StepOrder
 from pipelines.train.worker import TrainJob
 from tests.support.core_artifacts import TrainingData, write_training_data
 from tests.support.core_workers import Assignment, start_workers

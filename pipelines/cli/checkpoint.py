@@ -165,7 +165,7 @@ def _frames(clip: Path, most: int) -> list[bytes]:
     from itertools import islice
 
     from casa_core.errors import MediaError
-    from infra.client import encoded_frames
+    from infra.endpoint_client import encoded_frames
 
     frames = [frame for _, frame in islice(encoded_frames(clip, FPS), most)]
     if not frames:

@@ -99,7 +99,7 @@ def plan(
     """
     from pipelines.cli.data_plan import listed, planned, read_rates
     from pipelines.cli.show_plan import plan_as_json, show_plan
-    from pipelines.data.forecast import Cluster, forecast
+    from pipelines.cost.forecast import Cluster, forecast
 
     asked = (recipe, set_ or ())
     cluster = Cluster(

@@ -12,8 +12,8 @@ from typing import Any
 
 from casa_core.errors import ConfigError
 from casa_core.images import ImageSettings
-from pipelines.data.forecast import Budgets, Rate, Rates
-from pipelines.data.listing import Listing, read_listing
+from pipelines.cost.forecast import Budgets, Rate, Rates
+from pipelines.cost.listing import Listing, read_listing
 
 RATES = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "data_rates.json"
 """Measured by ``benchmarks/data_rates.py``."""
@@ -108,7 +108,7 @@ def planned(name: str | None, overrides: Sequence[str]) -> Work:
     Raises:
         ConfigError: Where no recipe is given, or one of its corpora is yet to be generated.
     """
-    from pipelines.data.listing_sample import sample_source
+    from pipelines.cost.listing_sample import sample_source
     from pipelines.data.pack.processor import image_settings
     from pipelines.data.read import READERS, open_reader
     from pipelines.recipe import load_recipe

@@ -31,7 +31,7 @@ def ask(
 
       casa ask cat.png "Is there a dog?" --url http://gpu-box:8000 --json
     """
-    from infra import client
+    from infra import endpoint_client as client
 
     pieces = client.ask(url or _endpoint(store), image, question, model=model)
     if json_:
@@ -64,7 +64,7 @@ def caption(
     """
     import json
 
-    from infra import client
+    from infra import endpoint_client as client
 
     for event in client.caption(url or _endpoint(store), video, query=query, realtime=realtime):
         if json_:

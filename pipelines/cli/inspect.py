@@ -79,10 +79,10 @@ def plan(
 def _plan_training(
     recipe: str, overrides: Sequence[str], gpu: str, gpus: int | None, *, as_json: bool
 ) -> None:
+    from casa_core.hardware import find_gpu
     from pipelines.cli.show_training import estimate_json, show_estimate
+    from pipelines.cost.estimate import check_fits, estimate
     from pipelines.recipe import load_recipe
-    from pipelines.train.estimate import check_fits, estimate
-    from pipelines.train.hardware import find_gpu
 
     loaded = load_recipe(recipe, overrides)
     found = estimate(loaded, find_gpu(gpu), gpus)

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.data.forecast import NETWORK_SHARE, PACKING_OVERHEAD, Budgets, Cluster, Estimate, Forecast
+from pipelines.cost.forecast import NETWORK_SHARE, PACKING_OVERHEAD, Budgets, Cluster, Estimate, Forecast
 from pipelines.html.scale import byte_size, duration, number
 
 _MEASURES = ("images", "text_tokens", "image_tokens", "read_bytes", "clean_bytes", "pack_bytes")

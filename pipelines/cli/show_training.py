@@ -6,8 +6,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipelines.train.dry_run import DryRun, DryStep
-    from pipelines.train.estimate import TrainEstimate
+    from pipelines.cost.dry_run import DryRun, DryStep
+    from pipelines.cost.estimate import TrainEstimate
 
 PARTS = ("parameters", "gradients", "optimizer", "activations", "buffers")
 MEANS = {
@@ -24,8 +24,8 @@ def show_estimate(found: TrainEstimate, name: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from pipelines.cost.estimate import MFU, MFU_RANGE
     from pipelines.html.scale import byte_size, duration, number
-    from pipelines.train.estimate import MFU, MFU_RANGE
 
     console = Console(highlight=False)
     table = Table(box=None, header_style="bold", title=f"Training {name}", title_justify="left")

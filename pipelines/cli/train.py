@@ -84,8 +84,8 @@ def _dry_run(recipe: str, overrides: Sequence[str], scale: str, *, as_json: bool
 
     os.environ.setdefault("DS_ACCELERATOR", "cpu" if not _has_gpu() else "cuda")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    from pipelines.train.dry_run import DryRun
-    from pipelines.train.dry_run import dry_run as run
+    from pipelines.cost.dry_run import DryRun
+    from pipelines.cost.dry_run import dry_run as run
 
     for number, found in enumerate(run(load_recipe(recipe, overrides), cast(Any, scale)), start=1):
         if as_json:
@@ -129,7 +129,7 @@ def export(
 
       casa export s3://bucket/checkpoints/4a84… model
     """
-    from pipelines.train.export import export as write
+    from pipelines.train.checkpoint.export import export as write
 
     saved = write(_checkpoints(source, set_ or ()), output, step)
     if json_:
@@ -142,7 +142,7 @@ def _checkpoints(source: str, overrides: Sequence[str]) -> Folder:
     """The folder that is meant: itself, one of its steps, or the one of a recipe's train stage."""
     from casa_core.errors import ConfigError
     from pipelines.storage.folders import open_folder
-    from pipelines.train.checkpoint import COMPLETE
+    from pipelines.train.checkpoint.save import COMPLETE
 
     if "://" in source or Path(source).is_dir():
         folder = open_folder(source)

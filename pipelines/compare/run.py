@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.compare import words
+from pipelines.compare import text as words
 from pipelines.compare.comparison import Comparison, compare
 from pipelines.compare.members import read_member
 from pipelines.compare.plot import draw

@@ -31,7 +31,7 @@ STAGE_MODULES = {
     "pack": "pipelines.data.pack.run",
     "train": "pipelines.train.run",
     "evaluate": "pipelines.evaluate.run",
-    "deploy": "pipelines.deploy",
+    "deploy": "pipelines.deploy.run",
     "report": "pipelines.report.run",
     "compare": "pipelines.compare.run",
 }

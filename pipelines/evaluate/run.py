@@ -32,8 +32,8 @@ from pipelines.data.store.store import CleanReader
 from pipelines.evaluate import HELD_OUT
 from pipelines.evaluate.benchmarks import BENCHMARKS
 from pipelines.evaluate.benchmarks.base import BLIND, MODEL, Scoreboard, Settings
-from pipelines.evaluate.examine import OUTCOME_SCHEMA, chunks, examine, outcome_from_row
-from pipelines.evaluate.metrics import Estimate
+from pipelines.evaluate.inference import OUTCOME_SCHEMA, chunks, examine, outcome_from_row
+from pipelines.evaluate.metrics.scores import Estimate
 
 ROLES = {"train": MODEL, "blind": BLIND}
 """Input role of the stage → name of the examinee, the model first. Other roles are clean artifacts."""

@@ -214,13 +214,13 @@ def _weights(recipe: Recipe) -> tuple[dict[str, Any], dict[str, str]]:
 def _deploy(recipe: Recipe, where: dict[str, Any]) -> StageSpec:
     """The endpoint, with the clean artifacts' held-out clips for its live page to play."""
     what = {"deploy": _json(recipe.deploy)}
-    spec = _stage("deploy", what, {"train": "train", **_clean(recipe)}, "pipelines.deploy", where)
-    return replace(spec, state=True, check="pipelines.deploy:check")
+    spec = _stage("deploy", what, {"train": "train", **_clean(recipe)}, "pipelines.deploy.run", where)
+    return replace(spec, state=True, check="pipelines.deploy.run:check")
 
 
 def endpoint_url(recipe: Recipe) -> str:
     """Where the endpoint of a run answers, as seen from this machine."""
-    from pipelines import deploy  # late: only some commands need an HTTP client
+    from pipelines.deploy import run as deploy  # late: only some commands need an HTTP client
 
     return deploy.endpoint_url(_json(recipe.where))
 

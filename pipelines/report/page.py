@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pipelines.html.document import asset, document, script
 from pipelines.html.layout import anchor
 from pipelines.html.tags import Html, tag
-from pipelines.report.run_artifacts import Run
 from pipelines.report.sections.captions import captions
 from pipelines.report.sections.gallery import gallery
 from pipelines.report.sections.lineage import lineage
@@ -15,6 +14,7 @@ from pipelines.report.sections.packing import packing
 from pipelines.report.sections.provenance import making
 from pipelines.report.sections.quarantine import quarantine
 from pipelines.report.sections.results import headline, results
+from pipelines.report.sections.run_artifacts import Run
 from pipelines.report.sections.training import training
 
 SECTIONS: dict[str, Callable[[Run], Html]] = {

@@ -7,7 +7,7 @@ from typing import Any
 
 from pipelines.dag.context import StageContext
 from pipelines.report.page import render
-from pipelines.report.run_artifacts import gather
+from pipelines.report.sections.run_artifacts import gather
 
 FILE = "report.html"
 

@@ -23,7 +23,7 @@ from casa_core.media import VideoFrames, decode_image
 from casa_core.processing import CasaProcessor
 from pipelines.data.store.store import CARD, CleanReader, PackReader
 from pipelines.storage.folders import Folder
-from pipelines.train.order import Step, StepOrder, share_of
+from pipelines.train.sampler import Step, StepOrder, share_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from casa_core.flops import Load, step_flops
+from casa_core.hardware import peak_tflops
 from casa_core.trainability import TrainingStage
 from pipelines.train import zero
 from pipelines.train.build import training_stage
-from pipelines.train.flops import Load, step_flops
-from pipelines.train.guards import Guard
-from pipelines.train.hardware import peak_tflops
 from pipelines.train.loader import LoadedStep, MicroBatch, SequenceReader, Share, load_batches
+from pipelines.train.loss_guard import Guard
 from pipelines.train.metrics import StepMetrics
 from pipelines.train.schedule import learning_rate_factor
 from pipelines.train.step import StepTotals, accumulate_gradients, measure_loss, update

@@ -18,12 +18,12 @@ from pipelines.recipe.where import TrackerName
 from pipelines.storage.folders import local_copy, open_folder
 from pipelines.train import zero
 from pipelines.train.build import build_model, training_stage
-from pipelines.train.checkpoint import Checkpointer
+from pipelines.train.checkpoint.resume import resume
+from pipelines.train.checkpoint.save import Checkpointer
 from pipelines.train.loader import LoadedStep, SequenceReader, Share, iterate_steps
 from pipelines.train.loop import TrainLoop
 from pipelines.train.metrics import MetricsLog
-from pipelines.train.order import StepOrder, hold_out
-from pipelines.train.resume import resume
+from pipelines.train.sampler import StepOrder, hold_out
 from pipelines.train.tracking import TrackedRun, Trackers
 
 

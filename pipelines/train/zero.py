@@ -12,8 +12,13 @@ import torch
 from torch import nn
 
 from casa_core.backbones.tiny import ConvStem
-from pipelines.train.memory import ALLGATHER_BUCKET, LIVE_PARAMETERS, PERSISTENT, REDUCE_BUCKET
 
+REDUCE_BUCKET = ALLGATHER_BUCKET = 50_000_000
+"""Elements of a communication bucket; :func:`zero_config` sets it, as all of these."""
+LIVE_PARAMETERS = 1_000_000_000
+"""Elements that ZeRO-3 holds whole at once: prefetched, being used, soon to be used again."""
+PERSISTENT = 100_000
+"""ZeRO-3 keeps a tensor of fewer elements whole on every worker."""
 Precision = Literal["fp32", "bf16"]
 Offload = Literal["none", "optimizer", "parameters"]
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -9,14 +9,14 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 
 from serve.api.chat import chat_router
+from serve.api.engine_client import EngineClient
 from serve.api.errors import install_error_handlers
 from serve.api.live import live_router
+from serve.api.middleware import BodyLimitMiddleware, RequestMiddleware
 from serve.api.page import page_router
-from serve.api.requests import BodyLimitMiddleware, RequestMiddleware
 from serve.api.sessions import SessionSlots
+from serve.api.settings import ServeSettings
 from serve.api.status import status_router
-from serve.engine_client import EngineClient
-from serve.settings import ServeSettings
 
 
 def build_app(client: EngineClient, settings: ServeSettings, *, request_id_headers: bool = True) -> FastAPI:

@@ -14,11 +14,11 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from casa_core.engine.requests import GenerationDelta, GenerationRequest
-from serve.api.conversation import to_generation_request
+from serve.api.engine_client import EngineClient
 from serve.api.errors import as_api_error, internal_error, model_not_found
+from serve.api.request_conversion import to_generation_request
 from serve.api.schemas import ChatCompletionRequest
-from serve.engine_client import EngineClient
-from serve.settings import ServeSettings
+from serve.api.settings import ServeSettings
 
 logger = logging.getLogger("casa.serve")
 

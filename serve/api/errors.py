@@ -10,8 +10,8 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from casa_core.errors import CasaError, ConfigError, DataError, MediaError
+from serve.api.engine_client import Overloaded
 from serve.api.schemas import UNION_TAG
-from serve.engine_client import Overloaded
 
 INVALID_REQUEST = "invalid_request_error"
 SERVER_ERROR = "server_error"

@@ -22,11 +22,11 @@ from starlette.types import Message
 
 from casa_core.errors import DataError, MediaError
 from casa_core.media import decode_image
+from serve.api.engine_client import EngineClient, LiveSession
 from serve.api.errors import ApiError, as_api_error, internal_error, invalid_image, model_not_found, one_line
 from serve.api.live_messages import BadFrame, Frame, SessionEnd, SessionStart, error_event, parse_message
 from serve.api.sessions import SessionSlots
-from serve.engine_client import EngineClient, LiveSession
-from serve.settings import ServeSettings
+from serve.api.settings import ServeSettings
 
 logger = logging.getLogger("casa.serve")
 

@@ -25,9 +25,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from starlette.types import Message
 
-from serve.api.conversation import image_bytes
 from serve.api.errors import ApiError, field_path
-from serve.settings import Limits
+from serve.api.request_conversion import image_bytes
+from serve.api.settings import Limits
 
 _HEADER = struct.Struct("<d")
 

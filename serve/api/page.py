@@ -10,7 +10,7 @@ from fastapi import APIRouter
 from fastapi.responses import FileResponse
 
 from serve.api.errors import ApiError
-from serve.settings import ServeSettings
+from serve.api.settings import ServeSettings
 
 WEB = Path(__file__).resolve().parent.parent / "web"
 # All the page needs comes from this server; blob: is the visitor's own file, data: the captured frames.

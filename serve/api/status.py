@@ -9,10 +9,10 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
+from serve.api.engine_client import EngineClient
 from serve.api.errors import model_not_found
 from serve.api.sessions import SessionSlots
-from serve.engine_client import EngineClient
-from serve.settings import ServeSettings
+from serve.api.settings import ServeSettings
 
 READY_WITHIN_S = 5.0
 

@@ -23,7 +23,7 @@ from pipelines.data.store.rows import CLEAN_SCHEMA, Media, row_from_sample
 from pipelines.data.store.store import CleanReader
 from pipelines.evaluate import HELD_OUT
 from pipelines.evaluate.benchmarks.base import Settings
-from pipelines.evaluate.examine import chunks, examine_chunk
+from pipelines.evaluate.inference import chunks, examine_chunk
 from pipelines.evaluate.run import score, summary, write
 from tests.support.evaluate_engine import ColourEngine
 

@@ -14,9 +14,9 @@ import torch
 import torch.distributed as dist
 
 from casa_core.processing import CasaProcessor
-from pipelines.train.checkpoint import FROZEN, list_checkpoints
-from pipelines.train.resume import Parts, resume
-from pipelines.train.tensor_file import TensorFile
+from pipelines.train.checkpoint.resume import Parts, resume
+from pipelines.train.checkpoint.save import FROZEN, list_checkpoints
+from pipelines.train.checkpoint.tensor_file import TensorFile
 from pipelines.train.worker import TrainJob, build_engine
 
 

@@ -19,9 +19,9 @@ import uvicorn
 from PIL import Image as Picture
 
 from serve.api.app import build_app
+from serve.api.engine_client import Engine
+from serve.api.settings import ServeSettings
 from serve.app import client_for
-from serve.engine_client import Engine
-from serve.settings import ServeSettings
 from tests.support.serve_fakes import COLOURS
 
 MODEL = "casa-test"

@@ -20,8 +20,8 @@ from casa_core.trainability import TrainingStage, parameter_groups
 from pipelines.storage import s3_path
 from pipelines.storage.folders import open_folder
 from pipelines.train import zero
-from pipelines.train.checkpoint import Checkpointer
-from pipelines.train.resume import resume
+from pipelines.train.checkpoint.resume import resume
+from pipelines.train.checkpoint.save import Checkpointer
 
 PART_BYTES = 5 << 20
 WIDTH = 384

@@ -15,7 +15,7 @@ import numpy as np
 
 from casa_core.engine.requests import CaptionEvent, GenerationRequest, GenerationResult
 from casa_core.types import Sample
-from pipelines.evaluate.metrics import Estimate
+from pipelines.evaluate.metrics.scores import Estimate
 
 MODEL, BLIND = "model", "blind"
 """Names of the two examinees: the trained model, and the same recipe trained with every image withheld."""

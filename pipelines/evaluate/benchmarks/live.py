@@ -17,7 +17,7 @@ from pipelines.evaluate.benchmarks.base import (
     Settings,
     SpokenFrame,
 )
-from pipelines.evaluate.metrics import Estimate, EventCounts, EventScore, event_score
+from pipelines.evaluate.metrics.scores import Estimate, EventCounts, EventScore, event_score
 
 COLUMNS = ("precision", "recall", "F1")
 

@@ -16,7 +16,7 @@ from pipelines.evaluate.benchmarks.base import (
     Settings,
     constant,
 )
-from pipelines.evaluate.metrics import accuracy_by_type, chance_by_type, equal_weight_mean, exact_match
+from pipelines.evaluate.metrics.scores import accuracy_by_type, chance_by_type, equal_weight_mean, exact_match
 
 ALL_TYPES = "mean of types"
 

@@ -8,11 +8,11 @@ from typing import Any
 from casa_core.media import VideoFrames
 from pipelines.data.store.store import CleanReader
 from pipelines.evaluate import HELD_OUT
-from pipelines.evaluate.metrics import Event, EventCounts, event_score, paired_events, word_events
+from pipelines.evaluate.metrics.scores import Event, EventCounts, event_score, paired_events, word_events
 from pipelines.html.layout import section
 from pipelines.html.pictures import picture
 from pipelines.html.tags import Html, tag
-from pipelines.report.run_artifacts import Run, Stage
+from pipelines.report.sections.run_artifacts import Run, Stage
 
 SIDE = 96
 

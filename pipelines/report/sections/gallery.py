@@ -14,7 +14,7 @@ from pipelines.evaluate import HELD_OUT
 from pipelines.html.layout import section
 from pipelines.html.pictures import picture
 from pipelines.html.tags import Html, tag
-from pipelines.report.run_artifacts import Run
+from pipelines.report.sections.run_artifacts import Run
 
 SIDE = 160
 """Longest side of an embedded picture, pixels."""

@@ -10,7 +10,7 @@ from pipelines.html.charts import svg, text
 from pipelines.html.layout import figure, section, table
 from pipelines.html.scale import byte_size, duration
 from pipelines.html.tags import Html, join, tag
-from pipelines.report.run_artifacts import Run, Stage
+from pipelines.report.sections.run_artifacts import Run, Stage
 
 BOX_WIDTH, BOX_HEIGHT, GAP_X, GAP_Y, MARGIN = 158.0, 64.0, 46.0, 22.0, 8.0
 

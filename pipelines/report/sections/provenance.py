@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from pipelines.html.layout import fold, section, table
 from pipelines.html.tags import Html, tag
-from pipelines.report.run_artifacts import Run
+from pipelines.report.sections.run_artifacts import Run
 
 
 def making(run: Run) -> Html:

@@ -9,7 +9,7 @@ from typing import Any
 from pipelines.data.store.quarantine import QUARANTINE, read_quarantine
 from pipelines.html.layout import fold, section, table
 from pipelines.html.tags import Html, tag
-from pipelines.report.run_artifacts import Run
+from pipelines.report.sections.run_artifacts import Run
 
 AT_MOST = 200
 COLUMNS = ("stage", "source", "file", "row", "sample_id", "reason", "detail")

@@ -10,7 +10,7 @@ from pipelines.html.charts import Series, legend, loss_chart, moving_mean
 from pipelines.html.layout import figure, section, tile, tiles
 from pipelines.html.scale import duration, number
 from pipelines.html.tags import Html, tag
-from pipelines.report.run_artifacts import Run, Stage
+from pipelines.report.sections.run_artifacts import Run, Stage
 
 LAST = 30
 """Steps whose mean is called the final loss."""

@@ -15,9 +15,10 @@ import torch.distributed as dist
 from casa_core.errors import StoreError
 from pipelines.storage import s3
 from pipelines.storage.folders import Folder, filesystem_for
-from pipelines.train import checkpoint, fragments
-from pipelines.train.checkpoint import SavedStep, list_checkpoints
-from pipelines.train.tensor_file import TensorFile
+from pipelines.train.checkpoint import save as checkpoint
+from pipelines.train.checkpoint import zero_state as fragments
+from pipelines.train.checkpoint.save import SavedStep, list_checkpoints
+from pipelines.train.checkpoint.tensor_file import TensorFile
 
 BLOCK = 8 << 20
 

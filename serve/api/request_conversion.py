@@ -14,7 +14,7 @@ from casa_core.media import decode_image
 from casa_core.types import Image, Part, Role, Sample, Text
 from serve.api.errors import ApiError, invalid_image
 from serve.api.schemas import ChatCompletionRequest, ImagePart, Message, TextPart
-from serve.settings import Limits, ServeSettings
+from serve.api.settings import Limits, ServeSettings
 
 _DATA_URI = re.compile(r"data:(?P<type>[^;,]*)(?P<params>(?:;[^;,]*)*),", re.IGNORECASE)
 

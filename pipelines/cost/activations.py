@@ -23,7 +23,7 @@ from casa_core.batch import collate
 from casa_core.config import CasaConfig, TinyVisionConfig
 from casa_core.model import CasaForConditionalGeneration
 from casa_core.trainability import TrainingStage, parameter_groups
-from pipelines.train.synthetic import SequenceShape, random_sequence
+from pipelines.cost.synthetic import SequenceShape, random_sequence
 
 PROBES = 90
 TOLERANCE = 0.02

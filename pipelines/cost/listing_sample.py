@@ -12,7 +12,7 @@ from statistics import fmean, stdev
 from casa_core.errors import MediaError
 from casa_core.media import VideoFrames, image_dimensions
 from casa_core.types import Image, Text
-from pipelines.data.listing import PictureSize, RawFile, SourceListing
+from pipelines.cost.listing import PictureSize, RawFile, SourceListing
 from pipelines.data.pack.encode import SPLIT
 from pipelines.data.read import Reader, Record
 from pipelines.data.read.source.base import Span

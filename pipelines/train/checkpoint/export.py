@@ -14,9 +14,9 @@ from casa_core.errors import ConfigError, StoreError
 from casa_core.model import CasaForConditionalGeneration
 from casa_core.processing import CasaProcessor
 from pipelines.storage.folders import Folder, local_copy
-from pipelines.train.checkpoint import FROZEN, FROZEN_DIGEST, MODEL, SavedStep, list_checkpoints
-from pipelines.train.resume import Parts, file_damage
-from pipelines.train.tensor_file import TensorFile
+from pipelines.train.checkpoint.resume import Parts, file_damage
+from pipelines.train.checkpoint.save import FROZEN, FROZEN_DIGEST, MODEL, SavedStep, list_checkpoints
+from pipelines.train.checkpoint.tensor_file import TensorFile
 
 
 def export(root: Folder, output: Path, step: int | None = None) -> SavedStep:

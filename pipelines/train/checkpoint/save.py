@@ -1,7 +1,7 @@
 """Training checkpoints: what any number of workers, under any ZeRO stage, can go on from.
 
 ``step-00000100/`` holds a safetensors file of every worker, with its parts of weights and moments in float32
-(:mod:`pipelines.train.fragments`), and, written last, ``complete.json``: what the files are, by size and
+(:mod:`pipelines.train.checkpoint.zero_state`), and, written last, ``complete.json``: what the files are, by size and
 digest. A folder without it does not exist for anyone. What training leaves alone is written once a run, as is
 ``model/``: configuration and processor. Random numbers and the loader's position follow from the seed and the
 step, so that the number of steps done is all there is to know of them.
@@ -23,8 +23,8 @@ import torch.distributed as dist
 from casa_core.errors import CasaError, StoreError
 from casa_core.processing import CasaProcessor
 from pipelines.storage.folders import Folder, local_output, remove_leftovers, remove_tree, write_whole
-from pipelines.train import fragments
-from pipelines.train.tensor_file import write_tensors
+from pipelines.train.checkpoint import zero_state as fragments
+from pipelines.train.checkpoint.tensor_file import write_tensors
 
 COMPLETE = "complete.json"
 FORMAT = "casa-training/1"

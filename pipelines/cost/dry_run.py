@@ -21,13 +21,13 @@ import torch.distributed as dist
 
 from casa_core.model import CasaForConditionalGeneration
 from casa_core.trainability import describe, parameter_groups
+from pipelines.cost.synthetic import SequenceShape, random_batch, shapes_of
 from pipelines.recipe.model import Recipe
 from pipelines.train import zero
 from pipelines.train.build import Scale, model_config, training_stage
-from pipelines.train.guards import Guard
 from pipelines.train.loader import MicroBatch, Share
 from pipelines.train.loop import peak_memory_gib, schedule_factor, take_step
-from pipelines.train.synthetic import SequenceShape, random_batch, shapes_of
+from pipelines.train.loss_guard import Guard
 
 SMALL_VOCABULARY = 512
 STEPS = 2

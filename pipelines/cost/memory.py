@@ -1,12 +1,11 @@
 """Memory of a training state on one GPU, before it is spent: parameters, gradients, optimizer, buffers.
 
 It follows from the parameters' number and from what each ZeRO stage keeps where. What a forward keeps for its
-backward is in :mod:`pipelines.train.activations`.
+backward is in :mod:`pipelines.cost.activations`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 import torch
@@ -14,13 +13,8 @@ import torch
 from casa_core.config import CasaConfig
 from casa_core.model import CasaForConditionalGeneration
 from casa_core.trainability import TrainingStage, parameter_groups
+from pipelines.train.zero import LIVE_PARAMETERS, PERSISTENT, REDUCE_BUCKET
 
-REDUCE_BUCKET = ALLGATHER_BUCKET = 50_000_000
-"""Elements of a bucket; :func:`pipelines.train.zero.zero_config` sets them, as all of these."""
-LIVE_PARAMETERS = 1_000_000_000
-"""Elements that ZeRO-3 holds whole at once: prefetched, being used, soon to be used again."""
-PERSISTENT = 100_000
-"""ZeRO-3 keeps a tensor of fewer elements whole on every worker."""
 GIB = 2**30
 
 
@@ -124,45 +118,3 @@ def state_memory(
         buffers=buffers,
         host=host,
     )
-
-
-def live_state(engine: object) -> Mapping[str, int]:
-    """Bytes of an engine's state as they are, between backward and update: the estimate's judge.
-
-    Returns:
-        ``parameters``, ``gradients`` and ``optimizer``; each storage once, in the first that has it.
-    """
-    from pipelines.train import fragments
-
-    seen: set[int] = set()
-
-    def count(tensors: list[torch.Tensor]) -> int:
-        total = 0
-        for tensor in tensors:
-            storage = tensor.untyped_storage()
-            if storage.nbytes() and storage.data_ptr() not in seen:
-                seen.add(storage.data_ptr())
-                total += storage.nbytes()
-        return total
-
-    zero = engine.optimizer  # pyright: ignore[reportAttributeAccessIssue]
-    modules = list(engine.module.parameters())  # pyright: ignore[reportAttributeAccessIssue]
-    weights = [parameter.data for parameter in modules]
-    weights += [parameter.ds_tensor.data for parameter in modules if hasattr(parameter, "ds_tensor")]
-    parameters = count(weights)
-    state = fragments._torch_optimizer(engine).state
-    flats = [flat.tensor for flat in fragments.flats(engine)]
-    moments = [value for own in state.values() for value in own.values() if torch.is_tensor(value)]
-    optimizer = count([*(flat.data for flat in flats), *moments])
-    gradients = [p.grad for p in [*modules, *flats] if p.grad is not None]
-    for name in ("averaged_gradients", "fp32_groups_gradients_flat", "all_grad_tensors"):
-        held = getattr(zero, name, None) or {}
-        held = list(held.values()) if isinstance(held, dict) else list(held)
-        gradients += [
-            t for own in held for t in (own if isinstance(own, list) else [own]) if torch.is_tensor(t)
-        ]
-    if hasattr(zero, "_DeepSpeedZeroOptimizer_Stage3__param_id_to_grad_partition"):
-        gradients += list(zero._DeepSpeedZeroOptimizer_Stage3__param_id_to_grad_partition.values())
-    if getattr(zero, "grad_partitions_flat_buffer", None) is not None:
-        gradients.append(zero.grad_partitions_flat_buffer)
-    return {"parameters": parameters, "gradients": count(gradients), "optimizer": optimizer}

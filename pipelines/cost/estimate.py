@@ -7,15 +7,15 @@ from functools import lru_cache
 
 from casa_core.config import CasaConfig
 from casa_core.errors import ConfigError
+from casa_core.flops import step_flops
+from casa_core.hardware import Gpu
+from pipelines.cost.activations import ActivationModel
+from pipelines.cost.memory import Memory, ParameterCounts, count_parameters, state_memory
+from pipelines.cost.synthetic import SequenceShape, shapes_of
 from pipelines.recipe.model import Recipe
 from pipelines.recipe.where import TrainWorkers
-from pipelines.train.activations import ActivationModel
 from pipelines.train.build import model_config, training_stage
-from pipelines.train.flops import step_flops
-from pipelines.train.hardware import Gpu
 from pipelines.train.loader import Share
-from pipelines.train.memory import Memory, ParameterCounts, count_parameters, state_memory
-from pipelines.train.synthetic import SequenceShape, shapes_of
 
 MFU = 0.14
 MFU_RANGE = (0.10, 0.35)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from casa_core.images import ImageSettings
-from pipelines.data.listing import Listing, PictureSize, SourceListing
+from pipelines.cost.listing import Listing, PictureSize, SourceListing
 
 GIGABIT = 1e9 / 8
 """Bytes."""

@@ -1,0 +1,1 @@
+"""The deploy stage: a checkpoint as a Ray Serve application."""

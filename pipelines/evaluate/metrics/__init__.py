@@ -1,0 +1,1 @@
+"""Scores of answers and captions, with their confidence intervals."""

@@ -23,8 +23,8 @@ import torch.distributed as dist
 from benchmarks.measure import RESULTS, publish, table
 from benchmarks.train_overhead import VOCABULARY, OurLoop, model_config
 from casa_core.model import CasaForConditionalGeneration
-from casa_core.processing import CasaProcessor
-from casa_core.tokenizer import build_tokenizer
+from casa_core.processing.processor import CasaProcessor
+from casa_core.processing.tokenizer import build_tokenizer
 from pipelines.cost.synthetic import SequenceShape, random_batch
 from pipelines.train.checkpoint import zero_state as fragments
 from pipelines.train.checkpoint.save import Checkpointer, list_checkpoints

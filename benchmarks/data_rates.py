@@ -26,8 +26,8 @@ import numpy as np
 from PIL import Image as PILImage
 
 from benchmarks.measure import interleaved, machine, stamp, table, write_result
-from casa_core.processing import CasaProcessor
-from casa_core.tokenizer import build_tokenizer
+from casa_core.processing.processor import CasaProcessor
+from casa_core.processing.tokenizer import build_tokenizer
 from casa_core.types import Image, Sample, Text
 from pipelines.data.clean.records import clean_record
 from pipelines.data.pack.encode import Limits, encode_sample

@@ -21,10 +21,10 @@ from transformers import GenerationConfig
 from transformers.models.helium import HeliumConfig, HeliumForCausalLM
 
 from benchmarks.measure import RESULTS, interleaved, publish, table
-from casa_core.cache import Extension
 from casa_core.config import CasaConfig, FusionConfig
+from casa_core.decoding.kv_batch import Extension
 from casa_core.engine.requests import SamplingParams
-from casa_core.engine.slots import Slots
+from casa_core.engine.slot_pool import Slots
 from casa_core.model import CasaForConditionalGeneration
 
 OURS, OUR_GENERATE, THEIRS = "our engine", "our generate()", "transformers' generate()"

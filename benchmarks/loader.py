@@ -25,7 +25,7 @@ import torch
 
 from benchmarks.clean_corpus import encoded_picture, picture_paths
 from benchmarks.measure import RESULTS, publish, table
-from casa_core.processing import CasaProcessor
+from casa_core.processing.processor import CasaProcessor
 from pipelines.train.loader import SequenceReader, Share, iterate_steps, micro_batch
 from pipelines.train.sampler import StepOrder
 

@@ -14,8 +14,8 @@ from transformers.models.helium import HeliumConfig
 from casa_core.config import CasaConfig, FusionConfig, TinyVisionConfig
 from casa_core.engine.engine import Engine
 from casa_core.model import CasaForConditionalGeneration
-from casa_core.processing import CasaProcessor
-from casa_core.tokenizer import build_tokenizer
+from casa_core.processing.processor import CasaProcessor
+from casa_core.processing.tokenizer import build_tokenizer
 
 TEXTS = ("describe it live: a red circle moves to the left", "what colour is the square? green")
 CONTEXT = 1 << 20  # positions are computed, not looked up: a long context costs nothing

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from casa_core.images import ImageSettings
+from casa_core.media.images import ImageSettings
 
 Ints = NDArray[np.int64]
 IMAGES = ImageSettings(patch_size=14, merge_size=2, max_side=896, min_side=56)

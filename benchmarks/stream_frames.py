@@ -23,12 +23,12 @@ import torch
 from benchmarks.measure import resident_bytes
 from benchmarks.models import Size, film, small_engine
 from casa_core.backbones.text_attention import text_attention
+from casa_core.decoding.kv_cache import TextBounds
+from casa_core.decoding.plan import causal_mask
 from casa_core.engine.requests import SamplingParams
 from casa_core.engine.session import StreamSession
-from casa_core.engine.slots import Slots
+from casa_core.engine.slot_pool import Slots
 from casa_core.fusion.config import FusionConfig, FusionKind
-from casa_core.kv_cache import TextBounds
-from casa_core.steps import causal_mask
 
 BLOCK = 25  # frames between two looks at resident memory, and in a block of the fits
 CONTROL = "control"

@@ -14,10 +14,10 @@ from torch.nn import functional
 
 from benchmarks.measure import table
 from benchmarks.models import Size, film, small_engine
-from casa_core import cache
 from casa_core.backbones import text_attention
+from casa_core.decoding import kv_batch as cache
 from casa_core.engine.requests import SamplingParams
-from casa_core.engine.slots import Slots
+from casa_core.engine.slot_pool import Slots
 from casa_core.fusion import backends
 from casa_core.fusion.config import FusionConfig, FusionKind
 

@@ -22,13 +22,13 @@ import torch
 
 from benchmarks.measure import table
 from benchmarks.models import Size, film, small_engine
-from casa_core.checkpoint import MANIFEST, save_checkpoint
 from casa_core.engine.engine import Engine
 from casa_core.engine.requests import SamplingParams
 from casa_core.engine.saved_session import SavedSession, Transcript
 from casa_core.engine.session import StreamSession
-from casa_core.engine.slots import Slots
+from casa_core.engine.slot_pool import Slots
 from casa_core.fusion.config import FusionConfig
+from casa_core.weights.checkpoint import MANIFEST, save_checkpoint
 
 QUERY = "describe what you see live"  # as the quickstart's clips are asked for
 WORDS, EARLIEST = 8, 2

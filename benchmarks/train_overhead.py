@@ -31,7 +31,7 @@ from benchmarks.measure import RESULTS, publish, table
 from casa_core.backbones.tiny import tiny_config
 from casa_core.config import FusionConfig, TinyVisionConfig
 from casa_core.model import CasaForConditionalGeneration
-from casa_core.trainability import TrainingStage, parameter_groups
+from casa_core.param_groups import TrainingStage, parameter_groups
 from pipelines.cost.synthetic import SequenceShape, random_batch
 from pipelines.train import zero
 from pipelines.train.loop import take_step

@@ -17,8 +17,7 @@ import numpy as np
 import torch
 
 from casa_core.errors import DataError
-from casa_core.layout import Packing
-from casa_core.model import ImageInputs
+from casa_core.inputs import ImageInputs, Packing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

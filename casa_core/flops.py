@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from casa_core.batch import PackedBatch
 from casa_core.config import CasaConfig, TinyVisionConfig
 from casa_core.fusion.config import FusionConfig
-from casa_core.layout import Packing
-from casa_core.trainability import TrainingStage
+from casa_core.inputs import Packing
+from casa_core.param_groups import TrainingStage
 
 IntArray = NDArray[np.int64]
 

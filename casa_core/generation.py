@@ -10,7 +10,7 @@ Shape suffixes: B rows, K kept columns, A trained (answer) tokens, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,10 +19,11 @@ from transformers import GenerationMixin
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.utils.generic import ModelOutput
 
-from casa_core.cache import CachedSequences
+from casa_core.decoding.kv_batch import CachedSequences
+from casa_core.decoding.kv_cache import row_slices
 from casa_core.errors import ConfigError, DataError
-from casa_core.kv_cache import row_slices
-from casa_core.padded import IMAGE_INPUTS, PaddedBatch, check_lengths, kept_columns, read_padded
+from casa_core.hf_batch import IMAGE_INPUTS, PaddedBatch, check_lengths, kept_columns, read_padded
+from casa_core.inputs import CasaOutput
 from casa_core.pretrained import CACHE_ARGUMENT
 
 if TYPE_CHECKING:
@@ -136,32 +137,6 @@ class CasaCache:
         held.states = [replace(held.states[row]) for row in order]
 
 
-@dataclass
-class CasaOutput(ModelOutput):
-    """What a forward returns.
-
-    Attributes:
-        loss: Mean next-token loss over this call's answer tokens; ``None`` without labels or a loss mask.
-        loss_sum: The same, summed: what training divides by the *global* count of answer tokens.
-        trained_tokens: Number of answer tokens A.
-        token_losses_A: (A,) of each answer token, float32, without a gradient: where a loss comes from.
-        logits: (B, kept, V), or (A, V) where a loss mask was given.
-        cache: What the rows remember, where a cache was asked for.
-    """
-
-    loss: torch.Tensor | None = None
-    loss_sum: torch.Tensor | None = None
-    trained_tokens: int | None = None
-    token_losses_A: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    cache: CasaCache | None = None
-
-    @property
-    def past_key_values(self) -> CasaCache | None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """``cache`` by the name it had in transformers before 5.24."""
-        return self.cache
-
-
 def read_on(
     model: CasaForConditionalGeneration,
     input_ids: torch.Tensor | None,
@@ -174,7 +149,7 @@ def read_on(
 
     Args:
         model: The fused model.
-        input_ids, attention_mask, images: As :func:`casa_core.padded.read_padded` takes them.
+        input_ids, attention_mask, images: As :func:`casa_core.hf_batch.read_padded` takes them.
         cache: What earlier columns left; ``None``: a new one.
         logits_to_keep: Of which columns logits are wanted.
 

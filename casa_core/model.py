@@ -7,10 +7,9 @@ vocabulary, A trained (answer) tokens, K kept columns.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,35 +23,23 @@ from casa_core.backbones.families import family_of
 from casa_core.backbones.text_attention import TEXT_ATTENTION
 from casa_core.backbones.vision import build_tower
 from casa_core.config import CasaConfig
+from casa_core.decoding.kv_cache import TextCache, WindowCache
 from casa_core.errors import ConfigError, DataError
 from casa_core.fusion.attention import Segments
 from casa_core.fusion.layers import AttentionProbe, FusionState
+from casa_core.fusion.layout import Layout, LayoutRules, packed_layout
 from casa_core.fusion.qformer import QFormer
 from casa_core.fusion.segments import to_device
-from casa_core.generation import CasaCache, CasaGenerationMixin, CasaOutput, read_on
-from casa_core.kv_cache import TextCache, WindowCache
-from casa_core.layout import Layout, LayoutRules, Packing, packed_layout
-from casa_core.padded import IMAGE_INPUTS, PaddedBatch, kept_columns, read_padded
+from casa_core.fusion.windows import Windows
+from casa_core.generation import CasaCache, CasaGenerationMixin, read_on
+from casa_core.hf_batch import IMAGE_INPUTS, PaddedBatch, kept_columns, read_padded
+from casa_core.inputs import CasaOutput, ImageInputs, Packing
 from casa_core.pretrained import CACHE_ARGUMENT, CasaPreTrainedModel
-from casa_core.windows import Windows
 
 if TYPE_CHECKING:
-    from casa_core.weight_files import ImportReport
+    pass
 
 _PLANNED = {"packing", "layout", "images", "text_cache", "window_cache", "loss_mask", "last_tokens"}
-
-
-@dataclass(slots=True)
-class ImageInputs:
-    """Images of one forward, in reading order.
-
-    Attributes:
-        patches_PE: Flattened, normalised patches of all images.
-        grids: (rows, columns) of patches of each image.
-    """
-
-    patches_PE: torch.Tensor
-    grids: Sequence[tuple[int, int]]
 
 
 class CasaForConditionalGeneration(CasaPreTrainedModel, CasaGenerationMixin):
@@ -110,15 +97,6 @@ class CasaForConditionalGeneration(CasaPreTrainedModel, CasaGenerationMixin):
         """
         for layer in self.fused_layers():
             layer.fusion.initialize(layer.self_attn, layer.input_layernorm)
-
-    @classmethod
-    def from_backbone(
-        cls, name_or_path: str | Path, **choices: Any
-    ) -> tuple[CasaForConditionalGeneration, ImportReport]:
-        """A fused model from published weights: :func:`casa_core.from_backbone.from_backbone`."""
-        from casa_core.from_backbone import from_backbone  # it builds on this module
-
-        return from_backbone(name_or_path, **choices)
 
     def forward(
         self,

@@ -19,7 +19,7 @@ from casa_core.backbones.published import (
 from casa_core.config import CasaConfig, TextConfig
 from casa_core.errors import ConfigError
 from casa_core.model import CasaForConditionalGeneration
-from casa_core.trainability import STAGES, TrainingStage, parameter_groups
+from casa_core.param_groups import STAGES, TrainingStage, parameter_groups
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT = ROOT / "docs" / "models.md"

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from casa_core.analysis.kinds import AttentionTable, attention_by_kind
+from casa_core.analysis.attention_stats import AttentionTable, attention_by_kind
+from casa_core.analysis.forward import log_likelihood, read_whole
 from casa_core.analysis.maps import attention_maps
 from casa_core.analysis.masking import MASKINGS, Masking, masked_attention, masked_place
-from casa_core.analysis.reading import log_likelihood, read_whole
-from casa_core.cache import CachedSequences, Extension
+from casa_core.decoding.kv_batch import CachedSequences, Extension
 from casa_core.errors import ConfigError, DataError
 from casa_core.model import CasaForConditionalGeneration
 from tests.support.core_engine import pieces

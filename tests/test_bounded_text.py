@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from casa_core.cache import CachedSequences, Extension
+from casa_core.decoding.kv_batch import CachedSequences, Extension
+from casa_core.decoding.kv_cache import TextBounds
 from casa_core.errors import ConfigError, DataError
-from casa_core.kv_cache import TextBounds
 from tests.support.core_fusions import BACKBONES
 from tests.support.core_layouts import VOCABULARY
 from tests.support.core_models import WIDTH, BackboneName, sizes_of, small_model, weights_of

@@ -15,11 +15,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from casa_core.cache import CachedSequences, Extension
-from casa_core.checkpoint import load_checkpoint, save_checkpoint
+from casa_core.decoding.kv_batch import CachedSequences, Extension
 from casa_core.errors import StoreError
-from casa_core.padded import IMAGE_INPUTS, read_padded
+from casa_core.hf_batch import IMAGE_INPUTS, read_padded
 from casa_core.types import Sample, Text
+from casa_core.weights.checkpoint import load_checkpoint, save_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -59,7 +59,7 @@ def test_the_tied_head_is_stored_once_and_stays_tied(tmp_path: Path, tiny_checkp
 
 def test_transformers_auto_classes_load_it_once_this_package_is_imported(tiny_checkpoint: Path):
     program = f"""
-import casa_core.checkpoint
+import casa_core.weights.checkpoint
 from transformers import AutoConfig, AutoModel, AutoProcessor
 for auto in (AutoConfig, AutoModel, AutoProcessor):
     print(type(auto.from_pretrained({str(tiny_checkpoint)!r})).__name__)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from casa_core.errors import ClusterError, ConfigError, MediaError
-from casa_core.media import VideoFrames, decode_image
+from casa_core.media.decode import VideoFrames, decode_image
 from infra import endpoint_client as client
 from tests.support.serve_fakes import FakeEngine, colour_of
 from tests.support.serve_server import picture, running, settings_with, write_clip

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from casa_core.errors import StoreError
-from casa_core.media import decode_image
+from casa_core.media.decode import decode_image
 from pipelines.cards import samples as card_samples
 from pipelines.cards.data import CARD_PAGE, write_clean_card, write_pack_card
 from pipelines.cards.gallery import shortened, spaced

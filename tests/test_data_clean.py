@@ -22,7 +22,7 @@ from PIL import Image as PILImage
 from PIL import JpegImagePlugin
 
 from casa_core.errors import ClusterError, ConfigError, DataError
-from casa_core.media import decode_image
+from casa_core.media.decode import decode_image
 from casa_core.types import Image, Sample, Text
 from pipelines.dag.context import StageContext
 from pipelines.data.clean import run as clean

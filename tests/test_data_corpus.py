@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from casa_core.errors import ConfigError
-from casa_core.media import VideoFrames, decode_image
+from casa_core.media.decode import VideoFrames, decode_image
 from casa_core.types import Image, Text
 from pipelines.dag.context import StageContext
 from pipelines.data.generate.easy_vqa import FINEVISION_SCHEMA

@@ -17,7 +17,7 @@ from PIL import ImageEnhance
 from pydantic import ValidationError
 
 from casa_core.errors import DataError
-from casa_core.media import verify_image
+from casa_core.media.decode import verify_image
 from casa_core.types import Image, Sample, Text
 from pipelines.data.clean import perceptual
 from pipelines.data.clean.perceptual import HashIndex, difference_hash, earlier_neighbours, hamming

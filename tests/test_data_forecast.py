@@ -15,7 +15,7 @@ from PIL import Image as PILImage
 from transformers import PreTrainedTokenizerFast
 
 from casa_core.errors import ConfigError
-from casa_core.images import ImageSettings
+from casa_core.media.images import ImageSettings
 from casa_core.types import Image, Sample, Text
 from pipelines.cost import listing_sample
 from pipelines.cost.forecast import Budgets, Cluster, Estimate, Forecast, Rate, Rates, forecast

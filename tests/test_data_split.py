@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from casa_core.processing import CasaProcessor
-from casa_core.tokenizer import build_tokenizer
+from casa_core.processing.processor import CasaProcessor
+from casa_core.processing.tokenizer import build_tokenizer
 from casa_core.types import Image, Part, Sample, Text
 from pipelines.data.pack.encode import Limits, encode_sample
 from pipelines.data.pack.packing import Budget

@@ -13,7 +13,7 @@ import ray
 from transformers import PreTrainedTokenizerFast
 
 from casa_core.errors import ConfigError, DataError
-from casa_core.media import decode_image
+from casa_core.media.decode import decode_image
 from casa_core.types import Image, Text
 from pipelines.dag.context import StageContext
 from pipelines.data.clean import run as clean

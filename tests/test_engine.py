@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from casa_core.cache import CachedSequences, Extension
+from casa_core.decoding.kv_batch import CachedSequences, Extension
 from casa_core.engine.engine import Engine
 from casa_core.engine.inputs import prompt_extension
 from casa_core.engine.requests import GenerationRequest, SamplingParams
@@ -208,7 +208,7 @@ def test_frames_of_a_video_are_the_pictures_shown_at_their_times(engine: Engine,
         source="test", sample_id="clip", parts=(*frames, Image(data=png(1)), text("what moves on"))
     )
     whole = prompt_extension(asked, engine.processor, images_withheld=False)
-    from casa_core.media import VideoFrames
+    from casa_core.media.decode import VideoFrames
 
     shown = [*VideoFrames(video).at([0.0, 1.0, 3.5]), picture(1)]
     for rgb, patches_PE in zip(shown, whole.patches_PE, strict=True):

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from casa_core.analysis.examine import NEXT_FRAME, SILENT, Examiner
+from casa_core.analysis.forward import delimiter_ids
+from casa_core.analysis.inspection import NEXT_FRAME, SILENT, Examiner
 from casa_core.analysis.masking import MASKINGS, masked_attention
-from casa_core.analysis.reading import delimiter_ids
 from casa_core.engine.engine import Engine
 from casa_core.engine.requests import GenerationRequest, SamplingParams
 from casa_core.model import CasaOutput
-from casa_core.processing import CasaProcessor
-from casa_core.tokenizer import build_tokenizer
+from casa_core.processing.processor import CasaProcessor
+from casa_core.processing.tokenizer import build_tokenizer
 from casa_core.types import Image, Sample, Text
 from tests.support.core_engine import png, recorded
 from tests.support.inspect_checkpoint import TEXTS, write

@@ -20,10 +20,10 @@ from transformers import (
 )
 
 from casa_core.errors import CasaError, ConfigError, StoreError
-from casa_core.from_backbone import from_backbone
 from casa_core.fusion.config import FusionConfig
 from casa_core.model import CasaForConditionalGeneration
-from casa_core.weight_files import WeightFiles
+from casa_core.weights.files import WeightFiles
+from casa_core.weights.from_backbone import from_backbone
 from tests.support.published import (
     PLACEHOLDER,
     PROMPT,
@@ -103,8 +103,8 @@ def test_with_insertion_its_pictures_are_qwens_own(name: str, folders: dict[str,
     torch.testing.assert_close(ours, expected[~is_image], rtol=1e-4, atol=1e-5)
 
 
-def test_the_models_class_offers_it_too(folders: dict[str, Path]):
-    model, report = CasaForConditionalGeneration.from_backbone(
+def test_the_fusion_may_be_given_as_a_mapping(folders: dict[str, Path]):
+    model, report = from_backbone(
         folders["tied helium"], vision=folders["qwen, old names"], fusion={"kind": "casa"}
     )
     assert model.config.fusion_settings.kind == "casa"

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
 
-import casa_core.checkpoint  # noqa: F401 (registers the model with transformers)
+import casa_core.weights.checkpoint  # noqa: F401 (registers the model with transformers)
 from casa_core import pretrained
 from casa_core.config import CasaConfig
 from casa_core.errors import ConfigError

@@ -15,14 +15,14 @@ from torch import nn
 from transformers import Trainer, TrainingArguments, pipeline
 
 from casa_core.backbones.tiny import tiny_config
-from casa_core.checkpoint import save_checkpoint
 from casa_core.engine.engine import Engine
 from casa_core.engine.requests import GenerationRequest, SamplingParams
 from casa_core.errors import ConfigError
 from casa_core.model import CasaForConditionalGeneration
-from casa_core.processing import CasaProcessor
-from casa_core.tokenizer import build_tokenizer
+from casa_core.processing.processor import CasaProcessor
+from casa_core.processing.tokenizer import build_tokenizer
 from casa_core.types import Image, Sample, Text
+from casa_core.weights.checkpoint import save_checkpoint
 from tests.support.core_engine import picture, png
 from tests.support.fusions import BACKBONES, FUSIONS, BackboneKind, TowerKind, small_casa
 from tests.support.padded_rows import Row, padded, row, three_rows

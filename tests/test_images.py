@@ -15,7 +15,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from casa_core.config import TinyVisionConfig
 from casa_core.errors import ConfigError, DataError
-from casa_core.images import ImageSettings
+from casa_core.media.images import ImageSettings
 from casa_core.types import ImageSize
 
 QWEN = ImageSettings.for_tower(Qwen2_5_VLVisionConfig())

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from casa_core.errors import CasaError, ConfigError
-from casa_core.importing import import_checkpoint, inspect_checkpoint
 from casa_core.model import CasaForConditionalGeneration
+from casa_core.weights.importing import import_checkpoint, inspect_checkpoint
 from tests.support.foreign import answers, exported, fused
 
 FLAMINGO = {"placement": "before", "gate": "tanh", "image_norm": "own", "text_norm": "own"}

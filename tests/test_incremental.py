@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from casa_core.batch import PackedSequence, collate
-from casa_core.cache import CachedSequences, Extension
+from casa_core.decoding.kv_batch import CachedSequences, Extension
 from casa_core.model import CasaForConditionalGeneration
 from tests.support.fusions import BACKBONES, FUSIONS, VOCABULARY, BackboneKind, patch_values, small_casa
 

@@ -16,9 +16,9 @@ import pytest
 from PIL import Image as Pillow
 from typer.testing import CliRunner
 
-from casa_core.analysis.kinds import AttentionTable, KindMean, Kinds
+from casa_core.analysis.attention_stats import AttentionTable, KindMean, Kinds
 from casa_core.analysis.masking import MASKINGS
-from casa_core.media import encode_png
+from casa_core.media.decode import encode_png
 from pipelines.cards.attention import heat, kinds_chart
 from pipelines.cli.app import app
 from tests.support.core_engine import picture, png

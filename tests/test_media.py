@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from casa_core.errors import MediaError
-from casa_core.media import VideoFrames, decode_image, image_dimensions, image_header, verify_image
+from casa_core.media.decode import VideoFrames, decode_image, image_dimensions, image_header, verify_image
 from tests.support.data_media import counting_video, encode, grey_level, png_claiming, scene
 
 LOSSLESS = ("PNG", "BMP", "TIFF", "PPM", "TGA")
@@ -253,7 +253,7 @@ def test_verifying_refuses_what_decoding_refuses_and_nothing_else():
 def test_a_large_jpeg_is_verified_in_a_fraction_of_the_memory_that_its_pixels_take():
     data = encode(Image.fromarray(scene(3000, 4000)), "JPEG")
     program = (
-        "import sys; from pathlib import Path; from casa_core.media import decode_image, verify_image\n"
+        "import sys; from pathlib import Path; from casa_core.media.decode import decode_image, verify_image\n"
         "peak = lambda: int(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])\n"
         "data = sys.stdin.buffer.read(); before = peak(); globals()[sys.argv[1]](data)\n"
         "print(peak() - before)"

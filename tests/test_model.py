@@ -13,8 +13,8 @@ from casa_core.batch import collate
 from casa_core.config import CasaConfig, FusionConfig, TinyVisionConfig
 from casa_core.errors import ConfigError
 from casa_core.model import CasaForConditionalGeneration
-from casa_core.processing import CasaProcessor
-from casa_core.tokenizer import build_tokenizer
+from casa_core.processing.processor import CasaProcessor
+from casa_core.processing.tokenizer import build_tokenizer
 from tests.support.core_layouts import Document, document, sequence
 from tests.support.core_models import WIDTH, small_model
 from tests.support.naive_tower import naive_tower

@@ -12,8 +12,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from casa_core.errors import ConfigError, DataError, MediaError
-from casa_core.processing import CasaProcessor
-from casa_core.tokenizer import build_tokenizer
+from casa_core.processing.processor import CasaProcessor
+from casa_core.processing.tokenizer import build_tokenizer
 from casa_core.types import EncodedSample, Image, ImageSize, Part, Sample, Text
 from tests.support.data_media import scene
 

@@ -18,8 +18,8 @@ from casa_core.backbones.tiny import tiny_config
 from casa_core.config import CasaConfig
 from casa_core.errors import ConfigError, DataError, MediaError
 from casa_core.model import CasaForConditionalGeneration
-from casa_core.processing import CasaProcessor
-from casa_core.tokenizer import build_tokenizer
+from casa_core.processing.processor import CasaProcessor
+from casa_core.processing.tokenizer import build_tokenizer
 from casa_core.types import Image, Sample, Text
 from tests.support.core_engine import picture, png
 from tests.support.data_media import encode

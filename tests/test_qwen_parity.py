@@ -7,8 +7,8 @@ import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from casa_core.batch import PackedSequence, collate
-from casa_core.cache import CachedSequences, Extension
 from casa_core.config import CasaConfig
+from casa_core.decoding.kv_batch import CachedSequences, Extension
 from casa_core.fusion.config import FusionConfig
 from casa_core.model import CasaForConditionalGeneration
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from casa_core.errors import MediaError
-from casa_core.media import VideoFrames
+from casa_core.media.decode import VideoFrames
 from casa_core.types import Image, Text
 from pipelines.data.read import Record
 from pipelines.data.read.corpora import video as video_module

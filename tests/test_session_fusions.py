@@ -14,20 +14,20 @@ from typing import Any
 import pytest
 import torch
 
-from casa_core.checkpoint import save_checkpoint
 from casa_core.config import CasaConfig
+from casa_core.decoding.kv_cache import TextBounds
 from casa_core.engine.engine import Engine
 from casa_core.engine.inputs import image_extension, prepare_image
 from casa_core.engine.requests import GenerationRequest, SamplingParams
 from casa_core.engine.session import StreamSession
-from casa_core.engine.slots import Slots
+from casa_core.engine.slot_pool import Slots
 from casa_core.errors import DataError
 from casa_core.fusion.config import FusionConfig
-from casa_core.kv_cache import TextBounds
 from casa_core.model import CasaForConditionalGeneration
-from casa_core.processing import CasaProcessor
-from casa_core.tokenizer import build_tokenizer
+from casa_core.processing.processor import CasaProcessor
+from casa_core.processing.tokenizer import build_tokenizer
 from casa_core.types import Image, Part, Sample, Text
+from casa_core.weights.checkpoint import save_checkpoint
 from tests.support.core_engine import full_logits, picture, png, recorded
 from tests.support.fusions import BACKBONES, BackboneKind, small_casa
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from casa_core.decoding.kv_cache import TextBounds
 from casa_core.engine.engine import Engine
 from casa_core.engine.requests import GenerationRequest, SamplingParams
 from casa_core.engine.saved_session import SavedSession, Transcript
 from casa_core.engine.session import StreamSession
-from casa_core.engine.slots import Slots
+from casa_core.engine.slot_pool import Slots
 from casa_core.errors import DataError, StoreError
-from casa_core.kv_cache import TextBounds
 from casa_core.types import Image, Sample, Text
 from tests.support.core_engine import picture, png
 

@@ -12,9 +12,9 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import LlamaForCausalLM
 
-from casa_core.cache import CachedSequences, Extension
-from casa_core.from_backbone import from_backbone
+from casa_core.decoding.kv_batch import CachedSequences, Extension
 from casa_core.model import CasaForConditionalGeneration
+from casa_core.weights.from_backbone import from_backbone
 from tests.support.published import picture, published, qwen, seen_logits
 from tests.support.smollm2 import smollm2
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
 from casa_core.errors import ConfigError
-from casa_core.processing import CasaProcessor
-from casa_core.templates import ImagePlacement
-from casa_core.tokenizer import build_tokenizer
+from casa_core.processing.processor import CasaProcessor
+from casa_core.processing.templates import ImagePlacement
+from casa_core.processing.tokenizer import build_tokenizer
 from casa_core.types import EncodedSample, Image, ImageSize, Part, Sample, Text
 from tests.support.qwen_tokenizer import qwen_tokenizer
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from casa_core.kv_cache import TextCache
+from casa_core.decoding.kv_cache import TextCache
 
 A_SLOT = 2 * 2 * 4 * 4  # keys and values, two heads of size four, float32
 

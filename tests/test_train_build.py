@@ -10,10 +10,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from casa_core.checkpoint import save_checkpoint
 from casa_core.errors import ConfigError
-from casa_core.processing import CasaProcessor
-from casa_core.tokenizer import SPECIAL_TOKENS, add_missing_special_tokens, build_tokenizer
+from casa_core.processing.processor import CasaProcessor
+from casa_core.processing.tokenizer import SPECIAL_TOKENS, add_missing_special_tokens, build_tokenizer
+from casa_core.weights.checkpoint import save_checkpoint
 from pipelines.train.build import build_model, model_config
 from tests.support.published import VOCABULARY, helium, published, qwen
 

@@ -19,9 +19,9 @@ import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 from typer.testing import CliRunner
 
-from casa_core.checkpoint import load_checkpoint
 from casa_core.errors import ConfigError, StoreError
-from casa_core.processing import CasaProcessor
+from casa_core.processing.processor import CasaProcessor
+from casa_core.weights.checkpoint import load_checkpoint
 from pipelines.cli.app import app
 from pipelines.storage import s3
 from pipelines.storage.folders import Output

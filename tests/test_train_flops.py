@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from casa_core.batch import collate
 from casa_core.flops import Load, step_flops
 from casa_core.model import CasaForConditionalGeneration
-from casa_core.trainability import parameter_groups
+from casa_core.param_groups import parameter_groups
 from pipelines.cost.synthetic import SequenceShape, random_batch, random_sequence
 from pipelines.recipe.load import load_recipe
 from pipelines.train.build import model_config, training_stage

@@ -14,9 +14,9 @@ import torch
 from casa_core.backbones.tiny import tiny_config
 from casa_core.batch import PackedBatch, PackedSequence, collate
 from casa_core.errors import DataError, StoreError
-from casa_core.media import VideoFrames, decode_image
+from casa_core.media.decode import VideoFrames, decode_image
 from casa_core.model import CasaForConditionalGeneration
-from casa_core.processing import CasaProcessor
+from casa_core.processing.processor import CasaProcessor
 from pipelines.data.store.store import CleanReader, PackReader
 from pipelines.train.loader import LoadedStep, SequenceReader, Share, blank_picture, iterate_steps
 from pipelines.train.sampler import StepOrder

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
 from casa_core.model import CasaForConditionalGeneration
-from casa_core.trainability import parameter_groups
+from casa_core.param_groups import parameter_groups
 from pipelines.cost.activations import TOLERANCE, ActivationModel, count_kept
 from pipelines.cost.memory import count_parameters, state_memory
 from pipelines.cost.synthetic import SequenceShape, random_batch

@@ -14,7 +14,7 @@ from torch.multiprocessing.spawn import spawn
 
 from casa_core.batch import PackedSequence, collate
 from casa_core.model import CasaForConditionalGeneration
-from casa_core.trainability import parameter_groups
+from casa_core.param_groups import parameter_groups
 from pipelines.recipe.load import list_recipes, load_recipe
 from pipelines.recipe.model import Recipe
 from pipelines.train.build import model_config, training_stage

@@ -214,8 +214,8 @@ def test_a_run_of_two_workers_goes_on_with_one_and_another_stage(runs: Path):
 
 
 def test_the_blind_baseline_trains_on_text_and_leaves_alone_what_sees(job: TrainJob, runs: Path):
-    from casa_core.checkpoint import load_checkpoint
-    from casa_core.processing import CasaProcessor
+    from casa_core.processing.processor import CasaProcessor
+    from casa_core.weights.checkpoint import load_checkpoint
     from pipelines.train.build import build_model
 
     expected = plainly(replace(job, images=False))

@@ -12,7 +12,7 @@ from casa_core.backbones.published import helium1_2b_text, qwen2_5_vl_3b_text, q
 from casa_core.config import CasaConfig
 from casa_core.errors import ConfigError
 from casa_core.model import CasaForConditionalGeneration
-from casa_core.trainability import STAGES, TrainingStage, describe, parameter_groups
+from casa_core.param_groups import STAGES, TrainingStage, describe, parameter_groups
 from tests.support.foreign import WORDS, fused
 from tests.support.published import picture, seen_logits
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from casa_core.errors import DataError
-from casa_core.windows import Carry, WindowRules, Windows, window_layout
+from casa_core.fusion.windows import Carry, WindowRules, Windows, window_layout
 from tests.support.core_layouts import lay_out, outlines
 from tests.support.naive_windows import Place, naive_windows
 

@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.gpu.common import Setting, build, freed, record, relative_error, tokens
 from casa_core.batch import PackedSequence, collate
-from casa_core.cache import CachedSequences, Extension
+from casa_core.decoding.kv_batch import CachedSequences, Extension
 from casa_core.model import CasaForConditionalGeneration
 
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from benchmarks.gpu.common import Backbone, Setting, build, freed, record, relative_error, tokens
-from casa_core.cache import CachedSequences, Extension
+from casa_core.decoding.kv_batch import CachedSequences, Extension
 from casa_core.errors import ConfigError
 from casa_core.fusion.attention import Backend, Segments, segment_attention
 from casa_core.model import CasaForConditionalGeneration

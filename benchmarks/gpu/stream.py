@@ -22,9 +22,9 @@ from benchmarks.gpu.common import (
     relative_error,
 )
 from benchmarks.gpu.common import tokens as random_tokens
-from casa_core.cache import CachedSequences, Extension
+from casa_core.decoding.kv_batch import CachedSequences, Extension
 from casa_core.engine.requests import SamplingParams
-from casa_core.engine.slots import Slots
+from casa_core.engine.slot_pool import Slots
 from casa_core.model import CasaForConditionalGeneration
 
 WORDS, PROMPT, STOP, IMAGE = 16, 20, 1, 2

@@ -15,9 +15,9 @@ import torch
 
 from benchmarks.gpu.common import Frame, Setting, build, freed, record, relative_error, tokens
 from benchmarks.gpu.stream import IMAGE, STOP
-from casa_core.cache import Extension
+from casa_core.decoding.kv_batch import Extension
 from casa_core.engine.requests import SamplingParams
-from casa_core.engine.slots import Slots
+from casa_core.engine.slot_pool import Slots
 from casa_core.model import CasaForConditionalGeneration
 
 WORDS, PERIOD = 5, 0.5

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from casa_core.analysis.forward import grids_of, read_whole
 from casa_core.analysis.probe import WindowPart, watching
-from casa_core.analysis.reading import grids_of, read_whole
+from casa_core.decoding.plan import Extension
 from casa_core.errors import DataError
 from casa_core.model import CasaForConditionalGeneration
-from casa_core.steps import Extension
 
 ImageMap = NDArray[np.float64]
 """(R, C): the weight of each image token."""

@@ -30,8 +30,8 @@ from casa_core.analysis.probe import WindowPart, probing, watching_refusal, wind
 from casa_core.errors import ConfigError
 from casa_core.fusion.attention import Backend, Segments, segment_attention
 from casa_core.fusion.layers import AttentionProbe
+from casa_core.fusion.windows import Windows
 from casa_core.model import CasaForConditionalGeneration
-from casa_core.windows import Windows
 
 Masking = Literal["self", "random_text", "random_token"]
 MASKINGS: tuple[Masking, ...] = get_args(Masking)

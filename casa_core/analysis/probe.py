@@ -18,8 +18,8 @@ import torch
 from casa_core.errors import ConfigError
 from casa_core.fusion.attention import Backend, Segments, segment_attention, segment_attention_weights
 from casa_core.fusion.layers import AttentionProbe
+from casa_core.fusion.windows import IntArray, Windows
 from casa_core.model import CasaForConditionalGeneration
-from casa_core.windows import IntArray, Windows
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """The real backbones' configurations, as published, for building models of their size without their weights.
 
-Loading a backbone's weights does not read this: :func:`casa_core.from_backbone.from_backbone` reads the
+Loading a backbone's weights does not read this: :func:`casa_core.weights.from_backbone.from_backbone` reads the
 configuration that lies beside them.
 """
 
@@ -17,7 +17,7 @@ def helium1_2b_text() -> HeliumConfig:
     """``kyutai/helium-1-2b``: 28 layers, 2.02 B parameters (the class's own defaults are the older preview).
 
     It is published as a model of type ``llama``, whose RoPE turns other pairs than Helium's;
-    :mod:`casa_core.from_backbone` reorders its rows when it loads them.
+    :mod:`casa_core.weights.from_backbone` reorders its rows when it loads them.
     """
     return HeliumConfig(
         vocab_size=64_000,

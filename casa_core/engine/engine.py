@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from casa_core.checkpoint import load_checkpoint
+from casa_core.decoding.kv_cache import TextBounds
+from casa_core.decoding.plan import Extension
 from casa_core.engine.inputs import prompt_extension
 from casa_core.engine.requests import (
     FinishReason,
@@ -23,12 +24,11 @@ from casa_core.engine.requests import (
 )
 from casa_core.engine.saved_session import SavedSession, Transcript
 from casa_core.engine.session import StreamSession, StreamSettings
-from casa_core.engine.slots import Slots
+from casa_core.engine.slot_pool import Slots
 from casa_core.errors import DataError
-from casa_core.kv_cache import TextBounds
 from casa_core.model import CasaForConditionalGeneration
-from casa_core.processing import CasaProcessor
-from casa_core.steps import Extension
+from casa_core.processing.processor import CasaProcessor
+from casa_core.weights.checkpoint import load_checkpoint
 
 
 class Engine:

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from casa_core.cache import Extension
-from casa_core.media import decode_images
-from casa_core.processing import CasaProcessor
+from casa_core.decoding.kv_batch import Extension
+from casa_core.media.decode import decode_images
+from casa_core.processing.processor import CasaProcessor
 from casa_core.types import Image, ImageSize, Sample
 
 

@@ -30,7 +30,7 @@ import torch
 from torch.nn.functional import pad
 
 from casa_core.engine.requests import SamplingParams
-from casa_core.engine.rows import Column, RowTensors
+from casa_core.engine.slot_tensors import Column, RowTensors
 from casa_core.errors import DataError
 
 NO_TOKEN = -1  # fills rings and lists of stop tokens; no token has this id

@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 
 from casa_core.engine.logits import NO_TOKEN, LogitsProcessors
 from casa_core.engine.requests import SamplingParams
-from casa_core.engine.rows import Column, RowTensors
+from casa_core.engine.slot_tensors import Column, RowTensors
 from casa_core.errors import CasaError, DataError
 
 

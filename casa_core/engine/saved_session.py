@@ -20,10 +20,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from casa_core.decoding.snapshot import SequenceSnapshot
 from casa_core.errors import StoreError
 from casa_core.model import CasaForConditionalGeneration
-from casa_core.processing import CasaProcessor
-from casa_core.snapshot import SequenceSnapshot
+from casa_core.processing.processor import CasaProcessor
 
 FORMAT = "casa-session/1"
 TRANSIENT = ("dtype", "transformers_version", "architectures")

@@ -8,15 +8,15 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from casa_core.decoding.plan import Extension
 from casa_core.engine.inputs import PreparedImage, image_extension, prepare_image
 from casa_core.engine.requests import CaptionEvent, SamplingParams
 from casa_core.engine.saved_session import SavedSession, Transcript, model_identity
-from casa_core.engine.slots import Slots
+from casa_core.engine.slot_pool import Slots
 from casa_core.errors import DataError, StoreError
-from casa_core.media import decode_image, encode_png
+from casa_core.media.decode import decode_image, encode_png
 from casa_core.model import CasaForConditionalGeneration
-from casa_core.processing import CasaProcessor
-from casa_core.steps import Extension
+from casa_core.processing.processor import CasaProcessor
 
 Picture = bytes | NDArray[np.uint8]
 

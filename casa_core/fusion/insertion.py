@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from casa_core.windows import IntArray, grid_places
+from casa_core.fusion.windows import IntArray, grid_places
 
 
 @dataclass(frozen=True, slots=True)

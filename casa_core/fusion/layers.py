@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
@@ -16,7 +16,9 @@ from torch import nn
 from casa_core.fusion.attention import Backend, Segments, segment_attention
 from casa_core.fusion.config import FusionConfig
 from casa_core.fusion.segments import Tokens, joined
-from casa_core.kv_cache import WindowCache
+
+if TYPE_CHECKING:
+    from casa_core.decoding.kv_cache import WindowCache
 
 # cos and sin of each token, (X, D) each, ready to multiply.
 Rope = tuple[torch.Tensor, torch.Tensor]

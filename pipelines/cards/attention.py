@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from casa_core.analysis.kinds import AttentionTable, KindMean, Kinds
+from casa_core.analysis.attention_stats import AttentionTable, KindMean, Kinds
 from casa_core.analysis.maps import ImageMap
 from pipelines.html.charts import line, svg, text
 from pipelines.html.scale import Scale, linear, log_ticks, logarithmic, number

@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from casa_core.media import Rgb, VideoFrames, decode_image
+from casa_core.media.decode import Rgb, VideoFrames, decode_image
 from pipelines.data.store.rows import Row
 from pipelines.data.store.store import CleanReader
 from pipelines.html.tags import Html, tag

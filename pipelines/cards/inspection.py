@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from casa_core.analysis.examine import END, NEXT_FRAME, SILENT, Examined, Said
-from casa_core.analysis.kinds import AttentionTable, KindMean, Kinds
+from casa_core.analysis.attention_stats import AttentionTable, KindMean, Kinds
+from casa_core.analysis.inspection import END, NEXT_FRAME, SILENT, Examined, Said
 from casa_core.analysis.maps import ImageMap
 from casa_core.errors import CasaError
-from casa_core.media import Rgb
+from casa_core.media.decode import Rgb
 from pipelines.cards.attention import (
     LABELS,
     heat,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 
-from casa_core.media import VideoFrames, decode_image
+from casa_core.media.decode import VideoFrames, decode_image
 from pipelines.cards.gallery import thumbnail
 from pipelines.cards.sequence_chart import meter
 from pipelines.data.pack.sequence_view import DocumentView, PictureView, SequenceView

@@ -15,8 +15,8 @@ from pipelines.cli.options import JsonOption, print_json
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from casa_core.analysis.examine import Examined, Examiner
-    from casa_core.analysis.kinds import AttentionTable
+    from casa_core.analysis.attention_stats import AttentionTable
+    from casa_core.analysis.inspection import Examined, Examiner
     from casa_core.engine.engine import Engine
     from pipelines.cards.inspection import Inspection
 
@@ -81,7 +81,7 @@ def inspect(
 
       casa inspect model --clip clip.mp4 --query "describe what you see live"
     """
-    from casa_core.analysis.examine import Examiner
+    from casa_core.analysis.inspection import Examiner
 
     asked = _pair(image or [], question or []) if image or question or clip is None else []
     folder = _found(folder)
@@ -153,7 +153,7 @@ def _ask(examiner: Examiner, picture: Path | None, question: str) -> Examined:
 
 def _drawn() -> bytes:
     """A red circle on a pale ground, as a PNG."""
-    from casa_core.media import encode_png
+    from casa_core.media.decode import encode_png
     from pipelines.data.generate.shapes import Shape, render
 
     side = 256
@@ -176,8 +176,8 @@ def _frames(clip: Path, most: int) -> list[bytes]:
 def _inspection(
     folder: Path, examiner: Examiner, examined: Sequence[Examined], group: int | None
 ) -> Inspection:
-    from casa_core.analysis.kinds import attention_by_kind
-    from casa_core.analysis.reading import delimiter_ids
+    from casa_core.analysis.attention_stats import attention_by_kind
+    from casa_core.analysis.forward import delimiter_ids
     from pipelines.cards.inspection import Inspection
     from pipelines.cli.facts import facts, headline
 

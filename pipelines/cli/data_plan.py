@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from casa_core.errors import ConfigError
-from casa_core.images import ImageSettings
+from casa_core.media.images import ImageSettings
 from pipelines.cost.forecast import Budgets, Rate, Rates
 from pipelines.cost.listing import Listing, read_listing
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from torch import nn
 
 from casa_core.backbones.block import FusedBlock
-from casa_core.checkpoint import MANIFEST
 from casa_core.engine.engine import Engine
 from casa_core.fusion.config import FusionConfig
 from casa_core.model import CasaForConditionalGeneration
+from casa_core.weights.checkpoint import MANIFEST
 from pipelines.html.scale import number
 
 KINDS = {

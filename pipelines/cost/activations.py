@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from casa_core.batch import collate
 from casa_core.config import CasaConfig, TinyVisionConfig
 from casa_core.model import CasaForConditionalGeneration
-from casa_core.trainability import TrainingStage, parameter_groups
+from casa_core.param_groups import TrainingStage, parameter_groups
 from pipelines.cost.synthetic import SequenceShape, random_sequence
 
 PROBES = 90

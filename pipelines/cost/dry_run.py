@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 
 from casa_core.model import CasaForConditionalGeneration
-from casa_core.trainability import describe, parameter_groups
+from casa_core.param_groups import describe, parameter_groups
 from pipelines.cost.synthetic import SequenceShape, random_batch, shapes_of
 from pipelines.recipe.model import Recipe
 from pipelines.train import zero

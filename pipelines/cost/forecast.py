@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import ceil
 
-from casa_core.images import ImageSettings
+from casa_core.media.images import ImageSettings
 from pipelines.cost.listing import Listing, PictureSize, SourceListing
 
 GIGABIT = 1e9 / 8

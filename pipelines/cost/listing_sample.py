@@ -10,7 +10,7 @@ from math import sqrt
 from statistics import fmean, stdev
 
 from casa_core.errors import MediaError
-from casa_core.media import VideoFrames, image_dimensions
+from casa_core.media.decode import VideoFrames, image_dimensions
 from casa_core.types import Image, Text
 from pipelines.cost.listing import PictureSize, RawFile, SourceListing
 from pipelines.data.pack.encode import SPLIT

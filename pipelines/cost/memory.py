@@ -12,7 +12,7 @@ import torch
 
 from casa_core.config import CasaConfig
 from casa_core.model import CasaForConditionalGeneration
-from casa_core.trainability import TrainingStage, parameter_groups
+from casa_core.param_groups import TrainingStage, parameter_groups
 from pipelines.train.zero import LIVE_PARAMETERS, PERSISTENT, REDUCE_BUCKET
 
 GIB = 2**30

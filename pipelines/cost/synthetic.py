@@ -9,7 +9,7 @@ import torch
 
 from casa_core.batch import PackedSequence, collate
 from casa_core.flops import Load
-from casa_core.layout import Packing
+from casa_core.inputs import Packing
 from pipelines.recipe.model import Recipe
 from pipelines.recipe.pack import FRAME_SIDE, IMAGE_TOKEN_SIDES
 from pipelines.train.loader import Document, MicroBatch

@@ -12,14 +12,14 @@ from torch import nn
 
 from casa_core.backbones import published
 from casa_core.backbones.tiny import tiny_config
-from casa_core.checkpoint import load_checkpoint
 from casa_core.config import CasaConfig
 from casa_core.errors import ConfigError
-from casa_core.from_backbone import from_backbone
 from casa_core.fusion.config import FusionConfig, fusion_config
 from casa_core.model import CasaForConditionalGeneration
-from casa_core.processing import CasaProcessor
-from casa_core.trainability import TrainingStage
+from casa_core.param_groups import TrainingStage
+from casa_core.processing.processor import CasaProcessor
+from casa_core.weights.checkpoint import load_checkpoint
+from casa_core.weights.from_backbone import from_backbone
 
 Scale = Literal["full", "small"]
 

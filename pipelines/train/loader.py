@@ -19,8 +19,8 @@ import torch
 from casa_core.batch import PackedBatch, PackedSequence, collate
 from casa_core.engine.inputs import PreparedImage, prepare_image
 from casa_core.errors import DataError, MediaError, StoreError
-from casa_core.media import VideoFrames, decode_image
-from casa_core.processing import CasaProcessor
+from casa_core.media.decode import VideoFrames, decode_image
+from casa_core.processing.processor import CasaProcessor
 from pipelines.data.store.store import CARD, CleanReader, PackReader
 from pipelines.storage.folders import Folder
 from pipelines.train.sampler import Step, StepOrder, share_of

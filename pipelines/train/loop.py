@@ -14,7 +14,7 @@ import torch
 
 from casa_core.flops import Load, step_flops
 from casa_core.hardware import peak_tflops
-from casa_core.trainability import TrainingStage
+from casa_core.param_groups import TrainingStage
 from pipelines.train import zero
 from pipelines.train.build import training_stage
 from pipelines.train.loader import LoadedStep, MicroBatch, SequenceReader, Share, load_batches

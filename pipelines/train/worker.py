@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from casa_core.checkpoint import save_checkpoint
 from casa_core.model import CasaForConditionalGeneration
-from casa_core.processing import CasaProcessor
-from casa_core.trainability import parameter_groups
+from casa_core.param_groups import parameter_groups
+from casa_core.processing.processor import CasaProcessor
+from casa_core.weights.checkpoint import save_checkpoint
 from pipelines.recipe.where import TrackerName
 from pipelines.storage.folders import local_copy, open_folder
 from pipelines.train import zero

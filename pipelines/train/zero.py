@@ -92,7 +92,7 @@ def wrap(model: nn.Module, groups: Sequence[Mapping[str, Any]], settings: ZeroSe
 
     Args:
         model: Whole on every worker; ZeRO-3 shards it here.
-        groups: From :func:`casa_core.trainability.parameter_groups`: each with its peak learning rate.
+        groups: From :func:`casa_core.param_groups.parameter_groups`: each with its peak learning rate.
         settings: What is sharded, and the optimizer's constants.
     """
     if not torch.cuda.is_available():

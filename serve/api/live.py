@@ -21,7 +21,7 @@ from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 from starlette.types import Message
 
 from casa_core.errors import DataError, MediaError
-from casa_core.media import decode_image
+from casa_core.media.decode import decode_image
 from serve.api.engine_client import EngineClient, LiveSession
 from serve.api.errors import ApiError, as_api_error, internal_error, invalid_image, model_not_found, one_line
 from serve.api.live_messages import BadFrame, Frame, SessionEnd, SessionStart, error_event, parse_message

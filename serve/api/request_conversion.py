@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from casa_core.engine.requests import GenerationRequest, SamplingParams
 from casa_core.errors import MediaError
-from casa_core.media import decode_image
+from casa_core.media.decode import decode_image
 from casa_core.types import Image, Part, Role, Sample, Text
 from serve.api.errors import ApiError, invalid_image
 from serve.api.schemas import ChatCompletionRequest, ImagePart, Message, TextPart

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from casa_core.processing import CasaProcessor
-from casa_core.tokenizer import build_tokenizer
+from casa_core.processing.processor import CasaProcessor
+from casa_core.processing.tokenizer import build_tokenizer
 from casa_core.types import Image, ImageSize, Part, Sample, Text
 from pipelines.data.pack.sequences import PACK_SCHEMA, encoded_row
 from pipelines.data.store.rows import CLEAN_SCHEMA, Media, row_from_sample

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from casa_core.batch import PackedSequence, collate
-from casa_core.cache import Extension
+from casa_core.decoding.kv_batch import Extension
 from casa_core.model import CasaForConditionalGeneration, CasaOutput
 from tests.support.data_media import encode
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 
 from casa_core.backbones.tiny import tiny_config
-from casa_core.checkpoint import save_checkpoint
 from casa_core.model import CasaForConditionalGeneration
-from casa_core.processing import CasaProcessor
-from casa_core.tokenizer import build_tokenizer
+from casa_core.processing.processor import CasaProcessor
+from casa_core.processing.tokenizer import build_tokenizer
+from casa_core.weights.checkpoint import save_checkpoint
 
 TEXTS = [
     "what color does it have? red blue teal",

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from transformers import HeliumConfig
 
-from casa_core.checkpoint import save_checkpoint
 from casa_core.config import CasaConfig
 from casa_core.fusion.config import FusionConfig
 from casa_core.model import CasaForConditionalGeneration
-from casa_core.processing import CasaProcessor
-from casa_core.tokenizer import build_tokenizer
+from casa_core.processing.processor import CasaProcessor
+from casa_core.processing.tokenizer import build_tokenizer
+from casa_core.weights.checkpoint import save_checkpoint
 
 TEXTS = ["what colour is shape 3 red green blue", "describe it live a red circle moves on"]
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
+from casa_core.decoding.plan import Extension
 from casa_core.model import CasaForConditionalGeneration
-from casa_core.steps import Extension
 from tests.support import naive_fusion
 from tests.support.core_layouts import Document, ids_of, images_of, lay_out, outline_of
 from tests.support.core_models import sizes_of, weights_of

@@ -13,8 +13,8 @@ from torch.nn.functional import cross_entropy
 
 from casa_core.batch import PackedSequence, collate
 from casa_core.model import CasaForConditionalGeneration
-from casa_core.processing import CasaProcessor
-from casa_core.trainability import parameter_groups
+from casa_core.param_groups import parameter_groups
+from casa_core.processing.processor import CasaProcessor
 from pipelines.train.build import build_model, training_stage
 from pipelines.train.loader import SequenceReader
 from pipelines.train.worker import TrainJob

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import casa_core.processing  # noqa: F401 (before the workers fork, so that none needs to load it again)
+import casa_core.processing.processor  # noqa: F401 (before the workers fork, so that none needs to load it again)
 from pipelines.dag.context import StageContext
 from pipelines.data.pack import run as pack
 

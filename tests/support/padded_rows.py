@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from casa_core.batch import PackedSequence, collate
-from casa_core.cache import CachedSequences, Extension
+from casa_core.decoding.kv_batch import CachedSequences, Extension
 from casa_core.model import CasaForConditionalGeneration
 from tests.support.fusions import PAD, VOCABULARY, TowerKind, patch_values
 

@@ -17,7 +17,7 @@ from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase
 from transformers.models.qwen2 import Qwen2Tokenizer
 
-from casa_core.tokenizer import QWEN_SPECIAL_TOKENS
+from casa_core.processing.tokenizer import QWEN_SPECIAL_TOKENS
 
 
 def qwen_tokenizer() -> PreTrainedTokenizerBase:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from casa_core.processing import CasaProcessor
+from casa_core.processing.processor import CasaProcessor
 from pipelines.train.checkpoint.resume import Parts, resume
 from pipelines.train.checkpoint.save import FROZEN, list_checkpoints
 from pipelines.train.checkpoint.tensor_file import TensorFile

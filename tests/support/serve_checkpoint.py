@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from transformers import HeliumConfig
 
-from casa_core.checkpoint import save_checkpoint
 from casa_core.config import CasaConfig
 from casa_core.model import CasaForConditionalGeneration
-from casa_core.processing import CasaProcessor
-from casa_core.tokenizer import build_tokenizer
+from casa_core.processing.processor import CasaProcessor
+from casa_core.processing.tokenizer import build_tokenizer
+from casa_core.weights.checkpoint import save_checkpoint
 
 
 def write_checkpoint(folder: Path, texts: Sequence[str], *, context: int = 256) -> Path:

@@ -15,7 +15,7 @@ import numpy as np
 
 from casa_core.engine.requests import CaptionEvent, GenerationDelta, GenerationRequest, GenerationResult
 from casa_core.errors import ConfigError, DataError
-from casa_core.media import decode_image
+from casa_core.media.decode import decode_image
 from casa_core.types import Image, Text
 
 COLOURS = {

@@ -14,9 +14,9 @@ import torch.distributed as dist
 from casa_core.backbones.tiny import tiny_config
 from casa_core.batch import PackedSequence, collate
 from casa_core.model import CasaForConditionalGeneration
-from casa_core.processing import CasaProcessor
-from casa_core.tokenizer import build_tokenizer
-from casa_core.trainability import TrainingStage, parameter_groups
+from casa_core.param_groups import TrainingStage, parameter_groups
+from casa_core.processing.processor import CasaProcessor
+from casa_core.processing.tokenizer import build_tokenizer
 from pipelines.storage import s3_path
 from pipelines.storage.folders import open_folder
 from pipelines.train import zero

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from casa_core.errors import MediaError
-from casa_core.media import MAX_PIXELS, VideoFrames, image_header, verify_image
+from casa_core.media.decode import MAX_PIXELS, VideoFrames, image_header, verify_image
 from casa_core.types import Image
 from pipelines.data.clean.perceptual import THUMBNAIL, difference_hash
 from pipelines.data.clean.shrink import shrunk

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from casa_core.errors import ClusterError, ConfigError
-from casa_core.media import MAX_PIXELS
+from casa_core.media.decode import MAX_PIXELS
 from pipelines.cards.data import write_clean_card
 from pipelines.data.clean.records import DEFAULT_LIMITS, SHRUNK, Limits, clean_record
 from pipelines.data.read import Reader, Record, Span, open_reader

@@ -7,7 +7,7 @@ import math
 
 from PIL import Image
 
-from casa_core.media import load_image
+from casa_core.media.decode import load_image
 
 JPEG_QUALITY = 95
 _LOSSY = frozenset({"JPEG", "MPO", "WEBP", "AVIF", "JPEG2000"})

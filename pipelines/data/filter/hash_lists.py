@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from casa_core.errors import DataError, MediaError
-from casa_core.media import verify_image
+from casa_core.media.decode import verify_image
 from pipelines.data.clean.perceptual import THUMBNAIL, HashIndex, difference_hash
 from pipelines.data.read import Reader, Record
 from pipelines.storage.folders import Folder, create, filesystem_for

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from casa_core.errors import ConfigError
-from casa_core.media import encode_png
+from casa_core.media.decode import encode_png
 from pipelines.data.generate.easy_vqa import draw_ratings, write_finevision
 from pipelines.data.generate.shapes import Rgb, draw_ground
 

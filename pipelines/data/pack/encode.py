@@ -28,7 +28,7 @@ from pipelines.data.store.store import CleanReader, ShardReader, write_json, wri
 from pipelines.storage.folders import Folder
 
 if TYPE_CHECKING:
-    from casa_core.processing import CasaProcessor
+    from casa_core.processing.processor import CasaProcessor
 
 SPLIT = "train"
 """Held-out samples are never packed."""

@@ -13,8 +13,8 @@ from casa_core.errors import ConfigError
 from pipelines.storage.folders import local_copy, open_folder
 
 if TYPE_CHECKING:
-    from casa_core.images import ImageSettings
-    from casa_core.processing import CasaProcessor
+    from casa_core.media.images import ImageSettings
+    from casa_core.processing.processor import CasaProcessor
 
 FRAME_SIDE = 448
 """R_max of a video's frames where nothing is said of them (paper, B.1)."""
@@ -30,7 +30,7 @@ class Encoding:
         backbone: Decides the vision tower, and so patch and merge size.
         max_side: R_max of still pictures, pixels.
         max_frame_side: R_max of frames; ``None``: 448, or ``max_side`` where that is less.
-        image_placement: Where consecutive images go in the text: see :mod:`casa_core.templates`.
+        image_placement: Where consecutive images go in the text: see :mod:`casa_core.processing.templates`.
     """
 
     tokenizer: str
@@ -50,7 +50,7 @@ def load_processor(encoding: Encoding) -> CasaProcessor:
     """
     from transformers import AutoTokenizer
 
-    from casa_core.processing import CasaProcessor
+    from casa_core.processing.processor import CasaProcessor
 
     images = image_settings(encoding.backbone, encoding.max_side, encoding.max_frame_side)
     with local_copy(open_folder(encoding.tokenizer)) as folder:
@@ -76,7 +76,7 @@ def image_settings(backbone: str, max_side: int, max_frame_side: int | None = No
     """
     from casa_core.backbones.published import qwen2_5_vl_3b_vision
     from casa_core.config import TinyVisionConfig
-    from casa_core.images import ImageSettings
+    from casa_core.media.images import ImageSettings
 
     # The paper's Helium sees through Qwen2.5-VL's tower.
     towers: dict[str, Any] = {
@@ -104,7 +104,7 @@ def make_tokenizer(how: dict[str, Any], texts: Iterable[str], template: str, fol
     Raises:
         ConfigError: Where no tokenizer is named, or the one named cannot be loaded.
     """
-    from casa_core.tokenizer import add_missing_special_tokens, build_tokenizer
+    from casa_core.processing.tokenizer import add_missing_special_tokens, build_tokenizer
 
     if how.get("path"):
         tokenizer = _load_tokenizer(how["path"], how.get("revision"))

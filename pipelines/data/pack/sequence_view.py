@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from casa_core.windows import window_layout
+from casa_core.fusion.windows import window_layout
 from pipelines.data.pack.sequences import documents_of
 
 

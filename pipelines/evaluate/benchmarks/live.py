@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from casa_core.media import VideoFrames
+from casa_core.media.decode import VideoFrames
 from casa_core.types import Image, Sample, Text
 from pipelines.evaluate.benchmarks.base import (
     Answerer,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from casa_core.media import VideoFrames
+from casa_core.media.decode import VideoFrames
 from pipelines.data.store.store import CleanReader
 from pipelines.evaluate import HELD_OUT
 from pipelines.evaluate.metrics.scores import Event, EventCounts, event_score, paired_events, word_events

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
-from casa_core.checkpoint import save_checkpoint
 from casa_core.config import CasaConfig
 from casa_core.errors import ConfigError, StoreError
 from casa_core.model import CasaForConditionalGeneration
-from casa_core.processing import CasaProcessor
+from casa_core.processing.processor import CasaProcessor
+from casa_core.weights.checkpoint import save_checkpoint
 from pipelines.storage.folders import Folder, local_copy
 from pipelines.train.checkpoint.resume import Parts, file_damage
 from pipelines.train.checkpoint.save import FROZEN, FROZEN_DIGEST, MODEL, SavedStep, list_checkpoints

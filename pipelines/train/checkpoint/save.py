@@ -21,7 +21,7 @@ from typing import Any
 import torch.distributed as dist
 
 from casa_core.errors import CasaError, StoreError
-from casa_core.processing import CasaProcessor
+from casa_core.processing.processor import CasaProcessor
 from pipelines.storage.folders import Folder, local_output, remove_leftovers, remove_tree, write_whole
 from pipelines.train.checkpoint import zero_state as fragments
 from pipelines.train.checkpoint.tensor_file import write_tensors

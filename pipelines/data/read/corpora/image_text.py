@@ -54,7 +54,7 @@ SUFFIXES = (".jsonl", ".parquet", ".tar")
 IMAGE_SUFFIXES = frozenset(
     ("png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff", "ppm", "avif", "ico", "tga", "jp2")
 )
-"""Of the formats that ``casa_core.media`` decodes."""
+"""Of the formats that ``casa_core.media.decode`` decodes."""
 _FIELDS = ("id", "image", "images", "texts", "conversations", "messages", "caption", "text", "meta")
 _IMAGE_BYTES = 256 << 10
 """A guess at a picture's size, for plans: asking for each would cost a request."""

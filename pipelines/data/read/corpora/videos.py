@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from casa_core.media import VideoFrames
+from casa_core.media.decode import VideoFrames
 from pipelines.data.read.source.base import BadRecord
 from pipelines.data.read.source.files import Files
 

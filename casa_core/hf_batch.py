@@ -17,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 
 from casa_core.config import CasaConfig
+from casa_core.decoding.plan import Extension
 from casa_core.errors import DataError
-from casa_core.layout import Packing
-from casa_core.steps import Extension
+from casa_core.inputs import Packing
 
 IMAGE_INPUTS = ("pixel_values", "image_grid_thw", "image_rows", "image_positions")
 _FROM_PROCESSOR = "take the image inputs from one call of CasaProcessor, all four together"

@@ -11,14 +11,14 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from casa_core.cache import CachedSequences
+from casa_core.decoding.kv_batch import CachedSequences
+from casa_core.decoding.kv_cache import TextBounds
+from casa_core.decoding.plan import Extension, SequenceState
+from casa_core.decoding.snapshot import SequenceSnapshot
 from casa_core.engine.requests import SamplingParams
 from casa_core.engine.sampling import TokenChooser
 from casa_core.errors import DataError
-from casa_core.kv_cache import TextBounds
 from casa_core.model import CasaForConditionalGeneration
-from casa_core.snapshot import SequenceSnapshot
-from casa_core.steps import Extension, SequenceState
 
 
 class Slots:

@@ -26,7 +26,7 @@ from casa_core.config import CasaConfig, TextConfig
 from casa_core.errors import ConfigError, StoreError
 from casa_core.fusion.config import FusionConfig, fusion_config
 from casa_core.model import CasaForConditionalGeneration
-from casa_core.weight_files import (
+from casa_core.weights.files import (
     ImportReport,
     Shape,
     Take,
@@ -232,7 +232,7 @@ def _prefix(files: WeightFiles, prefixes: tuple[str, ...], anchor: str, part: st
     raise StoreError(
         f"{files.label} holds no {part}",
         f"none of its tensors is called {', '.join(prefix + anchor for prefix in prefixes)}",
-        "for a checkpoint with other names use casa_core.importing",
+        "for a checkpoint with other names use casa_core.weights.importing",
     )
 
 
@@ -270,7 +270,7 @@ def _left_over(
             raise StoreError(
                 f"{files.label} has {len(inside)} tensors that have no place here, {inside[0]} among them",
                 "the model they belong to computes something else",
-                "use a plain release; for fused checkpoints use casa_core.importing",
+                "use a plain release; for fused checkpoints use casa_core.weights.importing",
             )
         rest += names
     return rest

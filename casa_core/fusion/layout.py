@@ -8,33 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from casa_core.config import CasaConfig
 from casa_core.fusion.attention import Segments
 from casa_core.fusion.config import FusionConfig
 from casa_core.fusion.insertion import JointStream, joint_stream
 from casa_core.fusion.segments import to_device
-from casa_core.windows import IntArray, WindowRules, Windows, window_layout
+from casa_core.fusion.windows import IntArray, WindowRules, Windows, window_layout
+from casa_core.inputs import Packing
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Packing:
-    """Where documents start and images stand in a flat text.
-
-    Attributes:
-        document_starts: Ascending, the first at 0.
-        image_positions: For each image, the index of the text token that follows it; ascending.
-        image_tokens: Tokens of each image after the patch merge.
-        image_grids: (rows, columns) of those tokens.
-    """
-
-    document_starts: Sequence[int]
-    image_positions: Sequence[int] = ()
-    image_tokens: Sequence[int] = ()
-    image_grids: Sequence[tuple[int, int]] = ()
+if TYPE_CHECKING:
+    from casa_core.config import CasaConfig
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 
 from casa_core import types
 from casa_core.errors import MediaError
-from casa_core.video import VideoFrames
+from casa_core.media.video import VideoFrames
 
 Rgb = NDArray[np.uint8]
 Grey = NDArray[np.uint8]

@@ -1,6 +1,6 @@
 """Whole sequences in one forward, as every analysis here reads them.
 
-A sequence is an :class:`casa_core.steps.Extension` from a conversation's first token on: the prompt, as
+A sequence is an :class:`casa_core.decoding.plan.Extension` from a conversation's first token on: the prompt, as
 :func:`casa_core.engine.inputs.prompt_extension` makes it, and usually what the model answered.
 """
 
@@ -11,11 +11,11 @@ from collections.abc import Collection, Sequence
 
 import torch
 
+from casa_core.decoding.plan import Extension
 from casa_core.errors import DataError
-from casa_core.layout import Packing
-from casa_core.model import CasaForConditionalGeneration, CasaOutput, ImageInputs
-from casa_core.processing import CasaProcessor
-from casa_core.steps import Extension
+from casa_core.inputs import ImageInputs, Packing
+from casa_core.model import CasaForConditionalGeneration, CasaOutput
+from casa_core.processing.processor import CasaProcessor
 
 
 def answered(prompt: Extension, answer: Sequence[int]) -> Extension:

@@ -48,7 +48,7 @@ from typing import ClassVar, Literal
 from transformers import PreTrainedTokenizerBase
 
 from casa_core.errors import ConfigError
-from casa_core.tokenizer import (
+from casa_core.processing.tokenizer import (
     ASSISTANT,
     END,
     FRAME_END,

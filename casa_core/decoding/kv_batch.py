@@ -15,12 +15,13 @@ import numpy as np
 import torch
 
 from casa_core.config import CasaConfig
+from casa_core.decoding.kv_cache import TextBounds, TextCache, WindowCache, row_slices
+from casa_core.decoding.plan import Extension, SequenceState, Step, StepSetting, plan_step
+from casa_core.decoding.snapshot import SequenceSnapshot
 from casa_core.errors import ConfigError, DataError
-from casa_core.kv_cache import TextBounds, TextCache, WindowCache, row_slices
-from casa_core.layout import LayoutRules
-from casa_core.snapshot import SequenceSnapshot
-from casa_core.steps import Extension, SequenceState, Step, StepSetting, plan_step
-from casa_core.windows import Carry, Windows
+from casa_core.fusion.layout import LayoutRules
+from casa_core.fusion.windows import Carry, Windows
+from casa_core.inputs import ImageInputs
 
 if TYPE_CHECKING:
     from casa_core.model import CasaForConditionalGeneration
@@ -89,8 +90,6 @@ class CachedSequences:
         Raises:
             DataError: If nothing is to be appended at all, or the tokens do not fit the text KV's bounds.
         """
-        from casa_core.model import ImageInputs
-
         full = [row or _IDLE for row in rows]
         longest = max(len(row.ids) for row in full)
         if longest == 0:

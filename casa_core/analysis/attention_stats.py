@@ -23,11 +23,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from casa_core.analysis.forward import read_whole
 from casa_core.analysis.probe import WindowPart, watching
-from casa_core.analysis.reading import read_whole
+from casa_core.decoding.plan import Extension
 from casa_core.errors import ConfigError, DataError
 from casa_core.model import CasaForConditionalGeneration
-from casa_core.steps import Extension
 
 Sums = NDArray[np.float64]
 
@@ -101,9 +101,9 @@ def attention_by_kind(
 
     Args:
         model: With fusion layers, in evaluation mode. With ``cross_attention`` there are image tokens only.
-        sequences: Whole conversations; see :mod:`casa_core.analysis.reading`.
+        sequences: Whole conversations; see :mod:`casa_core.analysis.forward`.
         delimiters: Ids of the template's tokens around images:
-            :func:`casa_core.analysis.reading.delimiter_ids`.
+            :func:`casa_core.analysis.forward.delimiter_ids`.
         group: Image tokens averaged together; 16 in the paper.
 
     Raises:

@@ -150,7 +150,7 @@ class WindowCache:
     """Keys and values of each sequence's current window, one entry a fusion layer.
 
     Keys are stored after RoPE: positions inside a window do not change while it lasts. Tokens are flat,
-    sequence by sequence, as :class:`casa_core.windows.Windows` orders carried tokens.
+    sequence by sequence, as :class:`casa_core.fusion.windows.Windows` orders carried tokens.
 
     Attributes:
         images: Layer → image keys and values, (X, G, D) each.

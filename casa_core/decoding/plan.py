@@ -13,9 +13,10 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from casa_core.kv_cache import row_slices
-from casa_core.layout import Layout, LayoutRules, Packing, StreamIndex, stream_source
-from casa_core.windows import Carry, WindowRules, Windows, window_layout
+from casa_core.decoding.kv_cache import row_slices
+from casa_core.fusion.layout import Layout, LayoutRules, StreamIndex, stream_source
+from casa_core.fusion.windows import Carry, WindowRules, Windows, window_layout
+from casa_core.inputs import Packing
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from casa_core.kv_cache import KeysValues
-from casa_core.steps import SequenceState
-from casa_core.windows import Carry
+from casa_core.decoding.kv_cache import KeysValues
+from casa_core.decoding.plan import SequenceState
+from casa_core.fusion.windows import Carry
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,12 +19,12 @@ from transformers.models.helium import HeliumConfig
 
 from casa_core.config import CasaConfig
 from casa_core.errors import ConfigError, StoreError
-from casa_core.from_backbone import BUFFERS, HEAD, half_split_to_pairs
 from casa_core.fusion.config import Positions
 from casa_core.fusion.layers import PROJECTIONS
 from casa_core.model import CasaForConditionalGeneration
-from casa_core.projections import find_projections, pick
-from casa_core.weight_files import ImportReport, Shape, Take, WeightFiles, build, parameter_shapes
+from casa_core.weights.files import ImportReport, Shape, Take, WeightFiles, build, parameter_shapes
+from casa_core.weights.from_backbone import BUFFERS, HEAD, half_split_to_pairs
+from casa_core.weights.tensor_matching import find_projections, pick
 
 RopePairs = Literal["neighbours", "halves"]
 PARTS = ("language_model", "vision_tower", "qformer", "lm_head", "fusion")

@@ -1,6 +1,6 @@
 """Checkpoint folders in Hugging Face layout: what training writes, and evaluation and serving load.
 
-After ``import casa_core.checkpoint``, transformers' ``AutoConfig``, ``AutoModel``,
+After ``import casa_core.weights.checkpoint``, transformers' ``AutoConfig``, ``AutoModel``,
 ``AutoModelForImageTextToText`` and ``AutoProcessor`` load such a folder too. (``import casa_core`` alone does
 not register them: it stays free of torch, for the command line's sake.)
 """
@@ -17,7 +17,7 @@ from transformers import GenerationConfig
 from casa_core.config import CasaConfig
 from casa_core.errors import StoreError
 from casa_core.model import CasaForConditionalGeneration
-from casa_core.processing import CasaProcessor
+from casa_core.processing.processor import CasaProcessor
 
 MANIFEST = "manifest.json"
 

@@ -1,4 +1,4 @@
-"""What callers of :class:`casa_core.processing.CasaProcessor` may pass → samples and decoded pictures.
+"""What callers of :class:`casa_core.processing.processor.CasaProcessor` may pass → samples and decoded pictures.
 
 Three spellings of a conversation: a :class:`Sample`; a list of messages as OpenAI's and transformers' chat
 calls have them, with ``{"type": "text", "text": …}`` and ``{"type": "image"}`` parts; a plain string, which
@@ -17,8 +17,8 @@ from PIL import Image as PILImage
 from PIL import ImageOps
 
 from casa_core.errors import DataError
-from casa_core.images import check_pixels
-from casa_core.media import decode_image, decode_images, flattened
+from casa_core.media.decode import decode_image, decode_images, flattened
+from casa_core.media.images import check_pixels
 from casa_core.types import Image, Part, Role, Sample, Text
 
 Rgb = NDArray[np.uint8]

@@ -8,16 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from casa_core.analysis.forward import answered, log_likelihood
 from casa_core.analysis.maps import AttentionMaps, attention_maps
 from casa_core.analysis.masking import MASKINGS, Masking, masked_attention, masking_refusal
 from casa_core.analysis.probe import watching_refusal
-from casa_core.analysis.reading import answered, log_likelihood
+from casa_core.decoding.plan import Extension
 from casa_core.engine.engine import Engine
 from casa_core.engine.inputs import image_extension, prepare_image, prompt_extension
 from casa_core.engine.requests import CaptionEvent, GenerationRequest, SamplingParams
 from casa_core.errors import ConfigError
-from casa_core.media import Rgb, decode_image
-from casa_core.steps import Extension
+from casa_core.media.decode import Rgb, decode_image
 from casa_core.types import Image, Sample, Text
 
 END, NEXT_FRAME, SILENT = "(end)", "(next frame)", "(silent)"

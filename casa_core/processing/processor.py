@@ -1,8 +1,8 @@
 """The processor of a checkpoint: conversations → token ids, pictures → patches. Training, evaluation and
 serving all call this, and nothing else.
 
-It joins a tokenizer, a chat template (:mod:`casa_core.templates`) and image settings
-(:mod:`casa_core.images`).
+It joins a tokenizer, a chat template (:mod:`casa_core.processing.templates`) and image settings
+(:mod:`casa_core.media.images`).
 
 Shape suffixes: P patches, E values of a patch.
 """
@@ -22,9 +22,9 @@ from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, P
 
 from casa_core.config import CasaConfig
 from casa_core.errors import ConfigError, DataError
-from casa_core.images import MAX_ASPECT_RATIO, ImageSettings
-from casa_core.messages import Conversation, Row, read_rows
-from casa_core.templates import WRITERS, ImagePlacement, special_ids
+from casa_core.media.images import MAX_ASPECT_RATIO, ImageSettings
+from casa_core.processing.processor_inputs import Conversation, Row, read_rows
+from casa_core.processing.templates import WRITERS, ImagePlacement, special_ids
 from casa_core.types import EncodedSample, Image, ImageSize, Sample, Text
 
 __all__ = ["MAX_ASPECT_RATIO", "TEMPLATES", "CasaProcessor"]
@@ -37,11 +37,11 @@ class CasaProcessor(ProcessorMixin):
 
     Args:
         tokenizer: Has the template's special tokens.
-        template: Version of the chat template, see :mod:`casa_core.templates`.
+        template: Version of the chat template, see :mod:`casa_core.processing.templates`.
         image_placement: Where consecutive images go: ``window_start`` for fusion layers, ``in_place`` for
             insertion.
         patch_size, merge_size, temporal_patch_size, max_side, max_frame_side, min_side, image_mean,
-            image_std, resample: As :class:`casa_core.images.ImageSettings` documents them.
+            image_std, resample: As :class:`casa_core.media.images.ImageSettings` documents them.
 
     Raises:
         ConfigError: If a setting cannot work, or the tokenizer lacks a token of the template.
@@ -208,7 +208,7 @@ class CasaProcessor(ProcessorMixin):
 
     def image_size(self, height: int, width: int, *, frame: bool = False) -> ImageSize:
         """The size a picture, or a frame of a video, is resized to: see
-        :meth:`casa_core.images.ImageSettings.size`."""
+        :meth:`casa_core.media.images.ImageSettings.size`."""
         return self.image_settings.size(height, width, frame=frame)
 
     def grid(self, size: ImageSize) -> tuple[int, int]:
@@ -216,7 +216,7 @@ class CasaProcessor(ProcessorMixin):
         return self.image_settings.grid(size)
 
     def patches(self, rgb: NDArray[np.uint8], size: ImageSize) -> torch.Tensor:
-        """Resized, normalised patches (P, E): see :meth:`casa_core.images.ImageSettings.patches`."""
+        """Resized, normalised patches (P, E): see :meth:`casa_core.media.images.ImageSettings.patches`."""
         return self.image_settings.patches(rgb, size)
 
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from casa_core.fusion.layers import PROJECTIONS
-from casa_core.weight_files import Shape
+from casa_core.weights.files import Shape
 
 WORDS = {
     "q_proj": {"q", "query", "queries", "wq"},

@@ -1,0 +1,72 @@
+"""What goes into a forward of the model, and what comes out: packing, images, output.
+
+Shape suffixes: P patches, E values of a patch, A trained (answer) tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from transformers.utils.generic import ModelOutput
+
+if TYPE_CHECKING:
+    from casa_core.generation import CasaCache
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Packing:
+    """Where documents start and images stand in a flat text.
+
+    Attributes:
+        document_starts: Ascending, the first at 0.
+        image_positions: For each image, the index of the text token that follows it; ascending.
+        image_tokens: Tokens of each image after the patch merge.
+        image_grids: (rows, columns) of those tokens.
+    """
+
+    document_starts: Sequence[int]
+    image_positions: Sequence[int] = ()
+    image_tokens: Sequence[int] = ()
+    image_grids: Sequence[tuple[int, int]] = ()
+
+
+@dataclass(slots=True)
+class ImageInputs:
+    """Images of one forward, in reading order.
+
+    Attributes:
+        patches_PE: Flattened, normalised patches of all images.
+        grids: (rows, columns) of patches of each image.
+    """
+
+    patches_PE: torch.Tensor
+    grids: Sequence[tuple[int, int]]
+
+
+@dataclass
+class CasaOutput(ModelOutput):
+    """What a forward returns.
+
+    Attributes:
+        loss: Mean next-token loss over this call's answer tokens; ``None`` without labels or a loss mask.
+        loss_sum: The same, summed: what training divides by the *global* count of answer tokens.
+        trained_tokens: Number of answer tokens A.
+        token_losses_A: (A,) of each answer token, float32, without a gradient: where a loss comes from.
+        logits: (B, kept, V), or (A, V) where a loss mask was given.
+        cache: What the rows remember, where a cache was asked for.
+    """
+
+    loss: torch.Tensor | None = None
+    loss_sum: torch.Tensor | None = None
+    trained_tokens: int | None = None
+    token_losses_A: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    cache: CasaCache | None = None
+
+    @property
+    def past_key_values(self) -> CasaCache | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """``cache`` by the name it had in transformers before 5.24."""
+        return self.cache

@@ -1,0 +1,1 @@
+"""Weights in and out: from published backbones, from other layouts, checkpoint folders."""

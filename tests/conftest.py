@@ -12,9 +12,9 @@ from infra import local_ray
 from infra.local_ray import RaySession
 from pipelines.storage.s3_path import S3Path
 from tests.support import s3
+from tests.support.paths import ROOT
 from tests.support.s3 import S3Server
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 RAY = {"address": "local", "num_cpus": 4, "object_store_mb": 128}
 """The recipe's ``where.ray`` that the shared head answers to."""
 
@@ -22,7 +22,7 @@ RAY = {"address": "local", "num_cpus": 4, "object_store_mb": 128}
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small checkpoint with random weights and a context of 256 tokens."""
-    from tests.support.serve_checkpoint import write_checkpoint
+    from tests.support.serve.checkpoint import write_checkpoint
 
     texts = ["what colour is shape 3 red green blue", "describe it live a red circle moves on"]
     return write_checkpoint(tmp_path_factory.mktemp("tiny") / "model", texts)
@@ -40,7 +40,7 @@ def ray_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def ray_head(ray_folder: Path) -> RaySession:
     """One local Ray head for the whole test session, on loopback."""
     return local_ray.start(
-        ray_folder, num_cpus=RAY["num_cpus"], object_store_mb=RAY["object_store_mb"], python_path=REPOSITORY
+        ray_folder, num_cpus=RAY["num_cpus"], object_store_mb=RAY["object_store_mb"], python_path=ROOT
     )
 
 

@@ -1,0 +1,158 @@
+"""The ``casa`` command as a user meets it."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+import requests
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from pipelines.cli.app import app, spare_loopback_the_proxy
+from pipelines.cli.headline import duration, headline
+from tests.support.paths import ROOT
+
+COMMANDS = sorted(get_command(app).commands)  # type: ignore[attr-defined]
+
+
+def casa(*arguments: str, code: int = 0) -> str:
+    """Run ``casa``; returns everything it printed."""
+    result = CliRunner().invoke(app, list(arguments), env={"COLUMNS": "120"})
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def nothing_serves() -> list[str]:
+    """Overrides that put the endpoint on a port where nothing listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return ["--set", f"where.serve.port={probe.getsockname()[1]}"]
+
+
+def test_there_are_the_documented_commands():
+    assert {"run", "plan", "status", "logs", "stop", "ask", "caption", "inspect", "doctor"} <= set(COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself_with_examples(command: str):
+    text = casa(command, "--help")
+    assert "Examples:" in text
+    assert re.search(rf"^\W*casa {command}\b", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_argument_and_option_has_a_description(command: str):
+    for parameter in get_command(app).commands[command].params:  # type: ignore[attr-defined]
+        assert getattr(parameter, "help", None), f"casa {command}: {parameter.name}"
+
+
+def test_casa_alone_shows_what_there_is():
+    result = CliRunner().invoke(app, [])
+    assert "doctor" in result.output
+    assert "casa stop" in result.output
+
+
+def test_a_plan_lists_every_stage_with_its_reason(tmp_path: Path):
+    text = casa("plan", "--set", f"where.store={tmp_path}/store", *nothing_serves())
+    for stage in ("corpus-vqa", "clean-live", "pack", "train-blind", "evaluate", "deploy", "report"):
+        assert stage in text
+    assert "never made in this store" in text
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_plan_as_json_is_for_scripts(tmp_path: Path):
+    planned = json.loads(casa("plan", "--json", "--set", f"where.store={tmp_path}", *nothing_serves()))
+    stages = {stage["stage"]: stage for stage in planned}
+    assert stages["clean-vqa"]["inputs"] == {"corpus": "corpus-vqa"}
+    assert stages["train"]["status"] == "run"
+    assert stages["deploy"]["reason"] == "not running, or not as asked for"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["plan", "--set", "train.stepz=3"], "did you mean `train.steps`?"),
+        (["plan", "quikstart"], "did you mean `quickstart`?"),
+        (["run", "--set", "train.steps=none"], "integer"),
+        (["status", "--store", "nowhere-at-all"], "`casa run` starts one"),
+        (["logs", "train", "--store", "nowhere-at-all"], "There is no run"),
+    ],
+)
+def test_a_mistake_ends_with_2_and_a_way_out_instead_of_a_traceback(arguments: list[str], says: str):
+    text = casa(*arguments, code=2)
+    assert says in text
+    assert "try: " in text
+    assert "Traceback" not in text
+
+
+def test_stopping_when_nothing_runs_says_so(tmp_path: Path):
+    assert "Nothing was running." in casa("stop", "--store", str(tmp_path))
+    assert "Nothing was running." in casa("stop", "--store", str(tmp_path / "nowhere"))
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_asking_an_endpoint_that_is_not_there_ends_with_1(tmp_path: Path):
+    picture = tmp_path / "a.png"
+    picture.write_bytes(
+        bytes.fromhex(
+            "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de0000000c4944415408d763f8cfc0"
+            "000003010100c9fe92ef0000000049454e44ae426082"
+        )
+    )
+    text = casa("ask", str(picture), "What is it?", "--url", "http://127.0.0.1:9", code=1)
+    assert "http://127.0.0.1:9" in text
+    assert "Traceback" not in text
+
+
+def test_the_doctor_says_what_is_missing_as_json_too(tmp_path: Path):
+    checks = json.loads(casa("doctor", "--json", "--store", str(tmp_path)))
+    assert {"name", "level", "found", "cost", "remedy"} == checks[0].keys()
+    assert "Python" in casa("doctor", "--store", str(tmp_path))
+
+
+def test_help_answers_at_once():
+    import subprocess
+    import sys
+
+    program = "from pipelines.cli import main; main()"
+    began = time.monotonic()
+    subprocess.run([sys.executable, "-c", program, "--help"], cwd=ROOT, check=True, capture_output=True)
+    assert time.monotonic() - began < 1.5  # 0.25 s on an idle machine
+
+
+@pytest.mark.parametrize(
+    ("summary", "line"),
+    [
+        ({"headline": "93 % right", "n": 1}, "93 % right"),
+        ({"rows": 12000, "loss": 0.123456}, "rows 12,000 · loss 0.1235"),
+        ({"vqa": {"accuracy": 0.5}, "path": "/x", "flag": True}, "vqa accuracy 0.5"),
+        ({}, ""),
+    ],
+)
+def test_a_summary_becomes_one_line(summary: dict, line: str):
+    assert headline(summary) == line
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (59.4, "59 s"), (61, "1 min 01 s"), (7384, "2 h 03 min")]
+)
+def test_durations_read_well(seconds: float, text: str):
+    assert duration(seconds) == text
+
+
+def test_requests_to_this_machine_go_around_a_proxy(monkeypatch: pytest.MonkeyPatch):
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, "http://proxy.example:3128")
+    monkeypatch.setenv("NO_PROXY", "intranet.example")
+    monkeypatch.setenv("no_proxy", "")
+    spare_loopback_the_proxy()
+    assert urllib.request.proxy_bypass_environment("127.0.0.1:8265")
+    assert urllib.request.proxy_bypass_environment("intranet.example")
+    assert requests.utils.should_bypass_proxies("http://127.0.0.1:8265/api/version", no_proxy=None)
+    assert not requests.utils.should_bypass_proxies("http://head.example:8265/", no_proxy=None)

@@ -1,0 +1,119 @@
+"""``casa run`` and its companions over toy stages, on a real Ray head."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from infra import local_ray
+from tests.support.paths import ROOT
+
+
+@pytest.fixture
+def store(tmp_path: Path, ray_folder: Path, ray_head: local_ray.RaySession) -> Path:
+    """A store whose local head is the one that all tests share."""
+    (tmp_path / "session").mkdir()
+    shutil.copy(ray_folder / local_ray.SESSION_FILE, tmp_path / "session")
+    return tmp_path
+
+
+def start(stages: str, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.support.dag.cli_run", stages, *arguments],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def casa(stages: str, *arguments: str, code: int = 0) -> tuple[str, str]:
+    """Run ``casa``; returns what it printed and what it complained of."""
+    process = start(stages, *arguments)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == code, output + errors
+    return output, errors
+
+
+def test_a_run_tells_what_happens_and_a_second_one_does_nothing(store: Path):
+    setting = f"where.store={store}"
+    output, _ = casa("chain", "run", "--set", setting)
+    lines = [line.split("  ")[0] + " " + line.split("  ")[1].strip() for line in output.splitlines()[:4]]
+    assert lines[0] == "one started"
+    assert "two done in" in lines[3]
+    assert "number 111" in output
+
+    began = time.monotonic()
+    output, _ = casa("chain", "run", "--set", setting)
+    assert "one  already done" in output
+    assert "two  already done" in output
+    assert time.monotonic() - began < 10
+
+    output, _ = casa("chain", "status", "--store", str(store), "--json")
+    status = json.loads(output)
+    assert [stage["state"] for stage in status["stages"]] == ["done", "done"]
+    assert status["ray"].startswith("http://127.0.0.1:")
+
+    output, _ = casa("chain", "logs", "two", "--store", str(store), "--follow")
+    assert output.splitlines() == ["the number is 111"]
+    assert "did you mean `two`" in casa("chain", "logs", "too", "--store", str(store), code=2)[1]
+
+
+def test_a_run_as_json_lines_is_for_scripts(store: Path):
+    output, _ = casa("chain", "run", "--json", "--set", f"where.store={store}")
+    events = [json.loads(line) for line in output.splitlines()]
+    assert [event["event"] for event in events if event["event"] != "progress"] == [
+        *("started", "finished", "started", "finished", "result")
+    ]
+    assert events[-1]["artifacts"].keys() == {"one", "two"}
+
+
+def test_a_failed_run_ends_with_1_and_shows_the_log(store: Path):
+    _, errors = casa("failing", "run", "--set", f"where.store={store}", code=1)
+    assert "Stage broken failed" in errors
+    assert "ZeroDivisionError" in errors
+    assert "casa logs broken" in errors
+    output, _ = casa("failing", "status", "--store", str(store), "--json")
+    assert json.loads(output)["stages"][0]["state"] == "failed"
+
+
+def test_an_interrupted_run_says_what_goes_on_and_how_to_resume(store: Path):
+    process = start("gated", "run", "--set", f"where.store={store}")
+    deadline = time.monotonic() + 60
+    while not (store / "starts.txt").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Still running in Ray: slow" in errors
+    assert "casa stop" in errors
+
+    output, _ = casa("gated", "status", "--store", str(store), "--json")
+    assert [stage["state"] for stage in json.loads(output)["stages"]] == ["running", "waiting"]
+    (store / "gate").touch()
+    output, _ = casa("gated", "run", "--set", f"where.store={store}")
+    assert "watched again" in output or "already done" in output
+    assert len((store / "starts.txt").read_text().splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_stopping_ends_everything_and_keeps_what_is_done(tmp_path: Path):
+    setting = f"where.store={tmp_path}"
+    casa("chain", "run", "--set", setting)
+    session = local_ray.read_session(tmp_path / "session")
+    assert session is not None
+    assert "Ended" in casa("chain", "stop", "--store", str(tmp_path))[0]
+    assert local_ray.find(tmp_path / "session") is None
+    output, _ = casa("chain", "status", "--store", str(tmp_path), "--json")
+    assert json.loads(output)["ray"] is None
+    assert [stage["state"] for stage in json.loads(output)["stages"]] == ["done", "done"]

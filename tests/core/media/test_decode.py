@@ -1,0 +1,361 @@
+"""Pictures and frames are read the same way everywhere, whatever their files look like."""
+
+from __future__ import annotations
+
+import pickle
+import random
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from casa_core.errors import MediaError
+from casa_core.media.decode import VideoFrames, decode_image, image_dimensions, image_header, verify_image
+from tests.support.data.media import counting_video, encode, grey_level, png_claiming, scene
+
+LOSSLESS = ("PNG", "BMP", "TIFF", "PPM", "TGA")
+UPRIGHT = {  # EXIF orientation → what turns the stored picture upright
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: np.rot90(a, 2).transpose(1, 0, 2),
+    8: lambda a: np.rot90(a, 1),
+}
+
+
+def reason_of(call, *arguments, **options) -> str:
+    with pytest.raises(MediaError) as caught:
+        call(*arguments, **options)
+    assert pickle.loads(pickle.dumps(caught.value)).reason == caught.value.reason
+    return caught.value.reason
+
+
+def reason_if_any(call, *arguments, **options) -> str | None:
+    try:
+        call(*arguments, **options)
+    except MediaError as error:
+        return error.reason
+    return None
+
+
+@pytest.mark.parametrize("format", LOSSLESS)
+def test_lossless_pictures_come_back_bit_for_bit(format):
+    decoded = decode_image(encode(Image.fromarray(scene()), format))
+    assert decoded.dtype == np.uint8
+    np.testing.assert_array_equal(decoded, scene())
+
+
+@pytest.mark.parametrize("format", ["JPEG", "WEBP", "JPEG2000", "AVIF"])
+def test_lossy_pictures_come_back_nearly(format):
+    data = encode(Image.fromarray(scene()), format, **({"quality": 95} if format != "JPEG2000" else {}))
+    difference = np.abs(decode_image(data).astype(int) - scene())
+    assert difference.mean() < 6
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+@pytest.mark.parametrize("format", ["PNG", "TIFF", "JPEG"])
+def test_exif_orientation_is_applied_and_known_from_the_header(format, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    plain = encode(Image.fromarray(scene()), format)
+    data = encode(Image.fromarray(scene()), format, exif=exif)
+    upright = UPRIGHT[orientation](decode_image(plain))
+    np.testing.assert_array_equal(decode_image(data), upright)
+    assert image_dimensions(data) == upright.shape[:2]
+
+
+def test_transparency_lies_on_white():
+    rgba = np.dstack([scene(), np.full(scene().shape[:2], 255, np.uint8)])
+    rgba[:, :20, 3] = 0
+    for data in (encode(Image.fromarray(rgba), "PNG"), encode(Image.fromarray(rgba), "WEBP", lossless=True)):
+        decoded = decode_image(data)
+        assert (decoded[:, :20] == 255).all()
+        np.testing.assert_array_equal(decoded[:, 20:], scene()[:, 20:])
+
+
+def test_palettes_with_and_without_transparency():
+    palette = Image.new("P", (4, 2), 0)
+    palette.putpalette([255, 0, 0, 0, 0, 255])
+    palette.putpixel((3, 1), 1)
+    opaque = decode_image(encode(palette, "PNG"))
+    assert opaque[0, 0].tolist() == [255, 0, 0]
+    assert opaque[1, 3].tolist() == [0, 0, 255]
+    see_through = decode_image(encode(palette, "PNG", transparency=0))
+    assert see_through[0, 0].tolist() == [255, 255, 255]
+    assert see_through[1, 3].tolist() == [0, 0, 255]
+
+
+def test_a_transparent_colour_of_a_plain_rgb_png_lies_on_white():
+    data = encode(Image.fromarray(scene()), "PNG", transparency=(0, 0, 0))
+    decoded = decode_image(data)
+    assert (decoded[0, 0] == 255).all()
+    assert (decoded[-1, -1] == scene()[-1, -1]).all()
+
+
+def test_cmyk_and_grey_pictures_become_rgb():
+    red = Image.new("RGB", (8, 8), (200, 30, 30))
+    cmyk = decode_image(encode(red.convert("CMYK"), "TIFF"))
+    assert np.abs(cmyk[4, 4].astype(int) - [200, 30, 30]).max() <= 2
+    jpeg = decode_image(encode(red.convert("CMYK"), "JPEG", quality=95))
+    assert np.abs(jpeg[4, 4].astype(int) - [200, 30, 30]).max() <= 12
+    grey = decode_image(encode(Image.fromarray(scene()[..., 0]), "PNG"))
+    np.testing.assert_array_equal(grey, np.repeat(scene()[..., :1], 3, axis=2))
+    bits = decode_image(encode(Image.fromarray(scene()[..., 0] > 128), "PNG"))
+    assert set(np.unique(bits)) == {0, 255}
+
+
+def test_sixteen_bit_grey_keeps_its_upper_bits():
+    deep = (np.arange(256, dtype=np.uint16) * 257).reshape(16, 16)
+    for format in ("PNG", "TIFF"):
+        decoded = decode_image(encode(Image.fromarray(deep), format))
+        np.testing.assert_array_equal(decoded[..., 0], np.arange(256).reshape(16, 16))
+        assert (decoded[..., 0] == decoded[..., 2]).all()
+
+
+def test_floating_point_grey_is_scaled_where_it_stays_below_one():
+    ramp = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
+    np.testing.assert_array_equal(
+        decode_image(encode(Image.fromarray(ramp), "TIFF"))[..., 1], (ramp * 255).astype(np.uint8)
+    )
+    np.testing.assert_array_equal(
+        decode_image(encode(Image.fromarray(ramp * 255), "TIFF"))[..., 1], (ramp * 255).astype(np.uint8)
+    )
+
+
+@pytest.mark.parametrize("format", ["GIF", "PNG", "WEBP"])
+def test_of_an_animation_the_first_frame_counts(format):
+    first, second = Image.new("RGB", (16, 16), (0, 0, 0)), Image.new("RGB", (16, 16), (255, 255, 255))
+    data = encode(first, format, save_all=True, append_images=[second])
+    assert decode_image(data).max() <= 8
+
+
+def test_empty_bytes_and_other_files_are_named_as_such():
+    assert reason_of(decode_image, b"") == "empty_file"
+    assert reason_of(image_dimensions, b"") == "empty_file"
+    for junk in (b"<html>404 not found</html>", b"%!PS-Adobe-3.0 EPSF-3.0\nquit", bytes(range(256))):
+        assert reason_of(decode_image, junk) == "not_an_image"
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP"])
+def test_a_picture_cut_anywhere_is_refused(format):
+    whole = encode(Image.fromarray(scene()), format)
+    for length in range(8, len(whole) // 2, max(1, len(whole) // 60)):
+        assert reason_of(decode_image, whole[:length]) == "truncated_image"
+
+
+def test_a_picture_too_large_is_refused_before_it_is_decoded():
+    assert reason_of(decode_image, png_claiming(60_000, 60_000)) == "decompression_bomb"
+    assert reason_of(image_dimensions, png_claiming(12_000, 15_000)) == "decompression_bomb"
+    assert reason_of(decode_image, encode(Image.fromarray(scene()), "PNG"), max_pixels=100) == (
+        "decompression_bomb"
+    )
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_picture_or_a_media_error(data):
+    for read in (decode_image, image_dimensions):
+        assert reason_if_any(read, data) in (None, "empty_file", "not_an_image", "truncated_image")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_flipped_bytes_never_raise_anything_else():
+    rng = random.Random(0)
+    picture = Image.fromarray(scene())
+    files = [
+        encode(picture, format) for format in ("PNG", "JPEG", "GIF", "WEBP", "BMP", "ICO", "AVIF", "JPEG2000")
+    ]
+    for _ in range(400):
+        data = bytearray(rng.choice(files))
+        for _ in range(rng.randint(1, 6)):
+            data[rng.randrange(min(len(data), rng.choice((40, 10_000))))] = rng.randrange(256)
+        reason = reason_if_any(decode_image, bytes(data), max_pixels=1_000_000)
+        assert reason in (None, "not_an_image", "truncated_image", "decompression_bomb")
+
+
+# Verification: what decoding would say, without the array
+
+
+def verdict(read, data: bytes) -> str | tuple[int, int]:
+    """The size that a reader finds, or the reason why it finds none."""
+    try:
+        found = read(data, max_pixels=1_000_000)
+    except MediaError as error:
+        return error.reason
+    return (found.height, found.width) if read is verify_image else found.shape[:2]
+
+
+def every_kind() -> dict[str, bytes]:
+    rgb = Image.fromarray(scene(90, 130))
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    deep = Image.fromarray((np.arange(90 * 130, dtype=np.uint16) * 5).reshape(90, 130))
+    kinds = {format: encode(rgb, format) for format in (*LOSSLESS, "JPEG", "WEBP", "GIF", "JPEG2000", "AVIF")}
+    return kinds | {
+        "progressive": encode(rgb, "JPEG", progressive=True),
+        "full colour": encode(rgb, "JPEG", subsampling=0, restart_marker_rows=1),
+        "grey JPEG": encode(rgb.convert("L"), "JPEG"),
+        "CMYK JPEG": encode(rgb.convert("CMYK"), "JPEG"),
+        "turned JPEG": encode(rgb, "JPEG", exif=exif),
+        "turned PNG": encode(rgb, "PNG", exif=exif),
+        "turned TIFF": encode(rgb, "TIFF", exif=exif),
+        "two in one JPEG": encode(rgb, "MPO", save_all=True, append_images=[rgb]),
+        "palette": encode(rgb.convert("P"), "PNG"),
+        "see-through palette": encode(rgb.convert("P"), "PNG", transparency=4),
+        "see-through": encode(rgb.convert("RGBA"), "PNG"),
+        "deep": encode(deep, "PNG"),
+        "bits": encode(rgb.convert("1"), "TIFF"),
+        "animated": encode(rgb, "GIF", save_all=True, append_images=[rgb.rotate(20)]),
+        "icon": encode(rgb, "ICO", sizes=[(64, 64)]),
+    }
+
+
+@pytest.mark.parametrize(("kind", "data"), every_kind().items(), ids=every_kind().keys())
+def test_verifying_finds_the_size_and_the_looks_that_decoding_gives(kind, data):
+    pixels, found = decode_image(data), verify_image(data, thumbnail=(9, 6))
+    assert (found.height, found.width) == pixels.shape[:2]
+    assert found.thumbnail.shape == (9, 6)
+    averages = Image.fromarray(pixels).resize((6, 9), Image.Resampling.BOX).convert("L")
+    difference = np.abs(found.thumbnail.astype(int) - np.asarray(averages))
+    assert difference.mean() < 3
+    assert difference.max() < 12
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_verifying_refuses_what_decoding_refuses_and_nothing_else():
+    rng = random.Random(1)
+    files = list(every_kind().values())
+    refused = 0
+    for _ in range(600):
+        data = bytearray(rng.choice(files))
+        if rng.random() < 0.5:
+            del data[rng.randrange(8, len(data)) :]
+        for _ in range(rng.randint(0, 4)):
+            data[rng.randrange(len(data))] = rng.randrange(256)
+        expected = verdict(decode_image, bytes(data))
+        assert verdict(verify_image, bytes(data)) == expected
+        refused += isinstance(expected, str)
+    assert 150 < refused < 550
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from Linux's /proc")
+def test_a_large_jpeg_is_verified_in_a_fraction_of_the_memory_that_its_pixels_take():
+    data = encode(Image.fromarray(scene(3000, 4000)), "JPEG")
+    program = (
+        "import sys; from pathlib import Path; from casa_core.media.decode import decode_image, verify_image\n"
+        "peak = lambda: int(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])\n"
+        "data = sys.stdin.buffer.read(); before = peak(); globals()[sys.argv[1]](data)\n"
+        "print(peak() - before)"
+    )
+    used = {
+        name: int(subprocess.run([sys.executable, "-c", program, name], input=data, capture_output=True,
+                                 check=True).stdout)
+        for name in ("decode_image", "verify_image")
+    }  # fmt: skip
+    assert used["verify_image"] < 6_000 < 36_000 < used["decode_image"]  # KiB
+
+
+def test_a_header_tells_format_and_pixels_and_refuses_bombs():
+    assert image_header(encode(Image.fromarray(scene()), "WEBP")) == ("WEBP", 24 * 40)
+    assert reason_of(image_header, png_claiming(60_000, 60_000)) == "decompression_bomb"
+
+
+def test_text_and_profiles_that_unpack_without_end_are_bombs():
+    for kind, head in ((b"zTXt", b"key\0\0"), (b"iTXt", b"key\0\1\0\0\0"), (b"iCCP", b"name\0\0")):
+        body = kind + head + zlib.compress(bytes(2 << 20))
+        chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+        png = encode(Image.fromarray(scene()), "PNG")
+        for read in (decode_image, verify_image):
+            assert reason_of(read, png[:33] + chunk + png[33:]) == "decompression_bomb"
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory):
+    """40 frames at 10 fps, each with its own grey."""
+    return counting_video(tmp_path_factory.mktemp("video") / "counting.mp4")
+
+
+@pytest.fixture(scope="module")
+def long_video(tmp_path_factory):
+    """12 seconds at 4 fps: long enough for seeking."""
+    return counting_video(tmp_path_factory.mktemp("video") / "long.mp4", frames=46, fps=4)
+
+
+def shown_at(data, timestamps):
+    with VideoFrames(data) as frames:
+        return [float(frame.mean()) for frame in frames.at(timestamps)]
+
+
+def test_a_frame_stays_on_screen_until_the_next_begins(video):
+    times = [0.0, 0.05, 0.1, 0.1999, 0.2, 1.5, 3.9, 3.95]
+    numbers = [0, 0, 1, 1, 2, 15, 39, 39]
+    expected = [grey_level(number) for number in numbers]
+    np.testing.assert_allclose(shown_at(video, times), expected, atol=1.6)
+
+
+def test_times_may_come_in_any_order_and_repeat(video):
+    times = [2.0, 0.5, 2.0, 3.0, 0.0]
+    np.testing.assert_allclose(shown_at(video, times), [grey_level(int(t * 10)) for t in times], atol=1.6)
+    assert shown_at(video, []) == []
+
+
+def test_one_video_can_be_asked_again_and_again(video):
+    with VideoFrames(video) as frames:
+        assert (frames.height, frames.width) == (64, 64)
+        assert frames.duration == pytest.approx(4.0)
+        for time in (3.0, 1.0, 3.9, 0.0):
+            assert frames.at([time])[0].mean() == pytest.approx(grey_level(int(time * 10)), abs=1.6)
+
+
+def test_seeking_finds_the_frames_that_decoding_from_the_start_finds(long_video):
+    times = [4.0, 4.25, 5.1, 7.9, 11.25]
+    expected = [grey_level(int(time * 4)) for time in times]
+    np.testing.assert_allclose(shown_at(long_video, times), expected, atol=1.6)
+    for time, grey in zip(times, expected, strict=True):
+        assert shown_at(long_video, [time])[0] == pytest.approx(grey, abs=1.6)
+
+
+def test_a_file_by_its_path_gives_the_same_frames(video, tmp_path):
+    path = tmp_path / "again.mp4"
+    path.write_bytes(video)
+    assert shown_at(path, [0.3, 2.2]) == shown_at(video, [0.3, 2.2])
+
+
+def test_frames_past_the_end_are_refused_but_for_a_little(video):
+    assert shown_at(video, [4.3])[0] == pytest.approx(grey_level(39), abs=1.6)
+    assert reason_of(shown_at, video, [0.0, 5.0]) == "truncated_video"
+
+
+def test_unusable_videos_are_named_as_such(video, tmp_path):
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    assert reason_of(VideoFrames, b"") == "empty_file"
+    assert reason_of(VideoFrames, tmp_path / "empty.mp4") == "empty_file"
+    assert reason_of(VideoFrames, b"not a video at all" * 100) == "not_a_video"
+    assert reason_of(shown_at, video[: len(video) * 2 // 3], [0.0, 3.9]) == "truncated_video"
+
+
+def test_a_playlist_that_names_other_files_is_not_followed(tmp_path):
+    (tmp_path / "secret.ts").write_bytes(b"\x47" * 188)
+    playlist = f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{tmp_path}/secret.ts\n#EXT-X-ENDLIST\n"
+    assert reason_of(VideoFrames, playlist.encode()) == "not_a_video"
+
+
+def test_flipped_bytes_of_a_video_never_raise_anything_else(video):
+    rng = random.Random(0)
+    for _ in range(150):
+        data = bytearray(video)
+        for _ in range(rng.randint(1, 20)):
+            data[rng.randrange(min(len(data), rng.choice((2500, 100_000))))] = rng.randrange(256)
+        reason = reason_if_any(shown_at, bytes(data), [0.0, 2.0, 3.9])
+        assert reason in (None, "not_a_video", "truncated_video")

@@ -1,0 +1,236 @@
+"""The generated corpora: the published layouts, balanced, learnable, the same for the same seed."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from casa_core.errors import ConfigError
+from casa_core.media.decode import VideoFrames, decode_image
+from casa_core.types import Image, Text
+from pipelines.dag.context import StageContext
+from pipelines.data.generate.easy_vqa import FINEVISION_SCHEMA
+from pipelines.data.generate.moving_shapes import make_clip
+from pipelines.data.generate.run import generate, run_stage
+from pipelines.data.generate.shapes import COLORS, SHAPES
+from pipelines.data.read import Record
+from pipelines.data.read.corpora.finevision import FineVisionReader
+from pipelines.data.read.corpora.live_whisperx import LiveWhisperXReader
+from tests.support.data.corpus import read_all, reasons
+
+VQA = {"generator": "easy_vqa", "train_rows": 600, "test_rows": 96}
+LIVE = {"generator": "moving_shapes", "train_clips": 8, "test_clips": 3, "seconds": 8.0, "fps": 10}
+
+
+@pytest.fixture(scope="module")
+def vqa(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("vqa")
+    generate(folder, VQA, seed=0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("live")
+    generate(folder, LIVE, seed=0)
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def good_records(folder: Path, split: str) -> list[Record]:
+    found = read_all(FineVisionReader, folder, split)
+    return [r for r in found if isinstance(r, Record) and r.media[0].name != "train/truncated.png"]
+
+
+def test_easy_vqa_has_finevisions_schema_and_every_kind_of_question_equally(vqa):
+    (name,) = json.loads((vqa / "README.json").read_text())["splits"]["test"]
+    assert pq.read_schema(vqa / name).equals(FINEVISION_SCHEMA)
+    for split, count in (("train", 600), ("test", 96)):
+        good = good_records(vqa, split)
+        answers = Counter((record.meta["question_type"], record.sample.parts[-1].text) for record in good)
+        kinds = Counter()
+        for (kind, answer), times in answers.items():
+            kinds[kind] += times
+            valid = {"color": COLORS, "shape": SHAPES, "yes_no": ("yes", "no")}[kind]
+            assert answer in valid
+        assert set(kinds.values()) == {count // 3}
+        assert answers["yes_no", "yes"] == answers["yes_no", "no"] == count // 6
+
+
+def test_easy_vqa_draws_each_question_once_and_holds_its_test_pictures_out(vqa):
+    for split in ("train", "test"):
+        rows = good_records(vqa, split)
+        keys = [(row.media[0].name, row.sample.parts[1].text) for row in rows]
+        assert {name.split("/")[0] for name, _ in keys} == {split}
+        assert len(set(keys)) == len(keys)
+
+
+def test_easy_vqa_has_two_broken_records_among_its_training_rows(vqa):
+    found = Counter(reasons(read_all(FineVisionReader, vqa)))
+    assert found == {None: 601, "missing_image": 1}  # the truncated picture shows when it is decoded
+    assert Counter(reasons(read_all(FineVisionReader, vqa, "test"))) == {None: 96}
+
+
+def test_easy_vqa_refuses_what_it_cannot_draw(tmp_path):
+    with pytest.raises(ConfigError, match="multiple of 12"):
+        generate(tmp_path, VQA | {"train_rows": 100}, seed=0)
+    with pytest.raises(ConfigError, match="at most"):
+        generate(tmp_path, VQA | {"train_rows": 60_000}, seed=0)
+
+
+def seen_color(picture: np.ndarray) -> str | None:
+    """The colour that most of the non-pale pixels are nearest to."""
+    pixels = picture.reshape(-1, 3).astype(int)
+    shape = pixels[(pixels.min(axis=1) < 200)]
+    if len(shape) < 30:
+        return None
+    names = list(COLORS)
+    distances = np.abs(shape[:, None] - np.array([COLORS[name] for name in names])).sum(-1)
+    return names[int(np.bincount(distances.argmin(1)).argmax())]
+
+
+def test_a_clip_can_be_commented_from_its_frames_alone(live):
+    """An independent commentator that sees one frame at a time says exactly the truth's colours."""
+    for record in read_all(LiveWhisperXReader, live, "test"):
+        parts = record.sample.parts[1:]
+        frames = [part for part in parts if isinstance(part, Image)]
+        words = [part.text for part in parts if isinstance(part, Text)]
+        assert len(frames) == len(words) == 16
+        with VideoFrames(record.media[0].data) as video:
+            pictures = video.at([frame.timestamp for frame in frames])
+        before = None
+        for number, picture in enumerate(pictures):
+            color = seen_color(picture)
+            if color != before:
+                assert words[number] == f"a {color}"
+                assert words[number + 1] in SHAPES
+            else:
+                assert words[number] == "" or words[number] in SHAPES
+            before = color
+
+
+def test_some_clips_lie_inside_a_longer_video_with_absolute_times():
+    clips = [make_clip(random.Random(seed), 8.0) for seed in range(60)]
+    assert 0.2 < np.mean([clip.start > 0 for clip in clips]) < 0.5
+    for clip in clips:
+        times = [begin for begin, _, _ in clip.words]
+        assert times == sorted(times)
+        assert clip.start <= times[0]
+        assert clip.words[-1][1] <= clip.end
+        assert bool(clip.previous) == (clip.start > 0)
+        begins = [appearance.begin for appearance in clip.appearances if appearance.begin >= clip.start - 0.2]
+        gaps = np.diff(begins)
+        assert ((gaps > 1.3) & (gaps < 3.2)).all()
+
+
+def test_shapes_stay_in_the_picture_and_change_colour_and_name():
+    for seed in range(40):
+        clip = make_clip(random.Random(seed), 8.0)
+        for before, after in zip(clip.appearances, clip.appearances[1:], strict=False):
+            assert before.shape.color != after.shape.color
+            assert before.shape.name != after.shape.name
+            assert before.end <= after.begin + 1e-9
+        for appearance in clip.appearances:
+            for time in np.linspace(appearance.begin, appearance.end, 9):
+                x, y = appearance.center(float(time))
+                assert appearance.shape.width / 2 <= x <= 64 - appearance.shape.width / 2
+                assert appearance.shape.height / 2 <= y <= 64 - appearance.shape.height / 2
+
+
+def test_speech_is_as_fast_as_a_persons(live):
+    for line in (live / "train.jsonl").read_text().splitlines()[:-1]:
+        words = json.loads(line)[1]["content"][0]["text_stream"]
+        for n in range(0, len(words), 3):
+            rate = 3 / (words[n + 2][1] - words[n][0])
+            assert 2.0 <= rate <= 4.2
+
+
+def test_the_moving_shapes_have_live_whisperxs_layout_and_one_empty_video(live):
+    lines = (live / "train.jsonl").read_text().split("\n")
+    offsets = json.loads(lines[-1])
+    assert len(offsets) == len(lines) - 1 == LIVE["train_clips"] + 1
+    data = (live / "train.jsonl").read_bytes()
+    for offset, line in zip(offsets, lines, strict=False):
+        assert data[offset:].startswith(line.encode())
+    sizes = [len(record.media[0].data) for record in read_all(LiveWhisperXReader, live)]
+    assert sizes.count(0) == 1
+    texts = [json.loads(line)[0]["content"][1] for line in lines[:-1]]
+    assert any("category" in text for text in texts)
+    assert any("category" not in text for text in texts)
+
+
+def test_colours_survive_the_video_codec(live):
+    for record in read_all(LiveWhisperXReader, live, "test"):
+        with VideoFrames(record.media[0].data) as video:
+            (picture,) = video.at([record.sample.parts[-2].timestamp])
+        color = np.array(COLORS[seen_color(picture)])
+        error = np.abs(picture.reshape(-1, 3).astype(int) - color).max(axis=1)
+        assert np.sort(error)[20] <= 16
+
+
+@pytest.mark.parametrize(("seconds", "fps"), [(8.1, 10), (1.5, 10), (8.0, 15), (8.0, 4)])
+def test_clips_off_the_sampling_grid_are_refused(tmp_path, seconds, fps):
+    with pytest.raises(ConfigError, match="moving_shapes cannot make"):
+        generate(tmp_path, LIVE | {"seconds": seconds, "fps": fps}, seed=0)
+
+
+@pytest.mark.parametrize("make", [VQA, LIVE | {"train_clips": 2, "test_clips": 1}], ids=["vqa", "live"])
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path, make):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        (tmp_path / name).mkdir()
+        generate(tmp_path / name, make, seed=seed)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    differing = {
+        name for name, data in contents(tmp_path / "c").items() if data != contents(tmp_path / "a").get(name)
+    }
+    assert {name for name in differing if "train-0000" in name or name == "train.jsonl"}
+
+
+def test_held_out_clips_differ_from_those_to_train_on(live):
+    videos = [path.read_bytes() for path in (live / "videos").glob("t*-0*.mp4")]
+    assert len(set(videos)) == len(videos) == LIVE["train_clips"] + LIVE["test_clips"]
+
+
+def test_the_stage_clears_what_a_killed_attempt_left(tmp_path):
+    output = tmp_path / "out"
+    (output / "vqa").mkdir(parents=True)
+    (output / "vqa" / "train-00007-of-00008.parquet").write_bytes(b"old")
+    steps = []
+    context = StageContext(
+        name="corpus-vqa",
+        what={"make": VQA, "seed": 0},
+        where={},
+        output=output,
+        progress=lambda *step: steps.append(step),
+    )
+    summary = run_stage(context)
+    assert sorted(contents(output)) == [
+        "README.json",
+        "vqa/test-00000-of-00001.parquet",
+        "vqa/train-00000-of-00001.parquet",
+    ]
+    assert summary["files"] == 3
+    assert summary["splits"] == {"train": 1, "test": 1}
+    assert steps[-1][0] == steps[-1][1] == 696
+
+
+def test_an_unknown_generator_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="easy_vqa, moving_shapes"):
+        generate(tmp_path, {"generator": "easyvqa"}, seed=0)
+
+
+def test_pictures_look_like_easy_vqas(vqa):
+    """Sizes and grounds of the clips' look are those of the real pictures."""
+    for record in read_all(FineVisionReader, vqa, "test")[:20]:
+        picture = decode_image(record.media[0].data)
+        assert picture.shape == (64, 64, 3)
+        assert np.median(picture.reshape(-1, 3), axis=0).min() >= 200

@@ -1,0 +1,193 @@
+"""The deploy stage knows by HTTP alone what runs, and starts, replaces or refuses accordingly."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from casa_core.errors import ClusterError
+from pipelines.dag.context import StageContext
+from pipelines.deploy import run as deploy
+from serve.api.settings import ServeSettings
+from tests.support.serve.fakes import FakeEngine
+from tests.support.serve.server import MODEL, running, settings_with
+
+WHAT = {"deploy": {"model_name": MODEL, "max_new_tokens": 32, "replicas": {"min": 1, "max": 2}}}
+FINGERPRINT = "f" * 16
+
+
+def where(url: str) -> dict[str, Any]:
+    host, port = url.removeprefix("http://").split(":")
+    return {"serve": {"host": host, "port": int(port)}}
+
+
+@pytest.fixture
+def free_url() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{free.getsockname()[1]}"
+
+
+@contextmanager
+def foreign_server(status: int = 200, body: bytes = b"<html>hello</html>") -> Iterator[str]:
+    """Somebody else's web server."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+class FakeServe:
+    """Serve's REST API in memory: what is deployed gets `outcome` as its status."""
+
+    def __init__(
+        self, applications: dict[str, Any] | None = None, http_options: dict[str, Any] | None = None
+    ):
+        self.applications = applications or {}
+        self.http_options = http_options
+        self.outcome: dict[str, Any] = {"status": "RUNNING", "message": ""}
+        self.deployed: list[dict[str, Any]] = []
+        self.deleted = 0
+
+    def get_serve_details(self) -> dict[str, Any]:
+        proxies = {"node": {}} if self.http_options else {}
+        return {"applications": self.applications, "proxies": proxies, "http_options": self.http_options}
+
+    def deploy_applications(self, config: dict[str, Any]) -> None:
+        self.deployed.append(config)
+        self.http_options = config["http_options"]
+        self.applications = {
+            app["name"]: {**self.outcome, "deployed_app_config": app} for app in config["applications"]
+        }
+
+    def delete_applications(self) -> None:
+        self.deleted += 1
+        self.applications, self.http_options = {}, None
+
+
+def arguments(tmp_path: Path) -> dict[str, Any]:
+    context = StageContext(
+        name="deploy",
+        what=WHAT,
+        where={"serve": {"host": "127.0.0.1", "port": 8000}},
+        output=tmp_path / "out",
+        inputs={"train": tmp_path / "train"},
+        manifests={"train": {"fingerprint": "c" * 16}},
+        fingerprint=FINGERPRINT,
+    )
+    return deploy.serve_arguments(context, tmp_path / "clips")
+
+
+def test_what_the_stage_sends_is_what_serving_accepts(tmp_path: Path):
+    settings = ServeSettings.model_validate(arguments(tmp_path))
+    assert settings.model_folder == tmp_path / "train" / "model"
+    assert (settings.fingerprint, settings.checkpoint) == (FINGERPRINT, "c" * 16)
+    assert (settings.replicas.min, settings.replicas.max) == (1, 2)
+    assert settings.loopback_only
+
+
+def test_health_tells_nothing_something_else_another_and_the_same_apart(free_url: str):
+    assert deploy.endpoint_health(free_url, FINGERPRINT) == "absent"
+    with foreign_server() as url:
+        assert deploy.endpoint_health(url, FINGERPRINT) == "foreign"
+    with foreign_server(body=b'{"status": "ok"}') as url:
+        assert deploy.endpoint_health(url, FINGERPRINT) == "foreign"
+    with foreign_server(status=404, body=b"null") as url:
+        assert deploy.endpoint_health(url, FINGERPRINT) == "foreign"
+    with running(FakeEngine(), settings_with()) as url:
+        assert deploy.endpoint_health(url, FINGERPRINT) == "same"
+        assert deploy.endpoint_health(url, "other") == "different"
+
+
+def test_check_gives_the_summary_of_a_healthy_identical_endpoint_only(free_url: str):
+    assert deploy.check(where(free_url), WHAT, FINGERPRINT) is None
+    with running(FakeEngine(), settings_with()) as url:
+        summary = deploy.check(where(url), WHAT, FINGERPRINT)
+        assert summary is not None
+        assert summary["url"] == url
+        assert summary["model_name"] == MODEL
+        assert summary["live_captions"] == f"{url.replace('http', 'ws')}/v1/live"
+        assert deploy.check(where(url), WHAT, "other") is None
+
+
+def test_an_endpoint_that_runs_already_is_left_alone(tmp_path: Path):
+    with running(FakeEngine(), settings_with()) as url:
+        context = StageContext(
+            name="deploy", what=WHAT, where=where(url), output=tmp_path, fingerprint=FINGERPRINT
+        )
+        assert deploy.run_stage(context)["url"] == url
+
+
+def test_a_port_that_something_else_holds_is_named_with_the_way_out(tmp_path: Path):
+    cluster = FakeServe()
+    with (
+        foreign_server() as url,
+        pytest.raises(ClusterError, match=r"another program.*\n.*where\.serve\.port"),
+    ):
+        deploy.start(cluster, where(url)["serve"], arguments(tmp_path), {})
+    with (
+        running(FakeEngine(), settings_with()) as url,
+        pytest.raises(ClusterError, match="another endpoint of this project"),
+    ):
+        deploy.start(cluster, where(url)["serve"], arguments(tmp_path), {})
+    assert cluster.deployed == []
+
+
+def test_our_own_endpoint_is_replaced_in_place_and_others_are_kept(tmp_path: Path):
+    with running(FakeEngine(), settings_with()) as url:
+        address = where(url)["serve"]
+        other = {"name": "theirs", "import_path": "theirs:app", "route_prefix": "/theirs"}
+        cluster = FakeServe(
+            {"casa": {"deployed_app_config": {}}, "theirs": {"deployed_app_config": other}}, address
+        )
+        deploy.start(cluster, address, arguments(tmp_path), {"working_dir": "gcs://code.zip"})
+    [config] = cluster.deployed
+    assert config["http_options"] == address
+    assert config["proxy_location"] == "HeadOnly"
+    assert config["applications"][0] == other
+    ours = config["applications"][1]
+    assert (ours["name"], ours["import_path"]) == ("casa", "serve.app:build")
+    assert ours["runtime_env"] == {"working_dir": "gcs://code.zip"}
+    assert json.loads(json.dumps(ours["args"])) == arguments(tmp_path)
+    assert cluster.deleted == 0
+
+
+def test_moving_to_another_port_ends_the_old_server_unless_others_use_it(tmp_path: Path, free_url: str):
+    address, old = where(free_url)["serve"], {"host": "127.0.0.1", "port": 9}
+    theirs = {"theirs": {"deployed_app_config": {"name": "theirs"}}}
+    with pytest.raises(ClusterError, match="other applications: theirs"):
+        deploy.start(FakeServe(theirs, old), address, arguments(tmp_path), {})
+    cluster = FakeServe({"casa": {"deployed_app_config": {}}}, old)
+    cluster.outcome = {"status": "DEPLOY_FAILED", "message": "no such checkpoint"}
+    with pytest.raises(ClusterError, match="DEPLOY_FAILED: no such checkpoint"):
+        deploy.start(cluster, address, arguments(tmp_path), {})
+    assert cluster.deleted == 1
+
+
+def test_addresses_are_understood():
+    assert [deploy.is_loopback(h) for h in ("127.0.0.1", "::1", "localhost", "127.3.2.1")] == [True] * 4
+    assert [deploy.is_loopback(h) for h in ("0.0.0.0", "::", "10.0.0.1", "example.org")] == [False] * 4
+    for host, url in {
+        "127.0.0.1": "http://127.0.0.1:8000",
+        "0.0.0.0": "http://127.0.0.1:8000",
+        "::1": "http://[::1]:8000",
+    }.items():
+        assert deploy.endpoint_url({"serve": {"host": host, "port": 8000}}) == url

@@ -1,0 +1,110 @@
+"""The command line's client: words as they are made, a caption for every frame, and clear errors."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from casa_core.errors import ClusterError, ConfigError, MediaError
+from casa_core.media.decode import VideoFrames, decode_image
+from infra import endpoint_client as client
+from tests.support.serve.fakes import FakeEngine, colour_of
+from tests.support.serve.server import picture, running, settings_with, write_clip
+
+COLOURS = ["red", "green", "blue", "yellow"]
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with running(FakeEngine(), settings_with(limits={"queued_frames": 3})) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_clip(tmp_path_factory.mktemp("clips") / "colours.mp4", COLOURS)
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "red.png"
+    path.write_bytes(picture("red"))
+    return path
+
+
+@pytest.fixture
+def nowhere() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{free.getsockname()[1]}"
+
+
+def test_an_answer_comes_word_by_word_or_whole(url: str, image: Path):
+    assert list(client.ask(url, image, "what is this")) == ["red", " what", " is", " this"]
+    assert list(client.ask(url, image, "what is this", stream=False)) == ["red what is this"]
+
+
+def test_every_sampled_frame_is_captioned_in_order_however_long_the_video(url: str, clip: Path):
+    events = list(client.caption(url, clip, query="now"))
+    assert [event["timestamp"] for event in events[:-1]] == [i / 2 for i in range(8)]
+    spoken = [(event["timestamp"], event["text"]) for event in events[:-1] if event["text"]]
+    assert spoken == [(float(i), f"now {colour} {2 * i + 1}") for i, colour in enumerate(COLOURS)]
+    assert events[-1]["type"] == "session.ended"
+    assert (events[-1]["frames"], events[-1]["dropped"]) == (8, 0)
+
+
+def test_in_real_time_captions_come_at_the_pace_of_the_video(url: str, tmp_path: Path):
+    clip = write_clip(tmp_path / "short.mp4", COLOURS[:2])
+    began = time.monotonic()
+    arrivals = [
+        time.monotonic() - began for event in client.caption(url, clip, realtime=True) if "text" in event
+    ]
+    assert len(arrivals) == 4
+    assert all(i / 2 <= arrival + 0.05 for i, arrival in enumerate(arrivals)), arrivals
+    assert arrivals[-1] < 1.5 + 1.0
+
+
+def test_frames_are_those_the_training_reader_takes(clip: Path):
+    sampled = list(client.encoded_frames(clip, 4.0))
+    reference = VideoFrames(clip).at([timestamp for timestamp, _ in sampled])
+    assert [timestamp for timestamp, _ in sampled] == [i / 4 for i in range(16)]
+    for (_, jpeg), pixels in zip(sampled, reference, strict=True):
+        assert colour_of(jpeg) == colour_of(pixels)
+        assert decode_image(jpeg).shape == pixels.shape
+
+
+def test_nobody_there_is_said_in_one_sentence(nowhere: str, image: Path, clip: Path):
+    with pytest.raises(ClusterError, match=f"No endpoint answers at {nowhere}"):
+        list(client.ask(nowhere, image, "hello"))
+    with pytest.raises(ClusterError, match=f"No endpoint answers at {nowhere}"):
+        list(client.caption(nowhere, clip))
+
+
+def test_refusals_carry_the_endpoints_reason(url: str, image: Path, tmp_path: Path):
+    with pytest.raises(ConfigError, match="model_not_found"):
+        list(client.ask(url, image, "hello", model="other"))
+    text = tmp_path / "text.png"
+    text.write_text("not a picture")
+    with pytest.raises(ConfigError, match="invalid_image"):
+        list(client.ask(url, text, "hello"))
+    with pytest.raises(ClusterError, match="internal_error"):
+        list(client.ask(url, image, "explode"))
+
+
+def test_a_session_that_the_endpoint_ends_raises_its_reason(url: str, clip: Path):
+    with pytest.raises(ClusterError, match="internal_error"):
+        list(client.caption(url, clip, query="explode"))
+
+
+def test_unreadable_files_are_reported_before_anything_is_sent(nowhere: str, url: str, tmp_path: Path):
+    with pytest.raises(MediaError, match="does not exist"):
+        list(client.caption(nowhere, tmp_path / "missing.mp4"))
+    (tmp_path / "empty.mp4").touch()
+    with pytest.raises(MediaError, match="cannot be decoded"):
+        list(client.caption(nowhere, tmp_path / "empty.mp4"))
+    with pytest.raises(MediaError, match="cannot be read"):
+        list(client.ask(url, tmp_path / "missing.png", "hello"))

@@ -1,0 +1,113 @@
+"""The local Ray head: found again, on loopback only, and ended without a trace."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from infra import local_ray
+from infra.processes import session_processes
+from tests.support.paths import ROOT
+
+LISTENER = ROOT / "tests/support/dag/ray_listener.py"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """Session folder of a head of the test's own."""
+    yield tmp_path / "session"
+    local_ray.stop(tmp_path / "session")
+
+
+def start(folder: Path) -> local_ray.RaySession:
+    return local_ray.start(folder, num_cpus=2, object_store_mb=80, python_path=ROOT)
+
+
+def processes(session: local_ray.RaySession) -> list[psutil.Process]:
+    return session_processes(session.session_id, Path(session.folder))
+
+
+def busy(session: local_ray.RaySession) -> None:
+    """Have the head run a job whose actor has started a process of its own."""
+    from ray.job_submission import JobSubmissionClient
+
+    client = JobSubmissionClient(session.address)
+    job = client.submit_job(entrypoint=f"{sys.executable} {LISTENER}")
+    deadline = time.monotonic() + 60
+    while "everything runs" not in client.get_job_logs(job):
+        assert time.monotonic() < deadline, client.get_job_logs(job)
+        time.sleep(0.1)
+
+
+def test_a_second_start_finds_the_running_head(ray_folder: Path, ray_head: local_ray.RaySession):
+    assert local_ray.start(ray_folder, num_cpus=4, object_store_mb=128) == ray_head
+    assert local_ray.find(ray_folder) == ray_head
+
+
+@pytest.mark.slow
+def test_everything_of_a_busy_session_listens_on_loopback_only_and_ends_with_it(folder: Path):
+    session = start(folder)
+    busy(session)
+    ours = {process.pid for process in processes(session)}
+    listening = {
+        (connection.pid, connection.laddr.ip)
+        for connection in psutil.net_connections("tcp")
+        if connection.pid in ours and connection.status == psutil.CONN_LISTEN
+    }
+    assert len(listening) > 5
+    assert {ip for _, ip in listening} <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+
+    pids = {process.pid for process in processes(session)}
+    assert set(local_ray.stop(folder)) >= pids
+    assert processes(session) == []
+    assert not any(is_running(pid) for pid in pids)
+    assert not Path(session.folder).exists()
+    assert local_ray.find(folder) is None
+    assert local_ray.stop(folder) == []
+
+
+@pytest.mark.slow
+def test_what_a_killed_head_left_behind_is_ended_too(folder: Path):
+    session = start(folder)
+    busy(session)
+    os.kill(session.pid, signal.SIGKILL)
+    time.sleep(0.5)
+    assert local_ray.find(folder) is None
+    left = {process.pid for process in processes(session)}
+    assert left
+    local_ray.stop(folder)
+    assert not any(is_running(pid) for pid in left)
+
+
+@pytest.mark.slow
+def test_a_head_whose_session_file_was_removed_can_still_be_ended(folder: Path):
+    session = start(folder)
+    shutil.rmtree(folder)
+    assert session.pid in local_ray.stop(folder)
+    assert processes(session) == []
+
+
+def test_another_program_of_the_same_user_is_left_alone(tmp_path: Path):
+    stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        local_ray.stop(tmp_path)
+        assert stranger.poll() is None
+    finally:
+        stranger.kill()
+        stranger.wait()
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

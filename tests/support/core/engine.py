@@ -1,0 +1,105 @@
+"""Watching and steering a model from outside, to see what the engine runs through it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from casa_core.batch import PackedSequence, collate
+from casa_core.decoding.kv_batch import Extension
+from casa_core.model import CasaForConditionalGeneration, CasaOutput
+from tests.support.data.media import encode
+
+
+def picture(seed: int, height: int = 48, width: int = 64) -> np.ndarray:
+    """Random pixels; the same for the same seed."""
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def png(seed: int, height: int = 48, width: int = 64) -> bytes:
+    """The same picture as a file."""
+    return encode(Image.fromarray(picture(seed, height, width)), "PNG")
+
+
+@torch.inference_mode()
+def full_logits(model: CasaForConditionalGeneration, whole: Extension) -> torch.Tensor:
+    """(text tokens, vocabulary) of a whole conversation in one forward, as training runs it: no cache."""
+    sequence = PackedSequence(
+        input_ids=whole.ids,
+        loss_mask=[False] * len(whole.ids),
+        document_starts=[0],
+        image_positions=whole.image_positions,
+        image_tokens=whole.image_tokens,
+        image_grids=whole.grids,
+        patches_PE=whole.patches_PE,
+    )
+    inputs: dict[str, Any] = {**collate([sequence]).inputs(), "loss_mask": None}
+    return model(**inputs).logits[0]
+
+
+def pieces(whole: Extension, cuts: Sequence[int]) -> list[Extension]:
+    """A conversation cut before the tokens of these numbers."""
+    out = []
+    for start, end in zip([0, *cuts], [*cuts, len(whole.ids)], strict=True):
+        own = [n for n, position in enumerate(whole.image_positions) if start <= position < end]
+        out.append(
+            Extension(
+                whole.ids[start:end],
+                [whole.image_positions[n] - start for n in own],
+                [whole.patches_PE[n] for n in own],
+                [whole.grids[n] for n in own],
+                [whole.image_tokens[n] for n in own],
+            )
+        )
+    return out
+
+
+@dataclass(slots=True)
+class Tape:
+    """What went through a model: one sequence's token ids, and the logits after each forward's last one."""
+
+    ids: list[int] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
+    logits: list[torch.Tensor] = field(default_factory=list)
+
+
+@contextmanager
+def recorded(model: CasaForConditionalGeneration) -> Iterator[Tape]:
+    """Write down every forward of a model that runs one sequence."""
+    tape = Tape()
+
+    def write(_module: object, arguments: tuple[Any, ...], output: CasaOutput) -> None:
+        assert output.logits is not None
+        tape.ids += arguments[0][0].tolist()
+        tape.ends.append(len(tape.ids))
+        tape.logits.append(output.logits[0, -1].clone())
+
+    handle = model.register_forward_hook(write)
+    try:
+        yield tape
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def saying(model: CasaForConditionalGeneration, tokens: Sequence[int]) -> Iterator[None]:
+    """Make a model say these tokens, one a forward, whatever it would have said."""
+    script = iter(tokens)
+
+    def dictate(_module: object, _arguments: tuple[Any, ...], output: CasaOutput) -> CasaOutput:
+        assert output.logits is not None
+        output.logits = torch.zeros_like(output.logits)
+        output.logits[:, -1, next(script)] = 1e4
+        return output
+
+    handle = model.register_forward_hook(dictate)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -2,7 +2,7 @@
 
 python -m benchmarks.decode [--rounds 7 --prompt 32 --new 64 --batches 1,8]
 
-Text only, a Helium of some forty million weights, three ways: ``Slots.step``, the fused model's
+Text only, a Helium of some forty million weights, three ways: ``SlotPool.step``, the fused model's
 ``generate()``, and ``HeliumForCausalLM.generate`` with its dynamic cache. All must give the same tokens
 before any is timed. The floor of a step is the time that a matrix-vector product takes to read as many
 bytes as the weights have.
@@ -22,9 +22,9 @@ from transformers.models.helium import HeliumConfig, HeliumForCausalLM
 
 from benchmarks.measure import RESULTS, interleaved, publish, table
 from casa_core.config import CasaConfig, FusionConfig
-from casa_core.decoding.kv_batch import Extension
+from casa_core.decoding.kv_batch import TokenChunk
 from casa_core.engine.requests import SamplingParams
-from casa_core.engine.slot_pool import Slots
+from casa_core.engine.slot_pool import SlotPool
 from casa_core.model import CasaForConditionalGeneration
 
 OURS, OUR_GENERATE, THEIRS = "our engine", "our generate()", "transformers' generate()"
@@ -132,13 +132,13 @@ def measure(
 
 
 def _by_steps(model: CasaForConditionalGeneration, ids_BL: torch.Tensor, new: int) -> list[list[int]]:
-    slots = Slots(model, len(ids_BL))
-    unread = {slots.take(SamplingParams()): Extension(row) for row in ids_BL.tolist()}
+    slots = SlotPool(model, len(ids_BL))
+    unread = {slots.take(SamplingParams()): TokenChunk(row) for row in ids_BL.tolist()}
     said: dict[int, list[int]] = {seat: [] for seat in unread}
     for _ in range(new):
         for seat, token in slots.step(unread).items():
             said[seat].append(token)
-            unread[seat] = Extension([token])
+            unread[seat] = TokenChunk([token])
     return list(said.values())
 
 

@@ -27,7 +27,7 @@ from benchmarks.clean_corpus import encoded_picture, picture_paths
 from benchmarks.measure import RESULTS, publish, table
 from casa_core.processing.processor import CasaProcessor
 from pipelines.train.loader import SequenceReader, Share, iterate_steps, micro_batch
-from pipelines.train.sampler import StepOrder
+from pipelines.train.sampler import StepSampler
 
 RATIOS = (0.25, 0.5, 0.8, 1.0, 1.2, 1.5, 1.7, 1.8, 1.9, 2.0, 2.5)
 WARM_UP = 5
@@ -112,7 +112,7 @@ def decode_seconds(reader: SequenceReader) -> float:
 
 def measure(reader: SequenceReader, threads: int, ratio: float, work: float, steps: int) -> dict[str, Any]:
     """Steps of ``work / ratio`` seconds, and the share of time that they wait."""
-    order = StepOrder(reader.pack.by_kind, ratio=(1, 0), sequences_per_step={"image": BATCH}, seed=0)
+    order = StepSampler(reader.pack.by_kind, ratio=(1, 0), sequences_per_step={"image": BATCH}, seed=0)
     loaded = iterate_steps(reader, order, start=0, stop=WARM_UP + steps, share=Share(), threads=threads)
     waited = total = 0.0
     for number in range(WARM_UP + steps):

@@ -2,7 +2,7 @@
 
 python -m benchmarks.sampling [--rows 64 --vocabulary 151936 --threads 1 --device cpu]
 
-One step of a TokenChooser whose rows all have the same settings: greedy, greedy with the live captioner's
+One step of a Sampler whose rows all have the same settings: greedy, greedy with the live captioner's
 processors, drawing from the whole distribution, and drawing from a nucleus (which sorts the vocabulary).
 """
 
@@ -19,7 +19,7 @@ from datetime import date
 import torch
 
 from casa_core.engine.requests import SamplingParams
-from casa_core.engine.sampling import TokenChooser
+from casa_core.engine.sampling import Sampler
 
 REPEATS = 5
 CAPTIONER = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 4, "stop_bias": 0.5}
@@ -46,7 +46,7 @@ def main() -> None:
     logits_BV = torch.randn(options.rows, options.vocabulary, device=options.device)
 
     def step(params: SamplingParams) -> Callable[[], object]:
-        chooser = TokenChooser(options.rows, options.vocabulary, device=options.device)
+        chooser = Sampler(options.rows, options.vocabulary, device=options.device)
         for row in range(options.rows):
             chooser.set_row(row, params, stop_ids=[0])
         return lambda: chooser.choose(logits_BV)

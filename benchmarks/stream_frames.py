@@ -27,7 +27,7 @@ from casa_core.decoding.kv_cache import TextBounds
 from casa_core.decoding.plan import causal_mask
 from casa_core.engine.requests import SamplingParams
 from casa_core.engine.session import StreamSession
-from casa_core.engine.slot_pool import Slots
+from casa_core.engine.slot_pool import SlotPool
 from casa_core.fusion.config import FusionConfig, FusionKind
 
 BLOCK = 25  # frames between two looks at resident memory, and in a block of the fits
@@ -100,7 +100,7 @@ class _Stream:
     def __init__(self, contender: Contender, size: Size) -> None:
         self.engine = engine = small_engine(size, FusionConfig(kind=contender.kind))
         self.contender, self.size = contender, size
-        self.slots = Slots(engine.model, 1, bounds=contender.bounds)
+        self.slots = SlotPool(engine.model, 1, bounds=contender.bounds)
         self.session = self._open()
         self.prompt = len(engine.processor.stream_prompt(""))
         self.prefix = len(engine.processor.frame_prefix_ids)

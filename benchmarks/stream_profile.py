@@ -17,7 +17,7 @@ from benchmarks.models import Size, film, small_engine
 from casa_core.backbones import text_attention
 from casa_core.decoding import kv_batch as cache
 from casa_core.engine.requests import SamplingParams
-from casa_core.engine.slot_pool import Slots
+from casa_core.engine.slot_pool import SlotPool
 from casa_core.fusion import backends
 from casa_core.fusion.config import FusionConfig, FusionKind
 
@@ -52,21 +52,21 @@ class _Clock:
 
 
 @contextmanager
-def _watched(slots: Slots, clock: _Clock) -> Iterator[None]:
+def _watched(slots: SlotPool, clock: _Clock) -> Iterator[None]:
     """Put the clock around the parts of a step."""
     model, products = slots.model, "matrix products and attention"
     places: list[tuple[object, str, str]] = [
         (functional, "linear", products),
         (text_attention, "scaled_dot_product_attention", products),
         (backends, "scaled_dot_product_attention", products),
-        (cache, "plan_step", "planning: windows, positions, masks"),
+        (cache, "plan_forward", "planning: windows, positions, masks"),
         (model, "_fusion_state", "segments and rotary angles of the windows"),
-        (cache.CachedSequences, "_remember", "what sequences remember"),
+        (cache.KVBatch, "_remember", "what sequences remember"),
         (type(slots._chooser), "choose", "choosing the token"),
         (type(slots._chooser), "read", "choosing the token"),
         (model, "embed_images", "vision tower, matrix products apart"),
         (model, "_run", REST),
-        (Slots, "step", "around the model"),
+        (SlotPool, "step", "around the model"),
     ]
     with ExitStack() as stack:
         for owner, name, part in places:
@@ -99,7 +99,7 @@ def _measure(
 ) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
     """Processor seconds of a frame's first step and of the others: in all unwatched, and by part."""
     engine = small_engine(size, FusionConfig(kind=kind))
-    slots = Slots(engine.model, 1)
+    slots = SlotPool(engine.model, 1)
     session = engine.open_session(
         max_tokens_per_frame=WORDS, sampling=SamplingParams(stop_bias=-1e9), slots=slots
     )
@@ -111,7 +111,7 @@ def _measure(
         name = names[0] if any(extension.patches_PE for extension in extensions.values()) else names[1]
         clock.seconds = {}
         began = time.thread_time()
-        tokens = Slots.step(slots, extensions)
+        tokens = SlotPool.step(slots, extensions)
         taken[name].append(time.thread_time() - began)
         watched[name].append(clock.seconds)
         return tokens

@@ -26,7 +26,7 @@ from casa_core.engine.engine import Engine
 from casa_core.engine.requests import SamplingParams
 from casa_core.engine.saved_session import SavedSession, Transcript
 from casa_core.engine.session import StreamSession
-from casa_core.engine.slot_pool import Slots
+from casa_core.engine.slot_pool import SlotPool
 from casa_core.fusion.config import FusionConfig
 from casa_core.weights.checkpoint import MANIFEST, save_checkpoint
 
@@ -122,7 +122,7 @@ def _one(
 def _replayed(engine: Engine, saved: SavedSession, params: SamplingParams) -> StreamSession:
     """A session from the transcript, as text, which draws the random numbers that the original would."""
     transcript = Transcript.from_json(saved.transcript.to_json())
-    slots = Slots(engine.model, 1)
+    slots = SlotPool(engine.model, 1)
     session = engine.open_session(
         transcript.query,
         max_tokens_per_frame=transcript.max_tokens_per_frame,

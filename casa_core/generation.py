@@ -19,7 +19,7 @@ from transformers import GenerationMixin
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.utils.generic import ModelOutput
 
-from casa_core.decoding.kv_batch import CachedSequences
+from casa_core.decoding.kv_batch import KVBatch
 from casa_core.decoding.kv_cache import row_slices
 from casa_core.errors import ConfigError, DataError
 from casa_core.hf_batch import IMAGE_INPUTS, PaddedBatch, check_lengths, kept_columns, read_padded
@@ -49,7 +49,7 @@ class CasaCache:
     is_linear: tuple[bool, ...] = (False,)
 
     def __init__(self, model: CasaForConditionalGeneration, rows: int) -> None:
-        self.sequences = CachedSequences(model, rows)
+        self.sequences = KVBatch(model, rows)
         self.columns = 0
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -128,7 +128,7 @@ class CasaCache:
             for layer, tensor in store.items():
                 store[layer] = tensor.index_select(0, order_B)
         held.text.lengths = [held.text.lengths[row] for row in order]
-        counts = [(c.image_tokens, c.text_tokens) if c is not None else (0, 0) for c in held.carries]
+        counts = [(c.image_tokens, c.text_tokens) if c is not None else (0, 0) for c in held.window_states]
         kept = [
             [n for row in order for n in range(slices[row].start, slices[row].stop)]
             for slices in map(row_slices, zip(*counts, strict=True))
@@ -137,7 +137,7 @@ class CasaCache:
         held.states = [replace(held.states[row]) for row in order]
 
 
-def read_on(
+def forward_with_cache(
     model: CasaForConditionalGeneration,
     input_ids: torch.Tensor | None,
     attention_mask: torch.Tensor | None,

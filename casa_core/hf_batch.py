@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from casa_core.config import CasaConfig
-from casa_core.decoding.plan import Extension
+from casa_core.decoding.plan import TokenChunk
 from casa_core.errors import DataError
 from casa_core.inputs import Packing
 
@@ -114,11 +114,11 @@ class PaddedBatch:
             image_grids=self.images.merged_grids,
         )
 
-    def extensions(self, start: int, stop: int) -> list[Extension | None]:
+    def extensions(self, start: int, stop: int) -> list[TokenChunk | None]:
         """The real tokens of some columns and the images among them, a row each; ``None``: not one."""
         ids_BL = self.input_ids.tolist()
         patches = self.images.each_patches if self.images else []
-        extensions: list[Extension | None] = []
+        extensions: list[TokenChunk | None] = []
         for row, (ids_L, real_L) in enumerate(zip(ids_BL, self.real_BL, strict=True)):
             columns = [column for column in range(start, stop) if real_L[column]]
             if not columns:
@@ -127,10 +127,10 @@ class PaddedBatch:
             ids = [ids_L[column] for column in columns]
             own = self._images_of(row, start, stop)
             if self.images is None or not own:
-                extensions.append(Extension(ids))
+                extensions.append(TokenChunk(ids))
                 continue
             extensions.append(
-                Extension(
+                TokenChunk(
                     ids,
                     [columns.index(self.images.columns[n]) for n in own],
                     [patches[n] for n in own],

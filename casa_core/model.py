@@ -31,7 +31,7 @@ from casa_core.fusion.layout import Layout, LayoutRules, packed_layout
 from casa_core.fusion.qformer import QFormer
 from casa_core.fusion.segments import to_device
 from casa_core.fusion.windows import Windows
-from casa_core.generation import CasaCache, CasaGenerationMixin, read_on
+from casa_core.generation import CasaCache, CasaGenerationMixin, forward_with_cache
 from casa_core.hf_batch import IMAGE_INPUTS, PaddedBatch, kept_columns, read_padded
 from casa_core.inputs import CasaOutput, ImageInputs, Packing
 from casa_core.pretrained import CACHE_ARGUMENT, CasaPreTrainedModel
@@ -154,7 +154,7 @@ class CasaForConditionalGeneration(CasaPreTrainedModel, CasaGenerationMixin):
                     "a cached forward keeps no gradients",
                     "train with use_cache=False and without a cache",
                 )
-            output = read_on(self, input_ids, attention_mask, image_inputs, cache, logits_to_keep)
+            output = forward_with_cache(self, input_ids, attention_mask, image_inputs, cache, logits_to_keep)
         else:
             batch = read_padded(self.config, input_ids, attention_mask, image_inputs)
             output = self._read_whole(batch, labels, num_items_in_batch, logits_to_keep)
@@ -342,8 +342,8 @@ class CasaForConditionalGeneration(CasaPreTrainedModel, CasaGenerationMixin):
             probe=self.attention_probe and self.attention_probe(windows),
         )
 
-    def turn_keys(self, key_GXD: torch.Tensor, by: int) -> torch.Tensor:
-        """Move rotated keys by a number of positions (negative: back), through the backbone's RoPE.
+    def shift_rope(self, key_GXD: torch.Tensor, by: int) -> torch.Tensor:
+        """TokenGather rotated keys by a number of positions (negative: back), through the backbone's RoPE.
 
         Rotations compose, so a key at position p becomes the key at p + ``by``. Computed in fp32.
         """

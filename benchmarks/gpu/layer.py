@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.gpu.common import Setting, build, freed, record, relative_error, tokens
 from casa_core.batch import PackedSequence, collate
-from casa_core.decoding.kv_batch import CachedSequences, Extension
+from casa_core.decoding.kv_batch import KVBatch, TokenChunk
 from casa_core.model import CasaForConditionalGeneration
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -80,13 +80,13 @@ def _word_by_word(
     model: CasaForConditionalGeneration, ids: list[int], pictures: list[torch.Tensor], side: int, text: int
 ) -> torch.Tensor:
     """(V,) logits after the last token."""
-    sequences = CachedSequences(model, 1)
+    sequences = KVBatch(model, 1)
     logits_BV = torch.empty(0)
     for place, token in enumerate(ids):
-        extension = Extension([token])
+        extension = TokenChunk([token])
         if place % text == 0:
             picture = pictures[place // text]
-            extension = Extension([token], [0], [picture], [(side, side)], [side**2])
+            extension = TokenChunk([token], [0], [picture], [(side, side)], [side**2])
         logits_BV = sequences.extend([extension])
     return logits_BV[0]
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from benchmarks.gpu.common import Backbone, Setting, build, freed, record, relative_error, tokens
-from casa_core.decoding.kv_batch import CachedSequences, Extension
+from casa_core.decoding.kv_batch import KVBatch, TokenChunk
 from casa_core.errors import ConfigError
 from casa_core.fusion.attention import Backend, Segments, segment_attention
 from casa_core.model import CasaForConditionalGeneration
@@ -134,13 +134,13 @@ def _read(
     ends: list[int],
 ) -> torch.Tensor:
     """(V,) logits after the last token, read in forwards that end at ``ends``."""
-    sequences, start = CachedSequences(model, 1), 0
+    sequences, start = KVBatch(model, 1), 0
     logits_BV = torch.empty(0)
     for end in ends:
         here = [n for n, place in enumerate(places) if start <= place < end]
         logits_BV = sequences.extend(
             [
-                Extension(
+                TokenChunk(
                     ids[start:end],
                     [places[n] - start for n in here],
                     [pictures[n] for n in here],

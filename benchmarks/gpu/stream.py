@@ -22,9 +22,9 @@ from benchmarks.gpu.common import (
     relative_error,
 )
 from benchmarks.gpu.common import tokens as random_tokens
-from casa_core.decoding.kv_batch import CachedSequences, Extension
+from casa_core.decoding.kv_batch import KVBatch, TokenChunk
 from casa_core.engine.requests import SamplingParams
-from casa_core.engine.slot_pool import Slots
+from casa_core.engine.slot_pool import SlotPool
 from casa_core.model import CasaForConditionalGeneration
 
 WORDS, PROMPT, STOP, IMAGE = 16, 20, 1, 2
@@ -78,20 +78,20 @@ def _side(setting: Setting) -> int:
     return 56 if setting.tiny else 896
 
 
-def _extension(ids: list[int], frame: Frame) -> Extension:
+def _extension(ids: list[int], frame: Frame) -> TokenChunk:
     """Tokens of which the last stands after the frame."""
-    return Extension(ids, [len(ids) - 1], [frame.patches_PE], [frame.grid], [frame.tokens])
+    return TokenChunk(ids, [len(ids) - 1], [frame.patches_PE], [frame.grid], [frame.tokens])
 
 
 def _check(model: CasaForConditionalGeneration, setting: Setting) -> float:
     """Two turns read turn by turn and word by word give the logits of one forward over both."""
     frames = [Frame.of(model, _side(setting), setting) for _ in range(2)]
     ids = [random_tokens(PROMPT, model), random_tokens(WORDS, model)]
-    parts, whole = CachedSequences(model, 1), CachedSequences(model, 1)
+    parts, whole = KVBatch(model, 1), KVBatch(model, 1)
     for frame, words in zip(frames, ids, strict=True):
         parts.extend([_extension([*words, IMAGE], frame)])
-    by_word = [parts.extend([Extension([word])]) for word in ids[1]]
-    both = Extension(
+    by_word = [parts.extend([TokenChunk([word])]) for word in ids[1]]
+    both = TokenChunk(
         [*ids[0], IMAGE, *ids[1], IMAGE, *ids[1]],
         [PROMPT, PROMPT + 1 + WORDS],
         [frame.patches_PE for frame in frames],
@@ -103,9 +103,11 @@ def _check(model: CasaForConditionalGeneration, setting: Setting) -> float:
     return error
 
 
-def _session(model: CasaForConditionalGeneration, setting: Setting, turns: int) -> tuple[list[Turn], Slots]:
+def _session(
+    model: CasaForConditionalGeneration, setting: Setting, turns: int
+) -> tuple[list[Turn], SlotPool]:
     """A stream of so many turns, or as many as the time allows."""
-    slots = Slots(model, 1)
+    slots = SlotPool(model, 1)
     seat = slots.take(SamplingParams(stop_bias=-1e9), stop_ids=(STOP,))
     pending, found, spent = random_tokens(PROMPT, model), [], 0.0
     frames = [Frame.of(model, _side(setting), setting) for _ in range(4)]
@@ -113,12 +115,12 @@ def _session(model: CasaForConditionalGeneration, setting: Setting, turns: int) 
         extension = _extension([*pending, IMAGE], frames[turn % len(frames)])
         said: list[int] = []
 
-        def step(next_tokens: Extension) -> None:
+        def step(next_tokens: TokenChunk) -> None:
             said.append(slots.step({seat: next_tokens})[seat])  # noqa: B023
 
         def words() -> None:
             while len(said) < WORDS:  # noqa: B023
-                step(Extension(said[-1:]))  # noqa: B023
+                step(TokenChunk(said[-1:]))  # noqa: B023
 
         first, rest = setting.taken(lambda: step(extension)), setting.taken(words)  # noqa: B023
         pending = [said[-1], STOP]
@@ -140,7 +142,7 @@ def _summary(found: list[Turn], turns: int) -> dict[str, Any]:
     return summary
 
 
-def _floor(model: CasaForConditionalGeneration, slots: Slots, setting: Setting) -> float:
+def _floor(model: CasaForConditionalGeneration, slots: SlotPool, setting: Setting) -> float:
     """Tokens a second if a step only read its weights and the KV it attends to, at the copy's bandwidth."""
     weights = sum(p.nbytes for p in model.language_model.parameters()) + model.lm_head.weight.nbytes
     embedding = model.language_model.embed_tokens.weight

@@ -15,9 +15,9 @@ import torch
 
 from benchmarks.gpu.common import Frame, Setting, build, freed, record, relative_error, tokens
 from benchmarks.gpu.stream import IMAGE, STOP
-from casa_core.decoding.kv_batch import Extension
+from casa_core.decoding.kv_batch import TokenChunk
 from casa_core.engine.requests import SamplingParams
-from casa_core.engine.slot_pool import Slots
+from casa_core.engine.slot_pool import SlotPool
 from casa_core.model import CasaForConditionalGeneration
 
 WORDS, PERIOD = 5, 0.5
@@ -52,26 +52,26 @@ def _side(setting: Setting) -> int:
     return 56 if setting.tiny else 448
 
 
-def _open(model: CasaForConditionalGeneration, streams: int, histories: list[list[int]]) -> Slots:
+def _open(model: CasaForConditionalGeneration, streams: int, histories: list[list[int]]) -> SlotPool:
     """So many seats, each with its text read."""
-    slots = Slots(model, streams)
+    slots = SlotPool(model, streams)
     seats = [slots.take(SamplingParams(stop_bias=-1e9), stop_ids=(STOP,)) for _ in histories]
     # All at once: a step pads every seat to the longest extension.
-    slots.step({seat: Extension(history) for seat, history in zip(seats, histories, strict=True)})
+    slots.step({seat: TokenChunk(history) for seat, history in zip(seats, histories, strict=True)})
     return slots
 
 
-def _round(slots: Slots, frames: list[Frame], pending: dict[int, list[int]]) -> dict[int, list[int]]:
+def _round(slots: SlotPool, frames: list[Frame], pending: dict[int, list[int]]) -> dict[int, list[int]]:
     """A frame for everyone and the words about it; what the next frame is to be read with."""
     unread = {}
     for seat, before in pending.items():
         frame = frames[seat % len(frames)]
         ids = [*before, IMAGE]
-        unread[seat] = Extension(ids, [len(ids) - 1], [frame.patches_PE], [frame.grid], [frame.tokens])
+        unread[seat] = TokenChunk(ids, [len(ids) - 1], [frame.patches_PE], [frame.grid], [frame.tokens])
     said = dict.fromkeys(pending, 0)
     for _ in range(WORDS):
         said = slots.step(unread)
-        unread = {seat: Extension([token]) for seat, token in said.items()}
+        unread = {seat: TokenChunk([token]) for seat, token in said.items()}
     return {seat: [token, STOP] for seat, token in said.items()}
 
 
@@ -103,7 +103,7 @@ def _check(model: CasaForConditionalGeneration, setting: Setting) -> float:
     frames = [Frame.of(model, _side(setting), setting) for _ in texts]
     together = _open(model, len(texts), texts)
     rows: list[Any] = [
-        Extension([STOP, IMAGE], [1], [frame.patches_PE], [frame.grid], [frame.tokens]) for frame in frames
+        TokenChunk([STOP, IMAGE], [1], [frame.patches_PE], [frame.grid], [frame.tokens]) for frame in frames
     ]
     found_BV = together.sequences.extend(rows)
     worst = 0.0

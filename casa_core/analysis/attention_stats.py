@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from casa_core.analysis.forward import read_whole
 from casa_core.analysis.probe import WindowPart, watching
-from casa_core.decoding.plan import Extension
+from casa_core.decoding.plan import TokenChunk
 from casa_core.errors import ConfigError, DataError
 from casa_core.model import CasaForConditionalGeneration
 
@@ -90,7 +90,7 @@ class AttentionTable:
 
 def attention_by_kind(
     model: CasaForConditionalGeneration,
-    sequences: Iterable[Extension],
+    sequences: Iterable[TokenChunk],
     *,
     delimiters: Collection[int] = (),
     group: int = 16,
@@ -133,7 +133,7 @@ def attention_by_kind(
 class _Sequence:
     """What the sequence being read says about the keys of its windows."""
 
-    sequence: Extension
+    sequence: TokenChunk
     delimiters: frozenset[int]
     group: int
 

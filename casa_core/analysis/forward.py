@@ -1,6 +1,6 @@
 """Whole sequences in one forward, as every analysis here reads them.
 
-A sequence is an :class:`casa_core.decoding.plan.Extension` from a conversation's first token on: the prompt, as
+A sequence is an :class:`casa_core.decoding.plan.TokenChunk` from a conversation's first token on: the prompt, as
 :func:`casa_core.engine.inputs.prompt_extension` makes it, and usually what the model answered.
 """
 
@@ -11,14 +11,14 @@ from collections.abc import Collection, Sequence
 
 import torch
 
-from casa_core.decoding.plan import Extension
+from casa_core.decoding.plan import TokenChunk
 from casa_core.errors import DataError
 from casa_core.inputs import ImageInputs, Packing
 from casa_core.model import CasaForConditionalGeneration, CasaOutput
 from casa_core.processing.processor import CasaProcessor
 
 
-def answered(prompt: Extension, answer: Sequence[int]) -> Extension:
+def answered(prompt: TokenChunk, answer: Sequence[int]) -> TokenChunk:
     """A prompt and the tokens that were said after it."""
     return dataclasses.replace(prompt, ids=[*prompt.ids, *answer])
 
@@ -28,7 +28,7 @@ def delimiter_ids(processor: CasaProcessor) -> frozenset[int]:
     return frozenset({processor.image_id, *processor.frame_prefix_ids})
 
 
-def grids_of(model: CasaForConditionalGeneration, sequence: Extension) -> list[tuple[int, int]]:
+def grids_of(model: CasaForConditionalGeneration, sequence: TokenChunk) -> list[tuple[int, int]]:
     """(rows, columns) of image tokens of each image."""
     merge = model.config.vision_config.spatial_merge_size
     return [(rows // merge, columns // merge) for rows, columns in sequence.grids]
@@ -36,7 +36,7 @@ def grids_of(model: CasaForConditionalGeneration, sequence: Extension) -> list[t
 
 @torch.inference_mode()
 def read_whole(
-    model: CasaForConditionalGeneration, sequence: Extension, counted: Collection[int] = ()
+    model: CasaForConditionalGeneration, sequence: TokenChunk, counted: Collection[int] = ()
 ) -> CasaOutput:
     """Run a sequence through the model in one forward, without a cache.
 
@@ -76,7 +76,7 @@ def read_whole(
 
 
 def log_likelihood(
-    model: CasaForConditionalGeneration, sequence: Extension, counted: Collection[int]
+    model: CasaForConditionalGeneration, sequence: TokenChunk, counted: Collection[int]
 ) -> float:
     """Mean log-probability of some tokens of a sequence, each given all before it; nats a token.
 

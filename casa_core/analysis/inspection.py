@@ -12,7 +12,7 @@ from casa_core.analysis.forward import answered, log_likelihood
 from casa_core.analysis.maps import AttentionMaps, attention_maps
 from casa_core.analysis.masking import MASKINGS, Masking, masked_attention, masking_refusal
 from casa_core.analysis.probe import watching_refusal
-from casa_core.decoding.plan import Extension
+from casa_core.decoding.plan import TokenChunk
 from casa_core.engine.engine import Engine
 from casa_core.engine.inputs import image_extension, prepare_image, prompt_extension
 from casa_core.engine.requests import CaptionEvent, GenerationRequest, SamplingParams
@@ -74,7 +74,7 @@ class Examined:
     question: str
     pictures: list[Rgb]
     answer: str
-    sequence: Extension
+    sequence: TokenChunk
     said: list[Said]
     maps: AttentionMaps | None
     masked: list[MaskedAnswer]
@@ -161,7 +161,7 @@ class Examiner:
 
     def _transcript(
         self, frames: Sequence[bytes], query: str, events: Sequence[CaptionEvent]
-    ) -> tuple[Extension, list[Said]]:
+    ) -> tuple[TokenChunk, list[Said]]:
         """The stream as one conversation, token for token as the session read it, and what was chosen."""
         processor = self.engine.processor
         ids, positions, said = processor.stream_prompt(query), [], []
@@ -173,7 +173,7 @@ class Examiner:
             if not event.truncated:
                 said.append(Said(len(ids) - 1, NEXT_FRAME if event.token_ids else SILENT, number))
         if self.engine.model.config.images_withheld:
-            return Extension(ids), said
+            return TokenChunk(ids), said
         images = [prepare_image(decode_image(frame), processor, frame=True) for frame in frames]
         return image_extension(ids, positions, images), said
 
@@ -183,7 +183,7 @@ class Examiner:
         question: str,
         pictures: list[Rgb],
         answer: str,
-        sequence: Extension,
+        sequence: TokenChunk,
         said: list[Said],
         again: Callable[[], str],
     ) -> Examined:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from casa_core.analysis.forward import grids_of, read_whole
 from casa_core.analysis.probe import WindowPart, watching
-from casa_core.decoding.plan import Extension
+from casa_core.decoding.plan import TokenChunk
 from casa_core.errors import DataError
 from casa_core.model import CasaForConditionalGeneration
 
@@ -40,7 +40,7 @@ class AttentionMaps:
 
 
 def attention_maps(
-    model: CasaForConditionalGeneration, sequence: Extension, tokens: Sequence[int]
+    model: CasaForConditionalGeneration, sequence: TokenChunk, tokens: Sequence[int]
 ) -> AttentionMaps:
     """Read a sequence and keep where some of its tokens looked.
 
@@ -94,7 +94,7 @@ def attention_maps(
     return AttentionMaps(by_token, layers)
 
 
-def _images_at(sequence: Extension, position: int) -> list[int]:
+def _images_at(sequence: TokenChunk, position: int) -> list[int]:
     """The images of the window whose text starts there."""
     return [image for image, at in enumerate(sequence.image_positions) if at == position]
 

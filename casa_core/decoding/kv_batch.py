@@ -16,23 +16,23 @@ import torch
 
 from casa_core.config import CasaConfig
 from casa_core.decoding.kv_cache import TextBounds, TextCache, WindowCache, row_slices
-from casa_core.decoding.plan import Extension, SequenceState, Step, StepSetting, plan_step
+from casa_core.decoding.plan import ForwardPlan, PlanSettings, SequenceState, TokenChunk, plan_forward
 from casa_core.decoding.snapshot import SequenceSnapshot
 from casa_core.errors import ConfigError, DataError
 from casa_core.fusion.layout import LayoutRules
-from casa_core.fusion.windows import Carry, Windows
+from casa_core.fusion.windows import Windows, WindowState
 from casa_core.inputs import ImageInputs
 
 if TYPE_CHECKING:
     from casa_core.model import CasaForConditionalGeneration
 
-__all__ = ["CachedSequences", "Extension", "SequenceState"]
+__all__ = ["KVBatch", "SequenceState", "TokenChunk"]
 
-_IDLE = Extension(())
+_IDLE = TokenChunk(())
 
 
 @dataclass(slots=True)
-class CachedSequences:
+class KVBatch:
     """B sequences ("slots") that are extended together, in one forward; each may start over at any time.
 
     Attributes:
@@ -50,14 +50,14 @@ class CachedSequences:
     text: TextCache = field(init=False)
     windows: WindowCache = field(default_factory=WindowCache)
     states: list[SequenceState] = field(init=False)
-    _setting: StepSetting = field(init=False)
+    _setting: PlanSettings = field(init=False)
 
     def __post_init__(self) -> None:
         self.text = TextCache(self.size, self.bounds and self.bounds.limit)
         self.states = [SequenceState() for _ in range(self.size)]
         config = cast(CasaConfig, self.model.config)
         rules = LayoutRules.of(config)
-        self._setting = StepSetting(rules, config.vision_config.spatial_merge_size, self.model.device)
+        self._setting = PlanSettings(rules, config.vision_config.spatial_merge_size, self.model.device)
         fusion = rules.fusion
         if self.bounds is not None and (fusion.inserts or fusion.positions == "global"):
             name, value = ("kind", fusion.kind) if fusion.inserts else ("positions", fusion.positions)
@@ -73,12 +73,12 @@ class CachedSequences:
         return [state.text_tokens for state in self.states]
 
     @property
-    def carries(self) -> list[Carry | None]:
+    def window_states(self) -> list[WindowState | None]:
         """The window each sequence is in."""
-        return [state.carry for state in self.states]
+        return [state.window_state for state in self.states]
 
     @torch.inference_mode()
-    def extend(self, rows: Sequence[Extension | None]) -> torch.Tensor:
+    def extend(self, rows: Sequence[TokenChunk | None]) -> torch.Tensor:
         """Append tokens (and images) to the sequences.
 
         Args:
@@ -97,7 +97,7 @@ class CachedSequences:
         device = self.model.device
         self._make_room(full)
         ids_BL = torch.tensor([[*row.ids, *[0] * (longest - len(row.ids))] for row in full], device=device)
-        step = plan_step(full, self.states, self.text.lengths, self._setting)
+        step = plan_forward(full, self.states, self.text.lengths, self._setting)
         self.text.expect(step.new_tokens, device)
         patches = [patches for row in full for patches in row.patches_PE]
         lasts = [max(len(row.ids), 1) - 1 for row in full]
@@ -153,7 +153,7 @@ class CachedSequences:
                 store[layer] = key, value
         self.states[row] = replace(snapshot.state)
 
-    def _make_room(self, rows: Sequence[Extension]) -> None:
+    def _make_room(self, rows: Sequence[TokenChunk]) -> None:
         """Drop the oldest text beyond the sinks where the new tokens would not fit."""
         if self.bounds is None:
             return
@@ -169,21 +169,21 @@ class CachedSequences:
                     "they would have to be forgotten before they are read",
                     "raise the bounds' recent, or send less text at once",
                 )
-            self.text.drop(row, self.bounds.sinks, count, self.model.turn_keys)
+            self.text.drop(row, self.bounds.sinks, count, self.model.shift_rope)
             self.states[row].position -= count
             self.states[row].dropped += count
 
-    def _remember(self, rows: Sequence[Extension], step: Step) -> None:
+    def _remember(self, rows: Sequence[TokenChunk], step: ForwardPlan) -> None:
         """Advance lengths, positions and windows; drop what belongs to windows that ended."""
         windows = step.layout.windows
-        carries = windows.carries() if windows is not None else []
+        window_states = windows.window_states() if windows is not None else []
         for row, extension in enumerate(rows):
             state = self.states[row]
             state.text_tokens += len(extension.ids)
             self.text.lengths[row] += step.lengths[row]
             state.position = step.positions[row] if step.positions else state.position + len(extension.ids)
-            if carries:
-                state.carry = carries[step.documents[row]]
+            if window_states:
+                state.window_state = window_states[step.documents[row]]
         if windows is not None:
             self._drop_ended(windows, step.documents)
 
@@ -198,10 +198,10 @@ class CachedSequences:
 
     def _window_rows(self, row: int) -> tuple[slice, slice]:
         """Where a sequence's window lies in the flat stores: image tokens, text tokens."""
-        carries = [state.carry or Carry(0, 0, 0) for state in self.states]
+        window_states = [state.window_state or WindowState(0, 0, 0) for state in self.states]
         return (
-            row_slices([carry.image_tokens for carry in carries])[row],
-            row_slices([carry.text_tokens for carry in carries])[row],
+            row_slices([window_state.image_tokens for window_state in window_states])[row],
+            row_slices([window_state.text_tokens for window_state in window_states])[row],
         )
 
     def _keep_windows(self, rows: Sequence[tuple[slice, slice]]) -> None:

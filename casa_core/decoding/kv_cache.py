@@ -15,12 +15,12 @@ from casa_core.errors import ConfigError
 
 KeysValues = tuple[torch.Tensor, torch.Tensor]
 # Turns keys of shape (G, X, D) by a number of positions, through the backbone's own RoPE.
-Turn = Callable[[torch.Tensor, int], torch.Tensor]
+RopeShift = Callable[[torch.Tensor, int], torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextBounds:
-    """Bounded text KV: the first tokens (attention sinks) and the most recent ones are kept.
+    """LRUCache text KV: the first tokens (attention sinks) and the most recent ones are kept.
 
     Positions are those inside the cache: when tokens are dropped, the keys after them are turned back by as
     many positions, so a stream never runs out of positions, however long it lasts (Xiao et al., 2023:
@@ -114,7 +114,7 @@ class TextCache:
             grown[:, :, : held.shape[2]] = held
         return grown
 
-    def drop(self, row: int, first: int, count: int, turn: Turn) -> None:
+    def drop(self, row: int, first: int, count: int, turn: RopeShift) -> None:
         """Forget ``count`` tokens of a row from slot ``first`` on; later keys are turned back by as many."""
         length = self.lengths[row]
         for layer, key in self.keys.items():

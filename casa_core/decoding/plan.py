@@ -15,12 +15,12 @@ import torch
 
 from casa_core.decoding.kv_cache import row_slices
 from casa_core.fusion.layout import Layout, LayoutRules, StreamIndex, stream_source
-from casa_core.fusion.windows import Carry, WindowRules, Windows, window_layout
+from casa_core.fusion.windows import WindowRules, Windows, WindowState, window_layout
 from casa_core.inputs import Packing
 
 
 @dataclass(frozen=True, slots=True)
-class Extension:
+class TokenChunk:
     """New tokens of one sequence, and the images among them.
 
     Attributes:
@@ -46,17 +46,17 @@ class SequenceState:
         text_tokens: Text tokens it has read.
         dropped: How many of them its bounded text KV has forgotten.
         position: Position of its next token in self-attention.
-        carry: The window it is in.
+        window_state: The window it is in.
     """
 
     text_tokens: int = 0
     dropped: int = 0
     position: int = 0
-    carry: Carry | None = None
+    window_state: WindowState | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class StepSetting:
+class PlanSettings:
     """What a plan needs to know of the model.
 
     Attributes:
@@ -71,13 +71,13 @@ class StepSetting:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class ForwardPlan:
     """One forward's plan.
 
     Attributes:
         layout: For the model.
-        new_tokens: Text KV slots written in every row, padding included.
-        lengths: Slots that stay in each row.
+        new_tokens: Text KV entries written in every row, padding included.
+        lengths: KV entries that stay in each row.
         positions: Each row's next position, where it is not simply one a token.
         documents: Each row's document in the windows.
     """
@@ -89,15 +89,15 @@ class Step:
     documents: list[int] = field(default_factory=list)
 
 
-def plan_step(
-    rows: Sequence[Extension], states: Sequence[SequenceState], lengths: Sequence[int], setting: StepSetting
-) -> Step:
+def plan_forward(
+    rows: Sequence[TokenChunk], states: Sequence[SequenceState], lengths: Sequence[int], setting: PlanSettings
+) -> ForwardPlan:
     """Plan a forward that appends ``rows`` to sequences.
 
     Args:
-        rows: One extension a sequence; one without ids leaves its sequence as it is.
+        rows: One chunk per sequence; one without ids leaves its sequence as it is.
         states: What each sequence remembers.
-        lengths: Slots each uses of the text KV.
+        lengths: Entries that each uses of the text KV.
         setting: The model's rules.
     """
     plan = _plan_stream if setting.rules.fusion.inserts else _plan_windows
@@ -105,28 +105,28 @@ def plan_step(
 
 
 def _plan_windows(
-    rows: Sequence[Extension], states: Sequence[SequenceState], lengths: Sequence[int], setting: StepSetting
-) -> Step:
+    rows: Sequence[TokenChunk], states: Sequence[SequenceState], lengths: Sequence[int], setting: PlanSettings
+) -> ForwardPlan:
     """Each row is a document; its padding is another, which nobody sees."""
     longest = max(len(row.ids) for row in rows)
     starts: list[int] = []
-    carries: list[Carry | None] = []
+    window_states: list[WindowState | None] = []
     positions: list[int] = []
     documents: list[int] = []
     for number, (row, state) in enumerate(zip(rows, states, strict=True)):
         base = number * longest
         documents.append(len(starts))
         starts.append(base)
-        carries.append(state.carry)
+        window_states.append(state.window_state)
         if len(row.ids) < longest:
             starts.append(base + len(row.ids))
-            carries.append(None)
+            window_states.append(None)
         positions += [base + position for position in row.image_positions]
     first_B = np.array([state.position for state in states])
     position_BL = first_B[:, None] + np.arange(longest)
     rules = setting.rules.windows
     if len(rows) == longest == 1 and not positions and rules.positions == "window":
-        windows = _next_word(carries[0], rules)
+        windows = _next_word(window_states[0], rules)
     else:
         windows = window_layout(
             text_length=len(rows) * longest,
@@ -134,7 +134,7 @@ def _plan_windows(
             image_positions=positions,
             image_tokens=[tokens for row in rows for tokens in row.image_tokens],
             image_grids=[(h // setting.merge, w // setting.merge) for row in rows for h, w in row.grids],
-            carries=carries,
+            window_states=window_states,
             text_positions=position_BL.flatten(),
             rules=rules,
         )
@@ -143,18 +143,18 @@ def _plan_windows(
         windows=windows,
         attention_mask=causal_mask(lengths, longest, setting.device),
     )
-    return Step(layout, longest, [len(row.ids) for row in rows], documents=documents)
+    return ForwardPlan(layout, longest, [len(row.ids) for row in rows], documents=documents)
 
 
 @lru_cache(maxsize=64)
-def _next_word(carry: Carry | None, rules: WindowRules) -> Windows:
+def _next_word(window_state: WindowState | None, rules: WindowRules) -> Windows:
     """One more word of a lone stream: every frame's words find the layouts of the frame before again."""
-    return window_layout(text_length=1, document_starts=[0], carries=[carry], rules=rules)
+    return window_layout(text_length=1, document_starts=[0], window_states=[window_state], rules=rules)
 
 
 def _plan_stream(
-    rows: Sequence[Extension], states: Sequence[SequenceState], lengths: Sequence[int], setting: StepSetting
-) -> Step:
+    rows: Sequence[TokenChunk], states: Sequence[SequenceState], lengths: Sequence[int], setting: PlanSettings
+) -> ForwardPlan:
     """Insertion: image tokens stand among the text, so a row's stream is longer than its text."""
     news = [len(row.ids) for row in rows]
     longest, size = max(news), len(rows)
@@ -192,7 +192,7 @@ def _plan_stream(
         stream=StreamIndex(tensor(source_X), tensor(text_slot_X), size),
         attention_mask=causal_mask(lengths, width, setting.device),
     )
-    return Step(layout, width, stream.length_D.tolist(), positions=stream.next_position_D.tolist())
+    return ForwardPlan(layout, width, stream.length_D.tolist(), positions=stream.next_position_D.tolist())
 
 
 def causal_mask(lengths: Sequence[int], new: int, device: torch.device) -> torch.Tensor | None:

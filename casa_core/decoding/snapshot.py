@@ -12,7 +12,7 @@ import torch
 
 from casa_core.decoding.kv_cache import KeysValues
 from casa_core.decoding.plan import SequenceState
-from casa_core.fusion.windows import Carry
+from casa_core.fusion.windows import WindowState
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +40,14 @@ class SequenceSnapshot:
 
     def numbers(self) -> dict[str, Any]:
         """The rest, as JSON."""
-        carry = self.state.carry
+        window_state = self.state.window_state
         return {
             "text_tokens": self.state.text_tokens,
             "dropped": self.state.dropped,
             "position": self.state.position,
-            "carry": None if carry is None else [carry.image_tokens, carry.text_tokens, carry.extent],
+            "carry": None
+            if window_state is None
+            else [window_state.image_tokens, window_state.text_tokens, window_state.extent],
         }
 
     @classmethod
@@ -56,11 +58,11 @@ class SequenceSnapshot:
             part, layer, which = name.split(".")
             if which == "key":
                 parts[part][int(layer)] = tensors[name], tensors[f"{part}.{layer}.value"]
-        carry = numbers["carry"]
+        window_state = numbers["carry"]
         state = SequenceState(
             numbers["text_tokens"],
             numbers["dropped"],
             numbers["position"],
-            None if carry is None else Carry(*carry),
+            None if window_state is None else WindowState(*window_state),
         )
         return cls(state, **parts)

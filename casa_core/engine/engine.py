@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from casa_core.decoding.kv_cache import TextBounds
-from casa_core.decoding.plan import Extension
+from casa_core.decoding.plan import TokenChunk
 from casa_core.engine.inputs import prompt_extension
 from casa_core.engine.requests import (
     FinishReason,
@@ -24,7 +24,7 @@ from casa_core.engine.requests import (
 )
 from casa_core.engine.saved_session import SavedSession, Transcript
 from casa_core.engine.session import StreamSession, StreamSettings
-from casa_core.engine.slot_pool import Slots
+from casa_core.engine.slot_pool import SlotPool
 from casa_core.errors import DataError
 from casa_core.model import CasaForConditionalGeneration
 from casa_core.processing.processor import CasaProcessor
@@ -88,7 +88,7 @@ class Engine:
         """
         if not requests:
             return []
-        slots = Slots(self.model, len(requests))
+        slots = SlotPool(self.model, len(requests))
         answers = {
             self._seat(slots, request): _Answer(request, self._prompt(request)) for request in requests
         }
@@ -96,19 +96,19 @@ class Engine:
         while unread:
             for seat, token in slots.step(unread).items():
                 answers[seat].take(token, self.processor)
-                unread[seat] = Extension([token])
+                unread[seat] = TokenChunk([token])
             unread = {seat: rest for seat, rest in unread.items() if answers[seat].finish_reason is None}
         return [answer.result(self.processor) for answer in answers.values()]
 
     def stream(self, request: GenerationRequest) -> Iterator[GenerationDelta]:
-        """Answer one request, yielding text as it is made; the last delta carries the finish reason."""
+        """Answer one request, yielding text as it is made; the last delta window_states the finish reason."""
         answer = _Answer(request, self._prompt(request))
-        slots = Slots(self.model, 1)
+        slots = SlotPool(self.model, 1)
         seat, unread, said = self._seat(slots, request), answer.prompt, ""
         while answer.finish_reason is None:
             token = slots.step({seat: unread})[seat]
             answer.take(token, self.processor)
-            unread = Extension([token])
+            unread = TokenChunk([token])
             text = answer.text(self.processor)
             # A token may end inside a character, or inside a stop string: hold back what may still change.
             safe = text if answer.finish_reason else text[: len(text) - answer.unsettled(text)]
@@ -131,7 +131,7 @@ class Engine:
         max_tokens_per_frame: int = 16,
         sampling: SamplingParams | None = None,
         bounds: TextBounds | None = None,
-        slots: Slots | None = None,
+        slots: SlotPool | None = None,
     ) -> StreamSession:
         """Open a live stream; see :class:`casa_core.engine.session.StreamSession`.
 
@@ -146,10 +146,10 @@ class Engine:
         settings = StreamSettings(
             query=query, max_tokens_per_frame=max_tokens_per_frame, sampling=sampling or SamplingParams()
         )
-        return StreamSession(slots or Slots(self.model, 1, bounds=bounds), self.processor, settings)
+        return StreamSession(slots or SlotPool(self.model, 1, bounds=bounds), self.processor, settings)
 
     def restore_session(
-        self, saved: SavedSession, *, bounds: TextBounds | None = None, slots: Slots | None = None
+        self, saved: SavedSession, *, bounds: TextBounds | None = None, slots: SlotPool | None = None
     ) -> StreamSession:
         """Go on exactly where a session was saved; bounds as it had them.
 
@@ -161,14 +161,16 @@ class Engine:
         return session
 
     def replay_session(
-        self, transcript: Transcript, *, bounds: TextBounds | None = None, slots: Slots | None = None
+        self, transcript: Transcript, *, bounds: TextBounds | None = None, slots: SlotPool | None = None
     ) -> StreamSession:
         """Go on approximately where a transcript was taken: its text and latest frame are read again."""
         session = self._like(transcript, bounds, slots)
         session.replay(transcript)
         return session
 
-    def _like(self, transcript: Transcript, bounds: TextBounds | None, slots: Slots | None) -> StreamSession:
+    def _like(
+        self, transcript: Transcript, bounds: TextBounds | None, slots: SlotPool | None
+    ) -> StreamSession:
         return self.open_session(
             transcript.query,
             max_tokens_per_frame=transcript.max_tokens_per_frame,
@@ -176,10 +178,10 @@ class Engine:
             slots=slots,
         )
 
-    def _seat(self, slots: Slots, request: GenerationRequest) -> int:
+    def _seat(self, slots: SlotPool, request: GenerationRequest) -> int:
         return slots.take(request.sampling, stop_ids=(self.processor.end_id,))
 
-    def _prompt(self, request: GenerationRequest) -> Extension:
+    def _prompt(self, request: GenerationRequest) -> TokenChunk:
         """The conversation as tokens and patches. Its text must fit the context; the length to which inserted
         image tokens may lead a model is its training's business, as in transformers."""
         prompt = prompt_extension(
@@ -201,7 +203,7 @@ class _Answer:
     """One answer as it grows."""
 
     request: GenerationRequest
-    prompt: Extension
+    prompt: TokenChunk
     ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     completion_tokens: int = 0

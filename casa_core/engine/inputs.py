@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from casa_core.decoding.kv_batch import Extension
+from casa_core.decoding.kv_batch import TokenChunk
 from casa_core.media.decode import decode_images
 from casa_core.processing.processor import CasaProcessor
 from casa_core.types import Image, ImageSize, Sample
@@ -30,7 +30,7 @@ def prepare_image(rgb: NDArray[np.uint8], processor: CasaProcessor, *, frame: bo
     return PreparedImage(size, processor.grid(size), processor.patches(rgb, size))
 
 
-def prompt_extension(sample: Sample, processor: CasaProcessor, *, images_withheld: bool) -> Extension:
+def prompt_extension(sample: Sample, processor: CasaProcessor, *, images_withheld: bool) -> TokenChunk:
     """The prompt of a conversation that ends with a user turn.
 
     Args:
@@ -42,7 +42,7 @@ def prompt_extension(sample: Sample, processor: CasaProcessor, *, images_withhel
     if images_withheld:
         count = sum(isinstance(part, Image) for part in sample.parts)
         encoded = processor.encode(sample, [_UNSEEN] * count, add_generation_prompt=True)
-        return Extension(encoded.input_ids)
+        return TokenChunk(encoded.input_ids)
     parts = [part for part in sample.parts if isinstance(part, Image)]
     images = [
         prepare_image(rgb, processor, frame=part.timestamp is not None)
@@ -54,9 +54,9 @@ def prompt_extension(sample: Sample, processor: CasaProcessor, *, images_withhel
 
 def image_extension(
     ids: Sequence[int], image_positions: Sequence[int], images: Sequence[PreparedImage]
-) -> Extension:
+) -> TokenChunk:
     """Tokens and the images among them, as the cache takes them."""
-    return Extension(
+    return TokenChunk(
         ids,
         image_positions,
         [image.patches_PE for image in images],

@@ -30,7 +30,7 @@ import torch
 from torch.nn.functional import pad
 
 from casa_core.engine.requests import SamplingParams
-from casa_core.engine.slot_tensors import Column, RowTensors
+from casa_core.engine.slot_tensors import Column, SlotTensors
 from casa_core.errors import DataError
 
 NO_TOKEN = -1  # fills rings and lists of stop tokens; no token has this id
@@ -120,9 +120,9 @@ class LogitsProcessors:
 
     def __init__(self, rows: int, vocabulary: int, *, device: str | torch.device = "cpu") -> None:
         self.vocabulary = vocabulary
-        self._rows = RowTensors(rows, {**_SETTINGS, **_MEMORY}, device)
+        self._rows = SlotTensors(rows, {**_SETTINGS, **_MEMORY}, device)
         # (B, V), made once a row asks for the penalty.
-        self._average = RowTensors(rows, {"said_average": Column(torch.float32, 0.0, width=0)}, device)
+        self._average = SlotTensors(rows, {"said_average": Column(torch.float32, 0.0, width=0)}, device)
         self._uses = [_Uses()] * rows
 
     @property

@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 
 from casa_core.engine.logits import NO_TOKEN, LogitsProcessors
 from casa_core.engine.requests import SamplingParams
-from casa_core.engine.slot_tensors import Column, RowTensors
+from casa_core.engine.slot_tensors import Column, SlotTensors
 from casa_core.errors import CasaError, DataError
 
 
@@ -41,7 +41,7 @@ class LogitsError(CasaError, ArithmeticError):
 
 
 @dataclass(frozen=True, slots=True)
-class DrawRules:
+class SamplingTensors:
     """How each row draws. Fields as in :class:`~casa_core.engine.requests.SamplingParams`.
 
     Attributes:
@@ -59,7 +59,7 @@ class DrawRules:
     truncates: bool = True
 
 
-def sample(logits_BV: torch.Tensor, rules: DrawRules, uniform_B: torch.Tensor) -> torch.Tensor:
+def sample(logits_BV: torch.Tensor, rules: SamplingTensors, uniform_B: torch.Tensor) -> torch.Tensor:
     """One token a row (B,), int64; of equally likely ones the greedy choice is the lowest.
 
     Tokens are dropped in this order, each rule looking at what the one before left: ``top_k``, then ``top_p``
@@ -91,7 +91,7 @@ def sample(logits_BV: torch.Tensor, rules: DrawRules, uniform_B: torch.Tensor) -
     return torch.where(largest_B.isfinite(), tokens_B, NO_TOKEN)
 
 
-def _dropped(scaled_BV: torch.Tensor, rules: DrawRules) -> torch.Tensor:
+def _dropped(scaled_BV: torch.Tensor, rules: SamplingTensors) -> torch.Tensor:
     """(B, V) true for tokens that top-k, top-p or min-p leave out; ``scaled_BV`` has its largest at 0."""
     ordered_BV, order_BV = scaled_BV.sort(dim=-1, descending=True, stable=True)
     rank_V = torch.arange(scaled_BV.shape[-1], device=scaled_BV.device)
@@ -155,7 +155,7 @@ _COLUMNS = {
 _FAULTS = {1: "its logits hold NaN or +inf", 2: "every token is forbidden (all logits are -inf)"}
 
 
-class TokenChooser:
+class Sampler:
     """Chooses the tokens of B rows and remembers what each said and drew.
 
     A row is a seat: :meth:`set_row` gives it to an answer or a stream. What a row gets depends on its own
@@ -173,7 +173,7 @@ class TokenChooser:
 
     def __init__(self, rows: int, vocabulary: int, *, device: str | torch.device = "cpu") -> None:
         self._processors = LogitsProcessors(rows, vocabulary, device=device)
-        self._rows = RowTensors(rows, _COLUMNS, device)
+        self._rows = SlotTensors(rows, _COLUMNS, device)
         self._draws = [False] * rows
         self._truncates = [False] * rows
 
@@ -234,7 +234,7 @@ class TokenChooser:
         """
         rows = self._rows
         largest_B = logits_BV.amax(-1)
-        rules = DrawRules(
+        rules = SamplingTensors(
             rows["temperature"],
             rows["top_p"],
             rows["top_k"],

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from casa_core.decoding.plan import Extension
+from casa_core.decoding.plan import TokenChunk
 from casa_core.engine.inputs import PreparedImage, image_extension, prepare_image
 from casa_core.engine.requests import CaptionEvent, SamplingParams
 from casa_core.engine.saved_session import SavedSession, Transcript, model_identity
-from casa_core.engine.slot_pool import Slots
+from casa_core.engine.slot_pool import SlotPool
 from casa_core.errors import DataError, StoreError
 from casa_core.media.decode import decode_image, encode_png
 from casa_core.model import CasaForConditionalGeneration
@@ -50,7 +50,7 @@ class StreamSession:
         settings: How to caption.
     """
 
-    def __init__(self, slots: Slots, processor: CasaProcessor, settings: StreamSettings) -> None:
+    def __init__(self, slots: SlotPool, processor: CasaProcessor, settings: StreamSettings) -> None:
         self._slots = slots
         self._processor = processor
         self.settings = settings
@@ -80,8 +80,8 @@ class StreamSession:
     @property
     def image_tokens(self) -> int:
         """Image tokens whose keys and values are held apart: the latest frame's."""
-        carry = None if self._seat is None else self._slots.state(self._seat).carry
-        return carry.image_tokens if carry else 0
+        window_state = None if self._seat is None else self._slots.state(self._seat).window_state
+        return window_state.image_tokens if window_state else 0
 
     def push_frame(self, image: Picture | None, timestamp: float) -> CaptionEvent:
         """Show the next frame and return what the model says before the one after it.
@@ -107,7 +107,7 @@ class StreamSession:
             words.append(token)
             if len(words) >= self.settings.max_tokens_per_frame:
                 break
-            token = self._step(Extension([token]))
+            token = self._step(TokenChunk([token]))
         truncated = bool(words) and len(words) >= self.settings.max_tokens_per_frame
         self._pending = (
             [*words[-1:], self._processor.frame_end_id] if truncated else [self._processor.frame_end_id]
@@ -174,7 +174,7 @@ class StreamSession:
         self._adopt(transcript)
         before, after = transcript.ids[: transcript.frame_at], transcript.ids[transcript.frame_at :]
         if before:
-            self._step(Extension(before))
+            self._step(TokenChunk(before))
         if after:
             prepared = self._prepare(transcript.frame)
             self._step(image_extension(after, [0] * len(prepared), prepared))
@@ -209,7 +209,7 @@ class StreamSession:
         rgb = decode_image(image) if isinstance(image, bytes) else image
         return [prepare_image(rgb, self._processor, frame=True)]
 
-    def _step(self, extension: Extension) -> int:
+    def _step(self, extension: TokenChunk) -> int:
         """Append and choose, and keep the list of tokens in the KV in step with what it forgets."""
         seat = self._open_seat()
         dropped = self._slots.state(seat).dropped

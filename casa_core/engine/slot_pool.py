@@ -11,17 +11,17 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from casa_core.decoding.kv_batch import CachedSequences
+from casa_core.decoding.kv_batch import KVBatch
 from casa_core.decoding.kv_cache import TextBounds
-from casa_core.decoding.plan import Extension, SequenceState
+from casa_core.decoding.plan import SequenceState, TokenChunk
 from casa_core.decoding.snapshot import SequenceSnapshot
 from casa_core.engine.requests import SamplingParams
-from casa_core.engine.sampling import TokenChooser
+from casa_core.engine.sampling import Sampler
 from casa_core.errors import DataError
 from casa_core.model import CasaForConditionalGeneration
 
 
-class Slots:
+class SlotPool:
     """B seats over one model.
 
     Calls are not thread-safe, like the engine's.
@@ -36,9 +36,9 @@ class Slots:
         self, model: CasaForConditionalGeneration, size: int, *, bounds: TextBounds | None = None
     ) -> None:
         self.model = model
-        self.sequences = CachedSequences(model, size, bounds)
+        self.sequences = KVBatch(model, size, bounds)
         vocabulary = model.config.text_config.vocab_size
-        self._chooser = TokenChooser(size, vocabulary, device=model.device)
+        self._chooser = Sampler(size, vocabulary, device=model.device)
         self._free = list(range(size))
 
     @property
@@ -73,7 +73,7 @@ class Slots:
         self._free.append(seat)
         if self.free == self.size:
             # Nobody is left: give the memory back instead of keeping it for the next.
-            self.sequences = CachedSequences(self.model, self.size, self.sequences.bounds)
+            self.sequences = KVBatch(self.model, self.size, self.sequences.bounds)
         else:
             self.sequences.reset(seat)
 
@@ -85,7 +85,7 @@ class Slots:
         """Tokens in the seat's text KV (for insertion image tokens too)."""
         return self.sequences.text.lengths[seat]
 
-    def step(self, extensions: Mapping[int, Extension]) -> dict[int, int]:
+    def step(self, extensions: Mapping[int, TokenChunk]) -> dict[int, int]:
         """Append to some seats in one forward, and choose the token that follows in each.
 
         Args:

@@ -13,14 +13,14 @@ from casa_core.errors import DataError
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One tensor of a :class:`RowTensors`: a number a row, or ``width`` numbers."""
+    """One tensor of a :class:`SlotTensors`: a number a row, or ``width`` numbers."""
 
     dtype: torch.dtype
     fill: float
     width: int | None = None
 
 
-class RowTensors:
+class SlotTensors:
     """Named tensors with one entry a row.
 
     They are changed in place only, so that a step recorded on them (a CUDA graph) stays valid until

@@ -17,7 +17,7 @@ from typing import overload
 import torch
 
 from casa_core.errors import ConfigError
-from casa_core.fusion.backends import Backend, attend_padded, attend_runs, choose_backend, run_kernel
+from casa_core.fusion.backends import Backend, attend_padded, attend_varlen, choose_backend, run_kernel
 from casa_core.fusion.segments import Segments, Tokens, joined
 
 __all__ = ["Backend", "Segments", "segment_attention", "segment_attention_weights"]
@@ -74,7 +74,7 @@ def segment_attention(
     scale = 1 / math.sqrt(query_THD.shape[-1]) if scale is None else scale
     if chosen == "padded":
         return attend_padded(query_THD, key_NGD, value_NGD, segments, causal, scale)
-    return attend_runs(run_kernel(chosen), query_THD, key_NGD, value_NGD, segments, causal, scale)
+    return attend_varlen(run_kernel(chosen), query_THD, key_NGD, value_NGD, segments, causal, scale)
 
 
 def segment_attention_weights(

@@ -22,7 +22,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from casa_core.errors import ConfigError
-from casa_core.fusion.segments import Bucket, Move, Segments, Tokens
+from casa_core.fusion.segments import Bucket, Segments, TokenGather, Tokens
 
 Backend = Literal["auto", "reference", "padded", "varlen", "flash"]
 # The kernels that take runs of varying length, best first, and the module and name each is imported from.
@@ -59,15 +59,17 @@ def choose_backend(
             f"name one of {names}",
         )
     if requested == "auto":
-        able = [name for name in RUN_KERNELS if why_not(name, device, dtype, head_dim) is None]
+        able = [name for name in RUN_KERNELS if unsupported_reason(name, device, dtype, head_dim) is None]
         return cast(Any, able[0] if able else "padded")
-    obstacle = why_not(requested, device, dtype, head_dim)
+    obstacle = unsupported_reason(requested, device, dtype, head_dim)
     if obstacle is not None:
         raise ConfigError(f"the attention backend {requested!r} cannot run here", *obstacle)
     return requested
 
 
-def why_not(backend: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> tuple[str, str] | None:
+def unsupported_reason(
+    backend: str, device: torch.device, dtype: torch.dtype, head_dim: int
+) -> tuple[str, str] | None:
     """Why a backend cannot run such tensors, and the remedy; ``None`` if it can."""
     if backend not in RUN_KERNELS:
         return None
@@ -157,7 +159,7 @@ def varlen_kernel(varlen_attn: Callable[..., Any]) -> RunKernel:
     return attend
 
 
-def attend_runs(
+def attend_varlen(
     kernel: RunKernel,
     query_THD: torch.Tensor,
     key_NGD: Tokens,
@@ -234,7 +236,7 @@ def _attend_bucket(
     return out_SGXD.unflatten(2, (shared, -1)).flatten(1, 2)
 
 
-def _in_flat_order(outs: Sequence[torch.Tensor], outputs: Move, has_outside: bool) -> torch.Tensor:
+def _in_flat_order(outs: Sequence[torch.Tensor], outputs: TokenGather, has_outside: bool) -> torch.Tensor:
     if has_outside:
         outs = [*outs, outs[0].new_zeros(1, *outs[0].shape[1:])]
     return outputs.whole(outs)

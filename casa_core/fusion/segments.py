@@ -37,7 +37,7 @@ Tokens = torch.Tensor | Sequence[torch.Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class Move:
+class TokenGather:
     """Rows of flat tokens brought into another order, in parts.
 
     Attributes:
@@ -53,7 +53,7 @@ class Move:
     pieces: list[list[int]] | None = None
 
     @classmethod
-    def of(cls, parts: Sequence[IntArray], rows: int, device: torch.device) -> Move:
+    def of(cls, parts: Sequence[IntArray], rows: int, device: torch.device) -> TokenGather:
         """The rows at the indices ``parts`` of a tensor with ``rows`` of them."""
         lengths = [len(part) for part in parts]
         index_X = np.concatenate(parts)
@@ -162,9 +162,9 @@ class PaddedLayout:
     """
 
     buckets: list[Bucket]
-    queries: Move
-    keys: Move
-    outputs: Move
+    queries: TokenGather
+    keys: TokenGather
+    outputs: TokenGather
     has_outside: bool
 
 
@@ -180,13 +180,13 @@ class PackedLayout:
         has_outside: Some query is in no segment: it reads that row.
     """
 
-    queries: Move
-    keys: Move
+    queries: TokenGather
+    keys: TokenGather
     query_ends: torch.Tensor
     key_ends: torch.Tensor
     longest_query: int
     longest_key: int
-    outputs: Move
+    outputs: TokenGather
     has_outside: bool
 
 
@@ -251,10 +251,10 @@ class Segments:
         """The layout of the padded backend."""
         queries_S, keys_S = self.query_length_S, self.key_length_S
         query_order, key_order = _sorted(self.query_segment_T), _sorted(self.key_segment_N)
-        arrange = lambda buckets: Move.of(  # noqa: E731
+        arrange = lambda buckets: TokenGather.of(  # noqa: E731
             [_pad(key_order, keys_S, some)[0] for some in buckets], len(self.key_segment_N), self.device
         )
-        buckets = alike(queries_S, keys_S)
+        buckets = bucket_by_length(queries_S, keys_S)
         keys = arrange(buckets)
         if keys.is_needed:
             buckets = [part for bucket_S in buckets for part in _small(bucket_S, queries_S, keys_S)]
@@ -266,7 +266,7 @@ class Segments:
         outputs, has_outside = _outputs(slot_T, len(is_query), self.device)
         return PaddedLayout(
             buckets=[Bucket(queries_S[some], keys_S[some], self.device) for some in buckets],
-            queries=Move.of([index for index, _ in queries], len(self.query_segment_T), self.device),
+            queries=TokenGather.of([index for index, _ in queries], len(self.query_segment_T), self.device),
             keys=keys,
             outputs=outputs,
             has_outside=has_outside,
@@ -280,8 +280,8 @@ class Segments:
         slot_T[query_order] = np.arange(len(query_order))
         outputs, has_outside = _outputs(slot_T, len(query_order), self.device)
         return PackedLayout(
-            queries=Move.of([query_order], len(self.query_segment_T), self.device),
-            keys=Move.of([key_order], len(self.key_segment_N), self.device),
+            queries=TokenGather.of([query_order], len(self.query_segment_T), self.device),
+            keys=TokenGather.of([key_order], len(self.key_segment_N), self.device),
             query_ends=to_device(_ends(self.query_length_S).astype(np.int32), self.device),
             key_ends=to_device(_ends(self.key_length_S).astype(np.int32), self.device),
             longest_query=int(self.query_length_S.max()),
@@ -318,7 +318,7 @@ def _cut(tokens: Tokens, lengths: list[int]) -> list[torch.Tensor]:
     return pieces
 
 
-def alike(query_length_S: IntArray, key_length_S: IntArray) -> list[IntArray]:
+def bucket_by_length(query_length_S: IntArray, key_length_S: IntArray) -> list[IntArray]:
     """Segments in buckets so that padding one of them to its longest costs less than a further bucket would.
 
     A bucket is cut in two, by key length or by query length, wherever that saves most, for as long as it
@@ -367,10 +367,10 @@ def _pad(order_X: IntArray, length_S: IntArray, segment_B: IntArray) -> tuple[In
     return index_BL.ravel(), real_BL.ravel()
 
 
-def _outputs(slot_T: IntArray, taken: int, device: torch.device) -> tuple[Move, bool]:
+def _outputs(slot_T: IntArray, taken: int, device: torch.device) -> tuple[TokenGather, bool]:
     """Where each query finds its output among ``taken`` rows; whether some need a row of zeros after them."""
     has_outside = bool((slot_T < 0).any())
-    return Move.of([np.where(slot_T < 0, taken, slot_T)], taken + has_outside, device), has_outside
+    return TokenGather.of([np.where(slot_T < 0, taken, slot_T)], taken + has_outside, device), has_outside
 
 
 def _sorted(segment_X: IntArray) -> IntArray:

@@ -9,7 +9,7 @@ An image's position is the index of the text token that follows it, and the imag
 document.
 
 A forward may continue documents that began earlier (cached decoding, live streams). What is left of the old
-window then comes in as a :class:`Carry`, so that a frame's stop token that is folded into the next frame's
+window then comes in as a :class:`WindowState`, so that a frame's stop token that is folded into the next frame's
 prefill still belongs to the *old* window.
 
 Shape suffixes: T text tokens, N image tokens, M carried text tokens, W windows, D documents, I images, R runs
@@ -48,7 +48,7 @@ class WindowRules:
 
 
 @dataclass(frozen=True, slots=True)
-class Carry:
+class WindowState:
     """The window a document is in when a forward starts.
 
     Attributes:
@@ -78,7 +78,7 @@ class Windows:
         carried_tokens: How many of the N image tokens come from the cache.
         count: Number of windows W.
         image_tokens_W, text_tokens_W, extent_W: What each window holds after this forward, as in
-            :class:`Carry`.
+            :class:`WindowState`.
         last_window_D: The window each document is in after this forward, −1 for none.
     """
 
@@ -94,12 +94,12 @@ class Windows:
     extent_W: IntArray
     last_window_D: IntArray
 
-    def carries(self) -> list[Carry | None]:
+    def window_states(self) -> list[WindowState | None]:
         """What each document must carry into its next forward."""
         return [
             None
             if window < 0
-            else Carry(
+            else WindowState(
                 int(self.image_tokens_W[window]),
                 int(self.text_tokens_W[window]),
                 int(self.extent_W[window]),
@@ -115,7 +115,7 @@ def window_layout(
     image_positions: Sequence[int] = (),
     image_tokens: Sequence[int] = (),
     image_grids: Sequence[tuple[int, int]] | None = None,
-    carries: Sequence[Carry | None] | None = None,
+    window_states: Sequence[WindowState | None] | None = None,
     text_positions: Sequence[int] | IntArray | None = None,
     rules: WindowRules | None = None,
 ) -> Windows:
@@ -127,7 +127,7 @@ def window_layout(
         image_positions: For each image, the index of the text token that follows it; ascending.
         image_tokens: Tokens of each image after the patch merge.
         image_grids: (rows, columns) of each image's tokens; needed where ``rules.axes`` is 3.
-        carries: Per document, the window it is already in, or ``None``.
+        window_states: Per document, the window it is already in, or ``None``.
         text_positions: Position of each text token in self-attention; needed where ``rules.positions`` is
             ``global``.
         rules: How the model counts.
@@ -142,7 +142,7 @@ def window_layout(
     _check(text_length, starts_D, positions_I, tokens_I)
     grids_I2 = _token_grids(tokens_I, image_grids, rules)
 
-    runs = _find_runs(starts_D, positions_I, tokens_I, grids_I2, carries or (), rules)
+    runs = _find_runs(starts_D, positions_I, tokens_I, grids_I2, window_states or (), rules)
     document_T = np.searchsorted(starts_D, np.arange(text_length), side="right") - 1
     text_window_T, text_position_T = _place_text(document_T, runs)
     image_position_AN = _place_images(tokens_I, grids_I2, runs.offset_I, rules)
@@ -201,18 +201,18 @@ def _find_runs(
     positions_I: IntArray,
     tokens_I: IntArray,
     grids_I2: IntArray,
-    carries: Sequence[Carry | None],
+    window_states: Sequence[WindowState | None],
     rules: WindowRules,
 ) -> _Runs:
     """Windows in reading order. R numbers runs as found: those at document starts first, then new images."""
     opened = [
-        (document, carry or Carry(0, 0, 0))
-        for document, carry in enumerate(carries or [None] * len(starts_D))
-        if carry is not None or rules.imageless
+        (document, window_state or WindowState(0, 0, 0))
+        for document, window_state in enumerate(window_states or [None] * len(starts_D))
+        if window_state is not None or rules.imageless
     ]
     opened_D = np.array([document for document, _ in opened], dtype=np.int64)
-    opened_tokens = np.array([carry.image_tokens for _, carry in opened], dtype=np.int64)
-    seen = np.array([carry.text_tokens for _, carry in opened], dtype=np.int64)
+    opened_tokens = np.array([window_state.image_tokens for _, window_state in opened], dtype=np.int64)
+    seen = np.array([window_state.text_tokens for _, window_state in opened], dtype=np.int64)
     new_I = np.ones(len(positions_I), dtype=bool)
     new_I[1:] = positions_I[1:] != positions_I[:-1]
     run_I = np.cumsum(new_I) - 1 + len(opened)
@@ -225,7 +225,7 @@ def _find_runs(
     tokens_R = np.bincount(run_I, weights=tokens_I, minlength=count).astype(np.int64)
     extent_R = np.bincount(run_I, weights=step_I, minlength=count).astype(np.int64)
     tokens_R[: len(opened)] = opened_tokens
-    extent_R[: len(opened)] = [carry.extent for _, carry in opened]
+    extent_R[: len(opened)] = [window_state.extent for _, window_state in opened]
     seen_R = np.concatenate([seen, np.zeros(count - len(opened), dtype=np.int64)])
     before_I = np.cumsum(step_I) - step_I
     offset_I = before_I - before_I[new_I][run_I - len(opened)] if len(run_I) else before_I

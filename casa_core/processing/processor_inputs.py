@@ -156,7 +156,7 @@ class _Draft:
 
 
 def _sample_pictures(sample: Sample) -> list[Any]:
-    """Decoded pictures of a sample's image parts; ``None`` where a part carries no bytes."""
+    """Decoded pictures of a sample's image parts; ``None`` where a part window_states no bytes."""
     images = [part for part in sample.parts if isinstance(part, Image)]
     carrying = Sample(
         source=sample.source,

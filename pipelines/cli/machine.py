@@ -54,14 +54,14 @@ def _attention() -> list[Check]:
         return []
     import torch
 
-    from casa_core.fusion.backends import Backend, choose_backend, why_not
+    from casa_core.fusion.backends import Backend, choose_backend, unsupported_reason
     from infra.doctor import check_attention
 
     has_gpu = torch.cuda.is_available()
     device = torch.device("cuda", 0) if has_gpu else torch.device("cpu")
     dtype, type_name = (torch.bfloat16, "bf16") if has_gpu else (torch.float32, "fp32")
     obstacles = {
-        name: reason[0] if (reason := why_not(name, device, dtype, 128)) else None
+        name: reason[0] if (reason := unsupported_reason(name, device, dtype, 128)) else None
         for name in get_args(Backend)
         if name != "auto"
     }

@@ -30,11 +30,11 @@ def walk(opened: OpenRun, command: str, *, as_json: bool, plain: bool) -> dict[s
         Exit: Interrupted from the keyboard; jobs that run go on.
     """
     from pipelines.cli.watch import JsonWatcher, LiveWatcher, PlainWatcher, is_terminal
-    from pipelines.dag.run import Walker
+    from pipelines.dag.run import Runner
 
     live = not (as_json or plain) and is_terminal()
     watcher = (LiveWatcher if live else JsonWatcher if as_json else PlainWatcher)(opened.stages)
-    walker = Walker(
+    walker = Runner(
         opened.stages,
         opened.records,
         opened.cluster,

@@ -60,7 +60,7 @@ class _Running:
     tail: LogTail
 
 
-class Walker:
+class Runner:
     """Runs a plan.
 
     Args:

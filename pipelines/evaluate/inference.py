@@ -1,4 +1,4 @@
-"""Held-out samples through every model, as Ray Data batch inference. Ray is a shell around `examine_chunk`.
+"""Held-out samples through every model, as Ray Data batch inference. Ray is a shell around `predict_chunk`.
 
 What travels is small: references into the clean artifacts go in, words come out. Each actor maps the
 artifacts into its own memory and holds one engine.
@@ -20,7 +20,7 @@ from pipelines.data.store.rows import sample_from_row
 from pipelines.data.store.store import CleanReader
 from pipelines.evaluate import HELD_OUT
 from pipelines.evaluate.benchmarks import benchmark_for
-from pipelines.evaluate.benchmarks.base import Answerer, HeldOut, Outcome, Settings, SpokenFrame
+from pipelines.evaluate.benchmarks.base import EngineProtocol, EvalSample, Prediction, Settings, SpokenFrame
 from pipelines.storage.folders import Folder
 
 FRAME_TYPE = pa.struct(
@@ -32,7 +32,7 @@ FRAME_TYPE = pa.struct(
         ("latency_s", pa.float64()),
     ]
 )
-OUTCOME_SCHEMA = pa.schema(
+PREDICTION_SCHEMA = pa.schema(
     [
         ("model", pa.string()),
         ("source", pa.string()),
@@ -48,7 +48,7 @@ OUTCOME_SCHEMA = pa.schema(
         ("frames", pa.list_(FRAME_TYPE)),  # empty for a question
     ]
 )
-"""What comes out of an actor: one row an `Outcome`, with the model and the source it belongs to."""
+"""What comes out of an actor: one row an `Prediction`, with the model and the source it belongs to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,30 +73,30 @@ def chunks(readers: Mapping[str, CleanReader], settings: Settings) -> list[Chunk
     return work
 
 
-def examine_chunk(
-    engine: Answerer, model: str, chunk: Chunk, reader: CleanReader, settings: Settings
+def predict_chunk(
+    engine: EngineProtocol, model: str, chunk: Chunk, reader: CleanReader, settings: Settings
 ) -> list[dict[str, Any]]:
-    """Question ``engine`` about the chunk's samples. Returns rows of `OUTCOME_SCHEMA`."""
+    """Question ``engine`` about the chunk's samples. Returns rows of `PREDICTION_SCHEMA`."""
     held_out = []
     for index in chunk.rows:
         row = reader[index]
         meta = json.loads(row["meta"] or "{}")
-        held_out.append(HeldOut(row=index, sample=sample_from_row(row, with_bytes=True), meta=meta))
+        held_out.append(EvalSample(row=index, sample=sample_from_row(row, with_bytes=True), meta=meta))
     benchmark = benchmark_for(held_out[0].sample)
     outcomes = benchmark.run(engine, held_out, settings)
     labels = {"model": model, "source": chunk.source, "benchmark": benchmark.name}
     return [{**labels, **asdict(outcome)} for outcome in outcomes]
 
 
-def outcome_from_row(row: Mapping[str, Any]) -> Outcome:
-    """The `Outcome` of a row of `OUTCOME_SCHEMA`."""
+def prediction_from_row(row: Mapping[str, Any]) -> Prediction:
+    """The `Prediction` of a row of `PREDICTION_SCHEMA`."""
     values = {
-        name: row[name] for name in OUTCOME_SCHEMA.names if name not in ("model", "source", "benchmark")
+        name: row[name] for name in PREDICTION_SCHEMA.names if name not in ("model", "source", "benchmark")
     }
-    return Outcome(**{**values, "frames": tuple(SpokenFrame(**frame) for frame in row["frames"])})
+    return Prediction(**{**values, "frames": tuple(SpokenFrame(**frame) for frame in row["frames"])})
 
 
-class Examinee:
+class EvalWorker:
     """The actor: one engine, one model.
 
     Args:
@@ -115,7 +115,7 @@ class Examinee:
         self._settings = settings
 
     @cached_property
-    def _engine(self) -> Answerer:
+    def _engine(self) -> EngineProtocol:
         """Loaded by the first call: an error here is then the stage's own, where one in the constructor would
         look to Ray like a lost actor, to be started again and again."""
         import torch
@@ -126,17 +126,17 @@ class Examinee:
         return Engine.from_pretrained(self._checkpoint)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """``{source: string, rows: list<int64>}`` in, `OUTCOME_SCHEMA` out."""
+        """``{source: string, rows: list<int64>}`` in, `PREDICTION_SCHEMA` out."""
         rows: list[dict[str, Any]] = []
         for item in batch.to_pylist():
             chunk = Chunk(source=item["source"], rows=tuple(item["rows"]))
-            rows += examine_chunk(
+            rows += predict_chunk(
                 self._engine, self._model, chunk, self._readers[chunk.source], self._settings
             )
-        return pa.Table.from_pylist(rows, schema=OUTCOME_SCHEMA)
+        return pa.Table.from_pylist(rows, schema=PREDICTION_SCHEMA)
 
 
-def examine(
+def predict(
     checkpoints: Mapping[str, Path],
     sources: Mapping[str, Folder],
     work: Sequence[Chunk],
@@ -162,7 +162,7 @@ def examine(
         CasaError: Whatever an engine or a benchmark refuses.
 
     Returns:
-        Rows of `OUTCOME_SCHEMA` by model and source (in the orders given), row and turn.
+        Rows of `PREDICTION_SCHEMA` by model and source (in the orders given), row and turn.
     """
     import ray.data
     from ray.data import ActorPoolStrategy
@@ -177,7 +177,7 @@ def examine(
     def answers(model: str, checkpoint: Path) -> ray.data.Dataset:
         # One block a chunk: the pool hands a chunk to whichever actor is free.
         return ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-            Examinee,
+            EvalWorker,
             fn_constructor_args=(model, checkpoint, dict(sources), settings),
             batch_size=None,
             batch_format="pyarrow",

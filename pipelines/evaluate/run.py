@@ -32,13 +32,13 @@ from pipelines.data.store.store import CleanReader
 from pipelines.evaluate import HELD_OUT
 from pipelines.evaluate.benchmarks import BENCHMARKS
 from pipelines.evaluate.benchmarks.base import BLIND, MODEL, Scoreboard, Settings
-from pipelines.evaluate.inference import OUTCOME_SCHEMA, chunks, examine, outcome_from_row
+from pipelines.evaluate.inference import PREDICTION_SCHEMA, chunks, predict, prediction_from_row
 from pipelines.evaluate.metrics.scores import Estimate
 
 ROLES = {"train": MODEL, "blind": BLIND}
-"""Input role of the stage → name of the examinee, the model first. Other roles are clean artifacts."""
+"""Input role of the stage → name of the evaluated model, the model first. Other roles are clean artifacts."""
 
-RESULT_SCHEMA = pa.schema([field for field in OUTCOME_SCHEMA if field.name != "frames"])
+RESULT_SCHEMA = pa.schema([field for field in PREDICTION_SCHEMA if field.name != "frames"])
 
 
 def run_stage(context: StageContext) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def run_stage(context: StageContext) -> dict[str, Any]:
 
     _connect()
     workers = int(context.where["data"]["workers"])
-    rows = examine(checkpoints, sources, work, settings, workers=workers, on_rows=advance)
+    rows = predict(checkpoints, sources, work, settings, workers=workers, on_rows=advance)
     boards = score(rows, settings)
     write(context.local_output, rows, boards)
     for source, board in boards.items():
@@ -83,11 +83,11 @@ def run_stage(context: StageContext) -> dict[str, Any]:
 
 
 def score(rows: Sequence[Mapping[str, Any]], settings: Settings) -> dict[str, Scoreboard]:
-    """One score board a source, in the order of the sources' first rows (of `OUTCOME_SCHEMA`)."""
+    """One score board a source, in the order of the sources' first rows (of `PREDICTION_SCHEMA`)."""
     by_source: dict[str, dict[str, list]] = defaultdict(lambda: defaultdict(list))
     names = {}
     for row in rows:
-        by_source[row["source"]][row["model"]].append(outcome_from_row(row))
+        by_source[row["source"]][row["model"]].append(prediction_from_row(row))
         names[row["source"]] = row["benchmark"]
     benchmarks = {benchmark.name: benchmark for benchmark in BENCHMARKS}
     return {source: benchmarks[names[source]].score(by_source[source], settings) for source in by_source}

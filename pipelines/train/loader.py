@@ -23,7 +23,7 @@ from casa_core.media.decode import VideoFrames, decode_image
 from casa_core.processing.processor import CasaProcessor
 from pipelines.data.store.store import CARD, CleanReader, PackReader
 from pipelines.storage.folders import Folder
-from pipelines.train.sampler import Step, StepOrder, share_of
+from pipelines.train.sampler import Step, StepSampler, share_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +231,7 @@ class Share:
 
 def iterate_steps(
     reader: SequenceReader,
-    order: StepOrder,
+    order: StepSampler,
     *,
     start: int,
     stop: int,

@@ -26,7 +26,7 @@ class Step:
     sequences: tuple[int, ...]
 
 
-class StepOrder:
+class StepSampler:
     """Sequences of each step.
 
     Each kind has its own endless order: one shuffle after another of all its sequences. Kinds alternate in a

@@ -23,7 +23,7 @@ from pipelines.train.checkpoint.save import Checkpointer
 from pipelines.train.loader import LoadedStep, SequenceReader, Share, iterate_steps
 from pipelines.train.loop import TrainLoop
 from pipelines.train.metrics import MetricsLog
-from pipelines.train.sampler import StepOrder, hold_out
+from pipelines.train.sampler import StepSampler, hold_out
 from pipelines.train.tracking import TrackedRun, Trackers
 
 
@@ -169,7 +169,7 @@ def open_loader(
     by_kind, held_out = reader.pack.by_kind, {}
     if spec.get("evaluate_every"):
         by_kind, held_out = hold_out(by_kind, spec["held_out_sequences"], seed=job.seed)
-    order = StepOrder(
+    order = StepSampler(
         by_kind,
         ratio=tuple(spec["image_video_ratio"]),
         sequences_per_step={"image": spec["sequences_per_step"], "video": spec["videos_per_step"]},

@@ -8,7 +8,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from casa_core.batch import PackedSequence, collate
 from casa_core.config import CasaConfig
-from casa_core.decoding.kv_batch import CachedSequences, Extension
+from casa_core.decoding.kv_batch import KVBatch, TokenChunk
 from casa_core.fusion.config import FusionConfig
 from casa_core.model import CasaForConditionalGeneration
 
@@ -73,7 +73,7 @@ def ours(theirs: Qwen2_5_VLForConditionalGeneration) -> CasaForConditionalGenera
     return model
 
 
-def conversation(seed: int, images: list[tuple[int, int]]) -> tuple[Extension, torch.Tensor]:
+def conversation(seed: int, images: list[tuple[int, int]]) -> tuple[TokenChunk, torch.Tensor]:
     """Words, and images between a start and an end token; and the same with transformers' placeholders."""
     generator = torch.Generator().manual_seed(seed)
     word = lambda: int(torch.randint(3, 50, (), generator=generator))  # noqa: E731
@@ -89,12 +89,12 @@ def conversation(seed: int, images: list[tuple[int, int]]) -> tuple[Extension, t
         theirs += [*before, *[PLACEHOLDER] * (rows * columns // 4), *after]
     end = [word(), word()]
     tokens = [rows * columns // 4 for rows, columns in images]
-    return Extension([*ids, *end], positions, patches, images, tokens), torch.tensor([*theirs, *end])
+    return TokenChunk([*ids, *end], positions, patches, images, tokens), torch.tensor([*theirs, *end])
 
 
 @torch.inference_mode()
 def their_logits(
-    model: Qwen2_5_VLForConditionalGeneration, whole: Extension, ids: torch.Tensor
+    model: Qwen2_5_VLForConditionalGeneration, whole: TokenChunk, ids: torch.Tensor
 ) -> torch.Tensor:
     """Logits of text tokens alone, (T, vocabulary)."""
     is_image = ids == PLACEHOLDER
@@ -141,10 +141,10 @@ def test_a_cache_filled_piece_by_piece_gives_the_same_logits(
 ):
     whole, ids = conversation(1, GRIDS)
     expected = their_logits(theirs, whole, ids)
-    sequences = CachedSequences(ours, 1)
+    sequences = KVBatch(ours, 1)
     for place, token in enumerate(whole.ids):
         own = [n for n, position in enumerate(whole.image_positions) if position == place]
-        step = Extension(
+        step = TokenChunk(
             [token],
             [0] * len(own),
             [whole.patches_PE[n] for n in own],
@@ -156,7 +156,7 @@ def test_a_cache_filled_piece_by_piece_gives_the_same_logits(
     assert sequences.text.lengths == [len(ids)], "inserted image tokens stay in the text KV"
 
 
-def packed_sequence(whole: Extension) -> PackedSequence:
+def packed_sequence(whole: TokenChunk) -> PackedSequence:
     return PackedSequence(
         input_ids=whole.ids,
         loss_mask=[False] * len(whole.ids),

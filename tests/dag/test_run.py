@@ -157,9 +157,9 @@ def test_ray_knows_the_job_and_refuses_its_id_a_second_time(
 
 def test_a_cluster_that_is_not_there_is_reported_at_once(tmp_path: Path):
     from pipelines.dag.plan import plan
-    from pipelines.dag.run import Walker
+    from pipelines.dag.run import Runner
 
     stages = plan([toy("one", "write_number", number=1)], tmp_path, {"write_number": "1"})
     cluster = Cluster({"address": "http://127.0.0.1:9"}, tmp_path)
     with pytest.raises(ClusterError, match="does not answer"):
-        Walker(stages, Records(tmp_path), cluster, Notes()).run()
+        Runner(stages, Records(tmp_path), cluster, Notes()).run()

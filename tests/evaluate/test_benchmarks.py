@@ -14,10 +14,10 @@ from pipelines.data.store.rows import sample_from_row
 from pipelines.data.store.store import CleanReader
 from pipelines.evaluate import HELD_OUT
 from pipelines.evaluate.benchmarks import benchmark_for
-from pipelines.evaluate.benchmarks.base import HeldOut, Settings
+from pipelines.evaluate.benchmarks.base import EvalSample, Settings
 from pipelines.evaluate.benchmarks.live import Live, live_frames
 from pipelines.evaluate.benchmarks.vqa import Vqa, questions
-from pipelines.evaluate.inference import chunks, examine_chunk
+from pipelines.evaluate.inference import chunks, predict_chunk
 from pipelines.evaluate.run import captions, print_board, score, summary, write
 from tests.support.evaluate.engine import ColourEngine
 from tests.support.evaluate.run import EVALUATE, live_rows, vqa_rows, write_clean
@@ -27,7 +27,7 @@ SETTINGS = Settings.of_recipe(EVALUATE)
 
 def held_out(rows):
     return [
-        HeldOut(row=index, sample=sample_from_row(row), meta=json.loads(row["meta"]))
+        EvalSample(row=index, sample=sample_from_row(row), meta=json.loads(row["meta"]))
         for index, row in enumerate(rows)
     ]
 
@@ -50,7 +50,7 @@ def examine_all(readers, settings=SETTINGS):
     rows = []
     for model, engine in (("model", ColourEngine()), ("blind", ColourEngine(blind=True))):
         for chunk in chunks(readers, settings):
-            rows += examine_chunk(engine, model, chunk, readers[chunk.source], settings)
+            rows += predict_chunk(engine, model, chunk, readers[chunk.source], settings)
     return rows
 
 

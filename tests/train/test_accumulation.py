@@ -12,7 +12,7 @@ import pytest
 from pipelines.data.store.store import PackReader
 from pipelines.train import metrics
 from pipelines.train.loop import schedule_factor
-from pipelines.train.sampler import StepOrder
+from pipelines.train.sampler import StepSampler
 from pipelines.train.worker import TrainJob
 from tests.support.core.artifacts import write_training_data
 from tests.support.naive.training import train_plainly
@@ -77,7 +77,7 @@ def runs(job: TrainJob, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def plainly(job: TrainJob, shuffled: int | None = None) -> np.ndarray:
-    order = StepOrder(
+    order = StepSampler(
         PackReader(Path(job.pack)).by_kind,
         ratio=(3, 1),
         sequences_per_step={"image": 4, "video": 4},

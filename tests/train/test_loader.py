@@ -19,7 +19,7 @@ from casa_core.model import CasaForConditionalGeneration
 from casa_core.processing.processor import CasaProcessor
 from pipelines.data.store.store import CleanReader, PackReader
 from pipelines.train.loader import LoadedStep, SequenceReader, Share, blank_picture, iterate_steps
-from pipelines.train.sampler import StepOrder
+from pipelines.train.sampler import StepSampler
 from tests.support.core.artifacts import TrainingData, write_training_data
 
 STEPS = 9
@@ -40,7 +40,9 @@ def steps(
     data: TrainingData, start: int = 0, stop: int = STEPS, rank: int = 0, of: int = 1
 ) -> list[LoadedStep]:
     reader = reader_of(data)
-    order = StepOrder(reader.pack.by_kind, ratio=(2, 1), sequences_per_step={"image": 3, "video": 2}, seed=5)
+    order = StepSampler(
+        reader.pack.by_kind, ratio=(2, 1), sequences_per_step={"image": 3, "video": 2}, seed=5
+    )
     share = Share(rank=rank, world_size=of)
     return list(iterate_steps(reader, order, start=start, stop=stop, share=share))
 
@@ -160,14 +162,18 @@ def test_a_share_without_pictures_still_gives_every_parameter_a_gradient_and_cha
 
 def test_any_number_of_threads_gives_the_same_steps(data: TrainingData):
     reader = reader_of(data)
-    order = StepOrder(reader.pack.by_kind, ratio=(2, 1), sequences_per_step={"image": 3, "video": 2}, seed=5)
+    order = StepSampler(
+        reader.pack.by_kind, ratio=(2, 1), sequences_per_step={"image": 3, "video": 2}, seed=5
+    )
     many = iterate_steps(reader, order, start=0, stop=STEPS, share=Share(), threads=4)
     assert all(same(one, other) for one, other in zip(many, steps(data), strict=True))
 
 
 def test_a_loader_that_is_left_early_leaves_no_thread(data: TrainingData):
     reader = reader_of(data)
-    order = StepOrder(reader.pack.by_kind, ratio=(2, 1), sequences_per_step={"image": 3, "video": 2}, seed=5)
+    order = StepSampler(
+        reader.pack.by_kind, ratio=(2, 1), sequences_per_step={"image": 3, "video": 2}, seed=5
+    )
     before = threading.active_count()
     loading = iterate_steps(reader, order, start=0, stop=STEPS, share=Share(), threads=4)
     next(loading)

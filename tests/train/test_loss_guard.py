@@ -17,7 +17,7 @@ from pipelines.train import metrics
 from pipelines.train.checkpoint.save import list_checkpoints
 from pipelines.train.loader import Document
 from pipelines.train.loss_guard import WARM_UP, Guard
-from pipelines.train.sampler import StepOrder, hold_out
+from pipelines.train.sampler import StepSampler, hold_out
 from pipelines.train.step import StepTotals
 from pipelines.train.worker import TrainJob
 from tests.support.core.artifacts import write_training_data
@@ -114,7 +114,7 @@ def poisoned(job: TrainJob) -> tuple[Path, str, int, list[str]]:
     """A run of two workers that meets a broken picture in its sixth step: output, error, number, samples."""
     pack = PackReader(Path(job.pack))
     rest, held = hold_out(pack.by_kind, 2, seed=job.seed)
-    order = StepOrder(rest, ratio=(3, 1), sequences_per_step={"image": 2, "video": 2}, seed=job.seed)
+    order = StepSampler(rest, ratio=(3, 1), sequences_per_step={"image": 2, "video": 2}, seed=job.seed)
     seen = {n for step in range(5) for n in order[step].sequences} | {n for own in held.values() for n in own}
     number = next(n for n in order[5].sequences if n not in seen)
     samples = [document["sample_id"] for document in pack[number]["documents"]]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from casa_core.errors import ConfigError
 from pipelines.train import metrics
 from pipelines.train.metrics import MetricsLog, StepMetrics
-from pipelines.train.sampler import StepOrder, share_of
+from pipelines.train.sampler import StepSampler, share_of
 from pipelines.train.schedule import learning_rate_factor
 
 DATA = {"image": [0, 1, 2, 3, 4, 10, 11], "video": [5, 6, 7]}
@@ -21,9 +21,9 @@ DATA = {"image": [0, 1, 2, 3, 4, 10, 11], "video": [5, 6, 7]}
 
 def order(
     ratio: tuple[int, int] = (3, 1), seed: int = 0, image: int = 2, video: int = 1, data: dict | None = None
-) -> StepOrder:
+) -> StepSampler:
     sizes = {"image": image, "video": video}
-    return StepOrder(data or DATA, ratio=ratio, sequences_per_step=sizes, seed=seed)
+    return StepSampler(data or DATA, ratio=ratio, sequences_per_step=sizes, seed=seed)
 
 
 @given(images=st.integers(0, 5), videos=st.integers(0, 5))

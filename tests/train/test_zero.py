@@ -13,7 +13,7 @@ from torch.multiprocessing.spawn import ProcessContext
 
 from pipelines.data.store.store import PackReader
 from pipelines.train import metrics
-from pipelines.train.sampler import StepOrder
+from pipelines.train.sampler import StepSampler
 from pipelines.train.worker import TrainJob
 from tests.support.core.artifacts import TrainingData, write_training_data
 from tests.support.naive.training import Trained, train_plainly
@@ -110,7 +110,7 @@ def finish(groups: list[ProcessContext]) -> None:
 
 
 def plainly(job: TrainJob) -> Trained:
-    order = StepOrder(
+    order = StepSampler(
         PackReader(Path(job.pack)).by_kind,
         ratio=(2, 1),
         sequences_per_step={"image": 3, "video": 2},

@@ -66,7 +66,7 @@ class Shard(Protocol):
         ...
 
 
-class Bounded(Generic[Value]):
+class LRUCache(Generic[Value]):
     """The values last used, as many as weigh no more than ``limit`` together.
 
     Threads may share it: what several ask for at once is made once.
@@ -108,7 +108,7 @@ class Bounded(Generic[Value]):
 
 
 def open_shard(
-    path: Folder, cache: Bounded[Batch], leave_out: LeaveOut | None = None, rows: int | None = None
+    path: Folder, cache: LRUCache[Batch], leave_out: LeaveOut | None = None, rows: int | None = None
 ) -> Shard:
     """Opens a file.
 
@@ -143,7 +143,7 @@ def open_shard(
     return shard
 
 
-def _open(path: Folder, cache: Bounded[Batch], leave_out: LeaveOut | None, rows: int | None) -> Shard:
+def _open(path: Folder, cache: LRUCache[Batch], leave_out: LeaveOut | None, rows: int | None) -> Shard:
     return _RemoteShard(path, cache, leave_out, rows) if isinstance(path, S3Path) else _LocalShard(path)
 
 
@@ -195,7 +195,7 @@ class _RemoteShard:
     """A file on S3: its footer when it is opened, then what is asked for, in few requests."""
 
     def __init__(
-        self, path: S3Path, cache: Bounded[Batch], leave_out: LeaveOut | None, rows: int | None
+        self, path: S3Path, cache: LRUCache[Batch], leave_out: LeaveOut | None, rows: int | None
     ) -> None:
         self._path, self._cache, self._leave_out = path, cache, leave_out
         tail = path.read_tail(TAIL_BYTES)

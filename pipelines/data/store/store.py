@@ -25,7 +25,7 @@ from pipelines.data.store.shard_writing import (
     write_json,
     write_shard,
 )
-from pipelines.data.store.shards import Batch, Bounded, LeaveOut, Shard, open_shard
+from pipelines.data.store.shards import Batch, LeaveOut, LRUCache, Shard, open_shard
 from pipelines.storage.folders import Folder, remove_leftovers, side_by_side
 from pipelines.storage.s3_path import S3Path
 
@@ -75,8 +75,8 @@ class ShardReader:
         self._schema_name = schema_name
         self._leave_out = leave_out
         self._rows = rows
-        self._shards: Bounded[Shard] = Bounded(OPEN_SHARDS, lambda _: 1)
-        self._batches: Bounded[Batch] = Bounded(CACHE_BYTES, lambda batch: batch.weight)
+        self._shards: LRUCache[Shard] = LRUCache(OPEN_SHARDS, lambda _: 1)
+        self._batches: LRUCache[Batch] = LRUCache(CACHE_BYTES, lambda batch: batch.weight)
         if rows is None:
             ends = (self._shard(number).ends for number in range(len(self._paths)))
             rows = [own[-1] if own else 0 for own in ends]

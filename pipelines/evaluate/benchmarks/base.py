@@ -51,7 +51,7 @@ class Stream(Protocol):
     def close(self) -> None: ...
 
 
-class Answerer(Protocol):
+class EngineProtocol(Protocol):
     """The engine's surface that benchmarks use."""
 
     @property
@@ -63,7 +63,7 @@ class Answerer(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HeldOut:
+class EvalSample:
     """A held-out sample with its bytes, its row in the clean artifact and the corpus' remarks on it."""
 
     row: int
@@ -83,7 +83,7 @@ class SpokenFrame:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class Prediction:
     """What one model said to one question or one clip.
 
     Attributes:
@@ -106,7 +106,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
+class ScoreRow:
     """One line of a score board: a model or a baseline.
 
     Attributes:
@@ -139,7 +139,7 @@ class Scoreboard:
     measure: str
     columns: tuple[str, ...]
     headline: str
-    lines: tuple[Line, ...]
+    lines: tuple[ScoreRow, ...]
     notes: tuple[str, ...] = ()
 
     def headlines(self) -> dict[str, float]:
@@ -163,11 +163,13 @@ class Benchmark(Protocol):
         """How many samples one call of `run` should get."""
         ...
 
-    def run(self, engine: Answerer, held_out: Sequence[HeldOut], settings: Settings) -> list[Outcome]:
+    def run(
+        self, engine: EngineProtocol, held_out: Sequence[EvalSample], settings: Settings
+    ) -> list[Prediction]:
         """Question the engine; outcomes follow the order of the samples (and of the turns within one)."""
         ...
 
-    def score(self, outcomes: Mapping[str, Sequence[Outcome]], settings: Settings) -> Scoreboard:
+    def score(self, outcomes: Mapping[str, Sequence[Prediction]], settings: Settings) -> Scoreboard:
         """Score every model's outcomes (by model name; ``model`` is present) and add the fixed baselines."""
         ...
 

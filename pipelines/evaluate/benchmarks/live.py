@@ -9,11 +9,11 @@ import numpy as np
 from casa_core.media.decode import VideoFrames
 from casa_core.types import Image, Sample, Text
 from pipelines.evaluate.benchmarks.base import (
-    Answerer,
-    HeldOut,
-    Line,
-    Outcome,
+    EngineProtocol,
+    EvalSample,
+    Prediction,
     Scoreboard,
+    ScoreRow,
     Settings,
     SpokenFrame,
 )
@@ -35,17 +35,19 @@ class Live:
         """A clip is a unit of work of its own."""
         return 1
 
-    def run(self, engine: Answerer, held_out: Sequence[HeldOut], settings: Settings) -> list[Outcome]:
+    def run(
+        self, engine: EngineProtocol, held_out: Sequence[EvalSample], settings: Settings
+    ) -> list[Prediction]:
         """Stream each clip through a session of its own."""
         return [_caption(engine, held) for held in held_out]
 
-    def score(self, outcomes: Mapping[str, Sequence[Outcome]], settings: Settings) -> Scoreboard:
+    def score(self, outcomes: Mapping[str, Sequence[Prediction]], settings: Settings) -> Scoreboard:
         """Word-event F1 of every model, beside a model that never speaks."""
         lines = []
         for model, clips in outcomes.items():
             score = event_score([_count(clip, settings.frame_tolerance) for clip in clips])
             lines.append(
-                Line(name=model, key="f1" if model == "model" else f"{model}_f1", cells=_cells(score))
+                ScoreRow(name=model, key="f1" if model == "model" else f"{model}_f1", cells=_cells(score))
             )
         silent = event_score(
             [_count(clip, settings.frame_tolerance, silent=True) for clip in outcomes["model"]]
@@ -58,7 +60,7 @@ class Live:
             measure=f"word-event F1 within ±{settings.frame_tolerance} frame",
             columns=COLUMNS,
             headline="F1",
-            lines=(*lines, Line(name="silent", key="silent_f1", cells=_cells(silent))),
+            lines=(*lines, ScoreRow(name="silent", key="silent_f1", cells=_cells(silent))),
             notes=(
                 f"{len(outcomes['model'])} held-out clips, {len(frames)} frames, {silent.true} words to say",
                 f"{cut} frames ended by the token limit instead of the model's own stop",
@@ -78,7 +80,7 @@ def live_frames(sample: Sample) -> list[tuple[Image, str]]:
     return frames
 
 
-def _caption(engine: Answerer, held: HeldOut) -> Outcome:
+def _caption(engine: EngineProtocol, held: EvalSample) -> Prediction:
     blind = bool(engine.info["blind"])
     query = " ".join(p.text for p in held.sample.parts if isinstance(p, Text) and p.role == "user")
     frames = live_frames(held.sample)
@@ -100,7 +102,7 @@ def _caption(engine: Answerer, held: HeldOut) -> Outcome:
             )
     finally:
         session.close()
-    return Outcome(
+    return Prediction(
         row=held.row,
         turn=0,
         sample_id=held.sample.sample_id,
@@ -129,7 +131,7 @@ def _decode(images: Sequence[Image]) -> list[np.ndarray]:
     return [next(decoded[image.media]) for image in images]
 
 
-def _count(clip: Outcome, tolerance: int, *, silent: bool = False) -> EventCounts:
+def _count(clip: Prediction, tolerance: int, *, silent: bool = False) -> EventCounts:
     spoken = ["" if silent else frame.spoken for frame in clip.frames]
     return EventCounts.of_clip(spoken, [frame.truth for frame in clip.frames], tolerance)
 

@@ -8,11 +8,11 @@ from dataclasses import replace
 from casa_core.engine.requests import GenerationRequest, SamplingParams
 from casa_core.types import Image, Sample, Text
 from pipelines.evaluate.benchmarks.base import (
-    Answerer,
-    HeldOut,
-    Line,
-    Outcome,
+    EngineProtocol,
+    EvalSample,
+    Prediction,
     Scoreboard,
+    ScoreRow,
     Settings,
     constant,
 )
@@ -35,7 +35,9 @@ class Vqa:
         """Questions are answered together."""
         return settings.batch_size
 
-    def run(self, engine: Answerer, held_out: Sequence[HeldOut], settings: Settings) -> list[Outcome]:
+    def run(
+        self, engine: EngineProtocol, held_out: Sequence[EvalSample], settings: Settings
+    ) -> list[Prediction]:
         """Ask every question of every sample in one batch."""
         blind = bool(engine.info["blind"])
         asked = [
@@ -54,7 +56,7 @@ class Vqa:
         ]
         results = engine.generate(requests) if requests else []
         return [
-            Outcome(
+            Prediction(
                 row=held.row,
                 turn=turn,
                 sample_id=held.sample.sample_id,
@@ -67,13 +69,13 @@ class Vqa:
             for (held, turn, sample, truth), result in zip(asked, results, strict=True)
         ]
 
-    def score(self, outcomes: Mapping[str, Sequence[Outcome]], settings: Settings) -> Scoreboard:
+    def score(self, outcomes: Mapping[str, Sequence[Prediction]], settings: Settings) -> Scoreboard:
         """Accuracy by question type and its equal-weight mean, beside each type's most frequent answer."""
         lines = []
         for model, answers in outcomes.items():
             cells = accuracy_by_type((o.question_type, o.correct is True) for o in answers)
             key = "accuracy" if model == "model" else f"{model}_accuracy"
-            lines.append(Line(name=model, key=key, cells={**cells, ALL_TYPES: equal_weight_mean(cells)}))
+            lines.append(ScoreRow(name=model, key=key, cells={**cells, ALL_TYPES: equal_weight_mean(cells)}))
         truths = [(o.question_type, o.truth) for o in outcomes["model"]]
         chance = chance_by_type(truths)
         mean = sum(chance.values()) / len(chance)
@@ -84,7 +86,7 @@ class Vqa:
             measure="exact-match accuracy",
             columns=(*chance, ALL_TYPES),
             headline=ALL_TYPES,
-            lines=(*lines, Line(name="chance", key="chance", cells=cells)),
+            lines=(*lines, ScoreRow(name="chance", key="chance", cells=cells)),
             notes=(f"{len(truths)} held-out questions; chance always gives a type's most frequent answer",),
         )
 

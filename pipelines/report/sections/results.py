@@ -12,7 +12,7 @@ from pipelines.html.tags import Html, join, tag
 from pipelines.report.sections.run_artifacts import Run
 
 STYLES = {"model": "model", "blind": "blind"}
-"""Examinee → colour class; every fixed baseline shares ``baseline``."""
+"""EvalWorker → colour class; every fixed baseline shares ``baseline``."""
 
 NAMES = {
     "blind": "blind: the same recipe, trained without images",

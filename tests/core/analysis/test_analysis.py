@@ -15,7 +15,7 @@ from casa_core.analysis.attention_stats import AttentionTable, attention_by_kind
 from casa_core.analysis.forward import log_likelihood, read_whole
 from casa_core.analysis.maps import attention_maps
 from casa_core.analysis.masking import MASKINGS, Masking, masked_attention, masked_place
-from casa_core.decoding.kv_batch import CachedSequences, Extension
+from casa_core.decoding.kv_batch import KVBatch, TokenChunk
 from casa_core.errors import ConfigError, DataError
 from casa_core.model import CasaForConditionalGeneration
 from tests.support.core.engine import pieces
@@ -72,7 +72,7 @@ def test_a_token_left_with_nothing_to_attend_to_is_not_updated():
     with handle, torch.inference_mode():
         for what in MASKINGS:
             with masked_attention(model, what):
-                read_whole(model, Extension([5, 6]))
+                read_whole(model, TokenChunk([5, 6]))
     zero = [[not row.any() for row in update] for update in updates]
     # The second token can lose the first, or itself; nothing precedes the first.
     assert zero == [[True, False], [False, False], [False, False]]
@@ -85,7 +85,7 @@ def test_masking_does_not_depend_on_how_the_text_was_cut(what: Masking):
     with torch.inference_mode(), masked_attention(model, what, seed=5):
         expected_TV = logits_of(model, documents_of([LONG]))
         for cuts in [(1,), (3,), (2, 4), (1, 2, 3, 4, 5, 6, 7), *combinations(range(1, 8), 3)]:
-            cached = CachedSequences(model, 1)
+            cached = KVBatch(model, 1)
             for piece in pieces(whole, cuts):
                 last_BV = cached.extend([piece])
             assert relative(last_BV[0], expected_TV[-1]) < EXACT, cuts
@@ -98,10 +98,10 @@ def test_masking_does_not_depend_on_who_is_decoded_beside(what: Masking):
     documents = documents_of([LONG, SHORT])
     long, short = map(extension_of, documents)
     with torch.inference_mode(), masked_attention(model, what, seed=5):
-        cached = CachedSequences(model, 2)
+        cached = KVBatch(model, 2)
         first, second = pieces(long, [6])
         cached.extend([first, short])
-        ours_BV = cached.extend([second, Extension([7])])
+        ours_BV = cached.extend([second, TokenChunk([7])])
         expected = [logits_of(model, [document])[-1] for document in (documents[0], [*documents[1], 7])]
     assert relative(ours_BV, torch.stack(expected)) < EXACT
 

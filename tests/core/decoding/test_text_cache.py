@@ -10,7 +10,7 @@ A_SLOT = 2 * 2 * 4 * 4  # keys and values, two heads of size four, float32
 
 
 def slots_held(cache: TextCache, tokens: int) -> list[int]:
-    """Slots held after each of so many tokens, one by one."""
+    """SlotPool held after each of so many tokens, one by one."""
     held = []
     for _ in range(tokens):
         cache.expect(1, torch.device("cpu"))

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from casa_core.decoding.kv_batch import CachedSequences, Extension
+from casa_core.decoding.kv_batch import KVBatch, TokenChunk
 from casa_core.engine.engine import Engine
 from casa_core.engine.inputs import prompt_extension
 from casa_core.engine.requests import GenerationRequest, SamplingParams
@@ -56,7 +56,7 @@ def request(name: str, **sampling: Any) -> GenerationRequest:
     return GenerationRequest(sample=sample(name), sampling=params, request_id=name)
 
 
-def prompt(engine: Engine, name: str) -> Extension:
+def prompt(engine: Engine, name: str) -> TokenChunk:
     return prompt_extension(sample(name), engine.processor, images_withheld=False)
 
 
@@ -65,7 +65,7 @@ def plainly(engine: Engine, name: str, tokens: int = TOKENS) -> list[int]:
     whole = prompt(engine, name)
     said: list[int] = []
     while len(said) < tokens:
-        extended = Extension(
+        extended = TokenChunk(
             [*whole.ids, *said], whole.image_positions, whole.patches_PE, whole.grids, whole.image_tokens
         )
         token = int(full_logits(engine.model, extended)[-1].argmax())
@@ -88,7 +88,7 @@ def test_conversations_read_in_any_pieces_side_by_side_give_the_logits_of_one_fo
         for whole in wholes
     ]
     expected = [full_logits(engine.model, whole) for whole in wholes]
-    state = CachedSequences(engine.model, len(wholes))
+    state = KVBatch(engine.model, len(wholes))
     for turn, rows in enumerate(zip(*map(pieces, wholes, cuts), strict=True)):
         logits_BV = state.extend(rows)
         for row, (whole, own) in enumerate(zip(wholes, cuts, strict=True)):

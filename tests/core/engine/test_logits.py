@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from casa_core.engine.logits import LogitsProcessors
 from casa_core.engine.requests import SamplingParams
-from casa_core.engine.sampling import TokenChooser
+from casa_core.engine.sampling import Sampler
 from casa_core.errors import DataError
 
 VOCABULARY = 6
@@ -202,8 +202,8 @@ class NothingIsReadBack(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def busy_chooser() -> TokenChooser:
-    chooser = TokenChooser(3, 50)
+def busy_chooser() -> Sampler:
+    chooser = Sampler(3, 50)
     chooser.set_row(0, EVERYTHING, stop_ids=[7, 8], history=[1, 2, 3])
     chooser.set_row(1, SamplingParams())
     return chooser
@@ -222,7 +222,7 @@ def test_a_step_reads_nothing_back_to_the_host():
 
 
 def test_a_step_runs_where_there_are_no_numbers_to_read():
-    chooser = TokenChooser(3, 50, device="meta")
+    chooser = Sampler(3, 50, device="meta")
     logits_BV = torch.randn(3, 50, device="meta")
     assert chooser.choose(logits_BV).shape == (3,)
     chooser.set_row(0, EVERYTHING, stop_ids=[7, 8])

@@ -12,7 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from casa_core.engine.requests import SamplingParams
-from casa_core.engine.sampling import DrawRules, random_key, sample, uniform
+from casa_core.engine.sampling import SamplingTensors, random_key, sample, uniform
 from casa_core.errors import ConfigError
 from tests.support.core.sampling import PARAMS
 
@@ -84,9 +84,9 @@ def test_random_numbers_of_neighbouring_rows_and_steps_know_nothing_of_one_anoth
         assert chance_of_counts(counts, torch.full((100,), 0.01, dtype=torch.float64)) > 1e-3
 
 
-def rules(count: int, **given: float) -> DrawRules:
+def rules(count: int, **given: float) -> SamplingTensors:
     every = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0} | given
-    return DrawRules(
+    return SamplingTensors(
         torch.full((count,), every["temperature"]),
         torch.full((count,), every["top_p"], dtype=torch.float64),
         torch.full((count,), int(every["top_k"])),
@@ -170,7 +170,7 @@ LOGITS = st.lists(st.integers(-3, 3).map(float) | st.just(-INF), min_size=7, max
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.tuples(LOGITS, PARAMS, st.floats(0.001, 0.999)), min_size=1, max_size=5))
 def test_each_row_of_a_batch_draws_what_plain_loops_draw(batch: list[tuple[Any, SamplingParams, float]]):
-    own = DrawRules(
+    own = SamplingTensors(
         torch.tensor([params.temperature for _, params, _ in batch]),
         torch.tensor([params.top_p for _, params, _ in batch], dtype=torch.float64),
         torch.tensor([params.top_k for _, params, _ in batch]),
@@ -190,7 +190,7 @@ def test_half_precision_logits_draw_like_the_same_numbers_in_single():
 
 def test_a_temperature_near_zero_is_greedy_without_overflow():
     logits_BV = torch.tensor([[1e30, -1e30, 1e30, 0.0]]).expand(3, -1)
-    own = DrawRules(
+    own = SamplingTensors(
         torch.tensor([1e-30, 1e-45, 0.0]),
         torch.full((3,), 0.5).double(),
         torch.zeros(3).long(),

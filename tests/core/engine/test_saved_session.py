@@ -15,7 +15,7 @@ from casa_core.engine.engine import Engine
 from casa_core.engine.requests import GenerationRequest, SamplingParams
 from casa_core.engine.saved_session import SavedSession, Transcript
 from casa_core.engine.session import StreamSession
-from casa_core.engine.slot_pool import Slots
+from casa_core.engine.slot_pool import SlotPool
 from casa_core.errors import DataError, StoreError
 from casa_core.types import Image, Sample, Text
 from tests.support.core.engine import picture, png
@@ -109,7 +109,7 @@ def test_a_bounded_streams_transcript_holds_what_its_memory_holds(engine: Engine
 
 def test_streams_and_answers_in_neighbouring_seats_never_influence_each_other(engine: Engine):
     alone = [heard(opened(engine, bounds=BOUNDS), first, first + 8) for first in (0, 100)]
-    slots = Slots(engine.model, 3, bounds=BOUNDS)
+    slots = SlotPool(engine.model, 3, bounds=BOUNDS)
     passing = engine.open_session("noise", slots=slots)
     first, second = opened(engine, slots=slots), opened(engine, slots=slots)
     together: list[list[tuple[int, ...]]] = [[], []]
@@ -125,7 +125,7 @@ def test_streams_and_answers_in_neighbouring_seats_never_influence_each_other(en
 
 
 def test_a_full_house_says_so(engine: Engine):
-    slots = Slots(engine.model, 1)
+    slots = SlotPool(engine.model, 1)
     session = opened(engine, slots=slots)
     with pytest.raises(DataError, match="all 1 seats are taken"):
         opened(engine, slots=slots)

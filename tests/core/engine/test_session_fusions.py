@@ -20,7 +20,7 @@ from casa_core.engine.engine import Engine
 from casa_core.engine.inputs import image_extension, prepare_image
 from casa_core.engine.requests import GenerationRequest, SamplingParams
 from casa_core.engine.session import StreamSession
-from casa_core.engine.slot_pool import Slots
+from casa_core.engine.slot_pool import SlotPool
 from casa_core.errors import DataError
 from casa_core.fusion.config import FusionConfig
 from casa_core.model import CasaForConditionalGeneration
@@ -118,7 +118,7 @@ def test_streams_side_by_side_say_what_each_says_alone(name: str, backbone: Back
     engine = engine_of(name, backbone)
     queries = ("describe it live", "", "what is this")
     alone = [heard(opened(engine, query), 10 * n, 10 * n + 4) for n, query in enumerate(queries)]
-    slots = Slots(engine.model, 4)
+    slots = SlotPool(engine.model, 4)
     passing = opened(engine, slots=slots)
     sessions = [opened(engine, query, slots=slots) for query in queries]
     together: list[list[tuple[int, ...]]] = [[] for _ in sessions]

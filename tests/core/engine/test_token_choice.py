@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from casa_core.engine.requests import SamplingParams
-from casa_core.engine.sampling import LogitsError, TokenChooser
+from casa_core.engine.sampling import LogitsError, Sampler
 from casa_core.errors import DataError
 from tests.support.core.sampling import PARAMS
 
@@ -21,7 +21,7 @@ NAN = float("nan")
 
 def test_a_row_goes_on_undisturbed_when_one_with_a_longer_memory_and_more_stop_tokens_sits_down():
     params = SamplingParams(repetition_penalty=0.5, no_repeat_ngram_size=2, no_repeat_window=6)
-    chooser = TokenChooser(2, 7)
+    chooser = Sampler(2, 7)
     chooser.set_row(0, params, stop_ids=[6])
     said = []
     for step, logits_V in enumerate(stream(16)):
@@ -38,7 +38,7 @@ def stream(length: int, seed: int = 0) -> torch.Tensor:
 
 
 def alone(params: SamplingParams, logits_SV: torch.Tensor) -> list[int]:
-    chooser = TokenChooser(1, 7)
+    chooser = Sampler(1, 7)
     chooser.set_row(0, params, stop_ids=[6])
     return [chooser.read(chooser.choose(logits_V[None]))[0] for logits_V in logits_SV]
 
@@ -48,7 +48,7 @@ def alone(params: SamplingParams, logits_SV: torch.Tensor) -> list[int]:
 def test_a_row_gets_the_same_tokens_wherever_it_sits_and_whoever_sits_beside_it(data: st.DataObject):
     batch = data.draw(st.lists(PARAMS, min_size=2, max_size=5))
     logits = [stream(12, seed) for seed in range(len(batch))]
-    chooser = TokenChooser(len(batch), 7)
+    chooser = Sampler(len(batch), 7)
     for row, params in enumerate(batch):
         chooser.set_row(row, params, stop_ids=[6])
     done = [0] * len(batch)
@@ -74,14 +74,14 @@ def test_a_row_saved_and_loaded_elsewhere_goes_on_exactly(
 ):
     logits_SV = stream(12, seed=5)
     expected = alone(params, logits_SV)
-    first = TokenChooser(1, 7)
+    first = Sampler(1, 7)
     first.set_row(0, params, stop_ids=[6])
     for logits_V in logits_SV[:cut]:
         first.choose(logits_V[None])
     file = io.BytesIO()
     torch.save(first.row_state(0), file)
     file.seek(0)
-    second = TokenChooser(3, 7)
+    second = Sampler(3, 7)
     for row in range(3):
         second.set_row(row, neighbour, stop_ids=[1, 2], history=[3, 4, 3])
     second.choose(torch.zeros(3, 7))
@@ -91,8 +91,8 @@ def test_a_row_saved_and_loaded_elsewhere_goes_on_exactly(
 
 
 def test_a_whole_state_goes_on_exactly_and_is_no_view_of_what_goes_on():
-    def fresh() -> TokenChooser:
-        chooser = TokenChooser(3, 7)
+    def fresh() -> Sampler:
+        chooser = Sampler(3, 7)
         chooser.set_row(0, SamplingParams(temperature=1.0, seed=1, repetition_penalty=0.5), stop_ids=[6])
         chooser.set_row(2, SamplingParams(no_repeat_ngram_size=2))
         return chooser
@@ -103,32 +103,32 @@ def test_a_whole_state_goes_on_exactly_and_is_no_view_of_what_goes_on():
     state = chooser.state_dict()
     first, second = (
         [chooser.read(chooser.choose(logits_V.expand(3, -1))) for logits_V in stream(9, seed=1)]
-        for chooser in (chooser, TokenChooser(3, 7))
+        for chooser in (chooser, Sampler(3, 7))
         if chooser.load_state_dict(state) is None
     )
     assert first == second
     with pytest.raises(DataError, match=r"rows \[0, 1, 2\] was given to 2 rows"):
-        TokenChooser(2, 7).load_state_dict(state)
+        Sampler(2, 7).load_state_dict(state)
 
 
 def test_a_state_that_does_not_fit_is_refused_by_name():
-    chooser = TokenChooser(1, 7)
+    chooser = Sampler(1, 7)
     chooser.set_row(0, SamplingParams(repetition_penalty=1.0))
     state = chooser.row_state(0)
     with pytest.raises(DataError, match="vocabulary of 7 tokens, not of 8"):
-        TokenChooser(1, 8).load_row(0, state)
+        Sampler(1, 8).load_row(0, state)
     with pytest.raises(DataError, match="'said_average' of a row's state is missing"):
-        TokenChooser(1, 7).load_row(0, {name: one for name, one in state.items() if name != "said_average"})
+        Sampler(1, 7).load_row(0, {name: one for name, one in state.items() if name != "said_average"})
     with pytest.raises(DataError, match="'random_key' of a row's state is missing"):
-        TokenChooser(1, 7).load_row(0, {name: one for name, one in state.items() if name != "random_key"})
+        Sampler(1, 7).load_row(0, {name: one for name, one in state.items() if name != "random_key"})
     with pytest.raises(DataError, match="'step' of a row's state is"):
-        TokenChooser(1, 7).load_row(0, state | {"step": torch.tensor(1.0)})
+        Sampler(1, 7).load_row(0, state | {"step": torch.tensor(1.0)})
 
 
 def test_a_seat_taken_anew_remembers_nothing_and_a_reset_one_repeats_itself():
     params = SamplingParams(temperature=1.0, seed=7, repetition_penalty=1.0, no_repeat_ngram_size=2)
     expected = alone(params, stream(10))
-    chooser = TokenChooser(1, 7)
+    chooser = Sampler(1, 7)
     chooser.set_row(
         0, SamplingParams(temperature=2.0, no_repeat_ngram_size=1, no_repeat_window=3, stop_bias=2.0)
     )
@@ -144,7 +144,7 @@ def test_a_seat_taken_anew_remembers_nothing_and_a_reset_one_repeats_itself():
 
 def test_rows_added_in_the_middle_leave_the_others_as_they_were():
     params = SamplingParams(temperature=1.0, seed=7, repetition_penalty=1.0, no_repeat_ngram_size=2)
-    chooser = TokenChooser(1, 7)
+    chooser = Sampler(1, 7)
     chooser.set_row(0, params, stop_ids=[6])
     said = [chooser.read(chooser.choose(logits_V[None]))[0] for logits_V in stream(10)[:4]]
     chooser.add_rows(2)
@@ -175,7 +175,7 @@ def test_requests_without_a_seed_draw_differently():
 def test_logits_with_nothing_to_choose_are_an_error_of_their_row_where_tokens_are_read(
     broken: list[float], fault: str, temperature: float
 ):
-    chooser = TokenChooser(3, 3)
+    chooser = Sampler(3, 3)
     for row in range(3):
         chooser.set_row(
             row, SamplingParams(temperature=temperature, top_p=0.9, seed=row, repetition_penalty=1.0)
@@ -194,13 +194,13 @@ def test_logits_with_nothing_to_choose_are_an_error_of_their_row_where_tokens_ar
 
 
 def test_nobody_minds_the_logits_of_a_row_that_is_not_active():
-    chooser = TokenChooser(2, 3)
+    chooser = Sampler(2, 3)
     tokens_B = chooser.choose(torch.tensor([[0.0, 1.0, 0.0], [NAN] * 3]), torch.tensor([True, False]))
     assert chooser.read(tokens_B) == [1, 0]
 
 
 def test_a_nan_is_found_even_where_it_stands_on_a_forbidden_token():
-    chooser = TokenChooser(1, 3)
+    chooser = Sampler(1, 3)
     chooser.set_row(0, SamplingParams(no_repeat_ngram_size=1))
     chooser.choose(torch.tensor([[0.0, 1.0, 0.0]]))
     with pytest.raises(LogitsError, match="NaN"):
@@ -208,7 +208,7 @@ def test_a_nan_is_found_even_where_it_stands_on_a_forbidden_token():
 
 
 def test_processors_that_forbid_every_token_say_so():
-    chooser = TokenChooser(1, 3)
+    chooser = Sampler(1, 3)
     chooser.set_row(0, SamplingParams(no_repeat_ngram_size=1))
     for _ in range(3):
         chooser.read(chooser.choose(torch.zeros(1, 3)))
@@ -219,7 +219,7 @@ def test_processors_that_forbid_every_token_say_so():
 def test_rows_may_be_set_and_run_inside_inference_mode_and_outside():
     params = SamplingParams(temperature=1.0, seed=7, repetition_penalty=1.0, no_repeat_ngram_size=2)
     with torch.inference_mode():
-        chooser = TokenChooser(1, 7)
+        chooser = Sampler(1, 7)
         chooser.set_row(0, params, stop_ids=[6])
         logits_SV = stream(10)
         said = [chooser.read(chooser.choose(logits_V[None]))[0] for logits_V in logits_SV[:5]]
@@ -230,7 +230,7 @@ def test_rows_may_be_set_and_run_inside_inference_mode_and_outside():
 
 
 def test_the_layout_changes_only_with_what_rows_ask_for():
-    chooser = TokenChooser(2, 7)
+    chooser = Sampler(2, 7)
     chooser.set_row(0, SamplingParams(temperature=1.0, repetition_penalty=1.0))
     before = chooser.layout
     chooser.set_row(0, SamplingParams(temperature=0.5, seed=3, repetition_penalty=2.0))

@@ -19,7 +19,13 @@ from benchmarks.attention import main as run_benchmark
 from casa_core.errors import ConfigError
 from casa_core.fusion import backends, segments
 from casa_core.fusion.attention import Backend, Segments, segment_attention, segment_attention_weights
-from casa_core.fusion.backends import attend_runs, choose_backend, flash_kernel, varlen_kernel, why_not
+from casa_core.fusion.backends import (
+    attend_varlen,
+    choose_backend,
+    flash_kernel,
+    unsupported_reason,
+    varlen_kernel,
+)
 from casa_core.fusion.segments import Tokens
 from tests.support.naive.attention import naive_attention
 
@@ -213,7 +219,7 @@ def test_buckets_hold_each_segment_once_and_never_pad_more_than_one_bucket_would
     lengths: list[tuple[int, int]],
 ):
     queries, keys = np.array(lengths).T
-    buckets = segments.alike(queries, keys)
+    buckets = segments.bucket_by_length(queries, keys)
     assert sorted(np.concatenate(buckets).tolist()) == list(range(len(lengths)))
     padded = sum(len(bucket) * queries[bucket].max() * keys[bucket].max() for bucket in buckets)
     assert (queries * keys).sum() <= padded <= len(lengths) * queries.max() * keys.max()
@@ -328,7 +334,7 @@ def test_a_kernel_for_runs_gets_its_tokens_sorted_and_its_outputs_go_back_to_the
     def attend(
         query: torch.Tensor, key: Tokens, value: Tokens, layout: Segments, causal: bool
     ) -> torch.Tensor:
-        return attend_runs(kernel, query, key, value, layout, causal, SCALE)
+        return attend_varlen(kernel, query, key, value, layout, causal, SCALE)
 
     assert_naive(attend, *layout, heads, causal=causal, cut=cut)
 
@@ -438,7 +444,7 @@ def test_on_a_gpu_every_backend_agrees_with_float64_and_waits_for_nothing(
 ):
     if backend == "flash":
         pytest.importorskip("flash_attn")
-    if why_not(backend, GPU, dtype, 128) is not None:
+    if unsupported_reason(backend, GPU, dtype, 128) is not None:
         with pytest.raises(ConfigError):
             choose_backend(backend, GPU, dtype, 128)
         return

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from casa_core.errors import DataError
-from casa_core.fusion.windows import Carry, WindowRules, Windows, window_layout
+from casa_core.fusion.windows import WindowRules, Windows, WindowState, window_layout
 from tests.support.core.layouts import lay_out, outlines
 from tests.support.naive.windows import Place, naive_windows
 
@@ -75,7 +75,7 @@ def test_a_document_read_in_pieces_has_the_windows_of_the_whole(data: st.DataObj
     documents = data.draw(st.lists(outlines(), min_size=1, max_size=3))
     whole_text, whole_image = naive_windows(documents)
     pieces = [data.draw(cuts(own)) for own in documents]
-    carries: list[Carry | None] = [None] * len(documents)
+    window_states: list[WindowState | None] = [None] * len(documents)
     in_sight: list[list[int]] = [[] for _ in documents]  # carried image tokens, by their number in the whole
     text_number, image_number = first_numbers(documents)
     for turn in range(max(map(len, pieces))):
@@ -86,7 +86,7 @@ def test_a_document_read_in_pieces_has_the_windows_of_the_whole(data: st.DataObj
             document_starts=layout.document_starts,
             image_positions=layout.image_positions,
             image_tokens=layout.image_tokens,
-            carries=carries,
+            window_states=window_states,
         )
         # Number every token of this forward by its place in the whole.
         new = [[image_number[d] + n for n in range(sum(own))] for d, own in enumerate(now)]
@@ -101,7 +101,7 @@ def test_a_document_read_in_pieces_has_the_windows_of_the_whole(data: st.DataObj
         assert groups([*windows.text_window_T, *windows.image_window_N]) == groups(
             [*(whole_text[n].window for n in texts), *(whole_image[n].window for n in images)]
         )
-        carries = windows.carries()
+        window_states = windows.window_states()
         for d, own in enumerate(now):
             kept = np.flatnonzero(windows.image_window_N == windows.last_window_D[d])
             in_sight[d] = [images[n] for n in kept]
@@ -136,19 +136,19 @@ def test_a_frames_stop_token_read_with_the_next_frame_still_sees_the_old_one():
         document_starts=[0],
         image_positions=[1],
         image_tokens=[6],
-        carries=[Carry(image_tokens=4, text_tokens=3, extent=4)],
+        window_states=[WindowState(image_tokens=4, text_tokens=3, extent=4)],
     )
     assert windows.text_window_T.tolist() == [0, 1, 1]
     assert windows.text_position_T.tolist() == [4 + 3, 6 + 0, 6 + 1]
     assert windows.image_window_N.tolist() == [0] * 4 + [1] * 6
-    assert windows.carries() == [Carry(image_tokens=6, text_tokens=2, extent=6)]
+    assert windows.window_states() == [WindowState(image_tokens=6, text_tokens=2, extent=6)]
 
 
 def test_text_alone_lies_in_no_window_and_carries_nothing():
     windows = layout_of([[0, 0, 0]])
     assert windows.count == 0
     assert windows.text_window_T.tolist() == [-1, -1, -1]
-    assert windows.carries() == [None]
+    assert windows.window_states() == [None]
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_a_grid_takes_rows_and_columns_and_the_next_image_stands_after_its_longe
     assert windows.text_position_T.tolist() == [0, 5, 6, 1], (
         "after 3 + 2 positions; after 1 in the last window"
     )
-    assert windows.carries() == [Carry(image_tokens=1, text_tokens=1, extent=1)]
+    assert windows.window_states() == [WindowState(image_tokens=1, text_tokens=1, extent=1)]
 
 
 def test_text_without_an_image_in_sight_has_a_window_of_its_own_where_layers_replace_self_attention():
@@ -196,9 +196,12 @@ def test_text_without_an_image_in_sight_has_a_window_of_its_own_where_layers_rep
     # Document 0: two leading tokens, then an image. Document 1: an image at once. Document 2: text alone.
     assert groups(windows.text_window_T.tolist()) == [[0, 1], [2], [3, 4], [5, 6]]
     assert windows.text_position_T.tolist() == [0, 1, 4, 2, 3, 0, 1]
-    assert windows.carries()[2] == Carry(image_tokens=0, text_tokens=2, extent=0)
+    assert windows.window_states()[2] == WindowState(image_tokens=0, text_tokens=2, extent=0)
     further = window_layout(
-        text_length=2, document_starts=[0], carries=windows.carries()[2:], rules=WindowRules(imageless=True)
+        text_length=2,
+        document_starts=[0],
+        window_states=windows.window_states()[2:],
+        rules=WindowRules(imageless=True),
     )
     assert further.text_position_T.tolist() == [2, 3]
     assert further.carried_text_window_M.tolist() == [0, 0]

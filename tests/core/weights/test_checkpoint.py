@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from casa_core.decoding.kv_batch import CachedSequences, Extension
+from casa_core.decoding.kv_batch import KVBatch, TokenChunk
 from casa_core.errors import StoreError
 from casa_core.hf_batch import IMAGE_INPUTS, read_padded
 from casa_core.types import Sample, Text
@@ -138,14 +138,14 @@ def test_a_conversation_goes_through_processor_and_generate_as_with_any_model(ti
     assert not inputs["attention_mask"][1, 0] or not inputs["attention_mask"][0, 0]
     for number, (conversation, pictures) in enumerate(zip(conversations, images, strict=True)):
         alone = processor([conversation], [pictures])
-        sequences = CachedSequences(model, 1)
+        sequences = KVBatch(model, 1)
         (extension,) = read_padded(
             model.config, alone["input_ids"], None, {name: alone.get(name) for name in IMAGE_INPUTS}
         ).extensions(0, alone["input_ids"].shape[1])
         expected: list[int] = []
         while len(expected) < 5:
             expected.append(int(sequences.extend([extension])[0].argmax()))
-            extension = Extension(expected[-1:])
+            extension = TokenChunk(expected[-1:])
         assert tokens[number, inputs["input_ids"].shape[1] :].tolist() == expected
 
 

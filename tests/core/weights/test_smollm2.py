@@ -12,7 +12,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import LlamaForCausalLM
 
-from casa_core.decoding.kv_batch import CachedSequences, Extension
+from casa_core.decoding.kv_batch import KVBatch, TokenChunk
 from casa_core.model import CasaForConditionalGeneration
 from casa_core.weights.from_backbone import from_backbone
 from tests.support.core.published import picture, published, qwen, seen_logits
@@ -83,9 +83,9 @@ def plain_answers(pretrained: Pretrained) -> list[str]:
 @torch.inference_mode()
 def fused_answers(pretrained: Pretrained, model: CasaForConditionalGeneration) -> list[str]:
     """Greedy answers to the questions, each with a picture before its first token."""
-    rows = CachedSequences(model, len(QUESTIONS))
+    rows = KVBatch(model, len(QUESTIONS))
     extensions = [
-        Extension(pretrained.prompt(question), [0], [picture(row)], [(4, 4)], [4])
+        TokenChunk(pretrained.prompt(question), [0], [picture(row)], [(4, 4)], [4])
         for row, question in enumerate(QUESTIONS)
     ]
     said: list[list[int]] = [[] for _ in QUESTIONS]
@@ -93,7 +93,7 @@ def fused_answers(pretrained: Pretrained, model: CasaForConditionalGeneration) -
         chosen = rows.extend(extensions).argmax(dim=-1).tolist()
         for row, token in enumerate(chosen):
             said[row].append(token)
-        extensions = [Extension([token]) for token in chosen]
+        extensions = [TokenChunk([token]) for token in chosen]
     return [pretrained.cut(ids) for ids in said]
 
 

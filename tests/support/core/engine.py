@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from casa_core.batch import PackedSequence, collate
-from casa_core.decoding.kv_batch import Extension
+from casa_core.decoding.kv_batch import TokenChunk
 from casa_core.model import CasaForConditionalGeneration, CasaOutput
 from tests.support.data.media import encode
 
@@ -28,7 +28,7 @@ def png(seed: int, height: int = 48, width: int = 64) -> bytes:
 
 
 @torch.inference_mode()
-def full_logits(model: CasaForConditionalGeneration, whole: Extension) -> torch.Tensor:
+def full_logits(model: CasaForConditionalGeneration, whole: TokenChunk) -> torch.Tensor:
     """(text tokens, vocabulary) of a whole conversation in one forward, as training runs it: no cache."""
     sequence = PackedSequence(
         input_ids=whole.ids,
@@ -43,13 +43,13 @@ def full_logits(model: CasaForConditionalGeneration, whole: Extension) -> torch.
     return model(**inputs).logits[0]
 
 
-def pieces(whole: Extension, cuts: Sequence[int]) -> list[Extension]:
+def pieces(whole: TokenChunk, cuts: Sequence[int]) -> list[TokenChunk]:
     """A conversation cut before the tokens of these numbers."""
     out = []
     for start, end in zip([0, *cuts], [*cuts, len(whole.ids)], strict=True):
         own = [n for n, position in enumerate(whole.image_positions) if start <= position < end]
         out.append(
-            Extension(
+            TokenChunk(
                 whole.ids[start:end],
                 [whole.image_positions[n] - start for n in own],
                 [whole.patches_PE[n] for n in own],

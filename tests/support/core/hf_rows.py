@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from casa_core.batch import PackedSequence, collate
-from casa_core.decoding.kv_batch import CachedSequences, Extension
+from casa_core.decoding.kv_batch import KVBatch, TokenChunk
 from casa_core.model import CasaForConditionalGeneration
 from tests.support.core.family import PAD, VOCABULARY, TowerKind, patch_values
 
@@ -30,8 +30,8 @@ class Row:
         """Tokens of each picture: 2 by 2 patches make one."""
         return [rows * columns // 4 for rows, columns in self.grids]
 
-    def extension(self) -> Extension:
-        return Extension(self.ids, self.positions, self.patches, self.grids, self.tokens)
+    def extension(self) -> TokenChunk:
+        return TokenChunk(self.ids, self.positions, self.patches, self.grids, self.tokens)
 
     def packed(self, trained: Sequence[bool] | None = None) -> PackedSequence:
         return PackedSequence(
@@ -100,10 +100,10 @@ def logits_alone(model: CasaForConditionalGeneration, one: Row) -> torch.Tensor:
 
 def greedy(model: CasaForConditionalGeneration, one: Row, count: int) -> list[int]:
     """The likeliest continuation of a row by itself, token by token."""
-    sequences = CachedSequences(model, 1)
+    sequences = KVBatch(model, 1)
     token = int(sequences.extend([one.extension()])[0].argmax())
     tokens = [token]
     while len(tokens) < count:
-        token = int(sequences.extend([Extension([token])])[0].argmax())
+        token = int(sequences.extend([TokenChunk([token])])[0].argmax())
         tokens.append(token)
     return tokens

@@ -15,7 +15,7 @@ from pipelines.dag.jobs import Cluster
 from pipelines.dag.plan import PlannedStage, StageSpec, plan
 from pipelines.dag.progress import Progress
 from pipelines.dag.records import Records
-from pipelines.dag.run import Walker
+from pipelines.dag.run import Runner
 
 RAY = {"address": "local", "num_cpus": 4, "object_store_mb": 128}
 STAGES = "tests.support.dag.stages"
@@ -70,10 +70,10 @@ def gated(store: Path) -> list[StageSpec]:
     return [spec, toy("after", "count_inputs", {"slow": "slow"})]
 
 
-def walker(stages: list[StageSpec], store: Path, session: Path, notes: Notes, **options: Any) -> Walker:
+def walker(stages: list[StageSpec], store: Path, session: Path, notes: Notes, **options: Any) -> Runner:
     """A walker over toy stages on the local head of ``session``."""
     versions = {stage.kind: "1" for stage in stages}
-    return Walker(plan(stages, store, versions), Records(store), Cluster(RAY, session), notes, **options)
+    return Runner(plan(stages, store, versions), Records(store), Cluster(RAY, session), notes, **options)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from pipelines.data.store.rows import CLEAN_SCHEMA, Media, row_from_sample
 from pipelines.data.store.store import CleanReader
 from pipelines.evaluate import HELD_OUT
 from pipelines.evaluate.benchmarks.base import Settings
-from pipelines.evaluate.inference import chunks, examine_chunk
+from pipelines.evaluate.inference import chunks, predict_chunk
 from pipelines.evaluate.run import score, summary, write
 from tests.support.evaluate.engine import ColourEngine
 
@@ -161,7 +161,7 @@ def write_evaluation(folder: Path, clean: dict[str, Path]) -> dict[str, Any]:
     rows = []
     for model, engine in (("model", ColourEngine()), ("blind", ColourEngine(blind=True))):
         for chunk in chunks(readers, settings):
-            rows += examine_chunk(engine, model, chunk, readers[chunk.source], settings)
+            rows += predict_chunk(engine, model, chunk, readers[chunk.source], settings)
     boards = score(rows, settings)
     write(folder, rows, boards)
     return summary(rows, boards)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from casa_core.decoding.plan import Extension
+from casa_core.decoding.plan import TokenChunk
 from casa_core.model import CasaForConditionalGeneration
 from tests.support.core.layouts import Document, ids_of, images_of, lay_out, outline_of
 from tests.support.core.models import sizes_of, weights_of
@@ -112,11 +112,11 @@ def naive_logits_of(model: CasaForConditionalGeneration, document: Document) -> 
         return naive_fusion.naive_logits(document, weights_of(model), sizes_of(model))
 
 
-def extension_of(document: Document) -> Extension:
+def extension_of(document: Document) -> TokenChunk:
     """The whole document as a cache takes it; its "patches" are the image tokens."""
     layout = lay_out([outline_of(document)])
     images = images_of(document)
-    return Extension(
+    return TokenChunk(
         ids_of(document),
         layout.image_positions,
         [image.flatten(0, 1) for image in images],

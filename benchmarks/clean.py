@@ -109,7 +109,7 @@ def stage(corpus: Path, output: Path, workers: int) -> None:
         "max_failures": 0.0,
     }
     where = {"data": {"workers": workers}}
-    clean.run_stage(StageContext(name="clean", what=what, where=where, output=output))
+    clean.run_stage(StageContext(name="clean", settings=what, placement=where, output=output))
 
 
 def _decode(path: str) -> int:

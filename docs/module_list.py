@@ -1,4 +1,4 @@
-"""Keeps the module list of architecture.md true: one line a module, its docstring's first sentence.
+"""Writes docs/modules.md: one line per module, its docstring's first sentence.
 
 python docs/module_list.py    # writes the list anew; a test fails when it is stale
 """
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENT = ROOT / "docs" / "architecture.md"
+DOCUMENT = ROOT / "docs" / "modules.md"
 PACKAGES = ("casa_core", "pipelines", "serve", "infra")
 BEGIN, END = "<!-- modules: begin -->", "<!-- modules: end -->"
 

@@ -64,7 +64,7 @@ def train(
 
     opened = open_run(recipe, set_ or ())
     # The blind baseline is the evaluation's, which compares with it.
-    stages = [s for s in opened.stages if s.spec.kind in KINDS and s.spec.what.get("images") is not False]
+    stages = [s for s in opened.stages if s.spec.kind in KINDS and s.spec.settings.get("images") is not False]
     manifests = walk(replace(opened, stages=stages), f"casa train {recipe}", as_json=json_, plain=plain)
     trained = next(stage for stage in stages if stage.name == "train")
     result = {"model": str(trained.folder / "model"), **manifests["train"]["summary"]}
@@ -158,4 +158,4 @@ def _checkpoints(source: str, overrides: Sequence[str]) -> Folder:
 
     opened = open_run(source, overrides)
     stage = next(stage for stage in opened.stages if stage.name == "train")
-    return checkpoint_root(stage.spec.where, stage.fingerprint)
+    return checkpoint_root(stage.spec.placement, stage.fingerprint)

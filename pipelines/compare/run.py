@@ -37,9 +37,9 @@ def run_stage(context: StageContext) -> dict[str, Any]:
             context.local_input(f"train-{variant}-{seed}"),
             context.local_input(f"evaluate-{variant}-{seed}"),
         )
-        for variant, seed in context.what["members"]
+        for variant, seed in context.settings["members"]
     ]
-    found = compare(context.what["sweep"], members)
+    found = compare(context.settings["sweep"], members)
     output = context.local_output
     write_atomically(output / "table.md", words.markdown(found))
     write_atomically(output / "comparison.svg", draw(found) + "\n")

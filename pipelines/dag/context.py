@@ -21,8 +21,8 @@ class StageContext:
 
     Attributes:
         name: The stage's name in this run, for example ``clean-vqa``.
-        what: The stage's own part of the recipe; together with the inputs it decides the output.
-        where: The recipe's ``where`` section, with ``store`` as an absolute path. Must not decide the output.
+        settings: The stage's own part of the recipe; together with the inputs it decides the output.
+        placement: The recipe's ``where`` section, with ``store`` as an absolute path. Must not decide the output.
         inputs: Folder of each input artifact, by role. Read only. Data artifacts may lie on S3.
         output: Folder to fill; a data stage's may lie on S3. May hold files of an earlier, killed attempt:
             overwrite them or resume.
@@ -32,8 +32,8 @@ class StageContext:
     """
 
     name: str
-    what: dict[str, Any]
-    where: dict[str, Any]
+    settings: dict[str, Any]
+    placement: dict[str, Any]
     output: Folder
     inputs: Mapping[str, Folder] = field(default_factory=dict)
     manifests: dict[str, dict[str, Any]] = field(default_factory=dict)

@@ -59,8 +59,8 @@ def _make(spec: JobSpec) -> None:
     started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
     context = StageContext(
         name=spec.stage,
-        what={**spec.what, **spec.location},
-        where=spec.where,
+        settings={**spec.settings, **spec.location},
+        placement=spec.placement,
         inputs=inputs,
         output=output,
         manifests=manifests,
@@ -77,7 +77,7 @@ def _make(spec: JobSpec) -> None:
     identity = {
         "fingerprint": spec.fingerprint,
         "kind": spec.kind,
-        "what": {**spec.what, **spec.location},
+        "what": {**spec.settings, **spec.location},
         "location": spec.location,
         "inputs": {role: manifest["fingerprint"] for role, manifest in manifests.items()},
         "code_version": spec.code_version,
@@ -87,7 +87,7 @@ def _make(spec: JobSpec) -> None:
         "job_id": spec.job_id,
         "started": started.isoformat(timespec="seconds"),
         "seconds": round(time.monotonic() - clock, 3),
-        "where": spec.where,
+        "where": spec.placement,
         **artifact.provenance(),
     }
     artifact.commit(output, identity, summary, made)

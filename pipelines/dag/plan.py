@@ -24,10 +24,10 @@ class StageSpec:
     Attributes:
         name: Unique in the run, for example ``clean-vqa``.
         kind: What sort of stage it is, for example ``clean``; names its folder in the store.
-        what: JSON settings that decide the output: hashed.
+        settings: JSON settings that decide the output: hashed.
         function: ``package.module:function``, imported inside the stage's job only.
         inputs: Role → name of the stage whose artifact plays it.
-        where: JSON settings that only say on what it runs: not hashed.
+        placement: JSON settings that only say on what it runs: not hashed.
         location: Further entries of the context's ``what`` that only say where raw input lies: not hashed,
             because the input's content is.
         state: The stage brings about a state (a running endpoint) rather than files: checked on every run.
@@ -37,10 +37,10 @@ class StageSpec:
 
     name: str
     kind: str
-    what: dict[str, Any]
+    settings: dict[str, Any]
     function: str
     inputs: dict[str, str] = field(default_factory=dict)
-    where: dict[str, Any] = field(default_factory=dict)
+    placement: dict[str, Any] = field(default_factory=dict)
     location: dict[str, str] = field(default_factory=dict)
     state: bool = False
     check: str = ""
@@ -101,7 +101,7 @@ def plan(stages: Sequence[StageSpec], store: Folder, versions: Mapping[str, str]
         inputs = {role: planned[name] for role, name in sorted(spec.inputs.items())}
         version = versions[spec.kind]
         fingerprints = {role: stage.fingerprint for role, stage in inputs.items()}
-        fingerprint = stage_fingerprint(spec.kind, spec.what, fingerprints, version)
+        fingerprint = stage_fingerprint(spec.kind, spec.settings, fingerprints, version)
         folder = (_data_store(spec) or store) / spec.kind / fingerprint
         status, reason = _status(spec, folder, list(inputs.values()))
         planned[spec.name] = PlannedStage(
@@ -117,7 +117,7 @@ def plan(stages: Sequence[StageSpec], store: Folder, versions: Mapping[str, str]
 
 
 def _data_store(spec: StageSpec) -> Folder | None:
-    return data_store(spec.where) if spec.kind in DATA_KINDS else None
+    return data_store(spec.placement) if spec.kind in DATA_KINDS else None
 
 
 def _ordered(stages: Sequence[StageSpec]) -> list[StageSpec]:

@@ -33,7 +33,7 @@ class JobSpec:
     Attributes:
         job_id: ``<stage>-<fingerprint12>-a<attempt>``.
         stage, kind, function, fingerprint, code_version, state: Of the stage.
-        what: Hashed settings. ``location``: further ones that are not hashed. ``where``: on what it runs.
+        settings: Hashed. ``location``: further ones that are not hashed. ``placement``: on what it runs.
         inputs: Role → folder of the input artifact: a path, or an ``s3://`` URI.
         output: Folder to fill, likewise.
         store: The store's folder.
@@ -46,9 +46,9 @@ class JobSpec:
     fingerprint: str
     code_version: str
     state: bool
-    what: dict[str, Any]
+    settings: dict[str, Any]
     location: dict[str, str]
-    where: dict[str, Any]
+    placement: dict[str, Any]
     inputs: dict[str, str]
     output: str
     store: str
@@ -64,9 +64,9 @@ class JobSpec:
             fingerprint=stage.fingerprint,
             code_version=stage.code_version,
             state=stage.spec.state,
-            what=stage.spec.what,
+            settings=stage.spec.settings,
             location=stage.spec.location,
-            where=stage.spec.where,
+            placement=stage.spec.placement,
             inputs={role: str(folder) for role, folder in stage.inputs.items()},
             output=str(stage.folder),
             store=str(store),

@@ -266,7 +266,7 @@ class Runner:
 
 def held_state(stage: PlannedStage) -> dict[str, Any] | None:
     """Manifest of a state stage whose state holds right now, with a fresh summary; None if it does not."""
-    summary = load_function(stage.spec.check)(stage.spec.where, stage.spec.what, stage.fingerprint)
+    summary = load_function(stage.spec.check)(stage.spec.placement, stage.spec.settings, stage.fingerprint)
     if summary is None:
         return None
     manifest = read_manifest(stage.folder) or {"kind": stage.spec.kind, "fingerprint": stage.fingerprint}

@@ -39,7 +39,7 @@ def run_stage(context: StageContext) -> dict[str, Any]:
     Raises:
         ClusterError: The port belongs to something else, or the endpoint does not come up.
     """
-    running = check(context, context.what, context.fingerprint)
+    running = check(context, context.settings, context.fingerprint)
     if running is not None:
         return running
     context.progress(0, 3, "collecting demo clips")
@@ -48,12 +48,12 @@ def run_stage(context: StageContext) -> dict[str, Any]:
     arguments = serve_arguments(context, clips)
     context.progress(1, 3, "starting the endpoint")
     cluster, runtime_env = _connect()
-    start(cluster, context.where["serve"], arguments, runtime_env)
+    start(cluster, context.placement["serve"], arguments, runtime_env)
     context.progress(3, 3, "the endpoint answers")
-    summary = check(context, context.what, context.fingerprint)
+    summary = check(context, context.settings, context.fingerprint)
     if summary is None:
         raise ClusterError(
-            f"The endpoint at {endpoint_url(context.where)} came up and does not answer any more.",
+            f"The endpoint at {endpoint_url(context.placement)} came up and does not answer any more.",
             "its replica may have been ended, for lack of memory for example",
             "run again; `casa logs deploy` has its output",
         )
@@ -70,7 +70,7 @@ def check(
         what: The stage's own settings, ``{"deploy": {...}}``.
         fingerprint: Of the deploy stage: it stands for the checkpoint and all settings of the endpoint.
     """
-    where = context_or_where.where if isinstance(context_or_where, StageContext) else context_or_where
+    where = context_or_where.placement if isinstance(context_or_where, StageContext) else context_or_where
     url = endpoint_url(where)
     if endpoint_health(url, fingerprint) != "same":
         return None
@@ -109,7 +109,7 @@ def endpoint_health(url: str, expected_fingerprint: str) -> Health:
 
 def serve_arguments(context: StageContext, clips: Path) -> dict[str, Any]:
     """The JSON settings of ``serve.app:build``."""
-    deploy = context.what["deploy"]
+    deploy = context.settings["deploy"]
     return {
         "model_folder": str(context.local_input("train") / "model"),
         "model_name": deploy["model_name"],
@@ -119,7 +119,7 @@ def serve_arguments(context: StageContext, clips: Path) -> dict[str, Any]:
         "live_query": deploy.get("live_query", ""),
         "replicas": deploy["replicas"],
         "demo_clips": str(clips),
-        "loopback_only": is_loopback(context.where["serve"]["host"]),
+        "loopback_only": is_loopback(context.placement["serve"]["host"]),
     }
 
 

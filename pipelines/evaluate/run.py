@@ -52,11 +52,11 @@ def run_stage(context: StageContext) -> dict[str, Any]:
     Raises:
         DataError: Where no source has a held-out split.
     """
-    settings = Settings.of_recipe(context.what["evaluate"])
+    settings = Settings.of_recipe(context.settings["evaluate"])
     checkpoints = {
         n: context.local_input(role) / "model" for role, n in ROLES.items() if role in context.inputs
     }
-    sources = {source: context.inputs[source] for source in context.what["sources"]}
+    sources = {source: context.inputs[source] for source in context.settings["sources"]}
     work = chunks({source: CleanReader(path, HELD_OUT) for source, path in sources.items()}, settings)
     if not work:
         raise DataError(
@@ -73,7 +73,7 @@ def run_stage(context: StageContext) -> dict[str, Any]:
         context.progress(min(done, total), total, "held-out samples answered")
 
     _connect()
-    workers = int(context.where["data"]["workers"])
+    workers = int(context.placement["data"]["workers"])
     rows = predict(checkpoints, sources, work, settings, workers=workers, on_rows=advance)
     boards = score(rows, settings)
     write(context.local_output, rows, boards)

@@ -51,7 +51,7 @@ def _up_to_evaluation(recipe: Recipe, where: dict[str, Any]) -> list[StageSpec]:
     stages = _up_to_training(recipe, where)
     examined = {"train": "train", **_clean(recipe)}
     if "blind" in recipe.evaluate.baselines:
-        blind = replace(stages[-1], name="train-blind", what={**stages[-1].what, "images": False})
+        blind = replace(stages[-1], name="train-blind", settings={**stages[-1].settings, "images": False})
         stages.append(blind)
         examined["blind"] = "train-blind"
     what = {"evaluate": _json(recipe.evaluate), "sources": list(recipe.data.sources)}
@@ -94,7 +94,7 @@ def _with_earlier(recipe: Recipe, stages: list[StageSpec], above: tuple[str, ...
             "correct model.weights.recipe in one of them",
         )
     _check_same_model(recipe, earlier)
-    first = _with_earlier(earlier, _up_to_training(earlier, stages[0].where), path)
+    first = _with_earlier(earlier, _up_to_training(earlier, stages[0].placement), path)
     taken = {stage.name: stage for stage in stages}
     names: dict[str, str] = {}
     added: list[StageSpec] = []
@@ -103,7 +103,7 @@ def _with_earlier(recipe: Recipe, stages: list[StageSpec], above: tuple[str, ...
         renamed = replace(stage, inputs=inputs)
         same = taken.get(stage.name)
         names[stage.name] = stage.name
-        if same is None or replace(renamed, where=same.where) != same:
+        if same is None or replace(renamed, placement=same.placement) != same:
             if same is not None:
                 names[stage.name] = f"{stage.name}-{earlier.name}"
             added.append(replace(renamed, name=names[stage.name]))
@@ -238,10 +238,10 @@ def _stage(
     return StageSpec(
         name=f"{kind}-{suffix}" if suffix else kind,
         kind=kind,
-        what=what,
+        settings=what,
         inputs=inputs,
         function=f"{module}:run_stage",
-        where=where,
+        placement=where,
         location=location or {},
     )
 

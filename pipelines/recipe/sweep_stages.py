@@ -35,16 +35,16 @@ def build_sweep(recipe: Recipe, members: Sequence[Member]) -> list[StageSpec]:
     compare = StageSpec(
         name=COMPARE,
         kind=COMPARE,
-        what=what,
+        settings=what,
         inputs=inputs,
         function="pipelines.compare.run:run_stage",
-        where=where_of(recipe),
+        placement=where_of(recipe),
     )
     return [*stages.values(), compare]
 
 
 def _is_same(one: StageSpec, other: StageSpec) -> bool:
-    return replace(one, name="", where={}) == replace(other, name="", where={})
+    return replace(one, name="", placement={}) == replace(other, name="", placement={})
 
 
 def _free_name(stage: StageSpec, member: Member, taken: dict[str, StageSpec]) -> str:

@@ -49,8 +49,8 @@ def render(run: Run) -> str:
 def _subtitle(run: Run) -> str:
     trained = run.get("train")
     packed = run.get("pack")
-    sources = packed.what.get("sources", []) if packed else []
-    backbone = trained.what.get("model", {}).get("backbone") if trained else None
+    sources = packed.settings.get("sources", []) if packed else []
+    backbone = trained.settings.get("model", {}).get("backbone") if trained else None
     words = ["A vision-language model"]
     words.append(f"on the {backbone} backbone" if backbone else "")
     words.append(f"trained on {' and '.join(sources)}" if trained and sources else "")

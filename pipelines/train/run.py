@@ -37,27 +37,27 @@ def run_stage(context: StageContext) -> dict[str, Any]:
     """Train the recipe's model; returns the summary of the run."""
     job = _job(context)
     with _ProgressFromMetrics(context, job.train["steps"]):
-        _fit(job, context.where["train"], name=context.name)
+        _fit(job, context.placement["train"], name=context.name)
     shutil.rmtree(context.local_output / "ray_train", ignore_errors=True)
     return _summary(context.local_output)
 
 
 def _job(context: StageContext) -> TrainJob:
-    placement = context.where["train"]
+    placement = context.placement["train"]
     inputs = {role: str(folder) for role, folder in context.inputs.items()}
     # Weights that lie in a folder here count by content; where that folder is stands beside.
-    weights = {name: context.what.get(name, value) for name, value in context.what["weights"].items()}
+    weights = {name: context.settings.get(name, value) for name, value in context.settings["weights"].items()}
     earlier = inputs.pop("start", None)
     return TrainJob(
-        model={**context.what["model"], "weights": weights},
-        train=context.what["train"],
-        seed=context.what["seed"],
-        images=context.what["images"],
+        model={**context.settings["model"], "weights": weights},
+        train=context.settings["train"],
+        seed=context.settings["seed"],
+        images=context.settings["images"],
         pack=inputs.pop("pack"),
         sources=inputs,
         start=weights.get("checkpoint") if earlier is None else str(Path(earlier) / "model"),
         output=str(context.local_output),
-        checkpoints=str(checkpoint_root(context.where, context.fingerprint)),
+        checkpoints=str(checkpoint_root(context.placement, context.fingerprint)),
         keep=placement["keep"],
         keep_best=placement["keep_best"],
         zero_stage=placement["zero_stage"],
@@ -68,9 +68,9 @@ def _job(context: StageContext) -> TrainJob:
         loader_threads=placement["loader_threads"],
         steps_ahead=placement["steps_ahead"],
         track=tuple(placement["track"]),
-        run_name=context.where["recipe"] + ("" if context.name == "train" else f"-{context.name}"),
+        run_name=context.placement["recipe"] + ("" if context.name == "train" else f"-{context.name}"),
         run_key=context.fingerprint,
-        track_folder=str(Path(context.where["store"]) / "tracking"),
+        track_folder=str(Path(context.placement["store"]) / "tracking"),
     )
 
 

@@ -217,7 +217,9 @@ def test_what_cannot_be_planned_is_refused_with_the_remedy(arguments, said):
 def planned(store: dict[str, Path]) -> list[PlannedStage]:
     stages = []
     for name, kind in (("chats", "clean"), ("clips", "clean"), ("pack", "pack")):
-        spec = StageSpec(name=name if kind == "pack" else f"clean-{name}", kind=kind, what={}, function="")
+        spec = StageSpec(
+            name=name if kind == "pack" else f"clean-{name}", kind=kind, settings={}, function=""
+        )
         stages.append(
             PlannedStage(
                 spec=spec,

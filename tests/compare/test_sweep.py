@@ -48,11 +48,12 @@ def test_the_ablation_trains_eight_fusions_with_three_seeds_each_on_one_pack():
     trained = [stage for stage in found.values() if stage.kind == "train"]
     assert {stage.inputs["pack"] for stage in trained} == {"pack"}
     assert list(dict.fromkeys(stage.name[6:-2] for stage in trained)) == VARIANTS
-    assert [stage.what["seed"] for stage in trained] == [0, 1, 2] * 8
-    fusions = {json.dumps(stage.what["model"]["fusion"], sort_keys=True) for stage in trained}
+    assert [stage.settings["seed"] for stage in trained] == [0, 1, 2] * 8
+    fusions = {json.dumps(stage.settings["model"]["fusion"], sort_keys=True) for stage in trained}
     assert len(fusions) == 8
     same = {
-        json.dumps({**stage.what, "seed": 0, "model": stage.what["model"]["backbone"]}) for stage in trained
+        json.dumps({**stage.settings, "seed": 0, "model": stage.settings["model"]["backbone"]})
+        for stage in trained
     }
     assert len(same) == 1, "variants differ in their fusion, and in nothing else"
 
@@ -81,7 +82,7 @@ def test_a_variant_that_changes_the_data_has_its_own_pack_and_shares_what_comes_
     }
     assert found["train-b-4"].inputs["pack"] == "pack-b-4"
     assert found["train-c-4"].inputs["pack"] == "pack"
-    assert found["train-c-4"].what["train"]["steps"] == 80
+    assert found["train-c-4"].settings["train"]["steps"] == 80
 
 
 def test_a_member_is_the_same_work_as_the_recipe_that_says_so_itself():
@@ -90,9 +91,9 @@ def test_a_member_is_the_same_work_as_the_recipe_that_says_so_itself():
     member = stages()["train-casa-before-2"]
     settings = ["model.fusion.kind=casa", "model.fusion.placement=before", "train.seed=2"]
     alone = next(stage for stage in build_stages(load_recipe("ablation", settings)) if stage.name == "train")
-    assert member.what == alone.what
+    assert member.settings == alone.settings
     assert member.inputs == alone.inputs
-    assert "seed" not in member.what["train"], "one seed, in one place"
+    assert "seed" not in member.settings["train"], "one seed, in one place"
 
 
 def test_a_new_seed_changes_no_other_member():

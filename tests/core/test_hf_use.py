@@ -146,7 +146,11 @@ def test_transformers_trainer_trains_evaluates_and_saves(tmp_path: Path):
     assert trainer.evaluate()["eval_loss"] < before - 0.1
     trainer.save_model(str(tmp_path / "model"))
     again, inputs = loaded(tmp_path / "model"), padded(three_rows())
-    assert torch.equal(again(**inputs).logits, model.eval()(**inputs).logits)
+    saved, trained = again.state_dict(), model.state_dict()
+    assert saved.keys() == trained.keys()
+    assert all(torch.equal(saved[name], trained[name]) for name in trained)
+    # Equal weights; where they lie in memory may still pick another kernel on some CPUs.
+    torch.testing.assert_close(again(**inputs).logits, model.eval()(**inputs).logits, rtol=1e-5, atol=1e-5)
 
 
 @pytest.fixture(scope="module")

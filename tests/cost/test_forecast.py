@@ -87,7 +87,7 @@ def prepared(tmp_path_factory) -> tuple[SourceListing, Path, Path]:
         }
         (root / "pack").mkdir()
         context = StageContext(
-            name="pack", what=what, where={}, inputs={"photos": root / "clean"}, output=root / "pack"
+            name="pack", settings=what, placement={}, inputs={"photos": root / "clean"}, output=root / "pack"
         )
         pack.pack_sources(context, map)
         tokenizer = PreTrainedTokenizerFast.from_pretrained(root / "pack" / "tokenizer")

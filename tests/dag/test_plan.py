@@ -14,7 +14,7 @@ VERSIONS = {"number": "1"}
 
 
 def stage(name: str, number: int = 0, version_kind: str = "number", **inputs: str) -> StageSpec:
-    return StageSpec(name=name, kind=version_kind, what={"number": number}, function="m:f", inputs=inputs)
+    return StageSpec(name=name, kind=version_kind, settings={"number": number}, function="m:f", inputs=inputs)
 
 
 def finish(planned: PlannedStage) -> None:

@@ -92,7 +92,7 @@ def test_a_refused_setting_arrives_with_what_why_and_remedy(tmp_path: Path, ray_
 
 
 def test_a_stage_function_that_does_not_exist_is_named(tmp_path: Path, ray_folder: Path):
-    stage = StageSpec(name="gone", kind="gone", what={}, function="pipelines.nowhere:run_stage")
+    stage = StageSpec(name="gone", kind="gone", settings={}, function="pipelines.nowhere:run_stage")
     with pytest.raises(StageFailed, match=r"no stage function pipelines\.nowhere:run_stage"):
         walker([stage], tmp_path, ray_folder, Notes()).run()
 
@@ -117,8 +117,8 @@ def test_a_state_is_brought_about_once_and_again_when_it_is_gone(tmp_path: Path,
     stage = StageSpec(
         name="answer",
         kind="answer",
-        what={},
-        where={"port": port},
+        settings={},
+        placement={"port": port},
         function=f"{STAGES}:answer",
         state=True,
         check=f"{STAGES}:check_answer",

@@ -26,14 +26,17 @@ def where(store: Path, data: Folder | None) -> dict[str, Any]:
     return {"store": str(store), "data_store": str(data) if data else None, "data": {"workers": 1}}
 
 
+ROOMS = {"corpus": "generate", "clean": "clean", "pack": "pack"}
+
+
 def data_stages(place: dict[str, Any]) -> list[StageSpec]:
     """Corpus, clean and pack of a few clips."""
     cleaning = {"source": "live", "reader": "live_whisperx", "fps": 2.0, "max_failures": 0.9}
     packing = PACK | {"sources": ["live"], "text_tokens": 200, "image_tokens": 300, "video": None}
     return [
         StageSpec(
-            name=name, kind=name, what=what, function=f"pipelines.data.{name}:run_stage", inputs=inputs,
-            where=place,
+            name=name, kind=name, settings=what, function=f"pipelines.data.{ROOMS[name]}.run:run_stage", inputs=inputs,
+            placement=place,
         )
         for name, what, inputs in (
             ("corpus", {"make": CORPUS, "seed": 0}, {}),
@@ -88,9 +91,11 @@ def test_a_run_with_its_data_on_s3_makes_the_same_artifacts_as_one_in_folders(
 
 def test_a_plan_and_the_records_of_a_run_say_where_an_artifact_lies(s3_folder, tmp_path):
     place = where(tmp_path, s3_folder)
-    stages = [StageSpec(name="clean-a", kind="clean", what={}, function="m:f", where=place)]
+    stages = [StageSpec(name="clean-a", kind="clean", settings={}, function="m:f", placement=place)]
     stages.append(
-        StageSpec(name="train", kind="train", what={}, function="m:f", where=place, inputs={"a": "clean-a"})
+        StageSpec(
+            name="train", kind="train", settings={}, function="m:f", placement=place, inputs={"a": "clean-a"}
+        )
     )
     first, second = planned(stages, tmp_path)
     assert first.folder == s3_folder / "clean" / first.fingerprint
@@ -116,8 +121,8 @@ def test_a_job_whose_artifact_another_store_has_committed_meanwhile_has_done_its
     """The other run ended our uploads when it committed: what we were writing is there already."""
     stages = [toy("numbers", "write_number", number=7)]
     spec = StageSpec(
-        name="numbers", kind="clean", what=stages[0].what, function=stages[0].function,
-        where=where(tmp_path, s3_folder),
+        name="numbers", kind="clean", settings=stages[0].settings, function=stages[0].function,
+        placement=where(tmp_path, s3_folder),
     )  # fmt: skip
     (stage,) = planned([spec], tmp_path)
     Records(tmp_path).prepare()

@@ -282,7 +282,9 @@ def stage(output: Path, corpus: Path, monkeypatch, max_failures: float = 0.0, **
     output.mkdir(parents=True, exist_ok=True)
     settings = {"source": "s", "reader": "finevision", "path": str(corpus), "max_failures": max_failures}
     where = {"data": {"workers": 1}}
-    return clean.run_stage(StageContext(name="clean", what=settings | what, where=where, output=output))
+    return clean.run_stage(
+        StageContext(name="clean", settings=settings | what, placement=where, output=output)
+    )
 
 
 def card_of(output: Path) -> dict[str, Any]:

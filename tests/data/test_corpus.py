@@ -207,8 +207,8 @@ def test_the_stage_clears_what_a_killed_attempt_left(tmp_path):
     steps = []
     context = StageContext(
         name="corpus-vqa",
-        what={"make": VQA, "seed": 0},
-        where={},
+        settings={"make": VQA, "seed": 0},
+        placement={},
         output=output,
         progress=lambda *step: steps.append(step),
     )

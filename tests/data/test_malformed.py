@@ -54,7 +54,7 @@ def run(corpus: Path, output: Path, max_failures: float) -> dict:
     }
     output.mkdir(parents=True, exist_ok=True)
     where = {"data": {"workers": 2}}
-    return clean.run_stage(StageContext(name="clean", what=what, where=where, output=output))
+    return clean.run_stage(StageContext(name="clean", settings=what, placement=where, output=output))
 
 
 @pytest.fixture(scope="module")

@@ -69,7 +69,7 @@ def cleaned(tmp_path_factory) -> dict[str, Path]:
 
 def run_pack(output: Path, cleaned: dict[str, Path], run: Any = map, **changes: Any) -> dict[str, Any]:
     output.mkdir(exist_ok=True)
-    context = StageContext(name="pack", what=PACK | changes, where={}, inputs=cleaned, output=output)
+    context = StageContext(name="pack", settings=PACK | changes, placement={}, inputs=cleaned, output=output)
     return pack.pack_sources(context, run)
 
 

@@ -61,8 +61,8 @@ def run(stage, output: Path, what, inputs=None, workers: int = 2, steps: list | 
     output.mkdir(parents=True, exist_ok=True)
     context = StageContext(
         name=output.name,
-        what=what,
-        where={"data": {"workers": workers}},
+        settings=what,
+        placement={"data": {"workers": workers}},
         inputs=inputs or {},
         output=output,
         progress=lambda *step: (steps if steps is not None else []).append(step),
@@ -156,8 +156,8 @@ def test_a_killed_cleaning_goes_on_with_the_missing_shards(corpora, tmp_path, mo
     what = {"source": "live", "max_failures": 0.2, **READ["live"]}
     killed = StageContext(
         name="clean-live",
-        what=what,
-        where={"data": {"workers": 1}},
+        settings=what,
+        placement={"data": {"workers": 1}},
         inputs={"corpus": corpora["live"]},
         output=tmp_path / "killed",
         progress=die,

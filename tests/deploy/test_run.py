@@ -86,8 +86,8 @@ class FakeServe:
 def arguments(tmp_path: Path) -> dict[str, Any]:
     context = StageContext(
         name="deploy",
-        what=WHAT,
-        where={"serve": {"host": "127.0.0.1", "port": 8000}},
+        settings=WHAT,
+        placement={"serve": {"host": "127.0.0.1", "port": 8000}},
         output=tmp_path / "out",
         inputs={"train": tmp_path / "train"},
         manifests={"train": {"fingerprint": "c" * 16}},
@@ -131,7 +131,7 @@ def test_check_gives_the_summary_of_a_healthy_identical_endpoint_only(free_url: 
 def test_an_endpoint_that_runs_already_is_left_alone(tmp_path: Path):
     with running(FakeEngine(), settings_with()) as url:
         context = StageContext(
-            name="deploy", what=WHAT, where=where(url), output=tmp_path, fingerprint=FINGERPRINT
+            name="deploy", settings=WHAT, placement=where(url), output=tmp_path, fingerprint=FINGERPRINT
         )
         assert deploy.run_stage(context)["url"] == url
 

@@ -31,7 +31,7 @@ MODEL = "casa-small"
 JOB = """
 import json, sys
 from pathlib import Path
-from pipelines import deploy
+from pipelines.deploy import run as deploy
 from pipelines.dag.context import StageContext
 
 fields = json.loads(Path(sys.argv[1]).read_text())
@@ -78,8 +78,8 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> StageContext:
         port = free.getsockname()[1]
     return StageContext(
         name="deploy",
-        what={"deploy": {"model_name": MODEL, "max_new_tokens": 8, "replicas": {"min": 1, "max": 1}}},
-        where={"serve": {"host": "127.0.0.1", "port": port}},
+        settings={"deploy": {"model_name": MODEL, "max_new_tokens": 8, "replicas": {"min": 1, "max": 1}}},
+        placement={"serve": {"host": "127.0.0.1", "port": port}},
         output=store / "deploy",
         inputs={"train": store / "train", "live": clean},
         manifests={"train": {"fingerprint": "t" * 16}},
@@ -108,8 +108,8 @@ def summary(
 def test_the_endpoint_outlives_its_job_and_is_what_was_asked_for(
     summary: dict[str, Any], context: StageContext
 ):
-    assert summary == deploy.check(context, context.what, context.fingerprint)
-    assert deploy.check(context, context.what, "another") is None
+    assert summary == deploy.check(context, context.settings, context.fingerprint)
+    assert deploy.check(context, context.settings, "another") is None
     health = httpx.get(f"{summary['url']}/healthz").json()
     assert (health["model"], health["checkpoint"]) == (MODEL, "t" * 16)
 

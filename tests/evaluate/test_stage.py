@@ -49,8 +49,8 @@ def context(
     output.mkdir(exist_ok=True)
     return StageContext(
         name="evaluate",
-        what={"evaluate": EVALUATE, "sources": list(sources)},
-        where={"data": {"workers": workers}},
+        settings={"evaluate": EVALUATE, "sources": list(sources)},
+        placement={"data": {"workers": workers}},
         inputs={role: inputs[role] for role in sorted({"train", "blind", *sources}) if role in inputs},
         output=output,
         progress=progress,

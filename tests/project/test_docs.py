@@ -21,7 +21,7 @@ def module_list():
     return module
 
 
-def test_every_module_has_its_line_in_the_architecture_and_no_line_is_stale(module_list):
+def test_every_module_has_its_line_in_the_list_and_no_line_is_stale(module_list):
     document = module_list.DOCUMENT.read_text(encoding="utf-8")
     assert document == module_list.replaced(document), "run: python docs/module_list.py"
 

@@ -97,7 +97,7 @@ def test_an_earlier_stage_is_the_one_its_own_run_has_made(chained: Path, tmp_pat
 
 def test_where_a_run_executes_holds_for_the_earlier_stages_too(chained: Path):
     stages = stages_of(chained, "where.train.workers=1")
-    assert stages["train-first"].where["train"]["workers"] == 1
+    assert stages["train-first"].placement["train"]["workers"] == 1
 
 
 def test_three_recipes_chain(chained: Path, tmp_path: Path):
@@ -147,7 +147,7 @@ def test_a_checkpoint_counts_by_content_and_not_by_place(tmp_path: Path):
         stages_of(Path("quickstart"), f"model.weights.checkpoint={tmp_path / name}")["train"]
         for name in ("one", "other")
     )
-    assert here.what == there.what
+    assert here.settings == there.settings
     assert here.location["checkpoint"] != there.location["checkpoint"]
     with pytest.raises(ConfigError, match="There are no weights"):
         stages_of(Path("quickstart"), f"model.weights.checkpoint={tmp_path / 'gone'}")

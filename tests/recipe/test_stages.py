@@ -36,14 +36,14 @@ def test_the_quickstart_has_the_documented_stages_and_inputs():
     assert stages["clean-vqa"].inputs == {"corpus": "corpus-vqa"}
     assert stages["pack"].inputs == {"vqa": "clean-vqa", "live": "clean-live"}
     assert stages["train"].inputs == {"pack": "pack", "vqa": "clean-vqa", "live": "clean-live"}
-    assert stages["train"].what["images"] is True
-    assert stages["train-blind"].what == {**stages["train"].what, "images": False}
+    assert stages["train"].settings["images"] is True
+    assert stages["train-blind"].settings == {**stages["train"].settings, "images": False}
     evaluated = {"train": "train", "blind": "train-blind", "vqa": "clean-vqa", "live": "clean-live"}
     assert stages["evaluate"].inputs == evaluated
     assert stages["deploy"].state
     assert stages["report"].inputs == {name: name for name in stages if name not in ("deploy", "report")}
     assert all(stage.state == (stage.kind == "deploy") for stage in stages.values())
-    assert all(Path(stage.where["store"]).is_absolute() for stage in stages.values())
+    assert all(Path(stage.placement["store"]).is_absolute() for stage in stages.values())
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_a_clean_stage_reads_its_path_without_hashing_it(tmp_path: Path):
     recipe = load_recipe("quickstart", [source, f"where.store={tmp_path}/s"])
     clean = next(stage for stage in build_stages(recipe) if stage.name == "clean-vqa")
     assert clean.location == {"path": str(tmp_path / "raw")}
-    assert clean.what["raw"]["files"] == 2
+    assert clean.settings["raw"]["files"] == 2
     assert clean.inputs == {}
 
 

@@ -72,7 +72,7 @@ def without(context, *names):
     """The same run, had it not had these stages."""
     kept = {name: folder for name, folder in context.inputs.items() if name not in names}
     return gather(type(context)(
-        name="report", what=context.what, where={}, output=context.output, inputs=kept,
+        name="report", settings=context.settings, placement={}, output=context.output, inputs=kept,
         manifests={name: context.manifests[name] for name in kept},
     ))  # fmt: skip
 
@@ -143,7 +143,7 @@ def test_hostile_words_stay_words(finished, tmp_path):
     (evaluate / "metrics.json").write_text(json.dumps(metrics))
     inputs = {**context.inputs, "evaluate": evaluate, "clean-vqa": clean}
     hostile = type(context)(
-        name="report", what={**context.what, "model_name": attack}, where={}, output=tmp_path, inputs=inputs,
+        name="report", settings={**context.settings, "model_name": attack}, placement={}, output=tmp_path, inputs=inputs,
         manifests=context.manifests,
     )  # fmt: skip
     page = render(gather(hostile))

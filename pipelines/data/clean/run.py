@@ -93,7 +93,7 @@ def run_stage(context: StageContext) -> dict[str, Any]:
     Raises:
         DataError: Where more than ``what.max_failures`` of the records cannot be used.
     """
-    what = context.what
+    what = context.settings
     root = str(context.inputs["corpus"]) if "corpus" in context.inputs else what["path"]
     options = {name: value for name, value in what.items() if name not in _STAGE_KEYS}
     reader = open_reader(what["reader"], root, what["source"], options)
@@ -216,7 +216,7 @@ def _records(reader: Reader, task: ShardTask) -> Iterator[Record | Rejected]:
 
 def _work_off(context: StageContext, reader: Reader, tasks: Sequence[ShardTask]) -> list[ShardReport]:
     """Cleans all shards on Ray, and stops as soon as the failure budget is spent."""
-    what, output = context.what, context.output
+    what, output = context.settings, context.output
     (output / _REPORTS).mkdir(parents=True, exist_ok=True)
     remove_leftovers(output)
     total = sum(task.records for task in tasks)
@@ -225,7 +225,7 @@ def _work_off(context: StageContext, reader: Reader, tasks: Sequence[ShardTask])
     done = 0
     work = [(reader, task, output) for task in tasks]
     try:
-        for report in ray_map(_clean_shard, work, workers=context.where["data"]["workers"]):
+        for report in ray_map(_clean_shard, work, workers=context.placement["data"]["workers"]):
             reports.append(report)
             rejected.add(report.rejected)
             done += report.rows + report.rejected.total

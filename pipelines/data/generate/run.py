@@ -36,9 +36,9 @@ def run_stage(context: StageContext) -> dict[str, Any]:
     """
     # A killed attempt may have left files that this one would not overwrite (fewer shards, say).
     remove_tree(context.output)
-    make = dict(context.what["make"])
+    make = dict(context.settings["make"])
     with local_output(context.output) as folder:
-        splits = generate(folder, make, seed=context.what["seed"], progress=context.progress)
+        splits = generate(folder, make, seed=context.settings["seed"], progress=context.progress)
         sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
     return {
         "generator": make["generator"],

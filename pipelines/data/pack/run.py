@@ -72,14 +72,14 @@ def run_stage(context: StageContext) -> dict[str, Any]:
         ConfigError: Where no sample is left to pack, or a setting cannot work.
         StoreError: Where a row would be lost or doubled.
     """
-    return pack_sources(context, partial(ray_map, workers=context.where["data"]["workers"]))
+    return pack_sources(context, partial(ray_map, workers=context.placement["data"]["workers"]))
 
 
 def pack_sources(context: StageContext, run: Run) -> dict[str, Any]:
     """The stage, on whatever ``run`` runs on: Ray in a run, ``map`` in a test."""
-    settings = {name: value for name, value in context.what.items() if name not in PLACES}
-    context = replace(context, what=located(context.what))
-    what, output = context.what, context.output
+    settings = {name: value for name, value in context.settings.items() if name not in PLACES}
+    context = replace(context, settings=located(context.settings))
+    what, output = context.settings, context.output
     limits = limits_of(what)
     readers = {source: CleanReader(context.inputs[source], SPLIT) for source in what["sources"]}
     for folder in (ENCODED_FOLDER, REPORTS):
@@ -141,7 +141,7 @@ def _prepare_encoding(
     Returns:
         How workers encode, and the hashes of tokenizer and template.
     """
-    what = context.what
+    what = context.settings
     texts = (text for reader in readers.values() for text in reader.texts())
     with local_output(context.output / TOKENIZER) as folder:
         tokenizer_hash = make_tokenizer(what["tokenizer"], texts, what["template"], folder)
@@ -174,7 +174,7 @@ def _encode(
     for report in run(encode_rows, tasks):
         reports.append(report)
         context.progress(2 + len(reports) / len(tasks), _STEPS, "encoding")
-    samples = gather(context.what["sources"], [task.source for task in tasks], reports)
+    samples = gather(context.settings["sources"], [task.source for task in tasks], reports)
     for number, source in enumerate(samples.sources):
         own = [report.rejected for task, report in zip(tasks, reports, strict=True) if task.source == source]
         rejected = np.concatenate([np.empty(0, np.int32), *own])
@@ -191,7 +191,7 @@ def _filter(
     context: StageContext, readers: Mapping[str, CleanReader], run: Run
 ) -> tuple[dict[str, NDArray[np.bool_]], dict[str, Any]]:
     """Which rows of each source the recipe's filters keep, and the filters' report."""
-    filtered = filter_sources(readers, context.what.get("filters") or {}, run)
+    filtered = filter_sources(readers, context.settings.get("filters") or {}, run)
     if filtered.report:
         write_filtered(context.output / FILTERED, filtered.removed)
     return filtered.keep, filtered.report

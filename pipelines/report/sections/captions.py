@@ -24,7 +24,7 @@ def captions(run: Run) -> Html:
     sources = told.get("model", {})
     if stage is None or not sources:
         return section("Live captions", "This run captioned no clips.")
-    tolerance = int(stage.what["evaluate"]["frame_tolerance"])
+    tolerance = int(stage.settings["evaluate"]["frame_tolerance"])
     lead = (
         "Frames arrive one by one; the model sees none before its time. Words were due at the frame they "
         f"stand under. A word counts when it is said within {tolerance} frame of its due."

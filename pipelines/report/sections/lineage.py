@@ -61,11 +61,11 @@ def nodes(run: Run) -> list[Node]:
 
 def _raw(stage: Stage) -> Node:
     """What a stage without inputs reads: a generator's product, or files."""
-    make = stage.what.get("make")
+    make = stage.settings.get("make")
     if isinstance(make, Mapping):
         lines: tuple[str, ...] = (str(make.get("generator", "generated")), "generator")
     else:
-        lines = (str(stage.what.get("path", "raw files")), "raw files")
+        lines = (str(stage.settings.get("path", "raw files")), "raw files")
     return Node(name=f"raw:{stage.name}", lines=lines, style="raw", parents=())
 
 

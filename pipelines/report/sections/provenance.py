@@ -14,13 +14,13 @@ def making(run: Run) -> Html:
     """The section; folds stay closed until asked for."""
     if not run.stages:
         return section("How it was made", "There is no artifact to tell it.")
-    seeds = {stage.what["seed"] for stage in run.stages.values() if "seed" in stage.what}
+    seeds = {stage.settings["seed"] for stage in run.stages.values() if "seed" in stage.settings}
     said = f"The seed was {', '.join(map(str, sorted(seeds)))}. " if seeds else ""
     lead = (
         f"{said}What each stage was told is below, word for word: the same words give the same fingerprints."
     )
     settings = [
-        fold(name, tag("pre", json.dumps(stage.what, indent=2, ensure_ascii=False)))
+        fold(name, tag("pre", json.dumps(stage.settings, indent=2, ensure_ascii=False)))
         for name, stage in run.stages.items()
     ]
     return section("How it was made", lead, *settings, *_surroundings(run))

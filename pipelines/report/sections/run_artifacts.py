@@ -21,7 +21,7 @@ class Stage:
         kind: Such as ``clean``.
         fingerprint: Identity of the artifact.
         folder: Where its files lie.
-        what: The part of the recipe that decided it.
+        settings: The part of the recipe that decided it.
         inputs: Role → fingerprint of the artifact it was made from.
         summary: The numbers the stage reported.
         code_version: Version of the stage's code.
@@ -35,7 +35,7 @@ class Stage:
     kind: str
     fingerprint: str
     folder: Folder
-    what: Mapping[str, Any]
+    settings: Mapping[str, Any]
     inputs: Mapping[str, str]
     summary: Mapping[str, Any]
     code_version: str
@@ -80,9 +80,9 @@ def gather(context: StageContext) -> Run:
     stages = {name: _stage(name, folder, context.manifests[name]) for name, folder in context.inputs.items()}
     return Run(
         stages=_in_order(stages),
-        model_name=context.what["model_name"],
-        gallery=context.what["report"]["gallery"],
-        timelines=context.what["report"]["timelines"],
+        model_name=context.settings["model_name"],
+        gallery=context.settings["report"]["gallery"],
+        timelines=context.settings["report"]["timelines"],
     )
 
 
@@ -94,7 +94,7 @@ def _stage(name: str, folder: Folder, manifest: Mapping[str, Any]) -> Stage:
         kind=str(manifest["kind"]),
         fingerprint=str(manifest["fingerprint"]),
         folder=folder,
-        what=manifest.get("what", {}),
+        settings=manifest.get("what", {}),
         inputs=manifest.get("inputs", {}),
         summary=manifest.get("summary", {}),
         code_version=str(manifest.get("code_version", "")),

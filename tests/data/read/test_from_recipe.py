@@ -51,9 +51,9 @@ def clean_stage(overrides: list[str], source: str = "vqa"):
 
 def test_only_settings_that_are_given_count_towards_the_clean_stage():
     plain = clean_stage([])
-    assert not {"subsets", "exclude_subsets", "shrink_above", "max_pixels"} & plain.what.keys()
+    assert not {"subsets", "exclude_subsets", "shrink_above", "max_pixels"} & plain.settings.keys()
     given = clean_stage([f"{QUICKSTART}.subsets=[a, b]", f"{QUICKSTART}.shrink_above=896"])
-    assert given.what == {**plain.what, "subsets": ["a", "b"], "shrink_above": 896}
+    assert given.settings == {**plain.settings, "subsets": ["a", "b"], "shrink_above": 896}
 
 
 def test_a_corpus_on_the_hub_is_identified_by_what_it_holds_and_not_by_where(tmp_path: Path, monkeypatch):
@@ -64,8 +64,8 @@ def test_a_corpus_on_the_hub_is_identified_by_what_it_holds_and_not_by_where(tmp
             clean_stage([f"{QUICKSTART}={{reader: finevision, path: '{path}'}}"])
             for path in (f"hf://datasets/org/pictures{revision}/finevision" for revision in ("", "@v1"))
         )
-    assert first.what == second.what
-    assert first.what["raw"]["files"] == 2
+    assert first.settings == second.settings
+    assert first.settings["raw"]["files"] == 2
     assert first.location != second.location
 
 

@@ -13,7 +13,9 @@ from pipelines.dag.context import StageContext
 
 def write_number(context: StageContext) -> dict[str, Any]:
     """Writes ``what.number``, plus whatever the inputs hold."""
-    total = context.what["number"] + sum(int((p / "number.txt").read_text()) for p in context.inputs.values())
+    total = context.settings["number"] + sum(
+        int((p / "number.txt").read_text()) for p in context.inputs.values()
+    )
     (context.output / "number.txt").write_text(str(total))
     context.progress(1, 1, "written")
     print(f"the number is {total}")
@@ -26,7 +28,7 @@ def meet(context: StageContext) -> dict[str, Any]:
     meeting.mkdir(exist_ok=True)
     (meeting / context.name).touch()
     deadline = time.monotonic() + 60
-    while not (meeting / context.what["other"]).exists():
+    while not (meeting / context.settings["other"]).exists():
         if time.monotonic() > deadline:
             raise TimeoutError("the other stage never began")
         time.sleep(0.05)
@@ -39,7 +41,7 @@ def wait_for_gate(context: StageContext) -> dict[str, Any]:
         starts.write(f"{os.getpid()}\n")
     context.progress(0, 1, "waiting")
     (context.output / "half.txt").write_text("half")
-    while not os.path.exists(context.where["gate"]):
+    while not os.path.exists(context.placement["gate"]):
         time.sleep(0.05)
     (context.output / "whole.txt").write_text("whole")
     return {"ended": True}
@@ -48,7 +50,7 @@ def wait_for_gate(context: StageContext) -> dict[str, Any]:
 def fail(context: StageContext) -> dict[str, Any]:
     """Fails as a bug does."""
     print("about to divide")
-    return {"never": 1 / context.what["zero"]}
+    return {"never": 1 / context.settings["zero"]}
 
 
 def refuse(context: StageContext) -> dict[str, Any]:
@@ -72,9 +74,9 @@ def answer(context: StageContext) -> dict[str, Any]:
     import sys
 
     (context.output / context.fingerprint).write_text("here")
-    server = [sys.executable, "-m", "http.server", "--bind", "127.0.0.1", str(context.where["port"])]
+    server = [sys.executable, "-m", "http.server", "--bind", "127.0.0.1", str(context.placement["port"])]
     process = subprocess.Popen(server, start_new_session=True, cwd=context.output)
-    while check_answer(context.where, context.what, context.fingerprint) is None:
+    while check_answer(context.placement, context.settings, context.fingerprint) is None:
         time.sleep(0.05)
     return {"pid": process.pid}
 

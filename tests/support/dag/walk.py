@@ -57,7 +57,7 @@ class Notes:
 def toy(name: str, function: str, inputs: dict[str, str] | None = None, **what: Any) -> StageSpec:
     """A toy stage; its kind is the function's name."""
     return StageSpec(
-        name=name, kind=function, what=what, function=f"{STAGES}:{function}", inputs=inputs or {}
+        name=name, kind=function, settings=what, function=f"{STAGES}:{function}", inputs=inputs or {}
     )
 
 
@@ -65,7 +65,7 @@ def gated(store: Path) -> list[StageSpec]:
     """A stage that waits for the file ``gate`` in the store, and one that follows it."""
     where = {"gate": str(store / "gate")}
     spec = StageSpec(
-        name="slow", kind="wait_for_gate", what={}, where=where, function=f"{STAGES}:wait_for_gate"
+        name="slow", kind="wait_for_gate", settings={}, placement=where, function=f"{STAGES}:wait_for_gate"
     )
     return [spec, toy("after", "count_inputs", {"slow": "slow"})]
 

@@ -45,8 +45,8 @@ def attempt(settings: dict[str, Any]) -> None:
     output.mkdir(exist_ok=True)
     context = StageContext(
         name="clean",
-        what=settings["what"],
-        where={"data": {"workers": settings["workers"]}},
+        settings=settings["what"],
+        placement={"data": {"workers": settings["workers"]}},
         output=output,
         progress=lambda done, total, message="": print(f"{done} of {total}, {message}", flush=True),
     )

@@ -21,8 +21,8 @@ def attempt(settings: dict[str, Any]) -> None:
     output.mkdir(exist_ok=True)
     context = StageContext(
         name="pack",
-        what=settings["what"],
-        where={},
+        settings=settings["what"],
+        placement={},
         inputs={name: Path(folder) for name, folder in settings["inputs"].items()},
         output=output,
     )

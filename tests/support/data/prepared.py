@@ -50,7 +50,7 @@ def make_store(root: Path) -> dict[str, Path]:
     output = root / "pack" / "p1"
     output.mkdir(parents=True)
     pack.pack_sources(
-        StageContext(name="pack", what=PACK, where={}, inputs=dict(folders), output=output), map
+        StageContext(name="pack", settings=PACK, placement={}, inputs=dict(folders), output=output), map
     )
     for name, fingerprint in (("chats", "c1"), ("clips", "c2")):
         _commit(folders[name], "clean", fingerprint, {})
@@ -66,7 +66,7 @@ def run_clean(
     what = {"source": "photos", "reader": "finevision", "path": str(root), "max_failures": max_failures}
     output.mkdir(parents=True)
     where = {"data": {"workers": 1}}
-    clean.run_stage(StageContext(name="clean-photos", what=what, where=where, output=output))
+    clean.run_stage(StageContext(name="clean-photos", settings=what, placement=where, output=output))
     write_clean_card(output, what)
     return what
 

@@ -197,7 +197,7 @@ def make_run(root: Path, *, questions: int = 60, clips: int = 5, steps: int = 40
     manifests = {
         name: manifest(
             name,
-            what=what.get(name, {}),
+            settings=what.get(name, {}),
             inputs={role: fingerprint(stage) for role, stage in inputs.get(name, {}).items()},
             summary=headline if name == "evaluate" else {},
             begun=TIMES[name][0],
@@ -207,8 +207,8 @@ def make_run(root: Path, *, questions: int = 60, clips: int = 5, steps: int = 40
     }
     return StageContext(
         name="report",
-        what={"report": {"gallery": 24, "timelines": 4}, "model_name": "casa-quickstart"},
-        where={},
+        settings={"report": {"gallery": 24, "timelines": 4}, "model_name": "casa-quickstart"},
+        placement={},
         inputs=folders,
         output=root / "report",
         manifests=manifests,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import unicodedata
 from collections.abc import Sequence
@@ -23,9 +24,7 @@ from pipelines.data.clean import perceptual
 from pipelines.data.clean.perceptual import HashIndex, difference_hash, earlier_neighbours, hamming
 from pipelines.data.filter import filters
 from pipelines.data.filter.filters import filter_sources, write_filtered
-from pipelines.data.filter.hash_lists import hash_images, known_pictures, picture_hash, write_hashes
-from pipelines.data.read.corpora.finevision import FineVisionReader
-from pipelines.data.read.source.files import Files
+from pipelines.data.filter.hash_lists import known_pictures, picture_hash, write_hash_list
 from pipelines.data.store.rows import CLEAN_SCHEMA, Media, row_from_sample
 from pipelines.data.store.store import CleanReader, write_shard
 from pipelines.recipe.filters import Filters
@@ -230,10 +229,17 @@ def test_pictures_of_evaluation_sets_are_removed_by_bytes_and_by_looks(tmp_path)
     flat = encode(PILImage.new("RGB", (64, 64), (9, 9, 9)), "PNG")
     rows = [finevision_row(images=[data]) for data in (*evaluation, flat, b"broken")]
     write_finevision(tmp_path / "eval" / "test-0.parquet", rows)
-    listed = hash_images(FineVisionReader(files=Files(str(tmp_path / "eval")), source="e"))
-    assert listed.num_rows == 4
+    steps = []
+    count = write_hash_list(
+        str(tmp_path / "eval"),
+        tmp_path / "parquet.parquet",
+        reader="finevision",
+        progress=lambda *step: steps.append(step),
+    )
+    assert steps[-1] == (len(steps), len(steps), "4 pictures")
+    listed = pq.read_table(tmp_path / "parquet.parquet")
+    assert listed.num_rows == count == 4
     assert listed.column("phash").null_count == 1
-    write_hashes(tmp_path / "parquet.parquet", listed)
     objects = [{"sha256": row["sha256"], "phash": row["phash"]} for row in listed.to_pylist()]
     (tmp_path / "objects.json").write_text(json.dumps(objects))
     columns = {"sha256": listed.column("sha256").to_pylist(), "phash": [row["phash"] for row in objects[:3]]}
@@ -274,8 +280,24 @@ def test_pictures_of_evaluation_sets_are_removed_by_bytes_and_by_looks(tmp_path)
 def test_a_file_that_is_no_list_of_hashes_is_refused(tmp_path, name, content):
     if content is not None:
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataError, match=r"no list of picture hashes[\s\S]*hash_images"):
+    with pytest.raises(DataError, match=r"no list of picture hashes[\s\S]*casa data hash"):
         known_pictures((str(tmp_path / name),), 3)
+
+
+def test_a_list_is_made_of_a_folder_of_picture_files_too(tmp_path):
+    files = {"a.png": encode(picture(1), "PNG"), "b/c.JPG": encode(picture(2), "JPEG"), "b/copy.png": b""}
+    files["b/copy.png"] = files["a.png"]
+    for name, data in files.items():
+        (tmp_path / "eval" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "eval" / name).write_bytes(data)
+    (tmp_path / "eval" / "notes.txt").write_text("no picture")
+    assert write_hash_list(str(tmp_path / "eval"), tmp_path / "list.parquet") == 2
+    assert pq.read_table(tmp_path / "list.parquet").to_pylist() == [
+        {"name": name, "sha256": hashlib.sha256(files[name]).hexdigest(), "phash": hash_of(files[name])}
+        for name in ("a.png", "b/c.JPG")
+    ]
+    with pytest.raises(DataError, match="no pictures at"):
+        write_hash_list(str(tmp_path / "eval"), tmp_path / "none.parquet", reader="finevision")
 
 
 # Filters that compare samples

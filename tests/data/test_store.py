@@ -18,7 +18,7 @@ from pipelines.data.store import shard_writing, store
 from pipelines.data.store.quarantine import (
     QUARANTINE_SCHEMA,
     Rejected,
-    check_budget,
+    Tally,
     read_quarantine,
     write_quarantine,
 )
@@ -231,10 +231,10 @@ def test_the_quarantine_table_is_ordered_and_comes_back(tmp_path):
 
 
 def test_the_budget_is_a_share_of_all_records():
-    check_budget("s", [], 0, 0.0)
-    check_budget("s", [rejected(n) for n in range(10)], 1000, 0.01)
+    Tally().check("s", 0, 0.0)
+    Tally.of(rejected(n) for n in range(10)).check("s", 1000, 0.01)
     with pytest.raises(DataError) as caught:
-        check_budget("s", [rejected(n, "bad_json" if n else "gone") for n in range(11)], 1000, 0.01)
+        Tally.of(rejected(n, "bad_json" if n else "gone") for n in range(11)).check("s", 1000, 0.01)
     text = str(caught.value)
     assert "11 of 1000" in text
     assert "10 x bad_json, 1 x gone" in text

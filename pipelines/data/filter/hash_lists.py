@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,11 @@ import pyarrow.parquet as pq
 
 from casa_core.errors import DataError, MediaError
 from casa_core.media.decode import verify_image
+from pipelines.dag.context import no_progress
 from pipelines.data.clean.perceptual import THUMBNAIL, HashIndex, difference_hash
-from pipelines.data.read import Reader, Record
+from pipelines.data.read import Reader, Record, Span, open_reader
+from pipelines.data.read.corpora.image_text import IMAGE_SUFFIXES
+from pipelines.data.read.source.files import Files
 from pipelines.storage.folders import Folder, create, filesystem_for
 
 HASH_SCHEMA = pa.schema(
@@ -42,21 +46,53 @@ class KnownPictures:
     near: HashIndex
 
 
-def hash_images(reader: Reader, splits: Sequence[str] = ("train", "test")) -> pa.Table:
-    """Hashes of all still pictures of a corpus: ``HASH_SCHEMA``, each picture's bytes once, in reading order.
+def write_hash_list(
+    images: str,
+    output: Folder,
+    *,
+    reader: str | None = None,
+    progress: Callable[..., None] = no_progress,
+) -> int:
+    """Hashes all still pictures of an evaluation set into a list that decontamination reads.
 
-    Pictures that cannot be decoded have no ``phash``; their bytes still count.
+    Equal bytes are listed once. A picture that cannot be decoded has no ``phash``; its bytes still count.
+
+    Args:
+        images: Folder or URI of picture files or, with ``reader``, of a corpus.
+        output: The list, parquet with ``HASH_SCHEMA``; replaced atomically.
+        reader: Layout of the corpus, as in a recipe; ``None``: picture files, in subfolders too.
+        progress: ``progress(done, total, message)``, in files or spans of records.
+
+    Returns:
+        How many pictures the list has.
+
+    Raises:
+        ConfigError: For an unknown reader, or a URI that cannot be read.
+        DataError: Where there are no pictures.
     """
+    corpus = open_reader(reader, images, "evaluation", {}) if reader else None
+    files = Files(images)
+    work: list[Any] = (
+        [span for split in ("train", "test") for span in corpus.spans(split)]
+        if corpus
+        else [name for name in files.names("") if PurePath(name).suffix.lower()[1:] in IMAGE_SUFFIXES]
+    )
     rows: dict[str, dict[str, Any]] = {}
-    for record in _records(reader, splits):
-        for raw in record.media:
-            if raw.kind != "image":
-                continue
-            digest = hashlib.sha256(raw.data).hexdigest()
+    for done, own in enumerate(work, 1):
+        for name, data in _pictures(corpus, own) if corpus else [(own, files.read(own))]:
+            digest = hashlib.sha256(data).hexdigest()
             if digest not in rows:
-                name = f"{record.file}#{record.row}: {raw.name}"
-                rows[digest] = {"name": name, "sha256": digest, "phash": picture_hash(raw.data)}
-    return pa.Table.from_pylist(list(rows.values()), schema=HASH_SCHEMA)
+                rows[digest] = {"name": name, "sha256": digest, "phash": picture_hash(data)}
+        progress(done, len(work), f"{len(rows)} pictures")
+    if not rows:
+        raise DataError(
+            f"There are no pictures at {images}.",
+            f"Read as {f'a corpus of {reader}' if reader else 'picture files'}.",
+            "Check the path, and the reader where the pictures lie in a corpus.",
+        )
+    with create(output) as file:
+        pq.write_table(pa.Table.from_pylist([*rows.values()], HASH_SCHEMA), file, compression="zstd")
+    return len(rows)
 
 
 def picture_hash(data: bytes) -> int | None:
@@ -65,12 +101,6 @@ def picture_hash(data: bytes) -> int | None:
         return difference_hash(verify_image(data, thumbnail=THUMBNAIL).thumbnail)
     except MediaError:
         return None
-
-
-def write_hashes(path: Folder, table: pa.Table) -> None:
-    """Writes a list as parquet, atomically."""
-    with create(path) as output:
-        pq.write_table(table.cast(HASH_SCHEMA), output, compression="zstd")
 
 
 @lru_cache(maxsize=2)
@@ -95,10 +125,13 @@ def known_pictures(files: tuple[str, ...], distance: int) -> KnownPictures:
     return KnownPictures(frozenset(sha256), HashIndex(np.unique(np.array(phash, np.uint64)), distance))
 
 
-def _records(reader: Reader, splits: Iterable[str]) -> Iterable[Record]:
-    for split in splits:
-        for span in reader.spans(split):
-            yield from (record for record in reader.read(span) if isinstance(record, Record))
+def _pictures(corpus: Reader, span: Span) -> Iterator[tuple[str, bytes]]:
+    """Name and bytes of each still picture of a span."""
+    for record in corpus.read(span):
+        if isinstance(record, Record):
+            for media in record.media:
+                if media.kind == "image":
+                    yield f"{record.file}#{record.row}: {media.name}", media.data
 
 
 def _read(file: str) -> list[dict[str, Any]]:
@@ -112,7 +145,7 @@ def _read(file: str) -> list[dict[str, Any]]:
         raise DataError(
             f"{file} is no list of picture hashes.",
             f"{type(error).__name__}: {error}",
-            "Make it with hash_images, as parquet or JSON with sha256 (hexadecimal) and phash (64 bits).",
+            "Make it with `casa data hash`: parquet or JSON with sha256 (hexadecimal) and phash (64 bits).",
         ) from error
     return rows
 

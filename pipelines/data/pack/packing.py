@@ -36,10 +36,6 @@ class Budget:
     text: int
     image: int
 
-    def admits(self, text: int, image: int) -> bool:
-        """Whether a sample fits into an empty sequence."""
-        return text <= self.text and image <= self.image
-
 
 class Packer:
     """Packs a stream of samples, fed in pieces of any size; where it is cut makes no difference.

@@ -145,16 +145,6 @@ def read_quarantine(path: Folder) -> list[Rejected]:
     return [Rejected(**row) for row in _read(path).to_pylist()]
 
 
-def count_reasons(rejected: Iterable[Rejected]) -> dict[str, int]:
-    """How many entries have each reason, by name."""
-    return Tally.of(rejected).by_reason()
-
-
-def check_budget(source: str, rejected: Sequence[Rejected], records: int, max_failures: float) -> None:
-    """:meth:`Tally.check` for those who hold the rejected records themselves."""
-    Tally.of(rejected).check(source, records, max_failures)
-
-
 def _table(rejected: Sequence[Rejected]) -> pa.Table:
     rows: list[dict[str, Any]] = [asdict(entry) for entry in rejected]
     return pa.Table.from_pylist(rows, schema=QUARANTINE_SCHEMA)

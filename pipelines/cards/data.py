@@ -1,6 +1,6 @@
-"""The data cards of clean and pack artifacts as HTML: one file each, that needs no network.
+"""Data cards: HTML pages that describe a clean or pack artifact, made on demand from the artifact alone.
 
-Everything is drawn from the artifact itself, so equal artifacts have equal cards, byte for byte.
+Equal artifacts have equal cards, byte for byte.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pipelines.cards.tables import (
     read_filtered,
     settings_section,
 )
+from pipelines.dag.artifact import read_manifest
 from pipelines.data.filter.filters import FILTERED
 from pipelines.data.pack.encode import SPLIT
 from pipelines.data.store.quarantine import QUARANTINE, Rejected, read_quarantine
@@ -29,73 +30,57 @@ from pipelines.html.document import asset, document, script
 from pipelines.html.layout import anchor, section, table, tile, tiles
 from pipelines.html.scale import byte_size, number
 from pipelines.html.tags import Html, tag
-from pipelines.storage.folders import Folder, write_whole
-
-CARD_PAGE = "card.html"
+from pipelines.storage.folders import Folder
 
 
-def write_clean_card(folder: Folder, settings: Mapping[str, Any]) -> None:
-    """Writes ``card.html`` of a clean artifact that is finished but for it.
+def card_page(folder: Folder, clean: Mapping[str, Folder]) -> str:
+    """The data card of a clean or pack artifact as one HTML document, which needs no network.
 
     Args:
-        folder: The artifact, with its shards, ``card.json`` and ``quarantine.parquet``.
-        settings: The stage's ``what``.
+        folder: The artifact.
+        clean: Source → clean artifact, for the sample pictures of a pack artifact; may hold more sources.
 
     Raises:
-        StoreError: Where one of these is missing, or ``card.json`` lacks what every clean card has.
+        StoreError: If the folder is no finished clean or pack artifact, a clean artifact that it refers to is
+            missing, or its ``card.json`` lacks what every card of its kind has.
     """
-    rejected = read_quarantine(folder / QUARANTINE)
-    page = clean_page(_read_card(folder), rejected, CleanReader(folder, SPLIT), settings)
-    write_whole(folder / CARD_PAGE, page)
-
-
-def write_pack_card(folder: Folder, clean: Mapping[str, Folder], settings: Mapping[str, Any]) -> None:
-    """Writes ``card.html`` of a pack artifact that is finished but for it.
-
-    Args:
-        folder: The artifact, with its shards, ``index.json``, ``card.json`` and ``quarantine.parquet``.
-        clean: Source → clean artifact.
-        settings: The stage's ``what``.
-
-    Raises:
-        StoreError: Where one of these is missing, or ``card.json`` lacks what every pack card has.
-    """
+    manifest = read_manifest(folder) or {}
+    kind = manifest.get("kind")
+    if kind not in ("clean", "pack"):
+        raise StoreError(
+            f"{folder} has no data card.",
+            "It is not a finished clean or pack artifact.",
+            "Name the folder of one, or run the stage that writes it.",
+        )
+    places = manifest.get("location", {})  # differ from machine to machine
+    settings = {name: value for name, value in manifest["what"].items() if name not in places}
     card = _read_card(folder)
-    page = pack_page(
-        card,
-        read_quarantine(folder / QUARANTINE),
-        read_filtered(folder / FILTERED),
-        PackReader(folder),
-        {name: CleanReader(clean[name], SPLIT) for name in card["sources"]},
-        dict(settings)
-        | {"licences": {name: _read_card(clean[name]).get("licence") for name in card["sources"]}},
-    )
-    write_whole(folder / CARD_PAGE, page)
+    rejected = read_quarantine(folder / QUARANTINE)
+    if kind == "clean":
+        return _clean_page(card, rejected, CleanReader(folder, SPLIT), settings)
+    _need(card, ("schema", "budget", "sequences", "lower_bound", "fill", "by_kind", "sources"))
+    missing = [name for name in card["sources"] if name not in clean]
+    if missing:
+        raise StoreError(
+            f"The clean artifacts of {', '.join(missing)} are missing.",
+            f"{folder} refers to the pictures in them.",
+            "Put them back into the store, or run the clean stage again.",
+        )
+    readers = {name: CleanReader(clean[name], SPLIT) for name in card["sources"]}
+    return _pack_page(card, rejected, read_filtered(folder / FILTERED), PackReader(folder), readers, settings)
 
 
-def clean_page(
+def _clean_page(
     card: Mapping[str, Any], rejected: Sequence[Rejected], reader: CleanReader, settings: Mapping[str, Any]
 ) -> str:
-    """The card of a clean artifact as one HTML document.
-
-    Args:
-        card: Its ``card.json``.
-        rejected: Its quarantine.
-        reader: Its train split.
-        settings: The stage's ``what``.
-
-    Raises:
-        StoreError: Where the card lacks what every clean card has.
-    """
     _need(card, ("source", "schema", "bytes", "splits"))
     source, splits = card["source"], card["splits"]
     records = sum(split["records"] for split in splits.values())
-    seen, histograms = clean_histograms(reader)
+    scope, histograms = clean_histograms(reader)
     gallery_lead = (
-        f"Up to {PICTURES} samples with pictures, {CLIPS} with videos, evenly spaced over the train split: "
-        "nobody picked them. The first question and the first answer are shown."
+        f"Up to {PICTURES} samples with pictures, {CLIPS} with videos, evenly spaced over the train split, "
+        "not picked by hand. The first question and the first answer are shown."
     )
-    licence = {source: settings.get("licence", card.get("licence"))}
     return _page(
         title=source,
         kicker="Data card · clean artifact",
@@ -103,15 +88,15 @@ def clean_page(
         header=_clean_tiles(card, records),
         sections={
             "Splits": section("Splits", "Only the train split is ever packed.", _split_table(splits)),
-            "Sizes": section("Sizes", f"Of the train split's samples: {seen}.", histograms),
+            "Sizes": section("Sizes", f"Samples of the train split: {scope}.", histograms),
             "Samples": section("Samples", gallery_lead, gallery(reader)),
             "Quarantine": quarantine_section(rejected, records),
-            "How it was made": settings_section(settings, card["schema"], licence),
+            "How it was made": settings_section(settings, card["schema"]),
         },
     )
 
 
-def pack_page(
+def _pack_page(
     card: Mapping[str, Any],
     rejected: Sequence[Rejected],
     filtered: pa.Table,
@@ -119,29 +104,13 @@ def pack_page(
     clean: Mapping[str, CleanReader],
     settings: Mapping[str, Any],
 ) -> str:
-    """The card of a pack artifact as one HTML document.
-
-    Args:
-        card: Its ``card.json``.
-        rejected: Its quarantine.
-        filtered: What its filters removed, as ``FILTERED_SCHEMA``.
-        packed: Its sequences.
-        clean: Train split of each source's clean artifact.
-        settings: The stage's ``what``, with ``licences`` by source.
-
-    Raises:
-        StoreError: Where the card lacks what every pack card has.
-    """
-    _need(card, ("schema", "budget", "sequences", "lower_bound", "fill", "by_kind", "sources"))
-    names = list(card["sources"])
-    seen, histograms = token_histograms(packed, names)
+    names = list(clean)
+    scope, histograms = token_histograms(packed, names)
     share = max(2, PICTURES // len(names))
     shown = (
         part for name in names for part in (tag("h3", name), gallery(clean[name], pictures=share, clips=1))
     )
-    gallery_lead = "Of each source, evenly spaced over its train split, before filters; nobody picked them."
-    licences = {name: settings.get("licences", {}).get(name) for name in names}
-    told = {name: value for name, value in settings.items() if name != "licences"}
+    gallery_lead = "Evenly spaced over each source's train split, before filters; not picked by hand."
     return _page(
         title=" + ".join(names),
         kicker="Data card · pack artifact",
@@ -149,12 +118,12 @@ def pack_page(
         header=pack_tiles(card),
         sections={
             "Fill": fill_section(card),
-            "Tokens": section("Tokens", f"Of the documents of sequences: {seen}.", histograms),
+            "Tokens": section("Tokens", f"Documents of the sequences: {scope}.", histograms),
             "Mixture": mixture_section(card),
             "Filters": filters_section(filtered, clean, card.get("filters", {})),
             "Quarantine": quarantine_section(rejected, sum(map(len, clean.values()))),
             "Samples": section("Samples", gallery_lead, *shown),
-            "How it was made": settings_section(told, card["schema"], licences),
+            "How it was made": settings_section(settings, card["schema"]),
         },
     )
 

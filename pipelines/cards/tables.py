@@ -23,8 +23,6 @@ from pipelines.storage.folders import Folder, filesystem_for
 EXAMPLES = 5
 """Examples shown of each reason and of each filter."""
 _PICTURE_SIDE = 96
-_PLACES = frozenset({"path"})
-"""Settings that say where something lies, and differ from machine to machine."""
 
 PACK_REASONS = {
     "extreme_aspect_ratio": "The picture is too elongated to be resized.",
@@ -137,24 +135,20 @@ def _examples(filtered: pa.Table, name: str, readers: Mapping[str, CleanReader])
     return table(["", "source", "row", "sample", "why"], rows, numeric=[2])
 
 
-def settings_section(settings: Mapping[str, Any], schema: str, licences: Mapping[str, str | None]) -> Html:
-    """What decided the artifact: its settings word for word, its rows' schema, the stated licences.
+def settings_section(settings: Mapping[str, Any], schema: str) -> Html:
+    """What decided the artifact: its settings word for word, and its rows' schema.
 
     Args:
         settings: The stage's part of the recipe.
-        schema: Of the rows, with its version.
-        licences: Source → licence as the recipe states it; ``None``: it states none.
+        schema: Name and version of the rows' schema.
     """
-    shown = {name: value for name, value in settings.items() if name not in _PLACES}
     lead = (
         "The same settings, inputs and code give this artifact again, byte for byte; its manifest.json has "
         "the hashes of its files, and the fingerprints of what it was made from."
     )
-    stated = [[source, licence] for source, licence in sorted(licences.items()) if licence]
     return section(
         "How it was made",
         lead,
         tag("p", "Rows follow the schema ", tag("code", schema), "."),
-        table(["source", "licence"], stated) if stated else "",
-        fold("Settings", tag("pre", json.dumps(shown, indent=2, sort_keys=True, ensure_ascii=False))),
+        fold("Settings", tag("pre", json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False))),
     )

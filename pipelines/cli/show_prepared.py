@@ -13,7 +13,7 @@ from rich.table import Table
 from pipelines.dag.plan import PlannedStage
 from pipelines.html.scale import number
 
-CARD, PAGE = "card.json", "card.html"
+CARD = "card.json"
 _KINDS = {"image": "with pictures", "video": "with a video"}
 
 
@@ -35,8 +35,7 @@ def show_prepared(
         console.print(line)
     for name, folder in found["artifacts"].items():
         console.print(f"{name}: {_nearby(folder)}", soft_wrap=True)
-    for page in found["cards"].values():
-        console.print(f"card: {_nearby(page)}", soft_wrap=True)
+    console.print(f"data cards: casa data card {' | '.join(found['artifacts'])}", soft_wrap=True)
 
 
 def collect(stages: Sequence[PlannedStage]) -> dict[str, Any]:
@@ -49,7 +48,6 @@ def collect(stages: Sequence[PlannedStage]) -> dict[str, Any]:
         "pack": cards[packs[0].name],
         "clean": {cards[stage.name]["source"]: cards[stage.name] for stage in cleans},
         "artifacts": {stage.name: str(stage.folder) for stage in shown},
-        "cards": {stage.name: str(stage.folder / PAGE) for stage in shown if (stage.folder / PAGE).is_file()},
     }
 
 

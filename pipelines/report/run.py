@@ -1,28 +1,39 @@
-"""The report stage: the run's artifacts in, one HTML file out."""
+"""The report stage: ``report.html`` about the run's artifacts, and beside it the data cards it links to."""
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
+from pipelines.cards.data import card_page
 from pipelines.dag.context import StageContext
 from pipelines.report.page import render
 from pipelines.report.sections.run_artifacts import gather
+from pipelines.storage.folders import write_whole
 
 FILE = "report.html"
 
 
 def run_stage(context: StageContext) -> dict[str, Any]:
-    """Write ``report.html``. Inputs: any artifacts of a run, role = stage name; what is absent is said to be.
+    """Write the report and the data cards.
+
+    Inputs: any artifacts of a run, role = stage name. Where one is absent, its section states that.
 
     Returns:
-        ``{"path": …}``, where to open it.
+        ``path`` of ``report.html`` and its ``bytes``.
+
+    Raises:
+        StoreError: If an artifact's card cannot be drawn.
     """
-    context.progress(0, 1, "drawing the report")
-    page = render(gather(context))
-    partial = context.local_output / f"{FILE}.partial"
-    partial.write_text(page, encoding="utf-8")
-    os.replace(partial, context.local_output / FILE)
-    context.progress(1, 1, "report drawn")
+    run = gather(context)
+    described = {stage.card: stage for stage in run.stages.values() if stage.card}
+    steps = len(described) + 1
+    for done, (address, stage) in enumerate(described.items()):
+        context.progress(done, steps, f"drawing the data card of {stage.name}")
+        (context.local_output / address).parent.mkdir(exist_ok=True)
+        write_whole(context.output / address, card_page(stage.folder, run.inputs_of(stage)))
+    context.progress(steps - 1, steps, "drawing the report")
+    page = render(run)
+    write_whole(context.output / FILE, page)
+    context.progress(steps, steps, "report drawn")
     path = str(context.local_output / FILE)
     return {"headline": path, "path": path, "bytes": len(page.encode())}

@@ -21,7 +21,7 @@ from PIL import Image
 from casa_core.errors import StoreError
 from casa_core.media.decode import decode_image
 from pipelines.cards import samples as card_samples
-from pipelines.cards.data import CARD_PAGE, write_clean_card, write_pack_card
+from pipelines.cards.data import card_page
 from pipelines.cards.gallery import shortened, spaced
 from pipelines.cards.samples import sampled
 from pipelines.cards.sequence_chart import powers_of_two
@@ -88,18 +88,22 @@ def store(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def page(store) -> Page:
-    return Page((store["pack"] / CARD_PAGE).read_text())
+    return Page(card_page(store["pack"], store))
 
 
 @pytest.fixture
 def photos(tmp_path, monkeypatch) -> tuple[Path, Page]:
     write_photos(tmp_path / "raw")
     run_clean(tmp_path / "raw", tmp_path / "clean", monkeypatch)
-    return tmp_path / "clean", Page((tmp_path / "clean" / CARD_PAGE).read_text())
+    return tmp_path / "clean", Page(card_page(tmp_path / "clean", {}))
 
 
-def test_the_pack_stage_writes_its_card(store):
-    assert CARD_PAGE in json.loads((store["pack"] / "manifest.json").read_text())["files"]
+def test_a_card_is_no_part_of_its_artifact(store, page):
+    for folder in store.values():
+        files = json.loads((folder / "manifest.json").read_text())["files"]
+        assert "card.json" in files
+        assert "card.html" not in files
+        assert not (folder / "card.html").exists()
 
 
 def test_a_card_loads_nothing_from_anywhere(page, photos):
@@ -109,7 +113,7 @@ def test_a_card_loads_nothing_from_anywhere(page, photos):
 
 
 def test_what_a_corpus_says_stays_text(page, store):
-    html = (store["pack"] / CARD_PAGE).read_text()
+    html = card_page(store["pack"], store)
     assert HOSTILE in page.text
     assert "<script>alert" not in html
 
@@ -197,10 +201,15 @@ def test_equal_artifacts_have_equal_cards_wherever_they_lie(store, tmp_path):
     copies = {name: tmp_path / "elsewhere" / name for name in store}
     for name, folder in store.items():
         shutil.copytree(folder, copies[name])
-    before = (store["pack"] / CARD_PAGE).read_bytes()
-    write_pack_card(copies["pack"], {name: copies[name] for name in PACK["sources"]}, PACK)
-    assert (copies["pack"] / CARD_PAGE).read_bytes() == before
-    assert str(tmp_path).encode() not in before
+    before = card_page(store["pack"], store)
+    assert card_page(copies["pack"], copies) == before
+    assert str(tmp_path) not in before
+
+
+def test_a_clean_card_leaves_out_where_the_corpus_lies(photos, tmp_path):
+    html = card_page(photos[0], {})
+    assert "max_failures" in html
+    assert str(tmp_path) not in html
 
 
 def test_a_card_that_lacks_what_all_have_is_refused(store, tmp_path):
@@ -210,10 +219,17 @@ def test_a_card_that_lacks_what_all_have_is_refused(store, tmp_path):
     del card["lower_bound"]
     (folder / "card.json").write_text(json.dumps(card))
     with pytest.raises(StoreError, match="lower_bound"):
-        write_pack_card(folder, {name: store[name] for name in PACK["sources"]}, PACK)
+        card_page(folder, store)
     (folder / "card.json").unlink()
     with pytest.raises(StoreError, match="not a finished artifact"):
-        write_clean_card(folder, {})
+        card_page(folder, {})
+
+
+def test_a_card_needs_an_artifact_and_the_clean_artifacts_that_it_refers_to(store, tmp_path):
+    with pytest.raises(StoreError, match="not a finished clean or pack artifact"):
+        card_page(tmp_path, store)
+    with pytest.raises(StoreError, match=r"The clean artifacts of clips are missing\."):
+        card_page(store["pack"], {"chats": store["chats"]})
 
 
 @given(st.lists(st.floats(0, 1e7), min_size=1, max_size=200))

@@ -263,7 +263,7 @@ def test_the_end_of_preparing_tells_fill_shares_and_what_was_left_out(store, cap
     for reason, count in card["quarantine"].items():
         assert f"{reason} {count:,}" in text
     assert str(store["pack"]) in text
-    assert str(store["pack"] / "card.html") in text
+    assert "data cards: casa data card" in text
 
 
 def test_scripts_get_the_same_as_json(store, capsys):
@@ -299,7 +299,7 @@ def test_a_recipe_is_prepared_and_then_found_prepared(tmp_path):
     options = [part for setting in settings for part in ("--set", setting)]
     try:
         first = casa("prepare", "quickstart", "--plain", *options)
-        assert "card.html" in first
+        assert "casa data card" in first
         assert "already done" not in first
         again = casa("prepare", "quickstart", "--plain", *options)
         assert again.count("already done") == 5

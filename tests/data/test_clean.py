@@ -336,7 +336,7 @@ def test_what_a_worker_that_died_left_behind_is_no_part_of_the_artifact(tmp_path
 
     monkeypatch.setattr(f"{__name__}.looped", dying)
     stage(output, tmp_path / "corpus", monkeypatch)
-    assert set(contents(output)) == {"card.html", "card.json", "quarantine.parquet", "train-00000.arrow"}
+    assert set(contents(output)) == {"card.json", "quarantine.parquet", "train-00000.arrow"}
 
 
 def test_a_reader_that_gives_a_record_twice_and_another_not_at_all_is_noticed(tmp_path, monkeypatch):

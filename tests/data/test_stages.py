@@ -127,7 +127,6 @@ def test_the_three_broken_records_are_listed_and_all_others_written(cleaned):
         for split in card["splits"].values():
             assert split["records"] == split["rows"] + split["quarantined"]
     assert sorted(path.name for path in cleaned["vqa"].iterdir() if path.name != ".digests") == [
-        "card.html",
         "card.json",
         "quarantine.parquet",
         "test-00000.arrow",

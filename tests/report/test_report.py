@@ -77,11 +77,18 @@ def without(context, *names):
     ))  # fmt: skip
 
 
-def test_the_stage_writes_one_file_and_says_where(finished):
+def test_the_stage_writes_the_report_and_the_data_cards_that_it_links_to(finished):
     context, page, result = finished
     path = str(context.output / "report.html")
     assert result == {"headline": path, "path": path, "bytes": len(page.encode())}
-    assert [path.name for path in context.output.iterdir()] == ["report.html"]
+    cards = [f"cards/{name}.html" for name in ("clean-live", "clean-vqa", "pack")]
+    written = [path for path in context.output.rglob("*") if path.is_file()]
+    assert sorted(path.relative_to(context.output).as_posix() for path in written) == [*cards, "report.html"]
+    assert sorted(address for address in Outline(page).addresses if "data:" not in address) == cards
+    for card in cards:
+        outline = Outline((context.output / card).read_text(encoding="utf-8"))
+        assert all(address.startswith("data:") for address in outline.addresses)
+        assert "Data card" in outline.words
 
 
 def test_the_page_is_well_formed_and_its_links_lead_somewhere(finished):
@@ -93,7 +100,9 @@ def test_the_page_is_well_formed_and_its_links_lead_somewhere(finished):
 def test_the_page_needs_nothing_from_anywhere(finished):
     page = finished[1]
     assert not re.search(r"https?:|//[a-z]+\.|@import|url\(", page)
-    assert all(address.startswith("data:image/png;base64,") for address in Outline(page).addresses)
+    assert all(
+        address.startswith(("data:image/png;base64,", "cards/")) for address in Outline(page).addresses
+    )
 
 
 def test_every_section_shows_its_evidence(finished):

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from casa_core.errors import ClusterError, ConfigError
 from casa_core.media.decode import MAX_PIXELS
-from pipelines.cards.data import write_clean_card
 from pipelines.data.clean.records import DEFAULT_LIMITS, SHRUNK, Limits, clean_record
 from pipelines.data.read import Reader, Record, Span, open_reader
 from pipelines.data.store.quarantine import QUARANTINE, Rejected, Tally, merge_quarantines, write_quarantine
@@ -102,7 +101,6 @@ def run_stage(context: StageContext) -> dict[str, Any]:
     reports = _work_off(context, reader, tasks)
     card = _card(what, tasks, reports)
     write_json(context.output / CARD, card)
-    write_clean_card(context.output, {name: value for name, value in what.items() if name != "path"})
     remove_tree(context.output / _REPORTS)
     rows = {split: entry["rows"] for split, entry in card["splits"].items()}
     return {

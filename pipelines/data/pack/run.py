@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.cards.data import write_pack_card
 from pipelines.data.filter.filters import FILTERED, filter_sources, write_filtered
 from pipelines.data.pack.accounting import check_plan, check_rows, check_written
 from pipelines.data.pack.card import pack_card
@@ -45,8 +44,6 @@ if TYPE_CHECKING:
 ROWS_PER_TASK = 4096
 SEQUENCES_PER_SHARD = 512
 TOKENIZER = "tokenizer"
-PLACES = ("tokenizer_path", "hash_lists")
-"""Settings that only say where something lies."""
 _STEPS = 4
 
 Run = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]]
@@ -77,7 +74,6 @@ def run_stage(context: StageContext) -> dict[str, Any]:
 
 def pack_sources(context: StageContext, run: Run) -> dict[str, Any]:
     """The stage, on whatever ``run`` runs on: Ray in a run, ``map`` in a test."""
-    settings = {name: value for name, value in context.settings.items() if name not in PLACES}
     context = replace(context, settings=located(context.settings))
     what, output = context.settings, context.output
     limits = limits_of(what)
@@ -104,7 +100,6 @@ def pack_sources(context: StageContext, run: Run) -> dict[str, Any]:
         "quarantine": found.rejected.by_reason(),
     }
     write_json(output / CARD, card)
-    write_pack_card(output, context.inputs, settings)
     for folder in (ENCODED_FOLDER, REPORTS):
         remove_tree(output / folder)
     context.progress(_STEPS, _STEPS, f"{len(plan)} sequences")

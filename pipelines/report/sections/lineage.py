@@ -36,7 +36,8 @@ def lineage(run: Run) -> Html:
         "read further on is drawn with its first line only."
     )
     graph = tag("div", _draw(nodes(run)), class_="scroll")
-    return section("Lineage", lead, figure("From raw files to the endpoint", graph), _times(run))
+    drawing = figure("From raw files to the endpoint", graph)
+    return section("Lineage", lead, drawing, _times(run), _data_cards(run))
 
 
 def nodes(run: Run) -> list[Node]:
@@ -154,6 +155,17 @@ def _times(run: Run) -> Html:
         rows.append([name, short, stage.code_version, byte_size(stage.size), took, when])
     head = ["stage", "fingerprint", "code", "size", "time", "when it ran"]
     return figure("Time and size of each stage", table(head, rows, numeric=[3, 4]), note=_overall(spans))
+
+
+def _data_cards(run: Run) -> Html:
+    """A link to each data card."""
+    rows = [
+        [tag("a", stage.name, href=stage.card), stage.summary.get("headline", "")]
+        for stage in run.stages.values()
+        if stage.card
+    ]
+    note = "Counts, histograms, filters, quarantine and sample pictures of each clean and pack artifact."
+    return figure("Data cards", table(["card", "content"], rows), note=note) if rows else Html()
 
 
 def _span(span: tuple[float, float] | None, total: float) -> Any:

@@ -44,6 +44,11 @@ class Stage:
     size: int
     provenance: Mapping[str, Any]
 
+    @property
+    def card(self) -> str | None:
+        """Address of the artifact's data card, relative to the report; ``None`` for a stage without one."""
+        return f"cards/{self.name}.html" if self.kind in ("clean", "pack") else None
+
     def json(self, name: str) -> Any:
         """The content of a JSON file of the artifact, or ``None`` where there is no such file."""
         path = self.folder / name
@@ -69,6 +74,11 @@ class Run:
     def get(self, name: str) -> Stage | None:
         """The stage of that name, if the run has it."""
         return self.stages.get(name)
+
+    def inputs_of(self, stage: Stage) -> dict[str, Folder]:
+        """Role → artifact folder of the stage's inputs, those that are among the run's artifacts."""
+        folders = {own.fingerprint: own.folder for own in self.stages.values()}
+        return {role: folders[found] for role, found in stage.inputs.items() if found in folders}
 
     def of_kind(self, kind: str) -> list[Stage]:
         """Every stage of a kind."""

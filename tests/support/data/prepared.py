@@ -10,7 +10,6 @@ import pytest
 from PIL import Image as PILImage
 
 from casa_core.types import Image, Sample, Text
-from pipelines.cards.data import write_clean_card
 from pipelines.dag import artifact
 from pipelines.dag.context import StageContext
 from pipelines.data.clean import run as clean
@@ -53,21 +52,21 @@ def make_store(root: Path) -> dict[str, Path]:
         StageContext(name="pack", settings=PACK, placement={}, inputs=dict(folders), output=output), map
     )
     for name, fingerprint in (("chats", "c1"), ("clips", "c2")):
-        _commit(folders[name], "clean", fingerprint, {})
-    _commit(output, "pack", "p1", {"chats": "c1", "clips": "c2"})
+        _commit(folders[name], "clean", fingerprint, {}, {})
+    _commit(output, "pack", "p1", PACK, {"chats": "c1", "clips": "c2"})
     return {**folders, "pack": output}
 
 
 def run_clean(
     root: Path, output: Path, monkeypatch: pytest.MonkeyPatch, max_failures: float = 0.5
 ) -> dict[str, Any]:
-    """Cleans a FineVision corpus without Ray, and writes its card; returns the stage's settings."""
+    """Cleans a FineVision corpus without Ray; returns the stage's settings."""
     monkeypatch.setattr(clean, "ray_map", lambda function, work, workers: map(function, work))
     what = {"source": "photos", "reader": "finevision", "path": str(root), "max_failures": max_failures}
     output.mkdir(parents=True)
     where = {"data": {"workers": 1}}
     clean.run_stage(StageContext(name="clean-photos", settings=what, placement=where, output=output))
-    write_clean_card(output, what)
+    _commit(output, "clean", "c", what, {})
     return what
 
 
@@ -88,5 +87,9 @@ def write_photos(root: Path, count: int = 60) -> Path:
     return write_finevision(root / "photos" / "train-00000-of-00001.parquet", rows, row_group_size=16)
 
 
-def _commit(folder: Path, kind: str, fingerprint: str, inputs: dict[str, str]) -> None:
-    artifact.commit(folder, {"kind": kind, "fingerprint": fingerprint, "what": {}, "inputs": inputs}, {}, {})
+def _commit(
+    folder: Path, kind: str, fingerprint: str, settings: dict[str, Any], inputs: dict[str, str]
+) -> None:
+    identity = {"kind": kind, "fingerprint": fingerprint, "what": settings, "inputs": inputs}
+    location = {name: settings[name] for name in ("path",) if name in settings}
+    artifact.commit(folder, {**identity, "location": location}, {}, {})

@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from PIL import Image as PILImage
 
@@ -20,7 +21,7 @@ from pipelines.data.generate.moving_shapes import encode_video, frames, make_cli
 from pipelines.data.generate.shapes import draw_ground, draw_shape, render
 from pipelines.data.store.quarantine import Rejected, write_quarantine
 from pipelines.data.store.rows import CLEAN_SCHEMA, Media, row_from_sample
-from pipelines.data.store.store import CleanReader
+from pipelines.data.store.store import CleanReader, write_index
 from pipelines.evaluate import HELD_OUT
 from pipelines.evaluate.benchmarks.base import Settings
 from pipelines.evaluate.inference import chunks, predict_chunk
@@ -53,7 +54,12 @@ def write_clean(folder: Path, rows: Iterable[dict[str, Any]], rejected: Iterable
         writer.write_table(table, max_chunksize=4)
     write_quarantine(folder / "quarantine.parquet", rejected)
     shards = [{"file": f"{HELD_OUT}-00000.arrow", "rows": len(rows)}]
-    card = {"splits": {"train": {"rows": 0, "shards": []}, HELD_OUT: {"rows": len(rows), "shards": shards}}}
+    counts = {"quarantined": 0, "bytes": 0, "images": 0, "videos": 0}
+    splits = {
+        "train": {"records": 0, "rows": 0, "shards": [], **counts},
+        HELD_OUT: {"records": len(rows), "rows": len(rows), "shards": shards, **counts},
+    }
+    card = {"schema": "clean/2", "source": folder.name, "reader": "test", "bytes": 0, "splits": splits}
     (folder / "card.json").write_text(json.dumps(card))
 
 
@@ -128,6 +134,7 @@ def write_training(folder: Path, steps: int, floor: float) -> None:
 
 
 PACK_CARD = {
+    "schema": "pack/2",
     "sequences": 1490, "lower_bound": 1462, "text_tokens": 551_230, "image_tokens": 748_544,
     "budget": {"text": 384, "image": 512},
     "fill": {"text": 0.963, "image": 0.981},
@@ -176,6 +183,8 @@ def make_run(root: Path, *, questions: int = 60, clips: int = 5, steps: int = 40
     write_clean(folders["clean-live"], live_rows(clips, folders["corpus-live"]))
     (folders["corpus-vqa"] / "README.json").write_text("{}")
     (folders["pack"] / "card.json").write_text(json.dumps(PACK_CARD))
+    write_index(folders["pack"], [], np.empty(0, np.uint8))
+    write_quarantine(folders["pack"] / "quarantine.parquet", [])
     write_training(folders["train"], steps, 0.08)
     write_training(folders["train-blind"], steps, 0.6)
     headline = write_evaluation(folders["evaluate"], {s: folders[f"clean-{s}"] for s in ("vqa", "live")})
@@ -187,7 +196,7 @@ def make_run(root: Path, *, questions: int = 60, clips: int = 5, steps: int = 40
         "train-blind": {"pack": "pack", "vqa": "clean-vqa", "live": "clean-live"},
         "evaluate": {"train": "train", "blind": "train-blind", "vqa": "clean-vqa", "live": "clean-live"},
     }
-    what = {
+    settings = {
         "corpus-vqa": {"make": {"generator": "easy_vqa", "train_rows": 12000}, "seed": 0},
         "corpus-live": {"make": {"generator": "moving_shapes", "train_clips": 400}, "seed": 0},
         "pack": {"sources": ["vqa", "live"], "seed": 0},
@@ -197,7 +206,7 @@ def make_run(root: Path, *, questions: int = 60, clips: int = 5, steps: int = 40
     manifests = {
         name: manifest(
             name,
-            settings=what.get(name, {}),
+            settings=settings.get(name, {}),
             inputs={role: fingerprint(stage) for role, stage in inputs.get(name, {}).items()},
             summary=headline if name == "evaluate" else {},
             begun=TIMES[name][0],
@@ -205,6 +214,8 @@ def make_run(root: Path, *, questions: int = 60, clips: int = 5, steps: int = 40
         )
         for name in folders
     }
+    for name, folder in folders.items():
+        (folder / "manifest.json").write_text(json.dumps(manifests[name]))
     return StageContext(
         name="report",
         settings={"report": {"gallery": 24, "timelines": 4}, "model_name": "casa-quickstart"},
@@ -223,7 +234,7 @@ def fingerprint(name: str) -> str:
 def manifest(
     name: str,
     *,
-    what: dict[str, Any],
+    settings: dict[str, Any],
     inputs: dict[str, str],
     summary: dict[str, Any],
     begun: float,
@@ -235,7 +246,7 @@ def manifest(
         "format": 1,
         "fingerprint": fingerprint(name),
         "kind": "train" if name == "train-blind" else name.split("-")[0],
-        "what": what,
+        "what": settings,
         "inputs": inputs,
         "code_version": 1,
         "summary": summary,

@@ -30,7 +30,7 @@ from pipelines.html.document import asset, document, script
 from pipelines.html.layout import anchor, section, table, tile, tiles
 from pipelines.html.scale import byte_size, number
 from pipelines.html.tags import Html, tag
-from pipelines.storage.folders import Folder
+from pipelines.storage.uri import Folder
 
 
 def card_page(folder: Folder, clean: Mapping[str, Folder]) -> str:

@@ -18,7 +18,7 @@ from pipelines.data.store.quarantine import Rejected
 from pipelines.data.store.store import CleanReader
 from pipelines.html.layout import fold, section, table
 from pipelines.html.tags import Html, tag
-from pipelines.storage.folders import Folder, filesystem_for
+from pipelines.storage.uri import Folder, filesystem_for
 
 EXAMPLES = 5
 """Examples shown of each reason and of each filter."""

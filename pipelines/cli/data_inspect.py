@@ -11,7 +11,8 @@ from casa_core.errors import ConfigError
 from pipelines.cli.options import print_json
 from pipelines.dag.artifact import read_manifest
 from pipelines.data.store.store import CARD, CleanReader, PackReader
-from pipelines.storage.folders import Folder, local_copy, open_folder
+from pipelines.storage.transfer import local_copy
+from pipelines.storage.uri import Folder, open_folder
 
 TOKENIZER = "tokenizer"
 

@@ -12,7 +12,7 @@ from pipelines.cli.headline import headline
 from pipelines.cli.session import LatestRun, latest_run
 from pipelines.dag.artifact import read_manifest
 from pipelines.dag.records import Records
-from pipelines.storage.folders import open_folder
+from pipelines.storage.uri import open_folder
 
 TIMEOUT_S = 10.0
 

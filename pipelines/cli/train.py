@@ -12,7 +12,7 @@ import typer
 from pipelines.cli.options import DEFAULT_RECIPE, JsonOption, RecipeArgument, SetOption, print_json
 
 if TYPE_CHECKING:
-    from pipelines.storage.folders import Folder
+    from pipelines.storage.uri import Folder
 
 
 class Scale(StrEnum):
@@ -141,7 +141,7 @@ def export(
 def _checkpoints(source: str, overrides: Sequence[str]) -> Folder:
     """The folder that is meant: itself, one of its steps, or the one of a recipe's train stage."""
     from casa_core.errors import ConfigError
-    from pipelines.storage.folders import open_folder
+    from pipelines.storage.uri import open_folder
     from pipelines.train.checkpoint.save import COMPLETE
 
     if "://" in source or Path(source).is_dir():

@@ -17,11 +17,11 @@ from pipelines.compare import text as words
 from pipelines.compare.comparison import Comparison, compare
 from pipelines.compare.members import read_member
 from pipelines.compare.plot import draw
-from pipelines.dag.artifact import write_atomically
 from pipelines.dag.context import StageContext
 from pipelines.html.document import asset, document
 from pipelines.html.layout import table
 from pipelines.html.tags import Html, tag
+from pipelines.storage.atomic import write_whole
 
 
 def run_stage(context: StageContext) -> dict[str, Any]:
@@ -41,10 +41,10 @@ def run_stage(context: StageContext) -> dict[str, Any]:
     ]
     found = compare(context.settings["sweep"], members)
     output = context.local_output
-    write_atomically(output / "table.md", words.markdown(found))
-    write_atomically(output / "comparison.svg", draw(found) + "\n")
-    write_atomically(output / "comparison.json", json.dumps(asdict(found), indent=1) + "\n")
-    write_atomically(output / "index.html", page(found))
+    write_whole(output / "table.md", words.markdown(found), durable=True)
+    write_whole(output / "comparison.svg", draw(found) + "\n", durable=True)
+    write_whole(output / "comparison.json", json.dumps(asdict(found), indent=1) + "\n", durable=True)
+    write_whole(output / "index.html", page(found), durable=True)
     print_table(found)
     return {"headline": words.conclusion(found), "path": str(output / "index.html")}
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-import os
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -18,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from casa_core.errors import StoreError
-from pipelines.dag.files import MANIFEST, forget_digests, list_files, sync_folder
+from pipelines.dag.files import MANIFEST, forget_digests, list_files
 from pipelines.dag.fingerprint import canonical_json
-from pipelines.storage.folders import Folder
+from pipelines.storage.atomic import sync, write_whole
 from pipelines.storage.s3_path import S3Path
+from pipelines.storage.uri import Folder
 
 FORMAT = 1
 PACKAGES = ("torch", "transformers", "ray", "deepspeed", "pyarrow", "tokenizers", "numpy", "av", "pillow")
@@ -64,7 +64,7 @@ def begin(folder: Folder) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)
-    sync_folder(folder)
+    sync(folder)
 
 
 def commit(
@@ -86,7 +86,7 @@ def commit(
     Raises:
         StoreError: If another run has committed other contents in the same place on S3.
     """
-    files = list_files(folder, sync=True)
+    files = list_files(folder, durable=True)
     manifest = {
         "format": FORMAT,
         **identity,
@@ -100,7 +100,7 @@ def commit(
         manifest = _put_first(folder, manifest, text)
         folder.abort_uploads()
     else:
-        write_atomically(folder / MANIFEST, text)
+        write_whole(folder / MANIFEST, text, durable=True)
     forget_digests(folder)
     return manifest
 
@@ -145,17 +145,6 @@ def verify(folder: Folder) -> None:
     if problems:
         shown = "; ".join(sorted(problems)[:5]) + (" …" if len(problems) > 5 else "")
         raise StoreError(f"{folder} is not what its manifest says.", shown, f"remove {folder} and run again")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file in one step that survives a crash: readers see the old one or the new one, whole."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with partial.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    sync_folder(path.parent)
 
 
 def provenance() -> dict[str, Any]:

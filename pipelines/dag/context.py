@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipelines.storage.folders import Folder
+    from pipelines.storage.uri import Folder
 
 
 def no_progress(done: float, total: float, message: str = "") -> None:
@@ -22,7 +22,8 @@ class StageContext:
     Attributes:
         name: The stage's name in this run, for example ``clean-vqa``.
         settings: The stage's own part of the recipe; together with the inputs it decides the output.
-        placement: The recipe's ``where`` section, with ``store`` as an absolute path. Must not decide the output.
+        placement: The recipe's ``where`` section, with ``store`` as an absolute path. Must not decide the
+            output.
         inputs: Folder of each input artifact, by role. Read only. Data artifacts may lie on S3.
         output: Folder to fill; a data stage's may lie on S3. May hold files of an earlier, killed attempt:
             overwrite them or resume.

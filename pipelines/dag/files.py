@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from casa_core.errors import StoreError
 from pipelines.dag.fingerprint import file_digest
-from pipelines.storage.folders import DIGESTS, Folder, recall, remove_tree, side_by_side
+from pipelines.storage.atomic import DIGESTS, recall, sync
 from pipelines.storage.s3_path import S3Path
+from pipelines.storage.transfer import remove_tree, side_by_side
+from pipelines.storage.uri import Folder
 
 MANIFEST = "manifest.json"
 _BLOCK = 8 << 20
 
 
-def list_files(folder: Folder, *, sync: bool = False, known: bool = True) -> dict[str, dict[str, Any]]:
+def list_files(folder: Folder, *, durable: bool = False, known: bool = True) -> dict[str, dict[str, Any]]:
     """Bytes and SHA-256 of every file of an artifact, by name; the manifest and scratch are none of them.
 
     Args:
         folder: The artifact's.
-        sync: Also have local files reach the disk.
+        durable: Also force local files to the disk.
         known: Take the digests that were kept when files were written; otherwise read every byte.
 
     Raises:
@@ -33,15 +34,15 @@ def list_files(folder: Folder, *, sync: bool = False, known: bool = True) -> dic
     files: dict[str, dict[str, Any]] = {}
     for path in _walk(folder):
         if path.is_dir():
-            if sync:
-                sync_folder(path)
+            if durable:
+                sync(path)
             continue
         if path.is_symlink() or not path.is_file():
             raise StoreError(
                 f"{path} is a link or a device.", "artifacts hold plain files only", "copy the file"
             )
-        if sync:
-            _sync_file(path)
+        if durable:
+            sync(path)
         found = path.stat()
         kept = recall(path, str(found.st_mtime_ns)) if known else None
         digest = kept.sha256 if kept is not None and kept.bytes == found.st_size else file_digest(path)
@@ -88,14 +89,3 @@ def _object_digest(path: S3Path, size: int) -> str:
 
 def _is_scratch(parts: tuple[str, ...]) -> bool:
     return any(part.startswith(".") for part in parts)
-
-
-def _sync_file(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-sync_folder = _sync_file  # The same call, on a folder's entries.

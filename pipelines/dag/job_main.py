@@ -21,8 +21,8 @@ from pipelines.dag.context import StageContext
 from pipelines.dag.functions import load_function
 from pipelines.dag.progress import ProgressPrinter
 from pipelines.dag.records import JobSpec, Outcome, Records
-from pipelines.storage.folders import Folder, open_folder
 from pipelines.storage.s3_path import S3Path
+from pipelines.storage.uri import Folder, open_folder
 
 
 def run_job(spec: JobSpec) -> Outcome:

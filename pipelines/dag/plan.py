@@ -10,7 +10,7 @@ from typing import Any, Literal
 from casa_core.errors import ConfigError
 from pipelines.dag.artifact import read_manifest
 from pipelines.dag.fingerprint import stage_fingerprint
-from pipelines.storage.folders import Folder, data_store
+from pipelines.storage.uri import Folder, data_store
 
 Status = Literal["done", "run", "check"]
 DATA_KINDS = frozenset({"corpus", "clean", "pack"})

@@ -1,4 +1,4 @@
-"""Identity of raw input: what the files of a folder are, not where they lie or when they were touched."""
+"""Identity of raw input, local or remote: the content of its files, not their place or time."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from casa_core.errors import ConfigError
-from pipelines.dag.artifact import write_atomically
 from pipelines.dag.fingerprint import canonical_json, file_digest
+from pipelines.storage import s3
+from pipelines.storage.atomic import write_whole
+from pipelines.storage.uri import filesystem_for, hub_filesystem
 
 
 def identify(path: Path, cache: Path | None = None) -> dict[str, Any]:
@@ -25,12 +27,13 @@ def identify(path: Path, cache: Path | None = None) -> dict[str, Any]:
     """
     files = [path] if path.is_file() else [p for p in sorted(path.rglob("*")) if _counts(p, path)]
     if not files:
-        why = "the folder holds no files" if path.is_dir() else f"looked for {path.absolute()}"
+        why = "The folder holds no files." if path.is_dir() else f"It would be {path.absolute()}."
         raise ConfigError(
-            f"There is no raw data at {path}.", why, "check `path`; it is relative to where you run"
+            f"There is no raw data at {path}.", why, "Check `path`; it is relative to the folder you run in."
         )
     known = _read_cache(cache)
-    listing, hashes = {}, {}
+    listing: dict[str, list[Any]] = {}
+    hashes = {}
     for file in files:
         status = file.stat()
         key = f"{file.absolute()}:{status.st_size}:{status.st_mtime_ns}:{status.st_ino}"
@@ -39,7 +42,49 @@ def identify(path: Path, cache: Path | None = None) -> dict[str, Any]:
         listing[name] = [status.st_size, hashes[key]]
     if cache is not None and not hashes.keys() <= known.keys():
         cache.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(cache, json.dumps({**known, **hashes}))
+        write_whole(cache, json.dumps({**known, **hashes}), durable=True)
+    return _identity(listing)
+
+
+def identify_remote(uri: str) -> dict[str, Any]:
+    """What lies at a remote URI, as :func:`identify`, with etags in place of SHA-256; nothing is downloaded.
+
+    Raises:
+        ConfigError: If nothing is there.
+    """
+    listing = {
+        name: list(entry)
+        for name, entry in remote_listing(uri).items()
+        if not any(part.startswith(".") for part in name.split("/"))
+    }
+    if not listing:
+        raise ConfigError(f"There is no raw data at {uri}.", "The folder holds no files.", "Check `path`.")
+    return _identity(listing)
+
+
+def remote_listing(uri: str) -> dict[str, tuple[int, str]]:
+    """Every file below a remote folder: its name relative to the folder → its size in bytes and its etag.
+
+    The etag is what the store states about the content (S3's ETag, the hub's blob id); of a store that states
+    nothing, the time of the last change.
+    """
+    if uri.startswith("s3://"):
+        bucket, key, settings = s3.parse_uri(uri)
+        objects = s3.list_objects(settings, bucket, f"{key}/" if key else "")
+        return {entry.key[len(key) :].lstrip("/"): (entry.size, entry.etag) for entry in objects}
+    filesystem, path = filesystem_for(uri)
+    if uri.startswith("hf://"):
+        infos = hub_filesystem().find(path, detail=True)
+        found = {name: (int(info["size"]), str(info["blob_id"])) for name, info in infos.items()}
+    else:
+        from pyarrow import fs  # late: the command line starts without it
+
+        infos = filesystem.get_file_info(fs.FileSelector(path, recursive=True))
+        found = {info.path: (info.size, str(info.mtime_ns)) for info in infos if info.is_file}
+    return {name[len(path) :].lstrip("/"): found[name] for name in sorted(found)}
+
+
+def _identity(listing: dict[str, list[Any]]) -> dict[str, Any]:
     return {
         "files": len(listing),
         "bytes": sum(size for size, _ in listing.values()),

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from casa_core.errors import ClusterError
-from pipelines.dag.artifact import write_atomically
 from pipelines.dag.plan import PlannedStage
+from pipelines.storage.atomic import write_whole
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,12 +118,14 @@ class Records:
     def write_spec(self, spec: JobSpec) -> Path:
         """Record a job before it is submitted."""
         path = self.spec_path(spec.job_id)
-        write_atomically(path, json.dumps(asdict(spec), indent=2, ensure_ascii=False))
+        write_whole(path, json.dumps(asdict(spec), indent=2, ensure_ascii=False), durable=True)
         return path
 
     def write_outcome(self, job_id: str, outcome: Outcome) -> None:
         """Record how a job ended."""
-        write_atomically(self.outcome_path(job_id), json.dumps(asdict(outcome), indent=2, ensure_ascii=False))
+        write_whole(
+            self.outcome_path(job_id), json.dumps(asdict(outcome), indent=2, ensure_ascii=False), durable=True
+        )
 
     def outcome(self, job_id: str) -> Outcome | None:
         """How a job ended; ``None`` if it did not live to say."""
@@ -144,7 +146,7 @@ class Records:
             for s in stages
         ]
         run = {"recipe": recipe, "ray": ray, "endpoint": endpoint, "stages": listed}
-        write_atomically(self.session / "run.json", json.dumps(run, indent=2))
+        write_whole(self.session / "run.json", json.dumps(run, indent=2), durable=True)
 
     def read_run(self) -> dict[str, Any] | None:
         """The latest run: ``recipe``, ``ray``, ``endpoint``, ``stages``; ``None`` before the first."""

@@ -19,8 +19,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipelines.dag.artifact import write_atomically
 from pipelines.dag.source import reachable, source_digest
+from pipelines.storage.atomic import write_whole
 
 VERSIONS_FILE = Path(__file__).with_name("stage_versions.json")
 ROOT = Path(__file__).resolve().parents[2]
@@ -116,7 +116,7 @@ def update(
         moved = version if same_results and version else version + 1
         recorded[kind] = {"version": moved, "digest": stage_digest(modules[kind], root)}
     ordered = {kind: recorded[kind] for kind in modules if kind in recorded}
-    write_atomically(path, json.dumps(ordered, indent=2) + "\n")
+    write_whole(path, json.dumps(ordered, indent=2) + "\n", durable=True)
     return kinds
 
 

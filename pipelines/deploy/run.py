@@ -17,7 +17,7 @@ import httpx
 
 from casa_core.errors import ClusterError
 from pipelines.dag.context import StageContext
-from pipelines.storage.folders import Folder
+from pipelines.storage.uri import Folder
 
 APP = "casa"
 IMPORT_PATH = "serve.app:build"

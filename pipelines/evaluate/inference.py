@@ -21,7 +21,7 @@ from pipelines.data.store.store import CleanReader
 from pipelines.evaluate import HELD_OUT
 from pipelines.evaluate.benchmarks import benchmark_for
 from pipelines.evaluate.benchmarks.base import EngineProtocol, EvalSample, Prediction, Settings, SpokenFrame
-from pipelines.storage.folders import Folder
+from pipelines.storage.uri import Folder
 
 FRAME_TYPE = pa.struct(
     [

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from casa_core.errors import ConfigError
 from pipelines.dag.plan import StageSpec
-from pipelines.dag.raw_inputs import identify
+from pipelines.dag.raw_inputs import identify, identify_remote
 from pipelines.recipe.data import Source
 from pipelines.recipe.model import Recipe
 from pipelines.recipe.pack_settings import pack_settings
@@ -155,8 +155,6 @@ def _source_stages(recipe: Recipe, name: str, source: Source, where: dict[str, A
         ]
     assert source.path is not None  # The recipe has checked that a source has one origin.
     if "://" in source.path:
-        from pipelines.data.read.source.locations import identify_remote  # late: it loads pyarrow
-
         path = source.path
         clean["raw"] = identify_remote(path)
     else:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from pipelines.recipe.fields import Count, Index, Port, Section
-from pipelines.storage.folders import open_folder
+from pipelines.storage.uri import open_folder
 
 Device = Literal["auto", "cpu", "gpu"]
 TrackerName = Literal["tensorboard", "wandb", "mlflow"]

@@ -8,7 +8,7 @@ from pipelines.cards.data import card_page
 from pipelines.dag.context import StageContext
 from pipelines.report.page import render
 from pipelines.report.sections.run_artifacts import gather
-from pipelines.storage.folders import write_whole
+from pipelines.storage.atomic import write_whole
 
 FILE = "report.html"
 

@@ -1,1 +1,1 @@
-"""Where artifacts lie: folders on a disk or on S3, and how files appear in them whole."""
+"""Storage on a disk or on S3: URIs and folders, atomic writes, transfers and retries."""

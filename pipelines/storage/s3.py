@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from casa_core.errors import CasaError, ConfigError, StoreError
+from pipelines.storage.retry import ATTEMPTS, retry
 
 if TYPE_CHECKING:
     from pyarrow import fs
 
-ATTEMPTS = 6
 CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 60.0
 _OPTIONS = ("endpoint_override", "region", "scheme")
@@ -259,12 +259,11 @@ def read_object(settings: S3Settings, bucket: str, key: str, wanted: str = "") -
     """
     from botocore.exceptions import HTTPClientError, IncompleteReadError, ResponseStreamingError
 
+    broken = (HTTPClientError, IncompleteReadError, ResponseStreamingError)
+    part = {"Range": wanted} if wanted else {}
+
+    def read() -> bytes:
+        return client(settings).get_object(Bucket=bucket, Key=key, **part)["Body"].read()
+
     with explained(f"s3://{bucket}/{key}"):
-        part = {"Range": wanted} if wanted else {}
-        for attempt in range(ATTEMPTS):
-            try:
-                return client(settings).get_object(Bucket=bucket, Key=key, **part)["Body"].read()
-            except (HTTPClientError, IncompleteReadError, ResponseStreamingError):
-                if attempt == ATTEMPTS - 1:
-                    raise
-    raise AssertionError("the loop returns or raises")
+        return retry(read, lambda error: isinstance(error, broken))

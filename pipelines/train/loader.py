@@ -22,7 +22,7 @@ from casa_core.errors import DataError, MediaError, StoreError
 from casa_core.media.decode import VideoFrames, decode_image
 from casa_core.processing.processor import CasaProcessor
 from pipelines.data.store.store import CARD, CleanReader, PackReader
-from pipelines.storage.folders import Folder
+from pipelines.storage.uri import Folder
 from pipelines.train.sampler import Step, StepSampler, share_of
 
 

@@ -18,10 +18,10 @@ from typing import Any
 
 from casa_core import errors
 from casa_core.errors import CasaError, ConfigError
-from pipelines.dag.artifact import write_atomically
 from pipelines.dag.context import StageContext
 from pipelines.recipe.where import Device
-from pipelines.storage.folders import Folder, located
+from pipelines.storage.atomic import write_whole
+from pipelines.storage.uri import Folder, recipe_folder
 from pipelines.train import metrics
 from pipelines.train.worker import TrainJob, train
 
@@ -82,7 +82,7 @@ def checkpoint_root(where: dict[str, Any], fingerprint: str) -> Folder:
         fingerprint: Of the stage: another recipe has another folder.
     """
     named = where["train"]["checkpoints"]
-    root = located(named, where) if named else Path(where["store"]) / "checkpoints"
+    root = recipe_folder(named, where) if named else Path(where["store"]) / "checkpoints"
     return root / fingerprint
 
 
@@ -163,7 +163,7 @@ def _work(config: dict[str, Any]) -> None:
     try:
         train(job, rank=world.get_world_rank(), world_size=world.get_world_size())
     except CasaError as error:
-        write_atomically(reported, json.dumps([type(error).__name__, *error.args]))
+        write_whole(reported, json.dumps([type(error).__name__, *error.args]), durable=True)
         raise
 
 

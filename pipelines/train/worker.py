@@ -15,7 +15,8 @@ from casa_core.param_groups import parameter_groups
 from casa_core.processing.processor import CasaProcessor
 from casa_core.weights.checkpoint import save_checkpoint
 from pipelines.recipe.where import TrackerName
-from pipelines.storage.folders import local_copy, open_folder
+from pipelines.storage.transfer import local_copy
+from pipelines.storage.uri import open_folder
 from pipelines.train import zero
 from pipelines.train.build import build_model, training_stage
 from pipelines.train.checkpoint.resume import resume

@@ -14,8 +14,8 @@ from pipelines.data.clean import run as clean
 from pipelines.data.pack import run as pack
 from pipelines.data.store.store import CleanReader, PackReader
 from pipelines.recipe import load_recipe
-from pipelines.storage.folders import Folder, open_folder
 from pipelines.storage.s3_path import S3Path
+from pipelines.storage.uri import Folder, open_folder
 from tests.data.test_pack import PACK
 from tests.support.dag.walk import toy
 

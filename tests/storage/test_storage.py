@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from casa_core.errors import ConfigError, StoreError
-from pipelines.storage import folders as storage
-from pipelines.storage import s3, s3_path
-from pipelines.storage.folders import create, data_store, filesystem_for, open_folder, write_whole
+from pipelines.storage import atomic, retry, s3, s3_path, transfer
+from pipelines.storage.atomic import create, write_whole
 from pipelines.storage.s3_path import S3Path
+from pipelines.storage.uri import data_store, filesystem_for, open_folder
 from tests.support.s3 import credentials, flaky, free_ports
 
 PART = 5 << 20  # The least that S3 takes as a part that others follow.
@@ -34,7 +34,8 @@ def small_parts(monkeypatch):
 
 @pytest.fixture
 def impatient(monkeypatch):
-    monkeypatch.setattr(s3, "ATTEMPTS", 2)
+    for module in (s3, retry):
+        monkeypatch.setattr(module, "ATTEMPTS", 2)
     yield
     s3._client.cache_clear()
 
@@ -106,8 +107,8 @@ def test_files_are_written_listed_read_and_removed(folder):
     assert not (folder / "a").exists()
     (folder / "a.json").unlink(missing_ok=True)
     (folder / "a.json").unlink(missing_ok=True)
-    storage.remove_tree(folder / "deep")
-    storage.remove_tree(folder / "deep")
+    transfer.remove_tree(folder / "deep")
+    transfer.remove_tree(folder / "deep")
     assert [path.name for path in folder.rglob("*")] == ["b.arrow"]
     with pytest.raises(FileNotFoundError):
         (folder / "a.json").read_bytes()
@@ -121,10 +122,10 @@ def test_a_stream_arrives_as_it_was_written_and_its_digest_is_known(folder, smal
     assert output.written is not None
     assert (output.written.bytes, output.written.sha256) == (size, hashlib.sha256(BYTES[:size]).hexdigest())
     assert (folder / "file").read_bytes() == BYTES[:size]
-    storage.remember(folder / "file", output.written)
-    assert storage.recall(folder / "file", output.written.stamp) == output.written
-    assert storage.recall(folder / "file", "another") is None
-    assert storage.recall(folder / "nothing", "any") is None
+    atomic.remember(folder / "file", output.written)
+    assert atomic.recall(folder / "file", output.written.stamp) == output.written
+    assert atomic.recall(folder / "file", "another") is None
+    assert atomic.recall(folder / "nothing", "any") is None
 
 
 def test_a_stream_that_breaks_off_leaves_what_was_there(folder, small_parts):
@@ -159,11 +160,11 @@ def test_a_reader_may_take_a_file_away_as_soon_as_it_appears(tmp_path, monkeypat
 
 
 def test_trees_are_copied_either_way(folder, tmp_path):
-    with storage.local_output(folder / "tokenizer") as local:
+    with transfer.local_output(folder / "tokenizer") as local:
         (local / "deep").mkdir()
         (local / "deep" / "vocabulary.json").write_bytes(b"{}")
         (local / "merges.txt").write_text("größer")
-    with storage.local_copy(folder / "tokenizer") as local:
+    with transfer.local_copy(folder / "tokenizer") as local:
         assert (local / "deep" / "vocabulary.json").read_bytes() == b"{}"
         assert (local / "merges.txt").read_text() == "größer"
     if isinstance(folder, S3Path):

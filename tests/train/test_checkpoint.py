@@ -24,7 +24,7 @@ from casa_core.processing.processor import CasaProcessor
 from casa_core.weights.checkpoint import load_checkpoint
 from pipelines.cli.app import app
 from pipelines.storage import s3
-from pipelines.storage.folders import Output
+from pipelines.storage.atomic import Output
 from pipelines.storage.s3_path import S3Path
 from pipelines.train.checkpoint import save as checkpoint
 from pipelines.train.checkpoint.export import export

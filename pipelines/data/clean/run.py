@@ -21,7 +21,8 @@ from pipelines.data.store.quarantine import QUARANTINE, Rejected, Tally, merge_q
 from pipelines.data.store.ray_map import ray_map
 from pipelines.data.store.rows import CLEAN_SCHEMA, Row
 from pipelines.data.store.store import CARD, remove_leftovers, write_json, write_shard
-from pipelines.storage.folders import Folder, remove_tree
+from pipelines.storage.transfer import remove_tree
+from pipelines.storage.uri import Folder
 
 if TYPE_CHECKING:
     from pipelines.dag.context import StageContext

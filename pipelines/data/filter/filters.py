@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from pipelines.data.clean.perceptual import earlier_neighbours, first_equal
 from pipelines.data.filter.scan import FILTERS, KEPT, Scanned, ScanTask, Settings, scan_rows
 from pipelines.data.store.store import CleanReader
-from pipelines.storage.folders import Folder, create
+from pipelines.storage.atomic import create
+from pipelines.storage.uri import Folder
 
 FILTERED = "filtered.parquet"
 FILTERED_SCHEMA = pa.schema(

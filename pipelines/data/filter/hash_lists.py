@@ -25,7 +25,8 @@ from pipelines.data.clean.perceptual import THUMBNAIL, HashIndex, difference_has
 from pipelines.data.read import Reader, Record, Span, open_reader
 from pipelines.data.read.corpora.image_text import IMAGE_SUFFIXES
 from pipelines.data.read.source.files import Files
-from pipelines.storage.folders import Folder, create, filesystem_for
+from pipelines.storage.atomic import create
+from pipelines.storage.uri import Folder, filesystem_for
 
 HASH_SCHEMA = pa.schema(
     [("name", pa.string()), ("sha256", pa.string()), ("phash", pa.uint64())],

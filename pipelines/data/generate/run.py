@@ -15,7 +15,7 @@ from casa_core.errors import ConfigError
 from pipelines.data.generate.easy_vqa import write_easy_vqa
 from pipelines.data.generate.moving_shapes import write_moving_shapes
 from pipelines.data.generate.reading import write_reading
-from pipelines.storage.folders import local_output, remove_tree
+from pipelines.storage.transfer import local_output, remove_tree
 
 if TYPE_CHECKING:
     from pipelines.dag.context import StageContext

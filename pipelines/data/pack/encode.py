@@ -25,7 +25,7 @@ from pipelines.data.pack.split import pieces
 from pipelines.data.store.quarantine import Rejected, Tally, write_quarantine
 from pipelines.data.store.rows import Row, is_video, sample_from_row
 from pipelines.data.store.store import CleanReader, ShardReader, write_json, write_shard
-from pipelines.storage.folders import Folder
+from pipelines.storage.uri import Folder
 
 if TYPE_CHECKING:
     from casa_core.processing.processor import CasaProcessor

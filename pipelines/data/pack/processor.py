@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from casa_core.errors import ConfigError
-from pipelines.storage.folders import local_copy, open_folder
+from pipelines.storage.transfer import local_copy
+from pipelines.storage.uri import open_folder
 
 if TYPE_CHECKING:
     from casa_core.media.images import ImageSettings

@@ -36,7 +36,8 @@ from pipelines.data.pack.write import (
 from pipelines.data.store.quarantine import QUARANTINE, Tally, merge_quarantines
 from pipelines.data.store.ray_map import ray_map
 from pipelines.data.store.store import CARD, CleanReader, write_index, write_json
-from pipelines.storage.folders import local_output, remove_leftovers, remove_tree
+from pipelines.storage.atomic import remove_leftovers
+from pipelines.storage.transfer import local_output, remove_tree
 
 if TYPE_CHECKING:
     from pipelines.dag.context import StageContext

@@ -20,7 +20,7 @@ from pipelines.data.pack.encode import ENCODED
 from pipelines.data.pack.plan import EncodedSamples, Int32s, Ints, Plan
 from pipelines.data.pack.sequences import PACK_SCHEMA
 from pipelines.data.store.store import ShardReader, write_batches, write_json
-from pipelines.storage.folders import Folder
+from pipelines.storage.uri import Folder
 
 ENCODED_FOLDER = ".encoded"
 REPORTS = ".reports"

@@ -33,7 +33,7 @@ def open_reader(name: str, root: str, source: str, options: dict[str, Any]) -> R
 
     Args:
         name: As in a recipe's ``reader``.
-        root: Local folder, or a URI that :mod:`pipelines.data.read.source.locations` knows.
+        root: Local folder, or a URI that :mod:`pipelines.storage.uri` reads.
         source: The data source's name in the recipe.
         options: The reader's own settings, for example ``fps``; lists are taken as tuples.
 

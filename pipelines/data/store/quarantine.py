@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from casa_core.errors import DataError
-from pipelines.storage.folders import Folder, create, filesystem_for
+from pipelines.storage.atomic import create
+from pipelines.storage.uri import Folder, filesystem_for
 
 QUARANTINE = "quarantine.parquet"
 QUARANTINE_SCHEMA = pa.schema(

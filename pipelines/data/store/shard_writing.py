@@ -13,7 +13,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipelines.data.store.shards import BATCH_ROWS
-from pipelines.storage.folders import Folder, create, remember, write_whole
+from pipelines.storage.atomic import create, remember, write_whole
+from pipelines.storage.uri import Folder
 
 CARD = "card.json"
 INDEX = "index.json"

@@ -23,8 +23,9 @@ from pipelines.data.store.ipc_layout import (
     read_footer,
     row_count,
 )
-from pipelines.storage.folders import Folder, side_by_side
 from pipelines.storage.s3_path import S3Path
+from pipelines.storage.transfer import side_by_side
+from pipelines.storage.uri import Folder
 
 BATCH_ROWS = "casa.batch_rows"
 """Of a schema's metadata: every batch but the last has this many rows. Without it, only each batch knows."""

@@ -26,8 +26,10 @@ from pipelines.data.store.shard_writing import (
     write_shard,
 )
 from pipelines.data.store.shards import Batch, LeaveOut, LRUCache, Shard, open_shard
-from pipelines.storage.folders import Folder, remove_leftovers, side_by_side
+from pipelines.storage.atomic import remove_leftovers
 from pipelines.storage.s3_path import S3Path
+from pipelines.storage.transfer import side_by_side
+from pipelines.storage.uri import Folder
 
 __all__ = [
     "CARD",

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from pipelines.dag.context import StageContext
-from pipelines.storage.folders import Folder
+from pipelines.storage.uri import Folder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,8 @@ from casa_core.errors import ConfigError, StoreError
 from casa_core.model import CasaForConditionalGeneration
 from casa_core.processing.processor import CasaProcessor
 from casa_core.weights.checkpoint import save_checkpoint
-from pipelines.storage.folders import Folder, local_copy
+from pipelines.storage.transfer import local_copy
+from pipelines.storage.uri import Folder
 from pipelines.train.checkpoint.resume import Parts, file_damage
 from pipelines.train.checkpoint.save import FROZEN, FROZEN_DIGEST, MODEL, SavedStep, list_checkpoints
 from pipelines.train.checkpoint.tensor_file import TensorFile

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from casa_core.errors import StoreError
 from pipelines.storage import s3
-from pipelines.storage.folders import Folder, filesystem_for
+from pipelines.storage.uri import Folder, filesystem_for
 from pipelines.train.checkpoint import save as checkpoint
 from pipelines.train.checkpoint import zero_state as fragments
 from pipelines.train.checkpoint.save import SavedStep, list_checkpoints

@@ -22,7 +22,9 @@ import torch.distributed as dist
 
 from casa_core.errors import CasaError, StoreError
 from casa_core.processing.processor import CasaProcessor
-from pipelines.storage.folders import Folder, local_output, remove_leftovers, remove_tree, write_whole
+from pipelines.storage.atomic import remove_leftovers, write_whole
+from pipelines.storage.transfer import local_output, remove_tree
+from pipelines.storage.uri import Folder
 from pipelines.train.checkpoint import zero_state as fragments
 from pipelines.train.checkpoint.tensor_file import write_tensors
 

@@ -10,7 +10,8 @@ import torch
 
 from casa_core.errors import StoreError
 from pipelines.storage import s3
-from pipelines.storage.folders import Folder, Written, create, filesystem_for
+from pipelines.storage.atomic import Written, create
+from pipelines.storage.uri import Folder, filesystem_for
 
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}

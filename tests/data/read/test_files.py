@@ -11,10 +11,11 @@ import pyarrow as pa
 import pytest
 
 from casa_core.errors import ConfigError, DataError
+from pipelines.dag.raw_inputs import identify_remote, remote_listing
 from pipelines.data.read import READERS, open_reader
 from pipelines.data.read.source import files as files_module
 from pipelines.data.read.source.files import Files, TransferError, attempt
-from pipelines.data.read.source.locations import identify_remote, remote_listing
+from pipelines.storage import retry
 from pipelines.storage.s3_path import S3Path
 from tests.support.data.hub import Hub, running_hub
 from tests.support.data.layouts import write_every_layout
@@ -38,7 +39,7 @@ def hub(corpus, monkeypatch) -> Iterator[Hub]:
 
 @pytest.fixture
 def impatient(monkeypatch):
-    monkeypatch.setattr(files_module, "FIRST_WAIT", 0.0)
+    monkeypatch.setattr(retry, "FIRST_WAIT_S", 0.0)
 
 
 def everything(root: str, name: str) -> list[object]:
@@ -169,7 +170,7 @@ def test_reads_go_on_where_they_were_after_a_failure(impatient):
 
 def test_a_store_that_stays_away_is_no_broken_record(impatient):
     file = remote(b"x" * 100, [OSError("reset")] * 99)
-    with pytest.raises(TransferError, match="5 attempts") as caught:
+    with pytest.raises(TransferError, match="6 attempts") as caught:
         file.read(10)
     assert not isinstance(caught.value, OSError | pa.ArrowException), "readers catch these"
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)

@@ -16,7 +16,8 @@ from pipelines.dag import artifact
 from pipelines.data.store.rows import CLEAN_SCHEMA, row_from_sample
 from pipelines.data.store.store import CARD, remove_leftovers, write_json, write_shard
 from pipelines.storage import s3_path
-from pipelines.storage.folders import Folder, open_folder, remove_tree
+from pipelines.storage.transfer import remove_tree
+from pipelines.storage.uri import Folder, open_folder
 from tests.support.data.store import CHAT, media_bytes, random_media
 
 SHARDS, ROWS = 3, 4

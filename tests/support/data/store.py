@@ -13,7 +13,7 @@ from casa_core.types import Image, Sample, Text
 from pipelines.data.pack.sequences import PACK_SCHEMA
 from pipelines.data.store.rows import CLEAN_SCHEMA, Media, row_from_sample
 from pipelines.data.store.store import CARD, write_batches, write_index, write_json, write_shard
-from pipelines.storage.folders import Folder
+from pipelines.storage.uri import Folder
 
 CHAT = (
     Text(role="system", text="be brief"),

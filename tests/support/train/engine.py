@@ -18,7 +18,7 @@ from casa_core.param_groups import TrainingStage, parameter_groups
 from casa_core.processing.processor import CasaProcessor
 from casa_core.processing.tokenizer import build_tokenizer
 from pipelines.storage import s3_path
-from pipelines.storage.folders import open_folder
+from pipelines.storage.uri import open_folder
 from pipelines.train import zero
 from pipelines.train.checkpoint.resume import resume
 from pipelines.train.checkpoint.save import Checkpointer

@@ -1,1 +1,1 @@
-"""Where raw records lie and what a reader is: files, locations, spans, subsets, reasons."""
+"""Where raw records lie and what a reader is: files, spans, subsets, reasons."""

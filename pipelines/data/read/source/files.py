@@ -1,4 +1,4 @@
-"""Raw files by name under one root: a local folder, or a URI as :mod:`pipelines.data.read.source.locations` knows it.
+"""Raw files by name under one root: a local folder, or a URI as :mod:`pipelines.storage.uri` reads it.
 
 What a network does in passing (a reset connection, a busy server) is tried again with growing waits. What
 stays broken raises :class:`TransferError`, which no reader mistakes for a broken record: a run that loses its
@@ -8,7 +8,6 @@ network stops, and does not put half a corpus into the quarantine.
 from __future__ import annotations
 
 import io
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,11 +18,9 @@ import pyarrow as pa
 from pyarrow import fs
 
 from casa_core.errors import CasaError, DataError
-from pipelines.data.read.source.locations import is_remote, locate
+from pipelines.storage.retry import ATTEMPTS, retry
+from pipelines.storage.uri import filesystem_for, is_remote
 
-ATTEMPTS = 5
-FIRST_WAIT = 0.25
-"""Seconds before the second attempt; each further wait is twice as long."""
 _BUFFER = 256 << 10
 _REQUESTS = 16
 """Remote files asked about side by side: each costs a round trip or two, and hardly any work."""
@@ -50,7 +47,7 @@ class Files:
 
     @cached_property
     def _location(self) -> tuple[fs.FileSystem, str]:
-        return self._attempt(self.root, lambda: locate(self.root))
+        return self._attempt(self.root, lambda: filesystem_for(self.root))
 
     @cached_property
     def _listing(self) -> tuple[str, ...]:
@@ -176,31 +173,26 @@ class _RemoteFile(io.RawIOBase):
 
 
 def attempt(name: str, action: Callable[[], Result]) -> Result:
-    """Calls ``action`` until it succeeds, up to five times, waiting longer each time.
+    """Calls ``action``, and again after errors of the network: see :func:`~pipelines.storage.retry.retry`.
 
     Args:
-        name: What is being fetched, for the error.
+        name: The file that is read, for the error.
         action: May be called again after it failed.
 
     Raises:
-        TransferError: Where the last attempt failed like the others. What another attempt cannot mend (no
-        such
-            file, no permission) is raised as it is.
+        TransferError: If the last attempt fails too. What another attempt cannot mend (no such file, no
+            permission) is raised as it is.
     """
-    for number in range(ATTEMPTS):
-        try:
-            return action()
-        except Exception as error:
-            if not _may_pass(error):
-                raise
-            if number == ATTEMPTS - 1:
-                raise TransferError(
-                    f"{name} cannot be read from its store.",
-                    f"{ATTEMPTS} attempts failed, the last with {type(error).__name__}: {error}",
-                    "Check the network and the store, and run again: finished work is kept.",
-                ) from error
-        time.sleep(FIRST_WAIT * 2**number)
-    raise AssertionError("the last attempt returns or raises")
+    try:
+        return retry(action, _may_pass)
+    except Exception as error:
+        if not _may_pass(error):
+            raise
+        raise TransferError(
+            f"{name} cannot be read from its store.",
+            f"{ATTEMPTS} attempts failed, the last with {type(error).__name__}: {error}",
+            "Check the network and the store, and run again: finished work is kept.",
+        ) from error
 
 
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)

@@ -1,0 +1,87 @@
+"""Folders copied between disk and S3, local views of S3 folders, and requests that run side by side."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+from typing import TypeVar
+
+from pipelines.storage import s3
+from pipelines.storage.atomic import create
+from pipelines.storage.s3_path import S3Path
+from pipelines.storage.uri import Folder, filesystem_for
+
+THREADS = 8
+Work = TypeVar("Work")
+Result = TypeVar("Result")
+
+
+def remove_tree(folder: Folder) -> None:
+    """Removes a folder and all below it; one that is not there is no error."""
+    if isinstance(folder, S3Path):
+        folder.remove_tree()
+    elif folder.exists():
+        shutil.rmtree(folder)
+
+
+def copy_tree(source: Folder, target: Folder) -> None:
+    """Copies all files below a folder to another, either of them local or on S3, each appearing whole."""
+    for path in sorted(source.rglob("*")):  # type: ignore[type-var]
+        if not path.is_file():
+            continue
+        copy = target / path.relative_to(source).as_posix()  # type: ignore[arg-type]
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        filesystem, inside = filesystem_for(path)
+        with s3.explained(str(path)), filesystem.open_input_stream(inside) as stream, create(copy) as output:
+            while block := stream.read(8 << 20):
+                output.write(block)
+
+
+@contextlib.contextmanager
+def local_copy(folder: Folder) -> Iterator[Path]:
+    """A small folder as a path of this machine, for libraries that read nothing else. Read it, no more.
+
+    A local folder is given as it is; one on S3 is copied, and the copy is removed at the end of the block.
+    """
+    if isinstance(folder, Path):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="casa-") as scratch:
+        copy_tree(folder, Path(scratch))
+        yield Path(scratch)
+
+
+@contextlib.contextmanager
+def local_output(folder: Folder) -> Iterator[Path]:
+    """A local folder to fill with small files, for libraries that write nowhere else.
+
+    For one on S3 it is a temporary folder, whose files are uploaded when the block ends well.
+    """
+    if isinstance(folder, Path):
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="casa-") as scratch:
+        yield Path(scratch)
+        copy_tree(Path(scratch), folder)
+
+
+def side_by_side(function: Callable[[Work], Result], work: Sequence[Work], threads: str) -> list[Result]:
+    """A function that waits for S3 over several pieces of work at once; results in their order.
+
+    Args:
+        threads: Name of the threads; what they run must not ask for threads of the same name.
+    """
+    if len(work) < 2:
+        return [function(piece) for piece in work]
+    return list(_threads(threads).map(function, work))
+
+
+@lru_cache(maxsize=4)
+def _threads(name: str) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix=name)

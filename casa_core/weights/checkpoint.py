@@ -1,8 +1,6 @@
 """Checkpoint folders in Hugging Face layout: what training writes, and evaluation and serving load.
 
-After ``import casa_core.weights.checkpoint``, transformers' ``AutoConfig``, ``AutoModel``,
-``AutoModelForImageTextToText`` and ``AutoProcessor`` load such a folder too. (``import casa_core`` alone does
-not register them: it stays free of torch, for the command line's sake.)
+After ``import casa_core.auto`` transformers' auto classes load such a folder too.
 """
 
 from __future__ import annotations
@@ -76,9 +74,9 @@ def load_checkpoint(folder: str | Path) -> tuple[CasaForConditionalGeneration, C
     folder = Path(folder)
     if not (folder / MANIFEST).is_file():
         raise StoreError(
-            f"{folder} is not a finished checkpoint",
-            f"it has no {MANIFEST}, which is written last",
-            "point at the model/ folder of a finished train stage",
+            f"{folder} is not a finished checkpoint.",
+            f"It has no {MANIFEST}, which is written last.",
+            "Point at the model/ folder of a finished train stage.",
         )
     config = CasaConfig.from_pretrained(folder)
     model, report = cast(
@@ -90,9 +88,9 @@ def load_checkpoint(folder: str | Path) -> tuple[CasaForConditionalGeneration, C
     stored = json.loads((folder / MANIFEST).read_text())["template_hash"]
     if stored != processor.template_hash():
         raise StoreError(
-            f"the chat template {processor.template!r} of {folder} has changed since it was trained",
-            "its token sequences differ from those recorded in the manifest",
-            "load it with the version of this package that trained it",
+            f"The chat template {processor.template!r} of {folder} has changed since it was trained.",
+            "Its token sequences differ from those recorded in the manifest.",
+            "Load it with the version of this package that trained it.",
         )
     return model.eval(), processor
 
@@ -100,13 +98,13 @@ def load_checkpoint(folder: str | Path) -> tuple[CasaForConditionalGeneration, C
 def _check_complete(folder: Path, report: dict[str, Any]) -> None:
     """transformers only warns, and starts the weights it misses at random."""
     for kind, why in (
-        ("missing_keys", "its configuration calls for weights that are not in it"),
-        ("unexpected_keys", "it has weights that its configuration has no place for"),
+        ("missing_keys", "Its configuration calls for weights that are not in it."),
+        ("unexpected_keys", "It has weights that its configuration does not use."),
     ):
         names = sorted(report[kind])
         if names:
             raise StoreError(
-                f"the weights of {folder} do not fit its configuration: {len(names)}, first {names[0]}",
+                f"The weights of {folder} do not fit its configuration: {len(names)}, first {names[0]}.",
                 why,
-                "restore config.json and the weights from one and the same save",
+                "Restore config.json and the weights from one and the same save.",
             )

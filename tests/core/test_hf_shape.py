@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
 
-import casa_core.weights.checkpoint  # noqa: F401 (registers the model with transformers)
+import casa_core.auto  # noqa: F401 (registers the model with transformers)
 from casa_core import pretrained
 from casa_core.config import CasaConfig
 from casa_core.errors import ConfigError
@@ -205,7 +205,7 @@ def test_attention_that_is_not_there_is_refused_by_name(tmp_path: Path, monkeypa
     model.save_pretrained(tmp_path)
     for name, words in (
         ("flash_attention_2", "needs the package flash-attn"),
-        ("flex_attention", "'flex_attention' is not available"),
+        ("flex_attention", "'flex_attention'` is not available"),
     ):
         with pytest.raises(ConfigError, match=words):
             model.set_attn_implementation(name)
@@ -232,7 +232,7 @@ def test_flash_attention_is_the_flash_backend_where_it_is_installed(
 def test_attention_changed_behind_the_models_back_does_not_go_unnoticed():
     model = small_casa()
     model.config._attn_implementation = "eager"  # transformers writes it into the parts' configurations too
-    with pytest.raises(ConfigError, match="the language model's attention was set to 'eager'"):
+    with pytest.raises(ConfigError, match="The language model's attention was set to 'eager'"):
         model(**padded(three_rows()))
     model.set_attn_implementation("eager")
     assert model(**padded(three_rows())).logits.isfinite().all()

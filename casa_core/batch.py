@@ -136,8 +136,8 @@ def merged_grid(grid: tuple[int, int], tokens: int) -> tuple[int, int]:
     merged = (rows // max(merge, 1), columns // max(merge, 1))
     if merged[0] * merged[1] != tokens or (merged[0] * merge, merged[1] * merge) != (rows, columns):
         raise DataError(
-            f"an image of {rows} by {columns} patches does not merge into {tokens} tokens",
-            "a square of patches makes one token",
-            "take both numbers from CasaProcessor.image_size and .grid",
+            f"An image of {rows} by {columns} patches does not merge into {tokens} tokens.",
+            "A square of patches makes one token.",
+            "Take both numbers from CasaProcessor.image_size and .grid.",
         )
     return merged

@@ -116,9 +116,9 @@ def _sub_config(name: str, value: Any, known: dict[str, Any], default: type[PreT
         if model_type in known:
             return known[model_type](**value)
     raise ConfigError(
-        f"{name} is of type {model_type!r}",
-        f"supported types: {', '.join(sorted(known))}",
-        f"use one of them as {name}",
+        f"`{name}` is of type {model_type!r}.",
+        f"Supported types: {', '.join(sorted(known))}.",
+        f"Use one of them as {name}.",
     )
 
 

@@ -65,18 +65,18 @@ class CasaCache:
         rows, new = input_ids.shape
         if rows != self.sequences.size:
             raise DataError(
-                f"input_ids has {rows} rows, the cache {self.sequences.size}",
-                "a cache is continued row by row",
-                "pass the rows it was made with, or start without a cache",
+                f"`input_ids` has {rows} rows, the cache {self.sequences.size}.",
+                "A cache is continued row by row.",
+                "Pass the rows it was made with, or start without a cache.",
             )
         if attention_mask is None or attention_mask.shape[1] != self.columns + new:
             return
         held = attention_mask[:, : self.columns].sum(dim=1).tolist()
         if held != self.sequences.lengths:
             raise DataError(
-                f"attention_mask shows {held} tokens in the columns that the cache has read",
-                f"it holds {self.sequences.lengths} tokens of them",
-                "rows padded anew have other columns: continue one conversation at a time",
+                f"`attention_mask` shows {held} tokens in the columns that the cache has read.",
+                f"It holds {self.sequences.lengths} tokens of them.",
+                "Rows padded anew have other columns: continue one conversation at a time.",
             )
 
     def extend(self, batch: PaddedBatch, columns_K: Sequence[int]) -> torch.Tensor:
@@ -111,9 +111,9 @@ class CasaCache:
         self.columns += width
         if latest_BV is None:
             raise DataError(
-                "the batch has no new token",
-                "its attention_mask is 0 everywhere",
-                "pass at least one row with a token",
+                "The batch has no new token.",
+                "Its attention_mask is 0 everywhere.",
+                "Pass at least one row with a token.",
             )
         nothing_BV = torch.zeros_like(latest_BV)
         return torch.stack([after.get(column, nothing_BV) for column in columns_K], dim=1)
@@ -161,9 +161,9 @@ def forward_with_cache(
     """
     if cache is not None and not isinstance(cache, CasaCache):
         raise DataError(
-            f"the cache is a {type(cache).__name__}",
-            "the model keeps the current window's images beside the text, which only its own cache holds",
-            "start without one; what a forward with use_cache=True returns can be passed on",
+            f"The cache is a {type(cache).__name__}.",
+            "The model keeps the current window's images beside the text, which only its own cache holds.",
+            "Start without one; what a forward with use_cache=True returns can be passed on.",
         )
     batch = read_padded(model.config, input_ids, attention_mask, images, cache.columns if cache else 0)
     if cache is None:
@@ -189,17 +189,17 @@ class CasaGenerationMixin(GenerationMixin):
         """Refuse what our cache cannot do."""
         if generation_mode == GenerationMode.ASSISTED_GENERATION:
             raise ConfigError(
-                "assisted generation (assistant_model, prompt_lookup_num_tokens) is not available",
-                "tokens it rejects would have to be taken out of the window's cache again",
-                "generate without it",
+                "Assisted generation (assistant_model, prompt_lookup_num_tokens) is not available.",
+                "Tokens it rejects would have to be taken out of the window's cache again.",
+                "Generate without it.",
             )
         for name, allowed in (("cache_implementation", (None, "dynamic")), ("prefill_chunk_size", (None,))):
             value = getattr(generation_config, name, None)
             if value not in allowed:
                 raise ConfigError(
-                    f"{name} = {value!r} is not available",
-                    "the model keeps a cache of its own, for text and for the current window's images",
-                    f"leave {name} out",
+                    f"`{name} = {value!r}` is not available.",
+                    "The model keeps a cache of its own, for text and for the current window's images.",
+                    f"Leave {name} out.",
                 )
         theirs: Any = super()
         theirs._validate_generation_mode(generation_mode, generation_config, generation_mode_kwargs)

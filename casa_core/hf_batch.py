@@ -22,7 +22,7 @@ from casa_core.errors import DataError
 from casa_core.inputs import Packing
 
 IMAGE_INPUTS = ("pixel_values", "image_grid_thw", "image_rows", "image_positions")
-_FROM_PROCESSOR = "take the image inputs from one call of CasaProcessor, all four together"
+_FROM_PROCESSOR = "Take the image inputs from one call of CasaProcessor, all four together."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,9 +170,9 @@ def read_padded(
     """
     if input_ids is None or input_ids.ndim != 2 or not input_ids.numel() or input_ids.is_floating_point():
         raise DataError(
-            f"input_ids is {_described(input_ids)}",
-            "the model reads token ids of shape (rows, tokens)",
-            "pass the processor's input_ids",
+            f"`input_ids` is {_described(input_ids)}.",
+            "The model reads token ids of shape (rows, tokens).",
+            "Pass the processor's input_ids.",
         )
     real_BL = _real(input_ids, attention_mask, past_columns)
     given = {name: value for name, value in images.items() if value is not None}
@@ -181,8 +181,8 @@ def read_padded(
     missing = [name for name in IMAGE_INPUTS if name not in given]
     if missing:
         raise DataError(
-            f"{', '.join(given)} came without {', '.join(missing)}",
-            "an image needs its patches, its grid, its row and its place in the row",
+            f"{', '.join(given)} came without {', '.join(missing)}.",
+            "An image needs its patches, its grid, its row and its position in the row.",
             _FROM_PROCESSOR,
         )
     read = _read_images(config, real_BL, **given)
@@ -198,9 +198,9 @@ def check_lengths(lengths: Sequence[int]) -> None:
     """
     if 0 in lengths:
         raise DataError(
-            f"row {lengths.index(0)} of the batch has no token",
-            "its attention_mask is 0 everywhere",
-            "leave the row out, or give it a first token",
+            f"Row {lengths.index(0)} of the batch has no token.",
+            "Its attention_mask is 0 everywhere.",
+            "Leave the row out, or give it a first token.",
         )
 
 
@@ -215,9 +215,9 @@ def kept_columns(logits_to_keep: int | torch.Tensor, length: int) -> NDArray[np.
     columns_K = np.asarray(torch.as_tensor(logits_to_keep).cpu())
     if columns_K.ndim != 1 or len(columns_K) == 0 or columns_K.min() < -length or columns_K.max() >= length:
         raise DataError(
-            f"logits_to_keep = {logits_to_keep} does not fit rows of {length} tokens",
-            "it is a number of last tokens (0: all), or a tensor of their indices",
-            "pass 0, a number, or indices within the row",
+            f"`logits_to_keep = {logits_to_keep}` does not fit rows of {length} tokens.",
+            "It is a number of last tokens (0: all), or a tensor of their indices.",
+            "Pass 0, a number, or indices within the row.",
         )
     return columns_K % length
 
@@ -231,10 +231,10 @@ def _real(
     fitting = [(rows, columns), (rows, past_columns + columns)]
     if tuple(attention_mask.shape) not in fitting:
         raise DataError(
-            f"attention_mask is of shape {tuple(attention_mask.shape)}, input_ids of {(rows, columns)}",
-            f"expected {' or '.join(str(shape) for shape in dict.fromkeys(fitting))}: 1 for a token, 0 for "
-            "padding",
-            "pass the processor's attention_mask; who sees whom, the model decides itself",
+            f"`attention_mask` is of shape {tuple(attention_mask.shape)}, input_ids of {(rows, columns)}.",
+            f"Expected {' or '.join(str(shape) for shape in dict.fromkeys(fitting))}: 1 for a token, 0 for "
+            "padding.",
+            "Pass the processor's attention_mask; which token sees which, the model decides.",
         )
     return attention_mask[:, -columns:].cpu().numpy().astype(bool)
 
@@ -256,25 +256,25 @@ def _read_images(
     ):
         if tuple(value.shape) != shape or value.is_floating_point():
             raise DataError(
-                f"{name} is {_described(value)}",
-                f"with {len(image_rows)} image_rows it is expected as integers of shape {shape}",
+                f"`{name}` is {_described(value)}.",
+                f"With {len(image_rows)} image_rows it is expected as integers of shape {shape}.",
                 _FROM_PROCESSOR,
             )
     grids = [(int(t), int(h), int(w)) for t, h, w in image_grid_thw.tolist()]
     for number, (time, height, width) in enumerate(grids):
         if time != 1 or min(height, width) < 1 or height % merge or width % merge:
             raise DataError(
-                f"image_grid_thw[{number}] = {(time, height, width)} is no image of this model",
-                f"an image is 1 frame, its height and width in patches multiples of {merge}",
-                "pass each frame of a video as an image of its own; take grids from CasaProcessor",
+                f"`image_grid_thw[{number}] = {(time, height, width)}` is no image of this model.",
+                f"An image is 1 frame, its height and width in patches multiples of {merge}.",
+                "Pass each frame of a video as an image of its own; take grids from CasaProcessor.",
             )
     values = vision.in_channels * vision.patch_size**2 * getattr(vision, "temporal_patch_size", 1)
     expected = (sum(h * w for _, h, w in grids), values)
     if tuple(pixel_values.shape) != expected or not pixel_values.is_floating_point():
         raise DataError(
-            f"pixel_values is {_described(pixel_values)}",
-            f"its {len(grids)} grids and patches of {values} values call for floating point of shape "
-            f"{expected}",
+            f"`pixel_values` is {_described(pixel_values)}.",
+            f"Its {len(grids)} grids and patches of {values} values call for floating point of shape "
+            f"{expected}.",
             _FROM_PROCESSOR,
         )
     places = list(zip(image_rows.tolist(), image_positions.tolist(), strict=True))
@@ -293,22 +293,22 @@ def _check_places(places: Sequence[tuple[int, int]], real_BL: NDArray[np.bool_])
     for number, (row, column) in enumerate(places):
         if not 0 <= row < rows:
             raise DataError(
-                f"image_rows[{number}] = {row} does not exist",
-                f"the batch has rows 0 to {rows - 1}",
+                f"`image_rows[{number}] = {row}` does not exist.",
+                f"The batch has rows 0 to {rows - 1}.",
                 _FROM_PROCESSOR,
             )
         if not (0 <= column < columns and real_BL[row, column]):
             raise DataError(
-                f"image_positions[{number}] = {column} is no token of row {row}",
-                f"it is the index, padding counted, of the token after the image, in a row of {columns}",
-                "take it from CasaProcessor, and add what you padded on the left yourself",
+                f"`image_positions[{number}] = {column}` is no token of row {row}.",
+                f"It is the index, padding counted, of the token after the image, in a row of {columns}.",
+                "Take it from CasaProcessor, and add what you padded on the left yourself.",
             )
         if number and (row, column) < places[number - 1]:
             raise DataError(
-                f"image {number} at (row, position) = {(row, column)} comes after one at "
-                f"{places[number - 1]}",
-                "images are passed in reading order",
-                "order the images by row and position, their patches and grids with them",
+                f"Image {number} at (row, position) = {(row, column)} comes after one at "
+                f"{places[number - 1]}.",
+                "Images are passed in reading order.",
+                "Order the images by row and position, their patches and grids with them.",
             )
 
 

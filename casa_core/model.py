@@ -150,9 +150,9 @@ class CasaForConditionalGeneration(CasaPreTrainedModel, CasaGenerationMixin):
         elif use_cache or cache is not None:
             if labels is not None:
                 raise DataError(
-                    "labels were passed together with a cache",
-                    "a cached forward keeps no gradients",
-                    "train with use_cache=False and without a cache",
+                    "Labels were passed together with a cache.",
+                    "A cached forward keeps no gradients.",
+                    "Train with use_cache=False and without a cache.",
                 )
             output = forward_with_cache(self, input_ids, attention_mask, image_inputs, cache, logits_to_keep)
         else:
@@ -205,15 +205,16 @@ class CasaForConditionalGeneration(CasaPreTrainedModel, CasaGenerationMixin):
         unknown = sorted(given.keys() - _PLANNED)
         if unknown:
             raise DataError(
-                f"{unknown[0]} is nothing the model takes",
-                "images have places among token ids; positions and masks follow from both",
-                "pass what CasaProcessor returns",
+                f"The model takes no argument {unknown[0]!r}.",
+                "Images have positions among token ids; RoPE positions and masks follow from both.",
+                "Pass what CasaProcessor returns.",
             )
-        if self.config.text_config._attn_implementation != TEXT_ATTENTION:
+        attention = self.config.text_config._attn_implementation
+        if attention != TEXT_ATTENTION:
             raise ConfigError(
-                f"the language model's attention was set to {self.config.text_config._attn_implementation!r}",
-                "transformers' own knows nothing of packed documents",
-                "use model.set_attn_implementation, which leaves the parts as they are",
+                f"The language model's attention was set to {attention!r}.",
+                "The implementations of transformers would let packed documents see each other.",
+                "Use model.set_attn_implementation, which leaves the parts as they are.",
             )
         return given
 
@@ -237,10 +238,10 @@ class CasaForConditionalGeneration(CasaPreTrainedModel, CasaGenerationMixin):
             return CasaOutput(logits=logits_BKV)
         if labels.shape != batch.input_ids.shape or len(columns_K) != labels.shape[1]:
             raise DataError(
-                f"labels of shape {tuple(labels.shape)} for {len(columns_K)} columns of logits and input_ids "
-                f"of shape {tuple(batch.input_ids.shape)}",
-                "every token has a label, -100 where it is not to be predicted",
-                "pass labels shaped like input_ids, and leave logits_to_keep at 0",
+                f"Labels of shape {tuple(labels.shape)} for {len(columns_K)} columns of logits and input_ids "
+                f"of shape {tuple(batch.input_ids.shape)}.",
+                "Every token has a label, -100 where it is not to be predicted.",
+                "Pass labels shaped like input_ids, and leave logits_to_keep at 0.",
             )
         predicted_BL = torch.from_numpy(batch.predicted()).to(logits_BKV.device)
         labels = labels.to(logits_BKV.device).masked_fill(~predicted_BL, -100)
@@ -259,9 +260,9 @@ class CasaForConditionalGeneration(CasaPreTrainedModel, CasaGenerationMixin):
         shown = 0 if images is None else len(images.grids)
         if shown != len(packing.image_positions):
             raise DataError(
-                f"{shown} images but {len(packing.image_positions)} image positions",
-                "each image needs the place where it stands in the text",
-                "pass one position for each image",
+                f"{shown} images but {len(packing.image_positions)} image positions.",
+                "Each image needs its position in the text.",
+                "Pass one position for each image.",
             )
         return packed_layout(self.rules, input_ids.numel(), packing, input_ids.device)
 

@@ -47,9 +47,9 @@ class TrainingStage:
         for name in ("new_learning_rate", "existing_learning_rate"):
             if not getattr(self, name) > 0:
                 raise ConfigError(
-                    f"{name} = {getattr(self, name)!r} is no learning rate",
-                    "it must be above zero",
-                    "to freeze a part, leave it out of the stage",
+                    f"`{name} = {getattr(self, name)!r}` is no learning rate.",
+                    "It must be above zero.",
+                    "To freeze a part, leave it out of the stage.",
                 )
 
 
@@ -139,10 +139,10 @@ def _groups(model: CasaForConditionalGeneration, stage: TrainingStage) -> Iterat
         fusion = repr(model.config.fusion_settings.kind)
         withheld = " with images withheld" if model.config.images_withheld else ""
         raise ConfigError(
-            "this stage trains nothing of this model",
-            f"language_model = {stage.language_model}, vision_blocks = {stage.vision_blocks}, "
-            f"fusion = {stage.fusion}, and {fusion}{withheld} adds nothing that it would train",
-            "train the language model, or some of the vision tower's last blocks",
+            "This stage trains nothing of this model.",
+            f"It has language_model = {stage.language_model}, vision_blocks = {stage.vision_blocks}, "
+            f"fusion = {stage.fusion}, and {fusion}{withheld} adds nothing that it would train.",
+            "Train the language model, or some of the vision tower's last blocks.",
         )
 
 

@@ -99,9 +99,9 @@ class CasaPreTrainedModel(PreTrainedModel):
             parts = [name for name in attn_implementation if name]
             if parts:
                 raise ConfigError(
-                    f"attn_implementation names {', '.join(parts)} alone",
-                    "language model, fusion layers and vision tower share one choice",
-                    f"pass one of {', '.join(ATTENTION_BACKENDS)} for the whole model",
+                    f"`attn_implementation` names {', '.join(parts)} alone.",
+                    "Language model, fusion layers and vision tower share one choice.",
+                    f"Pass one of {', '.join(ATTENTION_BACKENDS)} for the whole model.",
                 )
             attn_implementation = attn_implementation.get("", self.config._attn_implementation or "sdpa")
         self.config._attn_implementation_internal = self._check_and_adjust_attn_implementation(
@@ -116,15 +116,15 @@ class CasaPreTrainedModel(PreTrainedModel):
         name = attn_implementation or "sdpa"
         if name not in ATTENTION_BACKENDS:
             raise ConfigError(
-                f"attn_implementation = {name!r} is not available",
-                f"expected one of {', '.join(map(repr, ATTENTION_BACKENDS))}",
-                "use sdpa, which chooses the fastest kernel there is",
+                f"`attn_implementation = {name!r}` is not available.",
+                f"Expected one of {', '.join(map(repr, ATTENTION_BACKENDS))}.",
+                "Use sdpa, which chooses the fastest kernel there is.",
             )
         if name == "flash_attention_2" and find_spec("flash_attn") is None:
             raise ConfigError(
-                "attn_implementation = 'flash_attention_2' needs the package flash-attn",
-                "it is not installed here",
-                "pip install --no-build-isolation 'casa[gpu]', or use sdpa",
+                "`attn_implementation = 'flash_attention_2'` needs the package flash-attn.",
+                "It is not installed here.",
+                "Run pip install --no-build-isolation 'casa[gpu]', or use sdpa.",
             )
         return name
 
@@ -145,9 +145,9 @@ class CasaPreTrainedModel(PreTrainedModel):
         devices = sorted({str(device) for device in placed.values()} - {"cpu", "disk"})
         if len(devices) > 1:
             raise ConfigError(
-                f"device_map spreads the model over the devices {', '.join(devices)}",
-                "image tokens and the layout of windows are shared by all layers and lie on one device",
-                f'load it with device_map={{"": {devices[0]!r}}}',
+                f"`device_map` spreads the model over the devices {', '.join(devices)}.",
+                "Image tokens and the layout of windows are shared by all layers and lie on one device.",
+                f'Load it with device_map={{"": {devices[0]!r}}}.',
             )
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> CasaPreTrainedModel:
@@ -183,9 +183,9 @@ class CasaPreTrainedModel(PreTrainedModel):
         choice = getattr(gradient_checkpointing_func, "keywords", {})
         if choice.get("use_reentrant"):
             raise ConfigError(
-                "gradient checkpointing with use_reentrant=True would lose the images' gradients",
-                "image tokens reach the layers beside their input, which reentrant checkpoints do not follow",
-                "pass gradient_checkpointing_kwargs={'use_reentrant': False}, the default",
+                "Gradient checkpointing with use_reentrant=True would lose the images' gradients.",
+                "Image tokens reach the layers beside their input, which reentrant checkpoints lose.",
+                "Pass gradient_checkpointing_kwargs={'use_reentrant': False}, the default.",
             )
         if "use_reentrant" not in choice:
             gradient_checkpointing_func = partial(gradient_checkpointing_func, use_reentrant=False)

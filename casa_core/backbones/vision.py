@@ -142,9 +142,9 @@ def build_tower(config: CasaConfig) -> VisionTower:
         return TinyVisionTower(vision, width)
     if vision.out_hidden_size != width:
         raise ConfigError(
-            f"the vision tower's image tokens are {vision.out_hidden_size} wide, the language model {width}",
-            "image tokens enter the language model's layers without another projection",
-            f"set vision_config.out_hidden_size to {width}, and train the tower's merger for it",
+            f"The vision tower's image tokens are {vision.out_hidden_size} wide, the language model {width}.",
+            "Image tokens enter the language model's layers without another projection.",
+            f"Set vision_config.out_hidden_size to {width}, and train the tower's merger for it.",
         )
     return QwenVisionTower(vision)
 
@@ -158,8 +158,8 @@ def last_blocks(tower: nn.Module, count: int) -> list[nn.Module]:
     blocks = list(cast(nn.ModuleList, tower.blocks))
     if not 0 <= count <= len(blocks):
         raise ConfigError(
-            f"the last {count} blocks of a vision tower of {len(blocks)} were asked for",
-            "there are no others to train",
-            f"name a number from 0 to {len(blocks)}",
+            f"The last {count} blocks of a vision tower of {len(blocks)} were asked for.",
+            "There are no others to train.",
+            f"Name a number from 0 to {len(blocks)}.",
         )
     return blocks[len(blocks) - count :]

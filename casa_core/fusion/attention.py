@@ -56,9 +56,9 @@ def segment_attention(
     """
     if allowed_TN is not None and backend != "reference":
         raise ConfigError(
-            f"allowed_TN was given to the attention backend {backend!r}",
-            "a mask of its own for every pair of tokens needs the dense matrix of them",
-            'name backend="reference"',
+            f"`allowed_TN` was given to the attention backend {backend!r}.",
+            "A mask of its own for every pair of tokens needs the dense matrix of them.",
+            'Name backend="reference".',
         )
     query_THD, key_NGD, value_NGD = _autocast(query_THD), _autocast(key_NGD), _autocast(value_NGD)
     chosen = choose_backend(backend, query_THD.device, query_THD.dtype, query_THD.shape[-1])

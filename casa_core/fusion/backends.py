@@ -31,8 +31,8 @@ RUN_KERNELS = {
     "varlen": ("torch.nn.attention.varlen", "varlen_attn"),
 }
 INSTALL = {
-    "flash": "pip install --no-build-isolation 'casa[gpu]', with CUDA and a compiler",
-    "varlen": "install torch 2.10 or newer",
+    "flash": "Run pip install --no-build-isolation 'casa[gpu]', with CUDA and a compiler.",
+    "varlen": "Install torch 2.10 or newer.",
 }
 HALF = (torch.bfloat16, torch.float16)
 LARGEST_HEAD = 256
@@ -54,16 +54,16 @@ def choose_backend(
     if requested not in get_args(Backend):
         names = ", ".join(get_args(Backend))
         raise ConfigError(
-            f"there is no attention backend {requested!r}",
-            "backends are known by these names only",
-            f"name one of {names}",
+            f"There is no attention backend {requested!r}.",
+            "Backends are known by these names only.",
+            f"Name one of {names}.",
         )
     if requested == "auto":
         able = [name for name in RUN_KERNELS if unsupported_reason(name, device, dtype, head_dim) is None]
         return cast(Any, able[0] if able else "padded")
     obstacle = unsupported_reason(requested, device, dtype, head_dim)
     if obstacle is not None:
-        raise ConfigError(f"the attention backend {requested!r} cannot run here", *obstacle)
+        raise ConfigError(f"The attention backend {requested!r} cannot run here.", *obstacle)
     return requested
 
 
@@ -73,15 +73,15 @@ def unsupported_reason(
     """Why a backend cannot run such tensors, and the remedy; ``None`` if it can."""
     if backend not in RUN_KERNELS:
         return None
-    other = 'leave it to "auto", or name "padded" or "reference"'
+    other = 'Leave it to "auto", or name "padded" or "reference".'
     if device.type != "cuda":
-        return f"it runs on CUDA devices, not on {device.type}", other
+        return f"It runs on CUDA devices, not on {device.type}.", other
     if torch.cuda.get_device_capability(device) < OLDEST_GPU:
-        return "it needs a GPU of compute capability 8.0 (Ampere) or newer", other
+        return "It needs a GPU of compute capability 8.0 (Ampere) or newer.", other
     if dtype not in HALF:
-        return f"it computes in bf16 and fp16, not in {str(dtype).removeprefix('torch.')}", other
+        return f"It computes in bf16 and fp16, not in {str(dtype).removeprefix('torch.')}.", other
     if head_dim % 8 or head_dim > LARGEST_HEAD:
-        return f"its heads are multiples of 8 up to {LARGEST_HEAD}, not {head_dim}", other
+        return f"Its heads are multiples of 8 up to {LARGEST_HEAD}, not {head_dim}.", other
     try:
         run_kernel(backend)
     except ImportError as error:
@@ -104,7 +104,7 @@ def run_kernel(backend: str) -> RunKernel:
     try:
         function = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise ImportError(f"{module}.{name} cannot be imported ({error})") from error
+        raise ImportError(f"{module}.{name} cannot be imported ({error}).") from error
     return flash_kernel(function) if backend == "flash" else varlen_kernel(function)
 
 

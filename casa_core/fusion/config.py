@@ -86,16 +86,16 @@ class FusionConfig:
             value = getattr(self, name)
             if value not in get_args(literal):
                 raise ConfigError(
-                    f"fusion.{name} = {value!r} is not available",
-                    f"expected one of {', '.join(map(repr, get_args(literal)))}",
-                    f"set model.fusion.{name} to one of them",
+                    f"`fusion.{name} = {value!r}` is not available.",
+                    f"Expected one of {', '.join(map(repr, get_args(literal)))}.",
+                    f"Set model.fusion.{name} to one of them.",
                 )
         for name in ("qformer_queries", "qformer_depth"):
             if getattr(self, name) < 1:
                 raise ConfigError(
-                    f"fusion.{name} = {getattr(self, name)!r} is too small",
-                    "it counts from 1",
-                    f"set model.fusion.{name} to 1 or more",
+                    f"`fusion.{name} = {getattr(self, name)!r}` is too small.",
+                    "It counts from 1.",
+                    f"Set model.fusion.{name} to 1 or more.",
                 )
         if isinstance(self.layers, list):
             object.__setattr__(self, "layers", tuple(self.layers))
@@ -141,7 +141,7 @@ class FusionConfig:
                     raise _contradiction(
                         name,
                         getattr(self, name),
-                        f"kind = {self.kind!r} has no fusion layers, so it would be ignored",
+                        f"`kind = {self.kind!r}` has no fusion layers, so it would be ignored.",
                         default,
                     )
             return
@@ -149,35 +149,35 @@ class FusionConfig:
             raise _contradiction(
                 "placement",
                 "replace",
-                f"kind = {self.kind!r} has no text keys: text would lose its self-attention",
+                f"`kind = {self.kind!r}` has no text keys: text would lose its self-attention.",
                 "parallel",
             )
         if self.replaces and self.gate != "none":
             raise _contradiction(
                 "gate",
                 self.gate,
-                "a gate on a replacing layer would switch the block's only attention off",
+                "A gate on a replacing layer would switch the block's only attention off.",
                 "none",
             )
         if self.replaces and self.text_norm != "block_input_norm":
             raise _contradiction(
                 "text_norm",
                 self.text_norm,
-                "a replacing layer is the block's attention and reads the block's norm",
+                "A replacing layer is the block's attention and reads the block's norm.",
                 "block_input_norm",
             )
         if self.borrows_projections and self.init == "zero_output":
             raise _contradiction(
                 "init",
                 self.init,
-                "the output projection belongs to self-attention: zeroing it would break the language model",
+                "The output projection belongs to self-attention: zeroing it would break the language model.",
                 "self_attention",
             )
         if self.gate == "tanh" and self.init == "zero_output":
             raise _contradiction(
                 "init",
                 self.init,
-                "a tanh gate starts shut already, and behind it a zero output would have no gradient, ever",
+                "A tanh gate starts shut already, and behind it a zero output would have no gradient, ever.",
                 "self_attention",
             )
 
@@ -193,9 +193,9 @@ class FusionConfig:
         chosen = _choose_layers(layers, num_layers)
         if not chosen or chosen[0] < 0 or chosen[-1] >= num_layers:
             raise ConfigError(
-                f"fusion.layers = {self.layers!r} does not fit a backbone of {num_layers} layers",
-                f"layer indices run from 0 to {num_layers - 1}, and at least one layer must be fused",
-                'use "all", n (every n-th layer), "first:n", "first_and_last:n" or a list of indices',
+                f"`fusion.layers = {self.layers!r}` does not fit a backbone of {num_layers} layers.",
+                f"Layer indices run from 0 to {num_layers - 1}, and at least one layer must be fused.",
+                'Use "all", n (every n-th layer), "first:n", "first_and_last:n" or a list of indices.',
             )
         return chosen
 
@@ -218,7 +218,9 @@ def _choose_layers(layers: Layers, count: int) -> tuple[int, ...]:
 
 def _contradiction(name: str, value: object, why: str, remedy: object) -> ConfigError:
     return ConfigError(
-        f"fusion.{name} = {value!r} does not go with the rest", why, f"set model.fusion.{name} to {remedy!r}"
+        f"`fusion.{name} = {value!r}` does not go with the rest.",
+        why,
+        f"Set model.fusion.{name} to {remedy!r}.",
     )
 
 
@@ -232,8 +234,8 @@ def fusion_config(fields: dict[str, Any]) -> FusionConfig:
     unknown = sorted(set(fields) - known)
     if unknown:
         raise ConfigError(
-            f"fusion has no setting {unknown[0]!r}",
-            f"known settings: {', '.join(sorted(known))}",
-            "remove or rename it",
+            f"Fusion has no setting {unknown[0]!r}.",
+            f"Known settings: {', '.join(sorted(known))}.",
+            "Remove or rename it.",
         )
     return FusionConfig(**fields)

@@ -285,9 +285,9 @@ def _token_grids(
     grids_I2 = np.asarray(image_grids if image_grids is not None else [], dtype=np.int64).reshape(-1, 2)
     if len(grids_I2) != len(tokens_I) or (grids_I2.prod(axis=1) != tokens_I).any():
         raise DataError(
-            f"image grids {grids_I2[:5].tolist()} do not hold the images' {tokens_I[:5].tolist()} tokens",
-            "multimodal RoPE places each image token at its row and column",
-            "give each image the (rows, columns) of its tokens",
+            f"Image grids {grids_I2[:5].tolist()} do not hold the images' {tokens_I[:5].tolist()} tokens.",
+            "Multimodal RoPE places each image token at its row and column.",
+            "Give each image the (rows, columns) of its tokens.",
         )
     return grids_I2
 
@@ -295,22 +295,22 @@ def _token_grids(
 def _check(text_length: int, starts_D: IntArray, positions_I: IntArray, tokens_I: IntArray) -> None:
     if text_length and (len(starts_D) == 0 or starts_D[0] != 0 or (np.diff(starts_D) < 0).any()):
         raise DataError(
-            f"document starts {starts_D[:5].tolist()}… are not ascending from 0",
-            "every text token must belong to a document",
-            "rebuild the packed data with `casa run`",
+            f"Document starts {starts_D[:5].tolist()}… are not ascending from 0.",
+            "Every text token must belong to a document.",
+            "Rebuild the packed data with `casa run`.",
         )
     if len(positions_I) != len(tokens_I):
         raise DataError(
-            f"{len(positions_I)} image positions but {len(tokens_I)} image sizes",
-            "each image needs both",
-            "pass one position and one size for each image",
+            f"{len(positions_I)} image positions but {len(tokens_I)} image sizes.",
+            "Each image needs both.",
+            "Pass one position and one size for each image.",
         )
     if len(positions_I) and (
         (np.diff(positions_I) < 0).any() or positions_I[0] < 0 or positions_I[-1] >= text_length
     ):
         raise DataError(
-            f"image positions {positions_I[:5].tolist()}… are unsorted or outside the {text_length} text "
-            "tokens",
-            "an image stands before the text token that follows it, so one must follow",
-            "keep the template's post-image token after the last image",
+            f"Image positions {positions_I[:5].tolist()}… are unsorted or outside the {text_length} text "
+            "tokens.",
+            "An image stands before the text token that follows it, so one must follow.",
+            "Keep the template's post-image token after the last image.",
         )

@@ -188,7 +188,7 @@ def decode_images(sample: types.Sample) -> list[Rgb]:
     for image in images:
         if image.data is None:
             raise MediaError(
-                "missing_image", f"sample {sample.sample_id!r} names an image but window_states no bytes"
+                "missing_image", f"Sample {sample.sample_id!r} names an image but holds no bytes of it."
             )
         if image.timestamp is not None:
             frames.setdefault(image.media, []).append(image.timestamp)

@@ -62,32 +62,32 @@ class ImageSettings:
         for name in ("patch_size", "merge_size", "temporal_patch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(
-                    f"{name} = {getattr(self, name)!r} is too small",
-                    "it counts from 1",
-                    f"set {name} as the vision tower has it",
+                    f"`{name} = {getattr(self, name)!r}` is too small.",
+                    "It counts from 1.",
+                    f"Set {name} as the vision tower has it.",
                 )
         smallest = max(self.factor, self.min_side or 0)
         for name in ("max_side", "max_frame_side"):
             side = getattr(self, name)
             if side is not None and side < smallest:
                 raise ConfigError(
-                    f"{name} = {side} leaves no room for an image",
-                    f"the smallest image is {smallest} by {smallest} pixels",
-                    f"set {name} to {smallest} or more",
+                    f"`{name} = {side}` leaves no room for an image.",
+                    f"The smallest image is {smallest} by {smallest} pixels.",
+                    f"Set {name} to {smallest} or more.",
                 )
         for name in ("image_mean", "image_std"):
             values = getattr(self, name)
             if len(values) != 3 or (name == "image_std" and min(values) <= 0):
                 raise ConfigError(
-                    f"{name} = {list(values)} does not describe the three colour channels",
-                    "it takes three numbers, those of image_std above 0",
-                    f"set {name} to a number each for red, green and blue",
+                    f"`{name} = {list(values)}` does not describe the three colour channels.",
+                    "It takes three numbers, those of image_std above 0.",
+                    f"Set {name} to one number for each of red, green and blue.",
                 )
         if self.resample not in RESAMPLING:
             raise ConfigError(
-                f"resample = {self.resample!r} is no filter of Pillow's",
-                f"expected one of {', '.join(sorted(RESAMPLING))}",
-                "set resample to one of them",
+                f"`resample = {self.resample!r}` is no filter of Pillow's.",
+                f"Expected one of {', '.join(sorted(RESAMPLING))}.",
+                "Set resample to one of them.",
             )
 
     @classmethod
@@ -129,13 +129,13 @@ class ImageSettings:
             MediaError: ``empty_image`` or ``extreme_aspect_ratio``.
         """
         if height < 1 or width < 1:
-            raise MediaError("empty_image", f"an image of {width} by {height} pixels has nothing to see")
+            raise MediaError("empty_image", f"An image of {width} by {height} pixels has nothing to see.")
         if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
             raise MediaError(
                 "extreme_aspect_ratio",
-                f"an image of {width} by {height} pixels is too elongated",
-                f"its longer side is more than {MAX_ASPECT_RATIO} times the shorter",
-                "crop it",
+                f"An image of {width} by {height} pixels is too elongated.",
+                f"Its longer side is more than {MAX_ASPECT_RATIO} times the shorter.",
+                "Crop it.",
             )
         factor, unit = self.factor, self.factor**2
         most = (self.max_frame_side or self.max_side if frame else self.max_side) ** 2
@@ -188,26 +188,26 @@ class ImageSettings:
         largest = max(self.max_side, self.max_frame_side or 0)
         if size.height * size.width > largest**2:
             raise DataError(
-                f"an image of {size.width} by {size.height} pixels is larger than max_side = {largest}",
-                f"an image has at most {largest} times {largest} pixels, whatever its shape",
-                "take the size from image_size of this processor, or raise its max_side",
+                f"An image of {size.width} by {size.height} pixels is larger than max_side = {largest}.",
+                f"An image has at most {largest} times {largest} pixels, whatever its shape.",
+                "Take the size from image_size of this processor, or raise its max_side.",
             )
         if rgb.shape[:2] != (size.original_height, size.original_width):
             raise DataError(
-                f"the size of a picture of {size.original_width} by {size.original_height} pixels was given "
-                f"for one of {rgb.shape[1]} by {rgb.shape[0]}",
-                "each picture has its own",
-                "take it from image_size(*rgb.shape[:2])",
+                f"The size of a picture of {size.original_width} by {size.original_height} pixels was given "
+                f"for one of {rgb.shape[1]} by {rgb.shape[0]}.",
+                "Each picture has its own.",
+                "Take it from image_size(*rgb.shape[:2]).",
             )
         if size.height < 1 or size.width < 1 or size.height % self.factor or size.width % self.factor:
             raise DataError(
-                f"{size.width} by {size.height} pixels cannot be cut into image tokens",
-                f"one is {self.factor} by {self.factor} pixels",
-                "take the size from image_size of this processor",
+                f"{size.width} by {size.height} pixels cannot be cut into image tokens.",
+                f"One is {self.factor} by {self.factor} pixels.",
+                "Take the size from image_size of this processor.",
             )
 
 
-def check_pixels(rgb: Any, name: str = "the picture") -> None:
+def check_pixels(rgb: Any, name: str = "The picture") -> None:
     """Refuse what is not decoded RGB.
 
     Raises:
@@ -220,7 +220,7 @@ def check_pixels(rgb: Any, name: str = "the picture") -> None:
             else f"of type {type(rgb).__name__}"
         )
         raise DataError(
-            f"{name} is {found}",
-            "pixels come as uint8 of shape (height, width, 3), red first, 0 to 255",
-            "convert it, or pass the encoded file's bytes or a Pillow image",
+            f"{name} is {found}.",
+            "Pixels come as uint8 of shape (height, width, 3), red first, 0 to 255.",
+            "Convert it, or pass the encoded file's bytes or a Pillow image.",
         )

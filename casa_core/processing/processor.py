@@ -69,9 +69,9 @@ class CasaProcessor(ProcessorMixin):
         self._ids = special_ids(tokenizer, template)
         if image_placement not in get_args(ImagePlacement):
             raise ConfigError(
-                f"image_placement = {image_placement!r} is not available",
-                f"expected one of {', '.join(get_args(ImagePlacement))}",
-                "leave it out of CasaProcessor.for_model, which takes what the fusion needs",
+                f"`image_placement = {image_placement!r}` is not available.",
+                f"Expected one of {', '.join(get_args(ImagePlacement))}.",
+                "Leave it out of CasaProcessor.for_model, which takes what the fusion needs.",
             )
         self.template = template
         self.image_placement: ImagePlacement = image_placement
@@ -181,9 +181,9 @@ class CasaProcessor(ProcessorMixin):
         images = sum(isinstance(part, Image) for part in sample.parts)
         if images != len(sizes):
             raise DataError(
-                f"sample {sample.sample_id!r} has {images} images but {len(sizes)} sizes were given",
-                "each image needs its size to count its tokens",
-                "pass one size for each image, in order",
+                f"Sample {sample.sample_id!r} has {images} images but {len(sizes)} sizes were given.",
+                "Each image needs its size to count its tokens.",
+                "Pass one size for each image, in order.",
             )
         out = self._writer(self.tokenizer, self._ids, self.image_placement)
         for part in sample.parts:
@@ -251,9 +251,9 @@ class CasaProcessor(ProcessorMixin):
         """
         if return_tensors != "pt":
             raise ConfigError(
-                f"return_tensors = {return_tensors!r} is not available",
-                "the model takes torch tensors",
-                'leave it at "pt"',
+                f"`return_tensors = {return_tensors!r}` is not available.",
+                "The model takes torch tensors.",
+                'Leave it at "pt".',
             )
         return self._batch(read_rows(text, images), add_generation_prompt, padding)
 
@@ -278,15 +278,15 @@ class CasaProcessor(ProcessorMixin):
         """
         if not tokenize or not return_dict:
             raise ConfigError(
-                "the chat template gives token ids and image positions together, not a text",
-                "an image has a position among the tokens and none of its own",
-                "leave tokenize and return_dict at True, or pass the messages to the processor itself",
+                "The chat template gives token ids and image positions together, not a text.",
+                "An image has a position among the tokens and none of its own.",
+                "Leave tokenize and return_dict at True, or pass the messages to the processor itself.",
             )
         if continue_final_message:
             raise ConfigError(
-                "continue_final_message = True is not available",
-                "the template closes every turn, an answer's too",
-                "end the conversation with a user's message",
+                "`continue_final_message = True` is not available.",
+                "The template closes every turn, an answer's too.",
+                "End the conversation with a user's message.",
             )
         return self(
             conversation,
@@ -312,9 +312,9 @@ class CasaProcessor(ProcessorMixin):
         gaps = [longest - len(row.input_ids) for row in encoded]
         if any(gaps) and not padding:
             raise DataError(
-                f"the conversations have {longest - max(gaps)} to {longest} tokens",
-                "without padding the rows of a batch are of one length",
-                "set padding=True, or pass one conversation at a time",
+                f"The conversations have {longest - max(gaps)} to {longest} tokens.",
+                "Without padding the rows of a batch are of one length.",
+                "Set padding=True, or pass one conversation at a time.",
             )
         pad = self._padding_id() if any(gaps) else 0
         data = {
@@ -339,9 +339,9 @@ class CasaProcessor(ProcessorMixin):
         pad = self.tokenizer.pad_token_id
         if pad is None:
             raise ConfigError(
-                "the tokenizer has no padding token",
-                "conversations of different length are padded to the longest",
-                "set tokenizer.pad_token, or pass one conversation at a time",
+                "The tokenizer has no padding token.",
+                "Conversations of different length are padded to the longest.",
+                "Set tokenizer.pad_token, or pass one conversation at a time.",
             )
         return int(pad)
 

@@ -1,4 +1,4 @@
-"""What callers of :class:`casa_core.processing.processor.CasaProcessor` may pass → samples and decoded pictures.
+"""Conversations and pictures as callers pass them to ``CasaProcessor`` → samples and decoded pixels.
 
 Three spellings of a conversation: a :class:`Sample`; a list of messages as OpenAI's and transformers' chat
 calls have them, with ``{"type": "text", "text": …}`` and ``{"type": "image"}`` parts; a plain string, which
@@ -86,9 +86,9 @@ def _as_list(text: Any) -> list[Conversation]:
         return [text]
     if not isinstance(text, Sequence) or not text:
         raise DataError(
-            f"text is {text!r:.80}",
-            "expected a conversation (a Sample, a list of messages or a string) or a list of them",
-            "pass what the user says as a string, or as messages with a role and a content",
+            f"`text` is {text!r:.80}.",
+            "Expected a conversation (a Sample, a list of messages or a string) or a list of them.",
+            "Pass what the user says as a string, or as messages with a role and a content.",
         )
     return [text] if isinstance(text[0], Mapping) else list(text)
 
@@ -96,17 +96,17 @@ def _as_list(text: Any) -> list[Conversation]:
 def _read_strings(conversations: list[Conversation], images: Any) -> list[Row]:
     if not all(isinstance(one, str) for one in conversations):
         raise DataError(
-            "text mixes strings with conversations",
-            "images without a place of their own go to strings by rows, to messages by their image parts",
-            "write the strings as messages too",
+            "`text` mixes strings with conversations.",
+            "Images that no part names go to strings by rows, to messages by their image parts.",
+            "Write the strings as messages too.",
         )
     if len(conversations) == 1 and not _is_nested(images):
         images = [_as_pictures(images)]
     if images is not None and (not _is_nested(images) or len(images) != len(conversations)):
         raise DataError(
-            f"which of the {len(conversations)} strings the images belong to is not known",
-            "a string has no image parts",
-            "pass one list of images a string, [] for none, or write them as messages",
+            f"Which of the {len(conversations)} strings the images belong to is not known.",
+            "A string has no image parts.",
+            "Pass one list of images per string, [] for none, or write them as messages.",
         )
     rows = []
     for row, words in enumerate(conversations):
@@ -151,12 +151,12 @@ class _Draft:
         """All pictures in order; ``share`` names and gives those that are missing."""
         given = iter(share)
         for number, own in enumerate(self.own):
-            name, picture = next(given) if own is None else (f"image {number} of the conversation", own)
+            name, picture = next(given) if own is None else (f"Image {number} of the conversation", own)
             yield to_rgb(picture, name)
 
 
 def _sample_pictures(sample: Sample) -> list[Any]:
-    """Decoded pictures of a sample's image parts; ``None`` where a part window_states no bytes."""
+    """Decoded pictures of a sample's image parts; ``None`` where a part holds no bytes."""
     images = [part for part in sample.parts if isinstance(part, Image)]
     carrying = Sample(
         source=sample.source,
@@ -172,9 +172,9 @@ def _message_parts(message: Any, name: str) -> Iterator[tuple[Part, Any]]:
     role = message.get("role") if isinstance(message, Mapping) else None
     if role not in get_args(Role):
         raise DataError(
-            f"{name} has the role {role!r}",
-            f"expected a message with one of the roles {', '.join(get_args(Role))}",
-            'write it as {"role": "user", "content": …}',
+            f"{name} has the role {role!r}.",
+            f"Expected a message with one of the roles {', '.join(get_args(Role))}.",
+            'Write it as {"role": "user", "content": …}.',
         )
     content = message.get("content")
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content or ()
@@ -190,14 +190,14 @@ def _message_part(part: Any, role: Role, name: str) -> tuple[Part, Any]:
         return Image(role=role), part.get("image")
     if kind == "image":
         raise DataError(
-            f"{name} is an image in the {role}'s turn",
-            "in a list of messages only users show images",
-            "pass a Sample for a live stream, whose frames lie in the assistant's turn",
+            f"{name} is an image in the {role}'s turn.",
+            "In a list of messages only users show images.",
+            "Pass a Sample for a live stream, whose frames lie in the assistant's turn.",
         )
     raise DataError(
-        f"{name} is {part!r:.80}",
-        'expected {"type": "text", "text": …} or {"type": "image"}',
-        'pass encoded bytes, an array or a Pillow image as images= or as the part\'s "image"',
+        f"{name} is {part!r:.80}.",
+        'Expected {"type": "text", "text": …} or {"type": "image"}.',
+        'Pass encoded bytes, an array or a Pillow image as images= or as the part\'s "image".',
     )
 
 
@@ -216,9 +216,9 @@ def _share(images: Any, wanted: Sequence[int]) -> list[list[tuple[str, Any]]]:
     if _is_nested(images):
         if len(images) != len(wanted):
             raise DataError(
-                f"images has {len(images)} lists for {len(wanted)} conversations",
-                "a list of lists holds each conversation's pictures",
-                "pass one list a conversation, [] for none",
+                f"`images` has {len(images)} lists for {len(wanted)} conversations.",
+                "A list of lists holds each conversation's pictures.",
+                "Pass one list per conversation, [] for none.",
             )
         shares = [
             [(f"images[{row}][{n}]", picture) for n, picture in enumerate(own)]
@@ -228,7 +228,7 @@ def _share(images: Any, wanted: Sequence[int]) -> list[list[tuple[str, Any]]]:
             _check_count(len(share), count, f"images[{row}]", f"conversation {row}")
         return shares
     named = [(f"images[{n}]", picture) for n, picture in enumerate(_as_pictures(images))]
-    _check_count(len(named), sum(wanted), "images", "the text")
+    _check_count(len(named), sum(wanted), "`images`", "the text")
     ends = np.cumsum(wanted)
     return [named[end - count : end] for end, count in zip(ends, wanted, strict=True)]
 
@@ -236,7 +236,7 @@ def _share(images: Any, wanted: Sequence[int]) -> list[list[tuple[str, Any]]]:
 def _check_count(given: int, wanted: int, name: str, where: str) -> None:
     if given != wanted:
         raise DataError(
-            f"{name} has {given} pictures; {where} has {wanted} image parts without one",
-            'each {"type": "image"} part without an "image" of its own takes one, in order',
-            "pass as many pictures as there are such parts",
+            f"{name} has {given} pictures; {where} has {wanted} image parts without one.",
+            'Each {"type": "image"} part without an "image" of its own takes one, in order.',
+            "Pass as many pictures as there are such parts.",
         )

@@ -276,9 +276,9 @@ def special_ids(tokenizer: PreTrainedTokenizerBase, template: str) -> dict[str, 
     """
     if template not in WRITERS:
         raise ConfigError(
-            f"unknown chat template {template!r}",
-            f"expected one of {', '.join(WRITERS)}",
-            "set model.template",
+            f"Unknown chat template {template!r}.",
+            f"Expected one of {', '.join(WRITERS)}.",
+            "Set model.template.",
         )
     ids: dict[str, int] = {}
     for token in WRITERS[template].tokens:
@@ -286,9 +286,9 @@ def special_ids(tokenizer: PreTrainedTokenizerBase, template: str) -> dict[str, 
         # An unknown token gets the id of the tokenizer's "unknown", where it has one.
         if not isinstance(found, int) or tokenizer.convert_ids_to_tokens(found) != token:
             raise ConfigError(
-                f"the tokenizer has no token {token}",
-                f"the chat template {template!r} is made of {', '.join(WRITERS[template].tokens)}",
-                "take the backbone's own tokenizer, or set model.template to the one it was made for",
+                f"The tokenizer has no token {token}.",
+                f"The chat template {template!r} is made of {', '.join(WRITERS[template].tokens)}.",
+                "Take the backbone's own tokenizer, or set model.template to the one it was made for.",
             )
         ids[token] = found
     return ids

@@ -66,9 +66,9 @@ def build_tokenizer(
     """
     if template not in _LAYOUTS:
         raise ConfigError(
-            f"no tokenizer can be trained for the chat template {template!r}",
-            f"expected one of {', '.join(_LAYOUTS)}",
-            "set model.template",
+            f"No tokenizer can be trained for the chat template {template!r}.",
+            f"Expected one of {', '.join(_LAYOUTS)}.",
+            "Set model.template.",
         )
     special, end = _LAYOUTS[template]
     tokenizer = Tokenizer(models.BPE())

@@ -36,17 +36,17 @@ def find_file(source: str | Path, name: str, revision: str | None = None) -> Pat
         if path.is_file():
             return path
         raise StoreError(
-            f"{source} has no {name}",
-            "a folder in the layout of the Hugging Face hub is expected",
-            "copy or download the folder again, whole",
+            f"{source} has no {name}.",
+            "A folder in the layout of the Hugging Face hub is expected.",
+            "Copy or download the folder again, whole.",
         )
     try:
         found = cached_file(str(source), name, revision=revision)
     except OSError as error:
         raise StoreError(
-            f"{source} is no local folder, and the hub gives no {name} of that name",
+            f"{source} is no local folder, and the hub gives no {name} of that name.",
             str(error).split("\n")[0],
-            "check the spelling, the network and, for a gated model, the hub's token",
+            "Check the spelling, the network and, for a gated model, the hub's token.",
         ) from error
     assert found is not None, "cached_file raises for what it does not find"
     return Path(found)
@@ -82,9 +82,9 @@ class WeightFiles:
             for name, shape in _shapes(path).items():
                 if name in self.shapes:
                     raise StoreError(
-                        f"{label} holds two tensors named {name}",
-                        f"one is in {self._paths[name].name}, the other in {path.name}",
-                        "leave one set of weights in the folder",
+                        f"{label} holds two tensors named {name}.",
+                        f"One is in {self._paths[name].name}, the other in {path.name}.",
+                        "Leave one set of weights in the folder.",
                     )
                 self.shapes[name] = shape
                 self._paths[name] = path
@@ -105,9 +105,9 @@ class WeightFiles:
         absent = sorted(set(shard_of) - set(files.shapes))
         if absent:
             raise StoreError(
-                f"{source} lacks {len(absent)} of {len(shard_of)} tensors, {absent[0]} among them",
-                f"{INDEX} places it in {shard_of[absent[0]]}, which does not hold it",
-                "copy or download the folder again, whole",
+                f"{source} lacks {len(absent)} of {len(shard_of)} tensors, {absent[0]} among them.",
+                f"{INDEX} places it in {shard_of[absent[0]]}, which does not hold it.",
+                "Copy or download the folder again, whole.",
             )
         return files
 
@@ -124,9 +124,9 @@ def _shapes(path: Path) -> dict[str, Shape]:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise StoreError(
-            f"{path} cannot be read",
-            f"it is no whole safetensors file ({error})",
-            "copy or download it again",
+            f"{path} cannot be read.",
+            f"It is no whole safetensors file ({error}).",
+            "Copy or download it again.",
         ) from error
 
 

@@ -71,9 +71,9 @@ class Backbone:
         model_type = json.loads(path.read_text()).get("model_type")
         if model_type not in {kind.model_type for kind in known}:
             raise ConfigError(
-                f"{source} cannot serve as {part}",
-                f"its type is {model_type!r}; supported: {', '.join(kind.model_type for kind in known)}",
-                "name a model of one of these types",
+                f"{source} cannot serve as {part}.",
+                f"Its type is {model_type!r}; supported: {', '.join(kind.model_type for kind in known)}.",
+                "Name a model of one of these types.",
             )
         config = AutoConfig.from_pretrained(path.parent)
         return cls(config, WeightFiles.of(source, revision))
@@ -120,9 +120,9 @@ def from_backbone(
     problems = shape_problems(takes, expected)
     if problems:
         raise StoreError(
-            f"the weights of {name_or_path} do not fit its configuration",
+            f"The weights of {name_or_path} do not fit its configuration.",
             "; ".join(problems[:3]),
-            "use config.json and weights of one release",
+            "Use config.json and weights of one release.",
         )
     model = build(config, takes, dtype or takes[0].value().dtype)
     new = expected.keys() - {take.target for take in takes}
@@ -144,15 +144,15 @@ def _text_config(config: Any, source: str) -> TextConfig:
     kind = text.rope_parameters["rope_type"]
     if kind != "default":
         raise ConfigError(
-            f"{source} scales its RoPE ({kind!r})",
-            "fusion layers place image tokens by the backbone's plain RoPE only",
-            "use a release without rope_scaling",
+            f"{source} scales its RoPE ({kind!r}).",
+            "Fusion layers place image tokens by the backbone's plain RoPE only.",
+            "Use a release without rope_scaling.",
         )
     if "sliding_attention" in (getattr(text, "layer_types", None) or ()):
         raise ConfigError(
-            f"{source} uses sliding-window self-attention",
-            "text attends to its whole document here",
-            "set use_sliding_window to false in its config.json, if it was trained so",
+            f"{source} uses sliding-window self-attention.",
+            "Text attends to its whole document here.",
+            "Set use_sliding_window to false in its config.json, if it was trained so.",
         )
     return text
 
@@ -162,9 +162,9 @@ def _as_helium(config: LlamaConfig, source: str) -> HeliumConfig:
     head_dim = config.head_dim or config.hidden_size // config.num_attention_heads
     if config.attention_bias or head_dim * config.num_attention_heads != config.hidden_size:
         raise ConfigError(
-            f"{source} is a Llama that Helium's code cannot run",
-            "its attention has biases, or heads that do not add up to its width",
-            "use a release without either",
+            f"{source} is a Llama that Helium's code cannot run.",
+            "Its attention has biases, or heads that do not add up to its width.",
+            "Use a release without either.",
         )
     same = (
         "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
@@ -180,9 +180,9 @@ def _tower_config(config: Any, source: str) -> Qwen2_5_VLVisionConfig:
     if isinstance(config, Qwen2_5_VLConfig):
         return cast(Qwen2_5_VLVisionConfig, config.vision_config)
     raise ConfigError(
-        f"{source} has no vision tower of its own",
-        "it is a language model",
-        'name one: vision="Qwen/Qwen2.5-VL-3B-Instruct"',
+        f"{source} has no vision tower of its own.",
+        "It is a language model.",
+        'Name one: vision="Qwen/Qwen2.5-VL-3B-Instruct".',
     )
 
 
@@ -190,9 +190,9 @@ def _check_widths(config: CasaConfig) -> None:
     tower, text = config.vision_config.out_hidden_size, config.text_config.hidden_size
     if tower != text:
         raise ConfigError(
-            f"the vision tower's image tokens are {tower} wide, the language model is {text}",
-            "image tokens enter the language model's layers without another projection",
-            f"choose a vision tower with vision_config.out_hidden_size = {text}",
+            f"The vision tower's image tokens are {tower} wide, the language model is {text}.",
+            "Image tokens enter the language model's layers without another projection.",
+            f"Choose a vision tower with vision_config.out_hidden_size = {text}.",
         )
 
 
@@ -217,9 +217,9 @@ def _plan(
     missing = [take for take in takes if take.source not in take.files.shapes]
     if missing:
         raise StoreError(
-            f"{missing[0].files.label} lacks {len(missing)} tensors, {missing[0].source} among them",
-            f"{missing[0].target} has no other source",
-            "use a whole release; a head that is the embedding needs tie_word_embeddings in config.json",
+            f"{missing[0].files.label} lacks {len(missing)} tensors, {missing[0].source} among them.",
+            f"{missing[0].target} has no other source.",
+            "Use a whole release; a head that is the embedding needs tie_word_embeddings in config.json.",
         )
     _check_tied_head(text, text_prefix, config)
     return takes, _left_over(text, tower, takes, text_prefix, tower_prefix)
@@ -230,9 +230,9 @@ def _prefix(files: WeightFiles, prefixes: tuple[str, ...], anchor: str, part: st
         if prefix + anchor in files.shapes:
             return prefix
     raise StoreError(
-        f"{files.label} holds no {part}",
-        f"none of its tensors is called {', '.join(prefix + anchor for prefix in prefixes)}",
-        "for a checkpoint with other names use casa_core.weights.importing",
+        f"{files.label} holds no {part}.",
+        f"None of its tensors is called {', '.join(prefix + anchor for prefix in prefixes)}.",
+        "For a checkpoint with other names use casa_core.weights.importing.",
     )
 
 
@@ -242,9 +242,9 @@ def _check_tied_head(text: Backbone, prefix: str, config: CasaConfig) -> None:
         return
     if not torch.equal(text.files.read(HEAD), text.files.read(prefix + EMBEDDING)):
         raise StoreError(
-            f"{text.files.label} has a head that differs from its embedding",
-            "its configuration says that they are one (tie_word_embeddings)",
-            "set tie_word_embeddings to false in its config.json",
+            f"{text.files.label} has a head that differs from its embedding.",
+            "Its configuration says that they are one (tie_word_embeddings).",
+            "Set tie_word_embeddings to false in its config.json.",
         )
 
 
@@ -268,9 +268,9 @@ def _left_over(
         ]
         if inside:
             raise StoreError(
-                f"{files.label} has {len(inside)} tensors that have no place here, {inside[0]} among them",
-                "the model they belong to computes something else",
-                "use a plain release; for fused checkpoints use casa_core.weights.importing",
+                f"{files.label} has {len(inside)} tensors that have no place here, {inside[0]} among them.",
+                "The model they belong to computes something else.",
+                "Use a plain release; for fused checkpoints use casa_core.weights.importing.",
             )
         rest += names
     return rest

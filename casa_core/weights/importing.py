@@ -66,9 +66,9 @@ def import_checkpoint(
         rest = len(report.problems) - 4
         shown = [*report.problems[:4], *([f"and {rest} more"] if rest > 0 else [])]
         raise StoreError(
-            f"{folder} was not imported: it is not what the configuration says",
+            f"{folder} was not imported: it is not what the configuration says.",
             "; ".join(shown),
-            "correct the configuration, where= or ignore=; inspect_checkpoint(…).table() lists every tensor",
+            "Correct the configuration, where= or ignore=; inspect_checkpoint(…).table() lists every tensor.",
         )
     model = build(_with_positions(config, positions), report.taken, dtype or report.taken[0].value().dtype)
     return model, report
@@ -91,7 +91,7 @@ def inspect_checkpoint(
     """
     unknown = sorted(set(where or {}) - set(PARTS))
     if unknown:
-        raise ConfigError(f"where has no part {unknown[0]!r}", f"parts: {', '.join(PARTS)}", "rename it")
+        raise ConfigError(f"`where` has no part {unknown[0]!r}.", f"Parts: {', '.join(PARTS)}.", "Rename it.")
     _check_rope_pairs(config, rope_pairs)
     search = _Search(WeightFiles.of(folder), _with_positions(config, positions), where or {})
     search.language_model()
@@ -126,15 +126,15 @@ def _check_rope_pairs(config: CasaConfig, rope_pairs: RopePairs | None) -> None:
     helium = isinstance(config.text_config, HeliumConfig)
     if helium and rope_pairs not in ("neighbours", "halves"):
         raise ConfigError(
-            f"rope_pairs = {rope_pairs!r}: which rows of a head RoPE turns together must be said",
-            "Helium's code turns neighbours, Llama's halves; both load, and one of them answers nonsense",
-            'pass rope_pairs="neighbours" or rope_pairs="halves"; try both where it is not known',
+            f"`rope_pairs = {rope_pairs!r}` does not say which rows of a head RoPE turns together.",
+            "Helium's code turns neighbours, Llama's halves; both load, and one of them answers nonsense.",
+            'Pass rope_pairs="neighbours" or rope_pairs="halves"; try both where it is not known.',
         )
     if not helium and rope_pairs not in (None, "halves"):
         raise ConfigError(
-            f"rope_pairs = {rope_pairs!r} does not go with Qwen2.5-VL",
-            "its RoPE turns halves in every release",
-            "leave it out",
+            f"`rope_pairs = {rope_pairs!r}` does not go with Qwen2.5-VL.",
+            "Its RoPE turns halves in every release.",
+            "Leave it out.",
         )
 
 

@@ -211,7 +211,7 @@ def test_rows_that_were_padded_anew_do_not_continue_a_cache():
     options = {"max_new_tokens": 2, "do_sample": False, "return_dict_in_generate": True}
     state = cast(Any, model.generate(**padded(rows), **options)).past_key_values
     longer = [row(14, {}, 21), row(6, {}, 22)]
-    with pytest.raises(DataError, match="attention_mask shows"):
+    with pytest.raises(DataError, match="`attention_mask` shows"):
         model.generate(**padded(longer), past_key_values=state, **options)
     with pytest.raises(DataError, match="1 rows, the cache 2"):
         model(torch.tensor([[1]]), past_key_values=state)
@@ -243,7 +243,7 @@ def test_an_assistant_model_and_foreign_embeddings_are_refused():
 def test_a_foreign_cache_is_refused():
     from transformers import DynamicCache
 
-    with pytest.raises(DataError, match="the cache is a DynamicCache"):
+    with pytest.raises(DataError, match="The cache is a DynamicCache"):
         model_of("ca")(torch.tensor([[1, 2]]), past_key_values=DynamicCache())
 
 

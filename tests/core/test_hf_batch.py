@@ -165,35 +165,35 @@ def changed(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"input_ids": None}, "input_ids is a NoneType"),
-        ({"input_ids": lambda ids: ids[0]}, r"input_ids is torch.int64 of shape \(12,\)"),
-        ({"input_ids": lambda ids: ids.float()}, r"input_ids is torch.float32 of shape \(3, 12\)"),
-        ({"attention_mask": lambda mask: mask[:, 1:]}, r"attention_mask is of shape \(3, 11\)"),
+        ({"input_ids": None}, "`input_ids` is a NoneType"),
+        ({"input_ids": lambda ids: ids[0]}, r"`input_ids` is torch.int64 of shape \(12,\)"),
+        ({"input_ids": lambda ids: ids.float()}, r"`input_ids` is torch.float32 of shape \(3, 12\)"),
+        ({"attention_mask": lambda mask: mask[:, 1:]}, r"`attention_mask` is of shape \(3, 11\)"),
         (
             {"attention_mask": lambda mask: mask * torch.tensor([[1], [0], [1]])},
-            "row 1 of the batch has no token",
+            "Row 1 of the batch has no token",
         ),
         ({"image_rows": None}, "came without image_rows"),
         ({"pixel_values": None}, "came without pixel_values"),
-        ({"pixel_values": lambda p: p.mul(9).to(torch.uint8)}, "pixel_values is torch.uint8 of shape"),
-        ({"pixel_values": lambda p: p[:-1]}, r"pixel_values is torch.float32 of shape \(31, 48\)"),
-        ({"pixel_values": lambda p: p[:, :-1]}, r"pixel_values is torch.float32 of shape \(32, 47\)"),
-        ({"image_grid_thw": lambda g: g[:-1]}, r"image_grid_thw is torch.int64 of shape \(3, 3\)"),
-        ({"image_grid_thw": lambda g: g.float()}, "image_grid_thw is torch.float32"),
-        ({"image_grid_thw": lambda g: g + torch.tensor([1, 0, 0])}, r"image_grid_thw\[0\] = \(2, 2, 4\)"),
-        ({"image_grid_thw": lambda g: g + torch.tensor([0, 0, 1])}, r"image_grid_thw\[0\] = \(1, 2, 5\)"),
-        ({"image_positions": lambda p: p[:2]}, r"image_positions is torch.int64 of shape \(2,\)"),
-        ({"image_positions": lambda p: p - 6}, r"image_positions\[0\] = 0 is no token of row 0"),
-        ({"image_positions": lambda p: p + 6}, r"image_positions\[0\] = 12 is no token of row 0"),
-        ({"image_rows": lambda r: r * 2}, r"image_rows\[1\] = 4 does not exist"),
-        ({"image_positions": torch.tensor([6, 6, 0, 6])}, "image 2 at"),
-        ({"labels": torch.zeros(3, 4, dtype=torch.long)}, r"labels of shape \(3, 4\)"),
+        ({"pixel_values": lambda p: p.mul(9).to(torch.uint8)}, "`pixel_values` is torch.uint8 of shape"),
+        ({"pixel_values": lambda p: p[:-1]}, r"`pixel_values` is torch.float32 of shape \(31, 48\)"),
+        ({"pixel_values": lambda p: p[:, :-1]}, r"`pixel_values` is torch.float32 of shape \(32, 47\)"),
+        ({"image_grid_thw": lambda g: g[:-1]}, r"`image_grid_thw` is torch.int64 of shape \(3, 3\)"),
+        ({"image_grid_thw": lambda g: g.float()}, "`image_grid_thw` is torch.float32"),
+        ({"image_grid_thw": lambda g: g + torch.tensor([1, 0, 0])}, r"`image_grid_thw\[0\] = \(2, 2, 4\)`"),
+        ({"image_grid_thw": lambda g: g + torch.tensor([0, 0, 1])}, r"`image_grid_thw\[0\] = \(1, 2, 5\)`"),
+        ({"image_positions": lambda p: p[:2]}, r"`image_positions` is torch.int64 of shape \(2,\)"),
+        ({"image_positions": lambda p: p - 6}, r"`image_positions\[0\] = 0` is no token of row 0"),
+        ({"image_positions": lambda p: p + 6}, r"`image_positions\[0\] = 12` is no token of row 0"),
+        ({"image_rows": lambda r: r * 2}, r"`image_rows\[1\] = 4` does not exist"),
+        ({"image_positions": torch.tensor([6, 6, 0, 6])}, "Image 2 at"),
+        ({"labels": torch.zeros(3, 4, dtype=torch.long)}, r"Labels of shape \(3, 4\)"),
         ({"labels": torch.zeros(3, 12, dtype=torch.long), "logits_to_keep": 1}, "for 1 columns of logits"),
         ({"labels": torch.zeros(3, 12, dtype=torch.long), "use_cache": True}, "together with a cache"),
-        ({"logits_to_keep": -1}, "logits_to_keep = -1"),
-        ({"logits_to_keep": torch.tensor([12])}, "logits_to_keep = tensor"),
-        ({"inputs_embeds": torch.zeros(3, 12, 32)}, "inputs_embeds is nothing the model takes"),
-        ({"output_attentions": True}, "output_attentions is nothing the model takes"),
+        ({"logits_to_keep": -1}, "`logits_to_keep = -1` does"),
+        ({"logits_to_keep": torch.tensor([12])}, "`logits_to_keep = tensor"),
+        ({"inputs_embeds": torch.zeros(3, 12, 32)}, "takes no argument 'inputs_embeds'"),
+        ({"output_attentions": True}, "takes no argument 'output_attentions'"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(changes: dict[str, Any], words: str):
@@ -206,5 +206,5 @@ def test_what_does_not_fit_is_refused_by_name(changes: dict[str, Any], words: st
 
 def test_a_row_without_tokens_is_refused_by_a_cache_too():
     inputs = changed(attention_mask=lambda mask: mask * torch.tensor([[1], [0], [1]]))
-    with pytest.raises(DataError, match="row 1 of the batch has no token"):
+    with pytest.raises(DataError, match="Row 1 of the batch has no token"):
         model_of("ca")(**inputs, use_cache=True)

@@ -100,7 +100,7 @@ def test_layers_outside_the_backbone_are_refused(layers: Any):
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"placement": "sideways"}, "fusion.placement = 'sideways'"),
+        ({"placement": "sideways"}, "`fusion.placement = 'sideways'`"),
         ({"plcement": "parallel"}, "no setting 'plcement'"),
     ],
 )

@@ -138,7 +138,7 @@ def test_the_fusion_can_be_left_alone():
     model = small("helium", "CA, shared projections")
     with pytest.raises(ConfigError, match="trains nothing") as caught:
         parameter_groups(model, TrainingStage(language_model=False, vision_blocks=0, fusion=False))
-    assert "train the language model" in caught.value.remedy
+    assert "Train the language model" in caught.value.remedy
     parameter_groups(model, TrainingStage(language_model=True, vision_blocks=0, fusion=False))
     assert all(name.startswith(("language_model", "lm_head")) for name in trained_names(model))
     gated = small("helium", "gated CA, own norms")

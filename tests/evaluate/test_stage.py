@@ -109,7 +109,7 @@ def test_a_model_says_the_same_however_many_actors_share_its_exam(examined, inpu
 def test_what_an_actor_refuses_reaches_the_user_in_its_own_words(inputs, tmp_path):
     with pytest.raises(StoreError) as refused:
         run_stage(context({**inputs, "train": tmp_path / "nothing"}, tmp_path / "out"))
-    assert refused.value.what == f"{tmp_path / 'nothing' / 'model'} is not a finished checkpoint"
+    assert refused.value.what == f"{tmp_path / 'nothing' / 'model'} is not a finished checkpoint."
     assert "train stage" in refused.value.remedy
 
 

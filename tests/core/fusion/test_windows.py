@@ -221,7 +221,7 @@ def test_global_positions_are_the_texts_own_and_images_start_where_their_text_do
 
 
 def test_a_grid_that_does_not_hold_its_tokens_is_refused():
-    with pytest.raises(DataError, match=r"image grids \[\[2, 2\]\] do not hold the images' \[3\] tokens"):
+    with pytest.raises(DataError, match=r"Image grids \[\[2, 2\]\] do not hold the images' \[3\] tokens"):
         window_layout(
             text_length=1,
             document_starts=[0],

@@ -92,13 +92,13 @@ def test_another_filter_gives_other_pixels():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"patch_size": 0}, "patch_size = 0 is too small"),
-        ({"max_side": 15}, "max_side = 15 leaves no room"),
-        ({"max_side": 64, "min_side": 80}, "max_side = 64 leaves no room"),
-        ({"max_frame_side": 8}, "max_frame_side = 8 leaves no room"),
-        ({"image_mean": (0.5,)}, "image_mean = \\[0.5\\] does not describe"),
-        ({"image_std": (0.5, 0.0, 0.5)}, "image_std = .* does not describe"),
-        ({"resample": "cubic"}, "resample = 'cubic' is no filter"),
+        ({"patch_size": 0}, "`patch_size = 0` is too small"),
+        ({"max_side": 15}, "`max_side = 15` leaves no room"),
+        ({"max_side": 64, "min_side": 80}, "`max_side = 64` leaves no room"),
+        ({"max_frame_side": 8}, "`max_frame_side = 8` leaves no room"),
+        ({"image_mean": (0.5,)}, "`image_mean = \\[0.5\\]` does not describe"),
+        ({"image_std": (0.5, 0.0, 0.5)}, "`image_std = .*` does not describe"),
+        ({"resample": "cubic"}, "`resample = 'cubic'` is no filter"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(changes: dict[str, object], message: str):

@@ -165,12 +165,12 @@ def test_text_never_becomes_a_control_token_by_spelling_it(processor: CasaProces
 
 def test_a_missing_size_is_refused(processor: CasaProcessor):
     sample = Sample(source="test", sample_id="7", parts=(Image(), user("what is this")))
-    with pytest.raises(DataError, match="sample '7' has 1 images but 0 sizes"):
+    with pytest.raises(DataError, match="Sample '7' has 1 images but 0 sizes"):
         processor.encode(sample, [])
 
 
 def test_an_unknown_template_is_refused():
-    with pytest.raises(ConfigError, match="unknown chat template 'casa-9'"):
+    with pytest.raises(ConfigError, match="Unknown chat template 'casa-9'"):
         CasaProcessor(build_tokenizer(["a"], 270), template="casa-9")
 
 

@@ -166,17 +166,17 @@ def test_insertion_leaves_images_in_place():
 
 IMAGE_AND_WORDS = ask(..., "what")
 REFUSED: dict[str, tuple[Any, Any, str]] = {
-    "too few pictures": (IMAGE_AND_WORDS, None, "images has 0 pictures; the text has 1 image parts"),
-    "too many pictures": (IMAGE_AND_WORDS, [picture(0)] * 2, "images has 2 pictures; the text has 1"),
+    "too few pictures": (IMAGE_AND_WORDS, None, "`images` has 0 pictures; the text has 1 image parts"),
+    "too many pictures": (IMAGE_AND_WORDS, [picture(0)] * 2, "`images` has 2 pictures; the text has 1"),
     "pictures in the wrong row": (
         [IMAGE_AND_WORDS, ask("a")],
         [[], [picture(0)]],
         r"images\[0\] has 0 pictures; conversation 0 has 1",
     ),
-    "a list of pictures too many": ([IMAGE_AND_WORDS], [[picture(0)], []], "images has 2 lists for 1"),
-    "strings with a flat list": (["a", "b"], [picture(0), picture(1)], "which of the 2 strings"),
-    "strings among messages": (["a", ask("b")], None, "text mixes strings"),
-    "no conversation": ([], None, r"text is \[\]"),
+    "a list of pictures too many": ([IMAGE_AND_WORDS], [[picture(0)], []], "`images` has 2 lists for 1"),
+    "strings with a flat list": (["a", "b"], [picture(0), picture(1)], "Which of the 2 strings"),
+    "strings among messages": (["a", ask("b")], None, "`text` mixes strings"),
+    "no conversation": ([], None, r"`text` is \[\]"),
     "a role that is none": ([{"role": "robot", "content": "a"}], None, r"messages\[0\] has the role 'robot'"),
     "a part that is none": (
         [{"role": "user", "content": [{"type": "audio"}]}],
@@ -201,7 +201,7 @@ REFUSED: dict[str, tuple[Any, Any, str]] = {
     "pixels that are not RGB inside a message": (
         ask("what", np.zeros((16, 16), np.uint8)),
         None,
-        r"image 0 of the conversation is an array of uint8 of shape \(16, 16\)",
+        r"Image 0 of the conversation is an array of uint8 of shape \(16, 16\)",
     ),
     "an address": (IMAGE_AND_WORDS, ["http://x/y.png"], r"images\[0\] is of type str"),
 }
@@ -217,7 +217,7 @@ def test_what_cannot_be_meant_is_refused_by_name(processor: CasaProcessor, name:
 def test_other_refusals_say_what_to_do(processor: CasaProcessor):
     with pytest.raises(MediaError, match="not an image"):
         processor("what", images=b"nothing of the kind")
-    with pytest.raises(ConfigError, match="return_tensors = 'np'"):
+    with pytest.raises(ConfigError, match="`return_tensors = 'np'`"):
         processor("what", return_tensors="np")
     with pytest.raises(ConfigError, match="not a text"):
         processor.apply_chat_template(ask("what"), tokenize=False)

@@ -243,9 +243,9 @@ def test_a_template_its_tokenizer_was_not_made_for_is_refused(small: PreTrainedT
         CasaProcessor(build_tokenizer(["a"], 270), template="qwen-1")
     with pytest.raises(ConfigError, match=r"no token <\|end\|>"):
         CasaProcessor(small, template="casa-1")
-    with pytest.raises(ConfigError, match="image_placement = 'anywhere'"):
+    with pytest.raises(ConfigError, match="`image_placement = 'anywhere'`"):
         CasaProcessor(small, template="qwen-1", image_placement="anywhere")  # pyright: ignore
-    with pytest.raises(ConfigError, match="no tokenizer can be trained for the chat template 'x'"):
+    with pytest.raises(ConfigError, match="No tokenizer can be trained for the chat template 'x'"):
         build_tokenizer(["a"], 270, "x")
 
 

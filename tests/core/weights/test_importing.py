@@ -104,7 +104,7 @@ def test_projections_may_be_called_by_other_words(names: tuple[str, ...], tmp_pa
 
 
 @pytest.mark.parametrize("name", ["CA", "CA, shared projections", "CASA replacing", "CA as in Flamingo"])
-def test_llamas_order_of_rows_is_undone_where_it_is_said(name: str, tmp_path: Path):
+def test_llamas_order_of_rows_is_undone_where_it_is_declared(name: str, tmp_path: Path):
     model = fused("helium", **FUSIONS[name])
     folder = exported(tmp_path, model, halves=True)
     assert_same(imported(folder, model, rope_pairs="halves"), model)
@@ -112,7 +112,7 @@ def test_llamas_order_of_rows_is_undone_where_it_is_said(name: str, tmp_path: Pa
     assert not torch.allclose(answers(wrong), answers(model), atol=0.1)
 
 
-def test_positions_must_be_said_and_are_the_models(tmp_path: Path):
+def test_positions_must_be_given_and_are_the_models(tmp_path: Path):
     model = fused("qwen", positions="global")
     folder = exported(tmp_path, model)
     with pytest.raises(TypeError, match="positions"):
@@ -122,9 +122,9 @@ def test_positions_must_be_said_and_are_the_models(tmp_path: Path):
     assert not torch.allclose(answers(wrong), answers(model), atol=0.01)
 
 
-def test_heliums_pairs_must_be_said_and_qwens_cannot_be(tmp_path: Path):
+def test_heliums_pairs_must_be_given_and_qwens_cannot_be(tmp_path: Path):
     helium, qwen = fused("helium"), fused("qwen")
-    with pytest.raises(ConfigError, match="must be said"):
+    with pytest.raises(ConfigError, match="does not say which rows"):
         imported(exported(tmp_path / "h", helium), helium, rope_pairs=None)
     with pytest.raises(ConfigError, match="does not go with"):
         imported(exported(tmp_path / "q", qwen), qwen, rope_pairs="neighbours")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -177,28 +178,44 @@ def image_dimensions(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[int,
 
 
 def decode_images(sample: types.Sample) -> list[Rgb]:
-    """Pixels of every image of a sample, in order; frames of one video are decoded in one pass.
+    """Pixels of every image of a sample, in order.
 
     Raises:
         MediaError: If bytes are missing or cannot be decoded.
     """
-    images = [part for part in sample.parts if isinstance(part, types.Image)]
-    frames: dict[int, list[float]] = {}
-    videos: dict[int, bytes] = {}
-    for image in images:
-        if image.data is None:
-            raise MediaError(
-                "missing_image", f"Sample {sample.sample_id!r} names an image but holds no bytes of it."
-            )
-        if image.timestamp is not None:
-            frames.setdefault(image.media, []).append(image.timestamp)
-            videos[image.media] = image.data
-    decoded = {media: iter(VideoFrames(videos[media]).at(times)) for media, times in frames.items()}
-    return [
-        decode_image(image.data) if image.timestamp is None else next(decoded[image.media])
-        for image in images
-        if image.data is not None
-    ]
+    pictures: list[tuple[bytes, float | None]] = []
+    for image in sample.parts:
+        if isinstance(image, types.Image):
+            if image.data is None:
+                raise MediaError(
+                    "missing_image", f"Sample {sample.sample_id!r} names an image but holds no bytes of it."
+                )
+            pictures.append((image.data, image.timestamp))
+    return list(decode_pictures(pictures))
+
+
+def decode_pictures(pictures: Sequence[tuple[bytes, float | None]]) -> Iterator[Rgb]:
+    """Pixels of still pictures and video frames, in order; each video is opened once for all its frames.
+
+    Args:
+        pictures: The encoded file of each, and its time in seconds; ``None`` for a still picture.
+
+    Raises:
+        MediaError: At the picture, or at the first frame of the video, that cannot be decoded.
+    """
+    times: dict[bytes, list[float]] = {}
+    for data, time in pictures:
+        if time is not None:
+            times.setdefault(data, []).append(time)
+    frames: dict[bytes, Iterator[Rgb]] = {}
+    for data, time in pictures:
+        if time is None:
+            yield decode_image(data)
+            continue
+        if data not in frames:
+            with VideoFrames(data) as video:
+                frames[data] = iter(video.at(times[data]))
+        yield next(frames[data])
 
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:

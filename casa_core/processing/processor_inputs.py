@@ -17,7 +17,7 @@ from PIL import Image as PILImage
 from PIL import ImageOps
 
 from casa_core.errors import DataError
-from casa_core.media.decode import decode_image, decode_images, flattened
+from casa_core.media.decode import decode_image, decode_pictures, flattened
 from casa_core.media.images import check_pixels
 from casa_core.types import Image, Part, Role, Sample, Text
 
@@ -158,12 +158,7 @@ class _Draft:
 def _sample_pictures(sample: Sample) -> list[Any]:
     """Decoded pictures of a sample's image parts; ``None`` where a part holds no bytes."""
     images = [part for part in sample.parts if isinstance(part, Image)]
-    carrying = Sample(
-        source=sample.source,
-        sample_id=sample.sample_id,
-        parts=tuple(image for image in images if image.data is not None),
-    )
-    decoded = iter(decode_images(carrying))
+    decoded = decode_pictures([(image.data, image.timestamp) for image in images if image.data is not None])
     return [None if image.data is None else next(decoded) for image in images]
 
 

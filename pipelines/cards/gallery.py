@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from casa_core.media.decode import Rgb, VideoFrames, decode_image
+from casa_core.media.decode import Rgb, decode_image, decode_pictures
 from pipelines.data.store.rows import Row
 from pipelines.data.store.store import CleanReader
 from pipelines.html.tags import Html, tag
@@ -79,8 +79,8 @@ def video_sample(reader: CleanReader, number: int, row: Row) -> Html:
     media = chosen[0][0]["media"]
     chosen = [entry for entry in chosen if entry[0]["media"] == media]
     cells = []
-    with VideoFrames(reader.media(number, media)) as video:
-        pictures = video.at([part["timestamp"] for part, _ in chosen])
+    video = reader.media(number, media)
+    pictures = decode_pictures([(video, part["timestamp"]) for part, _ in chosen])
     for (part, words), pixels in zip(chosen, pictures, strict=True):
         time = f"{part['timestamp']:.1f} s"
         cells.append(
@@ -118,10 +118,7 @@ def row_thumbnail(readers: Mapping[str, CleanReader], source: str, number: int, 
         if part["kind"] != "image":
             continue
         data, alt = reader.media(number, part["media"]), f"row {number} of {source}"
-        if part["timestamp"] is None:
-            return thumbnail(decode_image(data), alt=alt, side=side)
-        with VideoFrames(data) as video:
-            return thumbnail(video.at([part["timestamp"]])[0], alt=alt, side=side)
+        return thumbnail(next(decode_pictures([(data, part["timestamp"])])), alt=alt, side=side)
     return Html()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 
-from casa_core.media.decode import VideoFrames, decode_image
+from casa_core.media.decode import decode_pictures
 from pipelines.cards.gallery import thumbnail
 from pipelines.cards.sequence_chart import meter
 from pipelines.data.pack.sequence_view import DocumentView, PictureView, SequenceView
@@ -89,22 +89,14 @@ def _document(number: int, document: DocumentView, clean: Mapping[str, CleanRead
 
 
 def _thumbnails(pictures: Sequence[PictureView], clean: Mapping[str, CleanReader]) -> dict[PictureView, Html]:
-    """Each picture, small; a video is opened once for all its frames."""
-    groups: dict[tuple[str, int, int], list[PictureView]] = {}
-    for picture in pictures:
-        groups.setdefault((picture.source, picture.row, picture.media), []).append(picture)
-    found: dict[PictureView, Html] = {}
-    for (source, row, media), own in groups.items():
-        data = clean[source].media(row, media)
-        times = [picture.timestamp for picture in own if picture.timestamp is not None]
-        if times:
-            with VideoFrames(data) as video:
-                pixels = video.at(times)
-        else:
-            pixels = [decode_image(data)] * len(own)
-        for picture, seen in zip(own, pixels, strict=True):
-            found[picture] = thumbnail(seen, alt=f"media {media} of row {row}", side=SIDE)
-    return found
+    """Each picture, small."""
+    named = {(picture.source, picture.row, picture.media) for picture in pictures}
+    data = {(source, row, media): clean[source].media(row, media) for source, row, media in named}
+    decoded = decode_pictures([(data[one.source, one.row, one.media], one.timestamp) for one in pictures])
+    return {
+        one: thumbnail(pixels, alt=f"media {one.media} of row {one.row}", side=SIDE)
+        for one, pixels in zip(pictures, decoded, strict=True)
+    }
 
 
 def _picture(picture: PictureView, shown: Html) -> Html:

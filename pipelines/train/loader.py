@@ -19,7 +19,7 @@ import torch
 from casa_core.batch import PackedBatch, PackedSequence, collate
 from casa_core.engine.inputs import PreparedImage, prepare_image
 from casa_core.errors import DataError, MediaError, StoreError
-from casa_core.media.decode import VideoFrames, decode_image
+from casa_core.media.decode import decode_pictures
 from casa_core.processing.processor import CasaProcessor
 from pipelines.data.store.store import CARD, CleanReader, PackReader
 from pipelines.storage.uri import Folder
@@ -95,18 +95,14 @@ class SequenceReader:
         return sequence if self.shows_images else sequence.without_images(), _documents(row)
 
     def _prepare(self, references: list[dict[str, Any]]) -> list[PreparedImage]:
-        """Decode each referenced picture once, and the frames of one video in one pass over it."""
-        frames: dict[tuple[str, int, int], list[float]] = {}
-        for reference in references:
-            if reference["timestamp"] is not None:
-                frames.setdefault(_media_key(reference), []).append(reference["timestamp"])
+        """Decode the referenced pictures, and the frames of one video in one pass over it."""
         data = self._media({_media_key(reference) for reference in references})
-        videos = {key: iter(VideoFrames(data[key]).at(times)) for key, times in frames.items()}
+        decoded = decode_pictures([(data[_media_key(own)], own["timestamp"]) for own in references])
         prepared = []
         for reference in references:
             key = _media_key(reference)
             try:
-                rgb = next(videos[key]) if key in videos else decode_image(data[key])
+                rgb = next(decoded)
             except MediaError as error:
                 raise DataError(
                     f"media {key[2]} of row {key[1]} of {key[0]} cannot be decoded",

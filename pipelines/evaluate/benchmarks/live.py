@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-import numpy as np
-
-from casa_core.media.decode import VideoFrames
+from casa_core.media.decode import decode_images
 from casa_core.types import Image, Sample, Text
 from pipelines.evaluate.benchmarks.base import (
     EngineProtocol,
@@ -84,7 +83,8 @@ def _caption(engine: EngineProtocol, held: EvalSample) -> Prediction:
     blind = bool(engine.info["blind"])
     query = " ".join(p.text for p in held.sample.parts if isinstance(p, Text) and p.role == "user")
     frames = live_frames(held.sample)
-    pictures = [None] * len(frames) if blind else _decode([image for image, _ in frames])
+    shown = replace(held.sample, parts=tuple(image for image, _ in frames))
+    pictures = [None] * len(frames) if blind else decode_images(shown)
     session = engine.open_session(query)
     spoken = []
     try:
@@ -113,22 +113,6 @@ def _caption(engine: EngineProtocol, held: EvalSample) -> Prediction:
         correct=None,
         frames=tuple(spoken),
     )
-
-
-def _decode(images: Sequence[Image]) -> list[np.ndarray]:
-    """RGB arrays ``[height, width, 3]`` of the frames; each video is opened once."""
-    times: dict[int, list[float]] = {}
-    videos: dict[int, bytes] = {}
-    for image in images:
-        assert image.data is not None, "held-out samples carry their bytes"
-        assert image.timestamp is not None, "a live frame has a time"
-        times.setdefault(image.media, []).append(image.timestamp)
-        videos[image.media] = image.data
-    decoded: dict[int, Iterator[np.ndarray]] = {}
-    for media, data in videos.items():
-        with VideoFrames(data) as video:
-            decoded[media] = iter(video.at(times[media]))
-    return [next(decoded[image.media]) for image in images]
 
 
 def _count(clip: Prediction, tolerance: int, *, silent: bool = False) -> EventCounts:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from casa_core.media.decode import VideoFrames
+from casa_core.media.decode import decode_pictures
 from pipelines.data.store.store import CleanReader
 from pipelines.evaluate import HELD_OUT
 from pipelines.evaluate.metrics.scores import Event, EventCounts, event_score, paired_events, word_events
@@ -110,6 +110,6 @@ def _thumbnails(stage: Stage | None, clip: dict[str, Any]) -> list[Html]:
     if len(reader.without_bytes(clip["row"])["media"]) != 1:
         return []
     times = [frame["timestamp"] for frame in clip["frames"]]
-    with VideoFrames(reader.media(clip["row"], 0)) as video:
-        shown = zip(video.at(times), times, strict=True)
-        return [picture(pixels, alt=f"frame at {time:.1f} s", side=SIDE) for pixels, time in shown]
+    video = reader.media(clip["row"], 0)
+    shown = zip(decode_pictures([(video, time) for time in times]), times, strict=True)
+    return [picture(pixels, alt=f"frame at {time:.1f} s", side=SIDE) for pixels, time in shown]

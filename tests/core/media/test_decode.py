@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import random
 import struct
 import subprocess
@@ -17,8 +16,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from casa_core.errors import MediaError
-from casa_core.media.decode import VideoFrames, decode_image, image_dimensions, image_header, verify_image
-from tests.support.data.media import counting_video, encode, grey_level, png_claiming, scene
+from casa_core.media.decode import decode_image, image_dimensions, image_header, verify_image
+from tests.support.data.media import encode, png_claiming, reason_if_any, reason_of, scene
 
 LOSSLESS = ("PNG", "BMP", "TIFF", "PPM", "TGA")
 UPRIGHT = {  # EXIF orientation → what turns the stored picture upright
@@ -31,21 +30,6 @@ UPRIGHT = {  # EXIF orientation → what turns the stored picture upright
     7: lambda a: np.rot90(a, 2).transpose(1, 0, 2),
     8: lambda a: np.rot90(a, 1),
 }
-
-
-def reason_of(call, *arguments, **options) -> str:
-    with pytest.raises(MediaError) as caught:
-        call(*arguments, **options)
-    assert pickle.loads(pickle.dumps(caught.value)).reason == caught.value.reason
-    return caught.value.reason
-
-
-def reason_if_any(call, *arguments, **options) -> str | None:
-    try:
-        call(*arguments, **options)
-    except MediaError as error:
-        return error.reason
-    return None
 
 
 @pytest.mark.parametrize("format", LOSSLESS)
@@ -253,7 +237,8 @@ def test_verifying_refuses_what_decoding_refuses_and_nothing_else():
 def test_a_large_jpeg_is_verified_in_a_fraction_of_the_memory_that_its_pixels_take():
     data = encode(Image.fromarray(scene(3000, 4000)), "JPEG")
     program = (
-        "import sys; from pathlib import Path; from casa_core.media.decode import decode_image, verify_image\n"
+        "import sys; from pathlib import Path\n"
+        "from casa_core.media.decode import decode_image, verify_image\n"
         "peak = lambda: int(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])\n"
         "data = sys.stdin.buffer.read(); before = peak(); globals()[sys.argv[1]](data)\n"
         "print(peak() - before)"
@@ -278,84 +263,3 @@ def test_text_and_profiles_that_unpack_without_end_are_bombs():
         png = encode(Image.fromarray(scene()), "PNG")
         for read in (decode_image, verify_image):
             assert reason_of(read, png[:33] + chunk + png[33:]) == "decompression_bomb"
-
-
-@pytest.fixture(scope="module")
-def video(tmp_path_factory):
-    """40 frames at 10 fps, each with its own grey."""
-    return counting_video(tmp_path_factory.mktemp("video") / "counting.mp4")
-
-
-@pytest.fixture(scope="module")
-def long_video(tmp_path_factory):
-    """12 seconds at 4 fps: long enough for seeking."""
-    return counting_video(tmp_path_factory.mktemp("video") / "long.mp4", frames=46, fps=4)
-
-
-def shown_at(data, timestamps):
-    with VideoFrames(data) as frames:
-        return [float(frame.mean()) for frame in frames.at(timestamps)]
-
-
-def test_a_frame_stays_on_screen_until_the_next_begins(video):
-    times = [0.0, 0.05, 0.1, 0.1999, 0.2, 1.5, 3.9, 3.95]
-    numbers = [0, 0, 1, 1, 2, 15, 39, 39]
-    expected = [grey_level(number) for number in numbers]
-    np.testing.assert_allclose(shown_at(video, times), expected, atol=1.6)
-
-
-def test_times_may_come_in_any_order_and_repeat(video):
-    times = [2.0, 0.5, 2.0, 3.0, 0.0]
-    np.testing.assert_allclose(shown_at(video, times), [grey_level(int(t * 10)) for t in times], atol=1.6)
-    assert shown_at(video, []) == []
-
-
-def test_one_video_can_be_asked_again_and_again(video):
-    with VideoFrames(video) as frames:
-        assert (frames.height, frames.width) == (64, 64)
-        assert frames.duration == pytest.approx(4.0)
-        for time in (3.0, 1.0, 3.9, 0.0):
-            assert frames.at([time])[0].mean() == pytest.approx(grey_level(int(time * 10)), abs=1.6)
-
-
-def test_seeking_finds_the_frames_that_decoding_from_the_start_finds(long_video):
-    times = [4.0, 4.25, 5.1, 7.9, 11.25]
-    expected = [grey_level(int(time * 4)) for time in times]
-    np.testing.assert_allclose(shown_at(long_video, times), expected, atol=1.6)
-    for time, grey in zip(times, expected, strict=True):
-        assert shown_at(long_video, [time])[0] == pytest.approx(grey, abs=1.6)
-
-
-def test_a_file_by_its_path_gives_the_same_frames(video, tmp_path):
-    path = tmp_path / "again.mp4"
-    path.write_bytes(video)
-    assert shown_at(path, [0.3, 2.2]) == shown_at(video, [0.3, 2.2])
-
-
-def test_frames_past_the_end_are_refused_but_for_a_little(video):
-    assert shown_at(video, [4.3])[0] == pytest.approx(grey_level(39), abs=1.6)
-    assert reason_of(shown_at, video, [0.0, 5.0]) == "truncated_video"
-
-
-def test_unusable_videos_are_named_as_such(video, tmp_path):
-    (tmp_path / "empty.mp4").write_bytes(b"")
-    assert reason_of(VideoFrames, b"") == "empty_file"
-    assert reason_of(VideoFrames, tmp_path / "empty.mp4") == "empty_file"
-    assert reason_of(VideoFrames, b"not a video at all" * 100) == "not_a_video"
-    assert reason_of(shown_at, video[: len(video) * 2 // 3], [0.0, 3.9]) == "truncated_video"
-
-
-def test_a_playlist_that_names_other_files_is_not_followed(tmp_path):
-    (tmp_path / "secret.ts").write_bytes(b"\x47" * 188)
-    playlist = f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{tmp_path}/secret.ts\n#EXT-X-ENDLIST\n"
-    assert reason_of(VideoFrames, playlist.encode()) == "not_a_video"
-
-
-def test_flipped_bytes_of_a_video_never_raise_anything_else(video):
-    rng = random.Random(0)
-    for _ in range(150):
-        data = bytearray(video)
-        for _ in range(rng.randint(1, 20)):
-            data[rng.randrange(min(len(data), rng.choice((2500, 100_000))))] = rng.randrange(256)
-        reason = reason_if_any(shown_at, bytes(data), [0.0, 2.0, 3.9])
-        assert reason in (None, "not_a_video", "truncated_video")

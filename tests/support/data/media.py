@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import io
+import pickle
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
+from casa_core.errors import MediaError
 from pipelines.data.generate.moving_shapes import encode_video, pick_codec
 
 SIDE = 64
@@ -53,3 +57,20 @@ def counting_video(path: Path, frames: int = 40, fps: int = 10) -> bytes:
     pictures = (np.full((SIDE, SIDE, 3), grey_level(number), np.uint8) for number in range(frames))
     encode_video(path, pictures, fps, pick_codec())
     return path.read_bytes()
+
+
+def reason_of(call: Callable[..., object], *arguments: Any, **options: Any) -> str:
+    """The reason of the ``MediaError`` that a call raises, which survives pickling."""
+    with pytest.raises(MediaError) as caught:
+        call(*arguments, **options)
+    assert pickle.loads(pickle.dumps(caught.value)).reason == caught.value.reason
+    return caught.value.reason
+
+
+def reason_if_any(call: Callable[..., object], *arguments: Any, **options: Any) -> str | None:
+    """The reason of the ``MediaError`` that a call raises; ``None`` where it raises none."""
+    try:
+        call(*arguments, **options)
+    except MediaError as error:
+        return error.reason
+    return None

@@ -16,7 +16,7 @@ import torch
 from casa_core.decoding.kv_cache import row_slices
 from casa_core.fusion.layout import Layout, LayoutRules, StreamIndex, stream_source
 from casa_core.fusion.windows import WindowRules, Windows, WindowState, window_layout
-from casa_core.inputs import Packing
+from casa_core.inputs import Packing, merged_grids
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +133,7 @@ def _plan_windows(
             document_starts=starts,
             image_positions=positions,
             image_tokens=[tokens for row in rows for tokens in row.image_tokens],
-            image_grids=[(h // setting.merge, w // setting.merge) for row in rows for h, w in row.grids],
+            image_grids=merged_grids([grid for row in rows for grid in row.grids], setting.merge),
             window_states=window_states,
             text_positions=position_BL.flatten(),
             rules=rules,
@@ -168,7 +168,7 @@ def _plan_stream(
                 part.start + p for part, row in zip(slices, rows, strict=True) for p in row.image_positions
             ],
             image_tokens=[tokens for row in rows for tokens in row.image_tokens],
-            image_grids=[(h // setting.merge, w // setting.merge) for row in rows for h, w in row.grids],
+            image_grids=merged_grids([grid for row in rows for grid in row.grids], setting.merge),
         ),
         [state.position for state in states],
     )
@@ -185,7 +185,7 @@ def _plan_stream(
     position_AX = np.zeros((setting.rules.axes, size * width), dtype=np.int64)
     position_AX[:, slot_S] = stream.position_AS
     text_slot_X = np.zeros(size * longest, dtype=np.int64)
-    text_slot_X[padded_T] = slot_S[stream.text_slot_T]
+    text_slot_X[padded_T] = slot_S[stream.text_index_T]
     tensor = lambda array: torch.from_numpy(array).to(setting.device)  # noqa: E731
     layout = Layout(
         position_ABS=tensor(position_AX).view(setting.rules.axes, size, width),

@@ -202,7 +202,7 @@ def attend_padded(
     outs = []
     for bucket, *tokens in zip(layout.buckets, queries, keys, values, strict=True):
         query_SHQD, key_SGKD, value_SGKD = (
-            slots.unflatten(0, (bucket.segments, -1)).transpose(1, 2) for slots in tokens
+            part.unflatten(0, (bucket.segments, -1)).transpose(1, 2) for part in tokens
         )
         # A lone last query sees all keys of its segment.
         is_causal = causal and bucket.longest_query > 1

@@ -1,4 +1,4 @@
-"""Token insertion: image tokens take their place in the text stream (paper, eq. 1).
+"""Token insertion: image tokens join the text stream (paper, eq. 1).
 
 Only the order of tokens and their positions are decided here; the language model then runs the joint stream
 as if it were text. Image tokens stand right before the text token at their image's position.
@@ -22,8 +22,8 @@ class JointStream:
     """Text and image tokens of some documents, in reading order, documents one after the other.
 
     Attributes:
-        text_slot_T: Place of each text token in the stream.
-        image_slot_N: Place of each image token.
+        text_index_T: Index of each text token in the stream.
+        image_index_N: Index of each image token in the stream.
         document_S: Document of each stream token.
         position_AS: RoPE positions. Text counts one; an image of r × c tokens takes max(r, c) positions of
             multimodal RoPE (as transformers' Qwen2.5-VL has it), and as many as its tokens otherwise.
@@ -31,8 +31,8 @@ class JointStream:
         next_position_D: Position of the token that would follow each document.
     """
 
-    text_slot_T: IntArray
-    image_slot_N: IntArray
+    text_index_T: IntArray
+    image_index_N: IntArray
     document_S: IntArray
     position_AS: IntArray
     length_D: IntArray
@@ -57,7 +57,7 @@ def joint_stream(
         image_positions: For each image, the index of the text token that follows it; ascending.
         image_tokens: Tokens each image puts into the stream.
         image_grids: (rows, columns) of each image's tokens; ``None`` where image tokens count like text
-            (one-dimensional RoPE, and the tokens of a Q-Former, which have no place in the picture).
+            (one-dimensional RoPE, and the tokens of a Q-Former, which have no position in the picture).
         axes: Position axes.
         first_positions: Position at which each document goes on; 0 by default.
     """
@@ -74,10 +74,10 @@ def joint_stream(
     tokens_before = np.concatenate([[0], np.cumsum(tokens_I)])
     steps_before = np.concatenate([[0], np.cumsum(step_I)])
     images_before_D = np.searchsorted(position_I, starts_D, side="left")
-    text_slot_T = index_T + tokens_before[seen_T]
+    text_index_T = index_T + tokens_before[seen_T]
     image_index = np.arange(len(tokens_I))
     index_N = np.arange(tokens_before[-1]) - np.repeat(tokens_before[:-1], tokens_I)
-    image_slot_N = np.repeat(position_I + tokens_before[image_index], tokens_I) + index_N
+    image_index_N = np.repeat(position_I + tokens_before[image_index], tokens_I) + index_N
 
     first_D = (
         np.zeros(len(starts_D), dtype=np.int64) if first_positions is None else np.asarray(first_positions)
@@ -93,17 +93,17 @@ def joint_stream(
 
     total = text_length + int(tokens_before[-1])
     position_AS = np.zeros((axes, total), dtype=np.int64)
-    position_AS[:, text_slot_T] = text_position_T
-    position_AS[:, image_slot_N] = image_position_AN
+    position_AS[:, text_index_T] = text_position_T
+    position_AS[:, image_index_N] = image_position_AN
     document_S = np.zeros(total, dtype=np.int64)
-    document_S[text_slot_T] = document_T
-    document_S[image_slot_N] = np.repeat(document_I, tokens_I)
+    document_S[text_index_T] = document_T
+    document_S[image_index_N] = np.repeat(document_I, tokens_I)
     count = len(starts_D)
     text_D = np.bincount(document_T, minlength=count)
     steps_D = np.bincount(document_I, weights=step_I, minlength=count).astype(np.int64)
     return JointStream(
-        text_slot_T=text_slot_T,
-        image_slot_N=image_slot_N,
+        text_index_T=text_index_T,
+        image_index_N=image_index_N,
         document_S=document_S,
         position_AS=position_AS,
         length_D=np.bincount(document_S, minlength=count),

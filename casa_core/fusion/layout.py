@@ -29,14 +29,14 @@ class StreamIndex:
     """How text and inserted image tokens form rows of one stream.
 
     Attributes:
-        source_X: For each of the B·S stream slots, its token among [text tokens, image tokens]; padding takes
-            any.
-        text_slot_T: For each text token, its slot.
+        source_X: For each of the B·S stream positions, the index of its token among [text tokens, image
+            tokens]; padding takes any.
+        text_index_T: For each text token, its index in the flat stream.
         rows: B.
     """
 
     source_X: torch.Tensor
-    text_slot_T: torch.Tensor
+    text_index_T: torch.Tensor
     rows: int
 
     def join(self, text_BLC: torch.Tensor, image_NC: torch.Tensor | None) -> torch.Tensor:
@@ -48,7 +48,7 @@ class StreamIndex:
 
     def text(self, stream_BSC: torch.Tensor) -> torch.Tensor:
         """(B, S, C) → (B, L, C): image tokens left out."""
-        text_TC = stream_BSC.flatten(0, 1).index_select(0, self.text_slot_T)
+        text_TC = stream_BSC.flatten(0, 1).index_select(0, self.text_index_T)
         return text_TC.view(self.rows, -1, text_TC.shape[-1])
 
 
@@ -122,7 +122,7 @@ def packed_layout(
         source = stream_source(stream, text_length)
         return Layout(
             position_ABS=to_device(stream.position_AS, device)[:, None],
-            stream=StreamIndex(to_device(source, device), to_device(stream.text_slot_T, device), 1),
+            stream=StreamIndex(to_device(source, device), to_device(stream.text_index_T, device), 1),
             documents=Segments.build(stream.document_S, stream.document_S, len(starts), device),
         )
     index_T = np.arange(text_length)
@@ -147,6 +147,6 @@ def packed_layout(
 def stream_source(stream: JointStream, text_length: int) -> IntArray:
     """For each stream token, its index among [text tokens, image tokens]."""
     source_S = np.empty(len(stream.document_S), dtype=np.int64)
-    source_S[stream.text_slot_T] = np.arange(text_length)
-    source_S[stream.image_slot_N] = text_length + np.arange(len(stream.image_slot_N))
+    source_S[stream.text_index_T] = np.arange(text_length)
+    source_S[stream.image_index_N] = text_length + np.arange(len(stream.image_index_N))
     return source_S

@@ -116,12 +116,12 @@ class Bucket:
 
     @property
     def longest_query(self) -> int:
-        """Query slots of a segment."""
+        """Queries of the longest segment: the length that the others are padded to."""
         return int(self.query_length_S.max())
 
     @property
     def longest_key(self) -> int:
-        """Key slots of a segment."""
+        """Keys of the longest segment: the length that the others are padded to."""
         return int(self.key_length_S.max())
 
     @cached_property
@@ -131,7 +131,7 @@ class Bucket:
 
     @cached_property
     def key_mask_S11K(self) -> torch.Tensor | None:
-        """True where a key slot is real; ``None`` when no key slot is padding."""
+        """True where a key is real; ``None`` without padding."""
         if (self.key_length_S == self.longest_key).all():
             return None
         real_SK = np.arange(self.longest_key) < self.key_length_S[:, None]
@@ -139,13 +139,15 @@ class Bucket:
 
     @cached_property
     def causal_mask_S1QK(self) -> torch.Tensor:
-        """True where a key slot is visible to a query slot, a segment's queries being its last keys. One
-        segment stands for all of them (S = 1) where all are alike."""
+        """True where a query may see a key; a segment's queries are its last keys.
+
+        One segment stands for all of them (S = 1) where their lengths are equal.
+        """
         queries_S, keys_S = self.query_length_S, self.key_length_S
         if (queries_S == queries_S[0]).all() and (keys_S == keys_S[0]).all():
             queries_S, keys_S = queries_S[:1], keys_S[:1]
         last_SQ = np.arange(self.longest_query) + (keys_S - queries_S)[:, None]
-        # A slot of padding sees its segment too: its row is never read, but must not be empty (NaN).
+        # Padding sees its segment too: its row is never read, but must not be empty (NaN).
         last_SQ = np.minimum(last_SQ, keys_S[:, None] - 1)
         return to_device((np.arange(self.longest_key) <= last_SQ[..., None])[:, None], self.device)
 
@@ -156,8 +158,8 @@ class PaddedLayout:
 
     Attributes:
         buckets: One kernel call each.
-        queries, keys: The token of each slot of each bucket, segment by segment; any where it is padding.
-        outputs: Each query's slot in the buckets' outputs one after another, with a row of zeros at the end.
+        queries, keys: The token at each position of each bucket, segment by segment; any token for padding.
+        outputs: Each query's row in the buckets' outputs one after another, with a row of zeros at the end.
         has_outside: Some query is in no segment: it reads that row.
     """
 
@@ -176,7 +178,7 @@ class PackedLayout:
         queries, keys: The tokens in that order, those of no segment left out, in one part.
         query_ends, key_ends: Running totals of the segments' lengths, 0 first; (S + 1,), int32.
         longest_query, longest_key: Longest run.
-        outputs: Each query's place in the sorted order, with a row of zeros at the end.
+        outputs: Each query's row in the sorted order, with a row of zeros at the end.
         has_outside: Some query is in no segment: it reads that row.
     """
 
@@ -261,9 +263,9 @@ class Segments:
             keys = arrange(buckets)
         queries = [_pad(query_order, queries_S, some) for some in buckets]
         is_query = np.concatenate([real for _, real in queries])
-        slot_T = np.full(len(self.query_segment_T), -1)
-        slot_T[np.concatenate([index for index, _ in queries])[is_query]] = np.flatnonzero(is_query)
-        outputs, has_outside = _outputs(slot_T, len(is_query), self.device)
+        row_T = np.full(len(self.query_segment_T), -1)
+        row_T[np.concatenate([index for index, _ in queries])[is_query]] = np.flatnonzero(is_query)
+        outputs, has_outside = _outputs(row_T, len(is_query), self.device)
         return PaddedLayout(
             buckets=[Bucket(queries_S[some], keys_S[some], self.device) for some in buckets],
             queries=TokenGather.of([index for index, _ in queries], len(self.query_segment_T), self.device),
@@ -276,9 +278,9 @@ class Segments:
     def packed(self) -> PackedLayout:
         """The layout of kernels for runs of varying length."""
         query_order, key_order = _sorted(self.query_segment_T), _sorted(self.key_segment_N)
-        slot_T = np.full(len(self.query_segment_T), -1)
-        slot_T[query_order] = np.arange(len(query_order))
-        outputs, has_outside = _outputs(slot_T, len(query_order), self.device)
+        row_T = np.full(len(self.query_segment_T), -1)
+        row_T[query_order] = np.arange(len(query_order))
+        outputs, has_outside = _outputs(row_T, len(query_order), self.device)
         return PackedLayout(
             queries=TokenGather.of([query_order], len(self.query_segment_T), self.device),
             keys=TokenGather.of([key_order], len(self.key_segment_N), self.device),
@@ -336,8 +338,8 @@ def bucket_by_length(query_length_S: IntArray, key_length_S: IntArray) -> list[I
             down = _cost(query_length_S[order_S[::-1]], key_length_S[order_S[::-1]])[::-1]
             saved = up[-1] - (up[:-1] + down[1:])
             if len(saved) and saved.max() > best:
-                best, place = saved.max(), int(saved.argmax()) + 1
-                cut = order_S[:place], order_S[place:]
+                best, at = saved.max(), int(saved.argmax()) + 1
+                cut = order_S[:at], order_S[at:]
         if cut is None:
             done.append(np.sort(bucket_S))
         else:
@@ -360,17 +362,17 @@ def _cost(query_length_S: IntArray, key_length_S: IntArray) -> IntArray:
 
 
 def _pad(order_X: IntArray, length_S: IntArray, segment_B: IntArray) -> tuple[IntArray, NDArray[np.bool_]]:
-    """Token of each slot of some segments, and which slots are real; padding repeats a segment's first."""
+    """Tokens of some segments, padded to the longest with their first, and which are real."""
     step_L = np.arange(length_S[segment_B].max())
     real_BL = step_L < length_S[segment_B, None]
     index_BL = order_X[_ends(length_S)[segment_B, None] + np.where(real_BL, step_L, 0)]
     return index_BL.ravel(), real_BL.ravel()
 
 
-def _outputs(slot_T: IntArray, taken: int, device: torch.device) -> tuple[TokenGather, bool]:
+def _outputs(row_T: IntArray, taken: int, device: torch.device) -> tuple[TokenGather, bool]:
     """Where each query finds its output among ``taken`` rows; whether some need a row of zeros after them."""
-    has_outside = bool((slot_T < 0).any())
-    return TokenGather.of([np.where(slot_T < 0, taken, slot_T)], taken + has_outside, device), has_outside
+    has_outside = bool((row_T < 0).any())
+    return TokenGather.of([np.where(row_T < 0, taken, row_T)], taken + has_outside, device), has_outside
 
 
 def _sorted(segment_X: IntArray) -> IntArray:

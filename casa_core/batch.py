@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from casa_core.errors import DataError
-from casa_core.inputs import ImageInputs, Packing
+from casa_core.inputs import ImageInputs, Packing, merged_grids
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +114,7 @@ def collate(sequences: Sequence[PackedSequence], device: torch.device | str = "c
             p + offset for s, offset in zip(sequences, offsets, strict=True) for p in s.image_positions
         ],
         image_tokens=tokens,
-        image_grids=[merged_grid(grid, n) for grid, n in zip(grids, tokens, strict=True)],
+        image_grids=[token_grid(grid, n) for grid, n in zip(grids, tokens, strict=True)],
     )
     patches = [patches_PE for s in sequences for patches_PE in s.patches_PE]
     return PackedBatch(
@@ -125,7 +125,7 @@ def collate(sequences: Sequence[PackedSequence], device: torch.device | str = "c
     )
 
 
-def merged_grid(grid: tuple[int, int], tokens: int) -> tuple[int, int]:
+def token_grid(grid: tuple[int, int], tokens: int) -> tuple[int, int]:
     """(rows, columns) of an image's tokens, from its patches' and their number.
 
     Raises:
@@ -133,7 +133,7 @@ def merged_grid(grid: tuple[int, int], tokens: int) -> tuple[int, int]:
     """
     rows, columns = grid
     merge = math.isqrt(rows * columns // max(tokens, 1))
-    merged = (rows // max(merge, 1), columns // max(merge, 1))
+    (merged,) = merged_grids([grid], max(merge, 1))
     if merged[0] * merged[1] != tokens or (merged[0] * merge, merged[1] * merge) != (rows, columns):
         raise DataError(
             f"An image of {rows} by {columns} patches does not merge into {tokens} tokens.",

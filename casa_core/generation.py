@@ -22,8 +22,8 @@ from transformers.utils.generic import ModelOutput
 from casa_core.decoding.kv_batch import KVBatch
 from casa_core.decoding.kv_cache import row_slices
 from casa_core.errors import ConfigError, DataError
-from casa_core.hf_batch import IMAGE_INPUTS, PaddedBatch, check_lengths, kept_columns, read_padded
-from casa_core.inputs import CasaOutput
+from casa_core.hf_batch import PaddedBatch, check_lengths, kept_columns, read_padded
+from casa_core.inputs import IMAGE_INPUTS, CasaOutput
 from casa_core.pretrained import CACHE_ARGUMENT
 
 if TYPE_CHECKING:

@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 from casa_core.config import CasaConfig
 from casa_core.decoding.plan import TokenChunk
 from casa_core.errors import DataError
-from casa_core.inputs import Packing
+from casa_core.inputs import IMAGE_INPUTS, Packing, merged_grids
 
-IMAGE_INPUTS = ("pixel_values", "image_grid_thw", "image_rows", "image_positions")
 _FROM_PROCESSOR = "Take the image inputs from one call of CasaProcessor, all four together."
 
 
@@ -46,7 +45,7 @@ class PaddedImages:
     @property
     def merged_grids(self) -> list[tuple[int, int]]:
         """(rows, columns) of tokens of each image."""
-        return [(h // self.merge, w // self.merge) for h, w in self.grids]
+        return merged_grids(self.grids, self.merge)
 
     @property
     def tokens(self) -> list[int]:

@@ -16,6 +16,20 @@ if TYPE_CHECKING:
     from casa_core.generation import CasaCache
 
 
+IMAGE_INPUTS = ("pixel_values", "image_grid_thw", "image_rows", "image_positions")
+"""The image tensors of a batch in transformers' form, as :class:`CasaProcessor` returns them."""
+
+
+def merged_grids(grids: Sequence[tuple[int, int]], merge: int) -> list[tuple[int, int]]:
+    """(rows, columns) of each image's tokens.
+
+    Args:
+        grids: (rows, columns) of each image's patches.
+        merge: Side of the square of patches merged into one image token.
+    """
+    return [(rows // merge, columns // merge) for rows, columns in grids]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Packing:
     """Where documents start and images stand in a flat text.

@@ -32,8 +32,8 @@ from casa_core.fusion.qformer import QFormer
 from casa_core.fusion.segments import to_device
 from casa_core.fusion.windows import Windows
 from casa_core.generation import CasaCache, CasaGenerationMixin, forward_with_cache
-from casa_core.hf_batch import IMAGE_INPUTS, PaddedBatch, kept_columns, read_padded
-from casa_core.inputs import CasaOutput, ImageInputs, Packing
+from casa_core.hf_batch import PaddedBatch, kept_columns, read_padded
+from casa_core.inputs import IMAGE_INPUTS, CasaOutput, ImageInputs, Packing, merged_grids
 from casa_core.pretrained import CACHE_ARGUMENT, CasaPreTrainedModel
 
 if TYPE_CHECKING:
@@ -310,7 +310,7 @@ class CasaForConditionalGeneration(CasaPreTrainedModel, CasaGenerationMixin):
         if self.qformer is None:
             return image_NC
         merge = self.config.vision_config.spatial_merge_size
-        tokens = [rows * columns // merge**2 for rows, columns in images.grids]
+        tokens = [rows * columns for rows, columns in merged_grids(images.grids, merge)]
         return self._recomputed(self.qformer, image_NC, tokens, self.attention_backend)
 
     def _fusion_state(

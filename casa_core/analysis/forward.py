@@ -13,7 +13,7 @@ import torch
 
 from casa_core.decoding.plan import TokenChunk
 from casa_core.errors import DataError
-from casa_core.inputs import ImageInputs, Packing
+from casa_core.inputs import ImageInputs, Packing, merged_grids
 from casa_core.model import CasaForConditionalGeneration, CasaOutput
 from casa_core.processing.processor import CasaProcessor
 
@@ -30,8 +30,7 @@ def delimiter_ids(processor: CasaProcessor) -> frozenset[int]:
 
 def grids_of(model: CasaForConditionalGeneration, sequence: TokenChunk) -> list[tuple[int, int]]:
     """(rows, columns) of image tokens of each image."""
-    merge = model.config.vision_config.spatial_merge_size
-    return [(rows // merge, columns // merge) for rows, columns in sequence.grids]
+    return merged_grids(sequence.grids, model.config.vision_config.spatial_merge_size)
 
 
 @torch.inference_mode()

@@ -22,6 +22,7 @@ from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, P
 
 from casa_core.config import CasaConfig
 from casa_core.errors import ConfigError, DataError
+from casa_core.inputs import IMAGE_INPUTS
 from casa_core.media.images import MAX_ASPECT_RATIO, ImageSettings
 from casa_core.processing.processor_inputs import Conversation, Row, read_rows
 from casa_core.processing.templates import WRITERS, ImagePlacement, special_ids
@@ -121,7 +122,7 @@ class CasaProcessor(ProcessorMixin):
     @property
     def model_input_names(self) -> list[str]:
         """What a call returns."""
-        return ["input_ids", "attention_mask", *_IMAGE_INPUTS]
+        return ["input_ids", "attention_mask", *IMAGE_INPUTS]
 
     @property
     def end_id(self) -> int:
@@ -332,7 +333,7 @@ class CasaProcessor(ProcessorMixin):
             ]
             image_rows, image_positions = torch.tensor(places).unbind(dim=1)
             values = (torch.cat(patches_PE), torch.tensor(grids), image_rows, image_positions)
-            data |= dict(zip(_IMAGE_INPUTS, values, strict=True))
+            data |= dict(zip(IMAGE_INPUTS, values, strict=True))
         return BatchFeature(data)
 
     def _padding_id(self) -> int:
@@ -345,7 +346,5 @@ class CasaProcessor(ProcessorMixin):
             )
         return int(pad)
 
-
-_IMAGE_INPUTS = ("pixel_values", "image_grid_thw", "image_rows", "image_positions")
 
 AutoProcessor.register(CasaConfig, CasaProcessor)

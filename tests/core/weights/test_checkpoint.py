@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from casa_core.decoding.kv_batch import KVBatch, TokenChunk
 from casa_core.errors import StoreError
-from casa_core.hf_batch import IMAGE_INPUTS, read_padded
+from casa_core.hf_batch import read_padded
+from casa_core.inputs import IMAGE_INPUTS
 from casa_core.types import Sample, Text
 from casa_core.weights.checkpoint import load_checkpoint, save_checkpoint
 from tests.support.paths import ROOT

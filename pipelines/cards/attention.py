@@ -19,8 +19,9 @@ from PIL import Image
 from casa_core.analysis.attention_stats import AttentionTable, KindMean, Kinds
 from casa_core.analysis.maps import ImageMap
 from pipelines.html.charts import line, svg, text
-from pipelines.html.scale import Scale, linear, log_ticks, logarithmic, number
+from pipelines.html.scale import Scale, linear, log_ticks, logarithmic
 from pipelines.html.tags import Html, tag
+from pipelines.text_format import number
 
 LABELS = {
     "delimiter": "image delimiters",

@@ -28,9 +28,9 @@ from pipelines.data.store.quarantine import QUARANTINE, Rejected, read_quarantin
 from pipelines.data.store.store import CARD, CleanReader, PackReader
 from pipelines.html.document import asset, document, script
 from pipelines.html.layout import anchor, section, table, tile, tiles
-from pipelines.html.scale import byte_size, number
 from pipelines.html.tags import Html, tag
 from pipelines.storage.uri import Folder
+from pipelines.text_format import byte_size, number
 
 
 def card_page(folder: Folder, clean: Mapping[str, Folder]) -> str:

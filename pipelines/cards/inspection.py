@@ -24,8 +24,8 @@ from pipelines.cards.attention import (
 )
 from pipelines.html.document import asset, document, script
 from pipelines.html.layout import figure, fold, section, table, tile, tiles
-from pipelines.html.scale import number
 from pipelines.html.tags import Html, tag
+from pipelines.text_format import number
 
 TILES = ("parameters", "fused layers", "language model", "pictures")
 """The facts at the top."""

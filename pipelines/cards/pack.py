@@ -8,8 +8,8 @@ from typing import Any
 
 from pipelines.cards.sequence_chart import fill_histogram, meter, share_bar
 from pipelines.html.layout import figure, section, table, tile, tiles
-from pipelines.html.scale import number
 from pipelines.html.tags import Html, tag
+from pipelines.text_format import number
 
 BUDGETS = {"text": "model", "image": "video"}
 """Budget → colour class."""

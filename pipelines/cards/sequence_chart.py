@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pipelines.html.charts import line, svg, text
-from pipelines.html.scale import linear, number, ticks
+from pipelines.html.scale import linear, ticks
 from pipelines.html.tags import Html, tag
+from pipelines.text_format import number
 
 WIDTH = 420.0
 _LEFT, _TOP, _HEIGHT = 46.0, 14.0, 96.0

@@ -14,7 +14,7 @@ from casa_core.engine.engine import Engine
 from casa_core.fusion.config import FusionConfig
 from casa_core.model import CasaForConditionalGeneration
 from casa_core.weights.checkpoint import MANIFEST
-from pipelines.html.scale import number
+from pipelines.text_format import number
 
 KINDS = {
     "cross_attention": "Text attends to the image tokens of its window (cross-attention)",

@@ -28,16 +28,6 @@ def _scalars(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]
             yield f"{prefix}{name}", f"{value:,}"
 
 
-def duration(seconds: float) -> str:
-    """``7 s``, ``1 min 05 s``, ``2 h 03 min``."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02} min"
-
-
 def name_width(stages: list[PlannedStage]) -> int:
     """Columns that the longest stage name takes."""
     return max(len(stage.name) for stage in stages)

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from casa_core.errors import ConfigError
+from pipelines.dag.code_version import current_versions
 from pipelines.dag.jobs import Cluster
 from pipelines.dag.plan import PlannedStage, StageSpec, plan
 from pipelines.dag.records import Records
-from pipelines.dag.versions import current_versions
 from pipelines.recipe import Recipe, build_stages, load_recipe
 from pipelines.recipe.load import load_sweep
 from pipelines.recipe.stages import endpoint_url, store_folder

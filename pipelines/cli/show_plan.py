@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelines.cost.forecast import NETWORK_SHARE, PACKING_OVERHEAD, Budgets, Cluster, Estimate, Forecast
-from pipelines.html.scale import byte_size, duration, number
+from pipelines.text_format import byte_size, duration, number
 
 _MEASURES = ("images", "text_tokens", "image_tokens", "read_bytes", "clean_bytes", "pack_bytes")
 

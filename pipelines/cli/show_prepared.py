@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelines.dag.plan import PlannedStage
-from pipelines.html.scale import number
+from pipelines.text_format import number
 
 CARD = "card.json"
 _KINDS = {"image": "with pictures", "video": "with a video"}

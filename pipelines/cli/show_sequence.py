@@ -11,7 +11,7 @@ from rich.text import Text
 
 from pipelines.data.pack.sequence_view import DocumentView, PictureView, SequenceView
 from pipelines.data.store.rows import Row
-from pipelines.html.scale import byte_size
+from pipelines.text_format import byte_size
 
 COLOURS = ("cyan", "magenta", "yellow", "green", "blue", "red")
 """Of windows, in turns."""

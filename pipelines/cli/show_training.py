@@ -25,7 +25,7 @@ def show_estimate(found: TrainEstimate, name: str) -> None:
     from rich.table import Table
 
     from pipelines.cost.estimate import MFU, MFU_RANGE
-    from pipelines.html.scale import byte_size, duration, number
+    from pipelines.text_format import byte_size, duration, number
 
     console = Console(highlight=False)
     table = Table(box=None, header_style="bold", title=f"Training {name}", title_justify="left")

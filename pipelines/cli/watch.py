@@ -17,9 +17,10 @@ from rich.table import Column
 from rich.text import Text
 
 from casa_core.errors import CasaError
-from pipelines.cli.headline import duration, headline, name_width
+from pipelines.cli.headline import headline, name_width
 from pipelines.dag.plan import PlannedStage
 from pipelines.dag.progress import Progress
+from pipelines.text_format import duration
 
 PLAIN_EVERY_S = 10.0
 

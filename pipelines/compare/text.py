@@ -6,7 +6,7 @@ import math
 
 from pipelines.compare.comparison import Comparison, Row
 from pipelines.compare.statistics import Interval
-from pipelines.html.scale import duration, number
+from pipelines.text_format import duration, number
 
 
 def heading(found: Comparison) -> list[str]:

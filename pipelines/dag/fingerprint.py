@@ -40,7 +40,7 @@ def stage_fingerprint(
         kind: For example ``clean``. The stage's *name* is not part of it: two runs may name it differently.
         what: The settings that decide the output.
         inputs: Fingerprint of each input, by role.
-        code_version: Version of the stage's code (``pipelines.dag.versions``).
+        code_version: Version of the stage's code (``pipelines.dag.code_version``).
     """
     identity = {"kind": kind, "what": what, "inputs": inputs, "code": code_version}
     return hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:LENGTH]

@@ -17,8 +17,8 @@ from typing import Any
 
 from casa_core.errors import CasaError, ClusterError, ConfigError, StoreError
 from pipelines.dag import artifact
+from pipelines.dag.code_version import load_function
 from pipelines.dag.context import StageContext
-from pipelines.dag.functions import load_function
 from pipelines.dag.progress import ProgressPrinter
 from pipelines.dag.records import JobSpec, Outcome, Records
 from pipelines.storage.s3_path import S3Path

@@ -96,7 +96,7 @@ def plan(stages: Sequence[StageSpec], store: Folder, versions: Mapping[str, str]
             raise ConfigError(
                 f"Stage kind {spec.kind} has no code version.",
                 f"kinds with one: {', '.join(sorted(versions))}",
-                "run `python -m pipelines.dag.versions --update` and commit stage_versions.json",
+                "run `python -m pipelines.dag.code_version --update` and commit stage_versions.json",
             )
         inputs = {role: planned[name] for role, name in sorted(spec.inputs.items())}
         version = versions[spec.kind]

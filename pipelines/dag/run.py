@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from casa_core.errors import CasaError, ClusterError
 from pipelines.dag.artifact import read_manifest
-from pipelines.dag.functions import load_function
+from pipelines.dag.code_version import load_function
 from pipelines.dag.jobs import Cluster, JobExists, Unreachable
 from pipelines.dag.plan import PlannedStage
 from pipelines.dag.progress import LogTail, Progress, last_lines, parse_progress

@@ -9,8 +9,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipelines.html.scale import Scale, linear, log_ticks, logarithmic, number, ticks
+from pipelines.html.scale import Scale, linear, log_ticks, logarithmic, ticks
 from pipelines.html.tags import Html, join, tag
+from pipelines.text_format import number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from pipelines.html.scale import duration, number
+from pipelines.text_format import duration, number
 
 FILE = "metrics.jsonl"
 SHOWN_WAIT = 0.01

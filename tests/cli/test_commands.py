@@ -15,7 +15,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from pipelines.cli.app import app, spare_loopback_the_proxy
-from pipelines.cli.headline import duration, headline
+from pipelines.cli.headline import headline
 from tests.support.paths import ROOT
 
 COMMANDS = sorted(get_command(app).commands)  # type: ignore[attr-defined]
@@ -137,13 +137,6 @@ def test_help_answers_at_once():
 )
 def test_a_summary_becomes_one_line(summary: dict, line: str):
     assert headline(summary) == line
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.4, "0 s"), (59.4, "59 s"), (61, "1 min 01 s"), (7384, "2 h 03 min")]
-)
-def test_durations_read_well(seconds: float, text: str):
-    assert duration(seconds) == text
 
 
 def test_requests_to_this_machine_go_around_a_proxy(monkeypatch: pytest.MonkeyPatch):

@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
-from pipelines.dag import versions
-from pipelines.dag.source import module_file, reachable
-from pipelines.dag.versions import ROOT, STAGE_MODULES, VERSIONS_FILE
+from pipelines.dag import code_version
+from pipelines.dag.code_version import (
+    PACKAGES,
+    ROOT,
+    STAGE_MODULES,
+    VERSIONS_FILE,
+    module_file,
+    reachable,
+    stage_assets,
+    stage_digest,
+)
 
 MODULES = {"toy": "pipelines.toy"}
 
 
 def test_no_stage_changed_without_its_version_being_looked_at():
-    changed = versions.changed_stages()
+    changed = code_version.changed_stages()
     assert not changed, (
-        f"the source behind {', '.join(changed)} changed: run `python -m pipelines.dag.versions --update`, "
-        "with --same-results if the results stay the same, and commit stage_versions.json"
+        f"the source behind {', '.join(changed)} changed: "
+        "run `python -m pipelines.dag.code_version --update`, with --same-results if the results stay the "
+        "same, and commit stage_versions.json"
     )
 
 
 def test_every_stage_has_a_module_and_a_version():
-    recorded = versions.read_versions(VERSIONS_FILE)
+    recorded = code_version.read_versions(VERSIONS_FILE)
     assert recorded.keys() == STAGE_MODULES.keys()
     assert all(module_file(module, ROOT) is not None for module in STAGE_MODULES.values())
 
@@ -44,12 +54,12 @@ def project(tmp_path: Path) -> Path:
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
-    versions.update(tmp_path / "versions.json", MODULES, tmp_path)
+    code_version.update(tmp_path / "versions.json", MODULES, tmp_path)
     return tmp_path
 
 
 def current(project: Path) -> str:
-    return versions.current_versions(project / "versions.json", MODULES, project)["toy"]
+    return code_version.current_versions(project / "versions.json", MODULES, project)["toy"]
 
 
 def test_a_stage_rests_on_what_it_imports_and_on_nothing_else(project: Path):
@@ -60,14 +70,14 @@ def test_a_stage_rests_on_what_it_imports_and_on_nothing_else(project: Path):
 
 def test_a_fresh_record_is_version_1(project: Path):
     assert current(project) == "1"
-    assert versions.changed_stages(project / "versions.json", MODULES, project) == []
+    assert code_version.changed_stages(project / "versions.json", MODULES, project) == []
 
 
 @pytest.mark.parametrize("module", ["pipelines/toy.py", "pipelines/helper.py", "casa_core/deep.py"])
 def test_changed_code_is_noticed_and_makes_artifacts_of_its_own(project: Path, module: str):
     path = project / module
     path.write_text(path.read_text() + "\n\nMORE = 1\n")
-    assert versions.changed_stages(project / "versions.json", MODULES, project) == ["toy"]
+    assert code_version.changed_stages(project / "versions.json", MODULES, project) == ["toy"]
     assert current(project).startswith("1+")
 
 
@@ -89,13 +99,13 @@ def test_strangers_comments_docstrings_and_formatting_do_not_count(project: Path
 
 def test_updating_moves_the_version(project: Path):
     (project / "pipelines/helper.py").write_text("def two():\n    return 3\n")
-    assert versions.update(project / "versions.json", MODULES, project) == ["toy"]
+    assert code_version.update(project / "versions.json", MODULES, project) == ["toy"]
     assert current(project) == "2"
 
 
 def test_a_refactoring_with_the_same_results_keeps_it(project: Path):
     (project / "pipelines/helper.py").write_text("def two():\n    return 1 + 1\n")
-    versions.update(project / "versions.json", MODULES, project, same_results=True)
+    code_version.update(project / "versions.json", MODULES, project, same_results=True)
     assert current(project) == "1"
 
 
@@ -112,3 +122,55 @@ def test_relative_imports_are_followed(project: Path):
     (project / "pipelines/toy.py").write_text("from . import helper\nfrom .late import y\n")
     assert "pipelines.late" in reachable("pipelines.toy", project)
     assert "pipelines.helper" in reachable("pipelines.toy", project)
+
+
+@pytest.fixture(scope="module")
+def copied_project(tmp_path_factory) -> Path:
+    """A copy of this project's packages."""
+    root = tmp_path_factory.mktemp("project")
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, root / package, ignore=shutil.ignore_patterns("__pycache__"))
+    return root
+
+
+def digests(root: Path) -> dict[str, str]:
+    return {kind: stage_digest(module, root) for kind, module in STAGE_MODULES.items()}
+
+
+@pytest.mark.parametrize(
+    ("file", "stages"),
+    [
+        ("pipelines/html/report.css", {"report", "compare"}),
+        ("pipelines/html/report.js", {"report", "compare"}),
+        ("pipelines/html/scale.py", {"report", "compare"}),
+        ("pipelines/html/charts.py", {"report", "compare"}),
+        ("pipelines/cards/card.css", {"report"}),
+        ("serve/web/app.js", {"deploy"}),
+        ("serve/web/style.css", {"deploy"}),
+        ("serve/web/index.html", {"deploy"}),
+        ("serve/web/icon.svg", {"deploy"}),
+    ],
+)
+def test_an_edited_asset_or_axis_helper_moves_the_stages_that_it_changes_and_no_other(
+    copied_project: Path, file: str, stages: set[str]
+):
+    before = digests(copied_project)
+    path = copied_project / file
+    original = path.read_bytes()
+    path.write_bytes(original + b"\nMORE = 1\n")
+    after = digests(copied_project)
+    path.write_bytes(original)
+    assert {kind for kind in before if before[kind] != after[kind]} == stages
+
+
+def test_training_and_data_stages_do_not_reach_the_drawing_of_pages():
+    for kind in ("corpus", "clean", "pack", "train", "evaluate"):
+        reached = reachable(STAGE_MODULES[kind], ROOT)
+        assert not [name for name in reached if name.startswith(("pipelines.html", "pipelines.cards"))]
+
+
+def test_every_asset_is_part_of_a_stages_version():
+    counted = {path for module in STAGE_MODULES.values() for path in stage_assets(module)}
+    suffixes = {".css", ".html", ".js", ".svg"}
+    files = (path for package in PACKAGES for path in (ROOT / package).rglob("*"))
+    assert {path for path in files if path.suffix in suffixes} == counted

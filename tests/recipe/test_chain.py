@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from casa_core.errors import ConfigError
+from pipelines.dag.code_version import STAGE_MODULES
 from pipelines.dag.plan import StageSpec, plan
-from pipelines.dag.versions import STAGE_MODULES
 from pipelines.recipe import build_stages, load_recipe
 
 VERSIONS = dict.fromkeys(STAGE_MODULES, "1")

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from casa_core.errors import ConfigError
+from pipelines.dag.code_version import STAGE_MODULES
 from pipelines.dag.plan import plan
-from pipelines.dag.versions import STAGE_MODULES
 from pipelines.recipe import build_stages, load_recipe
 from pipelines.recipe.stages import endpoint_url
 

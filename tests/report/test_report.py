@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 
 from pipelines.data.store.quarantine import Rejected, write_quarantine
 from pipelines.html.charts import Bar, grouped_bars, moving_mean
-from pipelines.html.scale import byte_size, duration, linear, log_ticks, logarithmic, number, ticks
+from pipelines.html.scale import linear, log_ticks, logarithmic, ticks
 from pipelines.html.tags import Html, escape, join, tag
 from pipelines.report.page import SECTIONS, render
 from pipelines.report.run import run_stage
 from pipelines.report.sections.lineage import columns, direct_edges, nodes
 from pipelines.report.sections.run_artifacts import gather
+from pipelines.text_format import byte_size, duration, number
 from tests.support.evaluate.run import make_run
 
 VOID = {"br", "hr", "img", "meta"}
@@ -227,13 +228,9 @@ def test_values_are_written_for_people():
         "1.23 M", "45.7 k", "1490", "0.0015", "12", "3.14",
     ]  # fmt: skip
     assert [byte_size(v) for v in (12, 1536, 5 * 2**20)] == ["12 B", "1.5 KiB", "5.0 MiB"]
-    assert [duration(v) for v in (0.44, 42.2, 75, 3600, 7320)] == [
-        "0.4 s",
-        "42 s",
-        "1 min 15 s",
-        "1 h",
-        "2 h 2 min",
-    ]
+    assert [duration(v) for v in (0.44, 42.2, 59.4, 61, 75, 3600, 7320, 7384)] == [
+        "0.4 s", "42 s", "59 s", "1 min 1 s", "1 min 15 s", "1 h", "2 h 2 min", "2 h 3 min",
+    ]  # fmt: skip
 
 
 def test_a_moving_mean_narrows_at_the_ends():

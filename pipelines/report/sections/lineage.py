@@ -8,9 +8,9 @@ from typing import Any
 
 from pipelines.html.charts import svg, text
 from pipelines.html.layout import figure, section, table
-from pipelines.html.scale import byte_size, duration
 from pipelines.html.tags import Html, join, tag
 from pipelines.report.sections.run_artifacts import Run, Stage
+from pipelines.text_format import byte_size, duration
 
 BOX_WIDTH, BOX_HEIGHT, GAP_X, GAP_Y, MARGIN = 158.0, 64.0, 46.0, 22.0, 8.0
 

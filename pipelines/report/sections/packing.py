@@ -7,9 +7,9 @@ from typing import Any
 
 from pipelines.html.charts import histogram
 from pipelines.html.layout import figure, section, table, tile, tiles
-from pipelines.html.scale import number
 from pipelines.html.tags import Html, tag
 from pipelines.report.sections.run_artifacts import Run
+from pipelines.text_format import number
 
 BUDGETS = {"text": "model", "image": "video"}
 """Budget → colour class."""

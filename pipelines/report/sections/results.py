@@ -7,9 +7,9 @@ from typing import Any
 
 from pipelines.html.charts import Bar, grouped_bars, legend
 from pipelines.html.layout import figure, section, table, tile, tiles
-from pipelines.html.scale import number
 from pipelines.html.tags import Html, join, tag
 from pipelines.report.sections.run_artifacts import Run
+from pipelines.text_format import number
 
 STYLES = {"model": "model", "blind": "blind"}
 """EvalWorker → colour class; every fixed baseline shares ``baseline``."""

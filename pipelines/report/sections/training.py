@@ -8,9 +8,9 @@ from typing import Any
 
 from pipelines.html.charts import Series, legend, loss_chart, moving_mean
 from pipelines.html.layout import figure, section, tile, tiles
-from pipelines.html.scale import duration, number
 from pipelines.html.tags import Html, tag
 from pipelines.report.sections.run_artifacts import Run, Stage
+from pipelines.text_format import duration, number
 
 LAST = 30
 """Steps whose mean is called the final loss."""

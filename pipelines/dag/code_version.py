@@ -1,0 +1,287 @@
+"""Code versions of stages: a fingerprint changes when the code behind a stage does, and only then.
+
+A stage's version stands in ``stage_versions.json`` beside a digest of the source that decides its result:
+every module of this project that its entry module reaches by import, without comments, docstrings and
+formatting, and the web assets in the modules' folders. A test compares the digests, so that changed source
+cannot be committed with its version unnoticed:
+
+    python -m pipelines.dag.code_version                         # which stages changed
+    python -m pipelines.dag.code_version --update                # the results change: move the versions
+    python -m pipelines.dag.code_version --update --same-results # a refactoring: keep them
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import functools
+import hashlib
+import importlib
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from casa_core.errors import ConfigError
+from pipelines.storage.atomic import write_whole
+
+VERSIONS_FILE = Path(__file__).with_name("stage_versions.json")
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("casa_core", "pipelines", "serve", "infra")
+
+STAGE_MODULES = {
+    "corpus": "pipelines.data.generate.run",
+    "clean": "pipelines.data.clean.run",
+    "pack": "pipelines.data.pack.run",
+    "train": "pipelines.train.run",
+    "evaluate": "pipelines.evaluate.run",
+    "deploy": "pipelines.deploy.run",
+    "report": "pipelines.report.run",
+    "compare": "pipelines.compare.run",
+}
+
+PLUMBING = ("pipelines.dag", "pipelines.recipe", "infra", "casa_core.errors")
+"""Modules that carry a stage's settings and files about without deciding its result."""
+
+ASSET_SUFFIXES = frozenset({".css", ".html", ".js", ".svg"})
+
+
+def read_versions(path: Path = VERSIONS_FILE) -> dict[str, int]:
+    """Recorded code version of each kind of stage."""
+    return {kind: entry["version"] for kind, entry in _read(path).items()}
+
+
+def current_versions(
+    path: Path = VERSIONS_FILE, modules: Mapping[str, str] = STAGE_MODULES, root: Path = ROOT
+) -> dict[str, str]:
+    """Code version of each kind of stage as it goes into fingerprints.
+
+    The recorded version where the source is what it was when that was set. While source is being worked on,
+    the version is followed by a digest of it, so that neither code's artifacts pass for the other's.
+    """
+    recorded = _read(path)
+    versions = {}
+    for kind, module in modules.items():
+        entry, digest = recorded.get(kind, {"version": 0, "digest": ""}), stage_digest(module, root)
+        same = entry["digest"] == digest
+        versions[kind] = str(entry["version"]) if same else f"{entry['version']}+{digest[:12]}"
+    return versions
+
+
+def stage_digest(module: str, root: Path = ROOT) -> str:
+    """Digest of the source that decides a stage's result: its reachable modules and their web assets."""
+    files = reachable(module, root, exclude=PLUMBING)
+    digest = hashlib.sha256()
+    for name, path in sorted(files.items()):
+        digest.update(f"{name} {source_digest(path)}\n".encode())
+    for path in stage_assets(module, root):
+        name = path.relative_to(root).as_posix()
+        digest.update(f"{name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def stage_assets(module: str, root: Path = ROOT) -> list[Path]:
+    """Web assets in the folders of reachable modules, and in sub-folders of theirs that hold no modules."""
+    folders = {path.parent for path in reachable(module, root, exclude=PLUMBING).values()}
+    for sub in [path for folder in folders for path in folder.iterdir() if path.is_dir()]:
+        if not any(sub.rglob("*.py")):
+            folders.add(sub)
+    return sorted(p for folder in folders for p in folder.iterdir() if p.suffix in ASSET_SUFFIXES)
+
+
+def changed_stages(
+    path: Path = VERSIONS_FILE, modules: Mapping[str, str] = STAGE_MODULES, root: Path = ROOT
+) -> list[str]:
+    """Kinds of stages whose source is not what it was when their version was set."""
+    recorded = _read(path)
+    return [
+        k for k, module in modules.items() if recorded.get(k, {}).get("digest") != stage_digest(module, root)
+    ]
+
+
+def update(
+    path: Path = VERSIONS_FILE,
+    modules: Mapping[str, str] = STAGE_MODULES,
+    root: Path = ROOT,
+    *,
+    same_results: bool = False,
+    only: Iterable[str] = (),
+) -> list[str]:
+    """Record the source as it is now.
+
+    Args:
+        path: The file of versions.
+        modules: Kind of stage → its entry module.
+        root: Folder that holds the packages.
+        same_results: Keep the versions: the results stay the same, and so do artifacts already made.
+        only: Restrict it to these kinds.
+
+    Returns:
+        The kinds whose record changed.
+    """
+    recorded = _read(path)
+    kinds = [kind for kind in changed_stages(path, modules, root) if not only or kind in set(only)]
+    for kind in kinds:
+        version = recorded.get(kind, {}).get("version", 0)
+        moved = version if same_results and version else version + 1
+        recorded[kind] = {"version": moved, "digest": stage_digest(modules[kind], root)}
+    ordered = {kind: recorded[kind] for kind in modules if kind in recorded}
+    write_whole(path, json.dumps(ordered, indent=2) + "\n", durable=True)
+    return kinds
+
+
+def _read(path: Path) -> dict[str, dict[str, Any]]:
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def reachable(module: str, root: Path, *, exclude: Sequence[str] = ()) -> dict[str, Path]:
+    """Modules of this project that ``module`` can reach by import, itself included: name → file.
+
+    Imports inside functions count. So do module names in text (``"pipelines.train.run:run_stage"``), because
+    optional parts are loaded late by name. Imports for type checkers do not count.
+
+    Args:
+        module: Dotted name of the entry module.
+        root: Folder that holds the packages.
+        exclude: Modules, or packages with everything in them, that are left out.
+    """
+    found: dict[str, Path] = {}
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        path = module_file(name, root)
+        if path is None or name in found or any(name == e or name.startswith(f"{e}.") for e in exclude):
+            continue
+        found[name] = path
+        waiting += imported_modules(path, name, root)
+    return found
+
+
+def module_file(name: str, root: Path) -> Path | None:
+    """Source of a module or package of this project; ``None`` for anything else."""
+    if name.split(".", 1)[0] not in PACKAGES or not all(part.isidentifier() for part in name.split(".")):
+        return None
+    base = root.joinpath(*name.split("."))
+    for candidate in (base.with_suffix(".py"), base / "__init__.py"):
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+def imported_modules(path: Path, name: str, root: Path) -> set[str]:
+    """Modules of this project that one file names in imports or in text."""
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    return {
+        name for name in _all_names(path.read_text(), package, root) if module_file(name, root) is not None
+    }
+
+
+def source_digest(path: Path) -> str:
+    """SHA-256 of what a file's code says: without comments, docstrings and formatting."""
+    return _text_digest(path.read_text())
+
+
+# Stages share most of their modules, and parsing is what takes the time: the same text is parsed once.
+@functools.lru_cache(maxsize=1000)
+def _all_names(text: str, package: str, root: Path) -> frozenset[str]:
+    return frozenset(_names(ast.parse(text), package, root))
+
+
+@functools.lru_cache(maxsize=1000)
+def _text_digest(text: str) -> str:
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body:
+            # A text that stands alone has no effect: a docstring, or one that describes the name above it.
+            kept = [s for s in node.body if not (isinstance(s, ast.Expr) and _is_text(s.value))]
+            node.body = kept or [ast.Pass()]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+
+
+def _is_text(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+
+
+def _names(node: ast.AST, package: str, root: Path) -> Iterator[str]:
+    if isinstance(node, ast.If) and _for_type_checkers(node.test):
+        for branch in node.orelse:
+            yield from _names(branch, package, root)
+        return
+    if isinstance(node, ast.Import):
+        for alias in node.names:
+            yield alias.name
+    elif isinstance(node, ast.ImportFrom):
+        yield from _from_names(node, package, root)
+    elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+        yield node.value.partition(":")[0]
+    for child in ast.iter_child_nodes(node):
+        yield from _names(child, package, root)
+
+
+def _from_names(node: ast.ImportFrom, package: str, root: Path) -> Iterator[str]:
+    """``from a import b`` names module ``a.b`` where there is one, and otherwise something inside ``a``."""
+    base = node.module or ""
+    if node.level:
+        parts = package.split(".")
+        base = ".".join([*parts[: len(parts) - node.level + 1], *([base] if base else [])])
+    for alias in node.names:
+        inner = f"{base}.{alias.name}"
+        yield inner if module_file(inner, root) is not None else base
+
+
+def _for_type_checkers(test: ast.expr) -> bool:
+    return (isinstance(test, ast.Name) and test.id == "TYPE_CHECKING") or (
+        isinstance(test, ast.Attribute) and test.attr == "TYPE_CHECKING"
+    )
+
+
+def load_function(path: str) -> Callable[..., Any]:
+    """Import ``package.module:function``.
+
+    Raises:
+        ConfigError: If it names no such function.
+    """
+    module_name, _, name = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module_name), name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not module_name.startswith(error.name):
+            raise  # The module is there, and something that it imports is not.
+        raise ConfigError(
+            f"There is no stage function {path}.", f"{str(error).capitalize()}.", "Check the module's name."
+        ) from None
+    except AttributeError as error:
+        raise ConfigError(
+            f"There is no stage function {path}.", f"{str(error).capitalize()}.", "Define it in the module."
+        ) from None
+
+
+def main() -> int:
+    """The command line; returns 1 when sources changed and nothing was recorded."""
+    parser = argparse.ArgumentParser(description="Versions of stages' code, part of their fingerprints.")
+    parser.add_argument(
+        "--update", action="store_true", help="record the source as it is now and move the versions"
+    )
+    parser.add_argument(
+        "--same-results", action="store_true", help="with --update: keep the versions (refactoring)"
+    )
+    parser.add_argument("kinds", nargs="*", help="with --update: only these kinds")
+    arguments = parser.parse_args()
+    if arguments.same_results and not arguments.update:
+        parser.error("--same-results goes with --update")
+    if unknown := set(arguments.kinds) - STAGE_MODULES.keys():
+        parser.error(f"no such kind: {', '.join(sorted(unknown))}; there are: {', '.join(STAGE_MODULES)}")
+    if arguments.update:
+        kinds = update(same_results=arguments.same_results, only=arguments.kinds)
+        versions = read_versions()
+        print("\n".join(f"{kind}: version {versions[kind]}" for kind in kinds) or "nothing changed")
+        return 0
+    kinds = changed_stages()
+    if kinds:
+        print(f"source changed since its version was set: {', '.join(kinds)}\n\n{__doc__}")
+    return 1 if kinds else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -133,13 +133,13 @@ def measure(
 
 def _by_steps(model: CasaForConditionalGeneration, ids_BL: torch.Tensor, new: int) -> list[list[int]]:
     slots = SlotPool(model, len(ids_BL))
-    unread = {slots.take(SamplingParams()): TokenChunk(row) for row in ids_BL.tolist()}
-    said: dict[int, list[int]] = {seat: [] for seat in unread}
+    unread = {slots.allocate(SamplingParams()): TokenChunk(row) for row in ids_BL.tolist()}
+    generated: dict[int, list[int]] = {slot: [] for slot in unread}
     for _ in range(new):
-        for seat, token in slots.step(unread).items():
-            said[seat].append(token)
-            unread[seat] = TokenChunk([token])
-    return list(said.values())
+        for slot, token in slots.step(unread).items():
+            generated[slot].append(token)
+            unread[slot] = TokenChunk([token])
+    return list(generated.values())
 
 
 def _by_generate(model: Any, ids_BL: torch.Tensor, new: int) -> list[list[int]]:

@@ -46,10 +46,10 @@ def main() -> None:
     logits_BV = torch.randn(options.rows, options.vocabulary, device=options.device)
 
     def step(params: SamplingParams) -> Callable[[], object]:
-        chooser = Sampler(options.rows, options.vocabulary, device=options.device)
+        sampler = Sampler(options.rows, options.vocabulary, device=options.device)
         for row in range(options.rows):
-            chooser.set_row(row, params, stop_ids=[0])
-        return lambda: chooser.choose(logits_BV)
+            sampler.set_slot(row, params, stop_ids=[0])
+        return lambda: sampler.choose(logits_BV)
 
     commands = {name: step(params) for name, params in SETTINGS.items()}
     seconds = _interleaved({"argmax": lambda: logits_BV.argmax(-1), **commands}, options.device)

@@ -131,7 +131,7 @@ def _replayed(engine: Engine, saved: SavedSession, params: SamplingParams) -> St
     )
     session.replay(transcript)
     sequence, _ = slots.snapshot(0)
-    slots.restore(0, sequence, saved.chooser)
+    slots.restore(0, sequence, saved.sampler)
     return session
 
 

@@ -1,6 +1,6 @@
-"""The Ray Serve shell, started by its import string `serve.app:build` with the settings as JSON arguments.
+"""The Ray Serve application: puts `serve.api` on replicas.
 
-Everything that matters is in `serve.api` and `serve.api.engine_client`; here it is only put on replicas.
+Ray starts it by its import string `serve.app:build`, with the settings as JSON arguments.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from fastapi import FastAPI
 from ray import serve as ray_serve
 from ray.serve import Application
 
+from casa_core.engine.protocol import EngineProtocol
 from casa_core.errors import ConfigError
 from serve.api.app import build_app
-from serve.api.engine_client import Engine, EngineClient
+from serve.api.engine_client import EngineClient
 from serve.api.settings import ServeSettings
 from serve.loopback import keep_replica_on_loopback
 
@@ -23,24 +24,24 @@ logger = logging.getLogger("casa.serve")
 DEPLOYMENT_NAME = "endpoint"
 
 
-def load_engine(settings: ServeSettings) -> Engine:
+def load_engine(settings: ServeSettings) -> EngineProtocol:
     """Import the engine class that the settings name and load the checkpoint with it.
 
     Raises:
-        ConfigError: The name leads nowhere.
+        ConfigError: The name cannot be imported.
     """
     module, _, name = settings.engine.partition(":")
     try:
         engine_class = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
-            f"cannot load the engine {settings.engine!r}", str(error), "name it as module:Class"
+            f"The engine {settings.engine!r} cannot be loaded.", str(error), "Name it as module:Class."
         ) from error
     return engine_class.from_pretrained(settings.model_folder)
 
 
-def client_for(engine: Engine, settings: ServeSettings) -> EngineClient:
-    """The event loop's side of an engine, with the settings' limits."""
+def client_for(engine: EngineProtocol, settings: ServeSettings) -> EngineClient:
+    """An `EngineClient` with the settings' limits."""
     limits = settings.limits
     return EngineClient(
         engine,
@@ -53,7 +54,7 @@ def client_for(engine: Engine, settings: ServeSettings) -> EngineClient:
 @ray_serve.deployment(name=DEPLOYMENT_NAME)
 @ray_serve.ingress()
 class Endpoint:
-    """One replica: one engine, one worker thread, one app.
+    """One replica: one engine, one worker thread, one ASGI app.
 
     Args:
         settings: `ServeSettings` as JSON.
@@ -72,7 +73,7 @@ class Endpoint:
 
 
 def build(args: dict[str, Any]) -> Application:
-    """The application Ray Serve runs.
+    """Build the application that Ray Serve runs.
 
     Args:
         args: `ServeSettings` as JSON.

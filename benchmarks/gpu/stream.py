@@ -108,23 +108,23 @@ def _session(
 ) -> tuple[list[Turn], SlotPool]:
     """A stream of so many turns, or as many as the time allows."""
     slots = SlotPool(model, 1)
-    seat = slots.take(SamplingParams(stop_bias=-1e9), stop_ids=(STOP,))
+    slot = slots.allocate(SamplingParams(stop_bias=-1e9), stop_ids=(STOP,))
     pending, found, spent = random_tokens(PROMPT, model), [], 0.0
     frames = [Frame.of(model, _side(setting), setting) for _ in range(4)]
     for turn in range(turns):
         extension = _extension([*pending, IMAGE], frames[turn % len(frames)])
-        said: list[int] = []
+        generated: list[int] = []
 
         def step(next_tokens: TokenChunk) -> None:
-            said.append(slots.step({seat: next_tokens})[seat])  # noqa: B023
+            generated.append(slots.step({slot: next_tokens})[slot])  # noqa: B023
 
         def words() -> None:
-            while len(said) < WORDS:  # noqa: B023
-                step(TokenChunk(said[-1:]))  # noqa: B023
+            while len(generated) < WORDS:  # noqa: B023
+                step(TokenChunk(generated[-1:]))  # noqa: B023
 
         first, rest = setting.taken(lambda: step(extension)), setting.taken(words)  # noqa: B023
-        pending = [said[-1], STOP]
-        found.append(Turn(first, rest, slots.held(seat)))
+        pending = [generated[-1], STOP]
+        found.append(Turn(first, rest, slots.kv_length(slot)))
         spent += first + rest
         if spent > setting.seconds:
             break

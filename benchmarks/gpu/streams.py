@@ -53,26 +53,26 @@ def _side(setting: Setting) -> int:
 
 
 def _open(model: CasaForConditionalGeneration, streams: int, histories: list[list[int]]) -> SlotPool:
-    """So many seats, each with its text read."""
+    """A pool with one slot per stream, each with its text read."""
     slots = SlotPool(model, streams)
-    seats = [slots.take(SamplingParams(stop_bias=-1e9), stop_ids=(STOP,)) for _ in histories]
-    # All at once: a step pads every seat to the longest extension.
-    slots.step({seat: TokenChunk(history) for seat, history in zip(seats, histories, strict=True)})
+    numbers = [slots.allocate(SamplingParams(stop_bias=-1e9), stop_ids=(STOP,)) for _ in histories]
+    # All at once: a step pads every slot to the longest chunk.
+    slots.step({slot: TokenChunk(history) for slot, history in zip(numbers, histories, strict=True)})
     return slots
 
 
 def _round(slots: SlotPool, frames: list[Frame], pending: dict[int, list[int]]) -> dict[int, list[int]]:
     """A frame for everyone and the words about it; what the next frame is to be read with."""
     unread = {}
-    for seat, before in pending.items():
-        frame = frames[seat % len(frames)]
+    for slot, before in pending.items():
+        frame = frames[slot % len(frames)]
         ids = [*before, IMAGE]
-        unread[seat] = TokenChunk(ids, [len(ids) - 1], [frame.patches_PE], [frame.grid], [frame.tokens])
-    said = dict.fromkeys(pending, 0)
+        unread[slot] = TokenChunk(ids, [len(ids) - 1], [frame.patches_PE], [frame.grid], [frame.tokens])
+    generated = dict.fromkeys(pending, 0)
     for _ in range(WORDS):
-        said = slots.step(unread)
-        unread = {seat: TokenChunk([token]) for seat, token in said.items()}
-    return {seat: [token, STOP] for seat, token in said.items()}
+        generated = slots.step(unread)
+        unread = {slot: TokenChunk([token]) for slot, token in generated.items()}
+    return {slot: [token, STOP] for slot, token in generated.items()}
 
 
 def _trial(
@@ -81,7 +81,7 @@ def _trial(
     """Milliseconds of the median and of the longest round."""
     slots = _open(model, streams, [tokens(history, model) for _ in range(streams)])
     frames = [Frame.of(model, _side(setting), setting) for _ in range(4)]
-    pending: dict[int, list[int]] = {seat: [STOP] for seat in range(streams)}
+    pending: dict[int, list[int]] = {slot: [STOP] for slot in range(streams)}
     setting.forget_peak()
     taken = []
     for number in range(rounds + 2):

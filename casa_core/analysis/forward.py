@@ -1,7 +1,7 @@
 """Whole sequences in one forward, as every analysis here reads them.
 
 A sequence is an :class:`casa_core.decoding.plan.TokenChunk` from a conversation's first token on: the prompt, as
-:func:`casa_core.engine.inputs.prompt_extension` makes it, and usually what the model answered.
+:func:`casa_core.engine.inputs.prompt_chunk` makes it, and usually what the model answered.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from casa_core.analysis.masking import MASKINGS, Masking, masked_attention, mask
 from casa_core.analysis.probe import watching_refusal
 from casa_core.decoding.plan import TokenChunk
 from casa_core.engine.engine import Engine
-from casa_core.engine.inputs import image_extension, prepare_image, prompt_extension
+from casa_core.engine.inputs import image_chunk, prepare_image, prompt_chunk
 from casa_core.engine.requests import CaptionEvent, GenerationRequest, SamplingParams
 from casa_core.errors import ConfigError
 from casa_core.media.decode import Rgb, decode_image
@@ -123,7 +123,7 @@ class Examiner:
             return result.text, [*result.token_ids, *ended]
 
         answer, ids = ask()
-        prompt = prompt_extension(sample, processor, images_withheld=model.config.images_withheld)
+        prompt = prompt_chunk(sample, processor, images_withheld=model.config.images_withheld)
         start = len(prompt.ids)
         said = [
             Said(start + n, END if token == processor.end_id else self._text(token), 0)
@@ -175,7 +175,7 @@ class Examiner:
         if self.engine.model.config.images_withheld:
             return TokenChunk(ids), said
         images = [prepare_image(decode_image(frame), processor, frame=True) for frame in frames]
-        return image_extension(ids, positions, images), said
+        return image_chunk(ids, positions, images), said
 
     def _examined(
         self,

@@ -1,7 +1,4 @@
-"""The inference engine: batched answers and live streams from one checkpoint. No Ray inside.
-
-Batch evaluation and serving run this same code.
-"""
+"""The inference engine: batched answers and live streams from one checkpoint, for evaluation and serving."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ import torch
 
 from casa_core.decoding.kv_cache import TextBounds
 from casa_core.decoding.plan import TokenChunk
-from casa_core.engine.inputs import prompt_extension
+from casa_core.engine.inputs import prompt_chunk
 from casa_core.engine.requests import (
     FinishReason,
     GenerationDelta,
@@ -32,12 +29,12 @@ from casa_core.weights.checkpoint import load_checkpoint
 
 
 class Engine:
-    """Answers requests with one model.
+    """Generates answers and live captions with one model (:class:`casa_core.engine.protocol.EngineProtocol`).
 
     Calls are not thread-safe: give each engine one thread.
 
     Args:
-        model: In evaluation mode, on its device.
+        model: On its device; put into evaluation mode.
         processor: The checkpoint's own.
     """
 
@@ -53,11 +50,11 @@ class Engine:
 
         Args:
             folder: As written by training.
-            device: ``auto`` takes a GPU when there is one.
-            dtype: Of the weights; as stored by default.
+            device: ``auto`` takes a GPU if there is one.
+            dtype: Type of the weights; as stored by default.
 
         Raises:
-            StoreError: If the folder is no checkpoint.
+            StoreError: If the folder is not a checkpoint.
         """
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -67,7 +64,7 @@ class Engine:
 
     @property
     def info(self) -> dict[str, Any]:
-        """What runs here: for model listings, reports and health checks."""
+        """Facts about model and device, for model listings, reports and health checks."""
         return {
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "fusion": dict(self.model.config.fusion),
@@ -80,44 +77,48 @@ class Engine:
         }
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[GenerationResult]:
-        """Answer requests together, in one batch.
+        """Answer requests in one batch, in their order.
 
         Raises:
-            MediaError: If a picture cannot be decoded.
+            MediaError: If an image cannot be decoded.
             DataError: If a prompt and its answer do not fit the model's context.
         """
         if not requests:
             return []
         slots = SlotPool(self.model, len(requests))
         answers = {
-            self._seat(slots, request): _Answer(request, self._prompt(request)) for request in requests
+            self._allocate(slots, request): _Answer(request, self._prompt(request)) for request in requests
         }
-        unread = {seat: answer.prompt for seat, answer in answers.items()}
+        unread = {slot: answer.prompt for slot, answer in answers.items()}
         while unread:
-            for seat, token in slots.step(unread).items():
-                answers[seat].take(token, self.processor)
-                unread[seat] = TokenChunk([token])
-            unread = {seat: rest for seat, rest in unread.items() if answers[seat].finish_reason is None}
+            for slot, token in slots.step(unread).items():
+                answers[slot].append(token, self.processor)
+                unread[slot] = TokenChunk([token])
+            unread = {slot: rest for slot, rest in unread.items() if answers[slot].finish_reason is None}
         return [answer.result(self.processor) for answer in answers.values()]
 
     def stream(self, request: GenerationRequest) -> Iterator[GenerationDelta]:
-        """Answer one request, yielding text as it is made; the last delta window_states the finish reason."""
+        """Answer one request, yielding text as it is generated; the last delta holds the finish reason.
+
+        Raises:
+            MediaError, DataError: As :meth:`generate`.
+        """
         answer = _Answer(request, self._prompt(request))
         slots = SlotPool(self.model, 1)
-        seat, unread, said = self._seat(slots, request), answer.prompt, ""
+        slot, unread, sent = self._allocate(slots, request), answer.prompt, ""
         while answer.finish_reason is None:
-            token = slots.step({seat: unread})[seat]
-            answer.take(token, self.processor)
+            token = slots.step({slot: unread})[slot]
+            answer.append(token, self.processor)
             unread = TokenChunk([token])
             text = answer.text(self.processor)
             # A token may end inside a character, or inside a stop string: hold back what may still change.
             safe = text if answer.finish_reason else text[: len(text) - answer.unsettled(text)]
-            if len(safe) > len(said) and answer.finish_reason is None:
-                yield GenerationDelta(text=safe[len(said) :])
-                said = safe
+            if len(safe) > len(sent) and answer.finish_reason is None:
+                yield GenerationDelta(text=safe[len(sent) :])
+                sent = safe
         result = answer.result(self.processor)
         yield GenerationDelta(
-            text=result.text[len(said) :],
+            text=result.text[len(sent) :],
             finish_reason=result.finish_reason,
             prompt_tokens=result.prompt_tokens,
             image_tokens=result.image_tokens,
@@ -136,12 +137,16 @@ class Engine:
         """Open a live stream; see :class:`casa_core.engine.session.StreamSession`.
 
         Args:
-            query: What the viewer asked for; empty for none.
-            max_tokens_per_frame: Bound on the words of one frame.
-            sampling: How words are chosen; the likeliest by default.
-            bounds: Bounds of the text KV, so that the stream can run for ever; ``None``: until the model's
-                context is full.
-            slots: Where to take a seat beside other streams; a place of its own by default.
+            query: The viewer's request; empty for none.
+            max_tokens_per_frame: Upper bound on the tokens generated after one frame.
+            sampling: Sampling settings; greedy by default.
+            bounds: Bounds of the text KV, with which the stream never ends; ``None``: until the model's
+                context is full. Unused where ``slots`` is given.
+            slots: Pool that the stream shares with others; one of its own by default.
+
+        Raises:
+            DataError: If every slot of ``slots`` is taken.
+            ConfigError: If the model's text KV cannot be bounded.
         """
         settings = StreamSettings(
             query=query, max_tokens_per_frame=max_tokens_per_frame, sampling=sampling or SamplingParams()
@@ -151,7 +156,7 @@ class Engine:
     def restore_session(
         self, saved: SavedSession, *, bounds: TextBounds | None = None, slots: SlotPool | None = None
     ) -> StreamSession:
-        """Go on exactly where a session was saved; bounds as it had them.
+        """Continue a saved session with the same tokens; give the bounds it had.
 
         Raises:
             StoreError: If another model or template made the snapshot.
@@ -163,7 +168,7 @@ class Engine:
     def replay_session(
         self, transcript: Transcript, *, bounds: TextBounds | None = None, slots: SlotPool | None = None
     ) -> StreamSession:
-        """Go on approximately where a transcript was taken: its text and latest frame are read again."""
+        """Continue a transcript approximately: its text and latest frame are read again."""
         session = self._like(transcript, bounds, slots)
         session.replay(transcript)
         return session
@@ -178,29 +183,31 @@ class Engine:
             slots=slots,
         )
 
-    def _seat(self, slots: SlotPool, request: GenerationRequest) -> int:
-        return slots.take(request.sampling, stop_ids=(self.processor.end_id,))
+    def _allocate(self, slots: SlotPool, request: GenerationRequest) -> int:
+        return slots.allocate(request.sampling, stop_ids=(self.processor.end_id,))
 
     def _prompt(self, request: GenerationRequest) -> TokenChunk:
-        """The conversation as tokens and patches. Its text must fit the context; the length to which inserted
-        image tokens may lead a model is its training's business, as in transformers."""
-        prompt = prompt_extension(
+        """The conversation as tokens and patches.
+
+        Its text must fit the context; inserted image tokens are not counted, as in transformers.
+        """
+        prompt = prompt_chunk(
             request.sample, self.processor, images_withheld=self.model.config.images_withheld
         )
         limit = self.model.config.text_config.max_position_embeddings
         if len(prompt.ids) + request.sampling.max_new_tokens > limit:
             raise DataError(
-                f"a prompt of {len(prompt.ids)} tokens and an answer of up to "
-                f"{request.sampling.max_new_tokens} do not fit the model's context of {limit} tokens",
-                "the text, read and said, shares one context; images are not counted",
-                "shorten the conversation or ask for fewer tokens",
+                f"A prompt of {len(prompt.ids)} tokens and an answer of up to "
+                f"{request.sampling.max_new_tokens} do not fit the model's context of {limit} tokens.",
+                "Prompt and answer share one context; image tokens are not counted.",
+                "Shorten the conversation or ask for fewer tokens.",
             )
         return prompt
 
 
 @dataclass(slots=True)
 class _Answer:
-    """One answer as it grows."""
+    """One answer while it is generated."""
 
     request: GenerationRequest
     prompt: TokenChunk
@@ -208,8 +215,8 @@ class _Answer:
     finish_reason: FinishReason | None = None
     completion_tokens: int = 0
 
-    def take(self, token: int, processor: CasaProcessor) -> None:
-        """Accept a token, unless the answer is finished already."""
+    def append(self, token: int, processor: CasaProcessor) -> None:
+        """Add a token, unless the answer is finished already."""
         if self.finish_reason is not None:
             return
         self.completion_tokens += 1
@@ -244,6 +251,7 @@ class _Answer:
         return max(broken, partial)
 
     def result(self, processor: CasaProcessor) -> GenerationResult:
+        """The finished answer."""
         assert self.finish_reason is not None
         return GenerationResult(
             request_id=self.request.request_id,

@@ -1,4 +1,4 @@
-"""A conversation with its encoded pictures → tokens and patches, ready for the model."""
+"""From a conversation with encoded images to token ids and image patches, ready for the model."""
 
 from __future__ import annotations
 
@@ -17,27 +17,31 @@ from casa_core.types import Image, ImageSize, Sample
 
 @dataclass(frozen=True, slots=True)
 class PreparedImage:
-    """One image, resized and cut into patches."""
+    """One image, resized and cut into patches: its size, its grid (rows, columns) of patches, the patches."""
 
     size: ImageSize
     grid: tuple[int, int]
     patches_PE: torch.Tensor
 
 
-def prepare_image(rgb: NDArray[np.uint8], processor: CasaProcessor, *, frame: bool = False) -> PreparedImage:
-    """Resize and patchify one decoded picture, or frame of a video; the only way pixels enter the model."""
-    size = processor.image_size(*rgb.shape[:2], frame=frame)
-    return PreparedImage(size, processor.grid(size), processor.patches(rgb, size))
+def prepare_image(
+    pixels: NDArray[np.uint8], processor: CasaProcessor, *, frame: bool = False
+) -> PreparedImage:
+    """Resize and patchify one decoded image or video frame (H, W, 3); all pixels enter the model here."""
+    size = processor.image_size(*pixels.shape[:2], frame=frame)
+    return PreparedImage(size, processor.grid(size), processor.patches(pixels, size))
 
 
-def prompt_extension(sample: Sample, processor: CasaProcessor, *, images_withheld: bool) -> TokenChunk:
+def prompt_chunk(sample: Sample, processor: CasaProcessor, *, images_withheld: bool) -> TokenChunk:
     """The prompt of a conversation that ends with a user turn.
 
     Args:
         sample: The conversation.
         processor: Its template and image settings.
-        images_withheld: Keep the template's image tokens but show no image: how the blind baseline was
-            trained.
+        images_withheld: Keep the template's image tokens but no images, as the blind baseline was trained.
+
+    Raises:
+        MediaError: If an image cannot be decoded.
     """
     if images_withheld:
         count = sum(isinstance(part, Image) for part in sample.parts)
@@ -45,17 +49,17 @@ def prompt_extension(sample: Sample, processor: CasaProcessor, *, images_withhel
         return TokenChunk(encoded.input_ids)
     parts = [part for part in sample.parts if isinstance(part, Image)]
     images = [
-        prepare_image(rgb, processor, frame=part.timestamp is not None)
-        for part, rgb in zip(parts, decode_images(sample), strict=True)
+        prepare_image(pixels, processor, frame=part.timestamp is not None)
+        for part, pixels in zip(parts, decode_images(sample), strict=True)
     ]
     encoded = processor.encode(sample, [image.size for image in images], add_generation_prompt=True)
-    return image_extension(encoded.input_ids, encoded.image_positions, images)
+    return image_chunk(encoded.input_ids, encoded.image_positions, images)
 
 
-def image_extension(
+def image_chunk(
     ids: Sequence[int], image_positions: Sequence[int], images: Sequence[PreparedImage]
 ) -> TokenChunk:
-    """Tokens and the images among them, as the cache takes them."""
+    """Tokens and the images before the tokens at ``image_positions``, as :class:`TokenChunk`."""
     return TokenChunk(
         ids,
         image_positions,

@@ -1,4 +1,4 @@
-"""What goes into the engine and what comes out of it. Batch evaluation and serving speak these types."""
+"""The engine's inputs and outputs: requests, sampling parameters, results, deltas and caption events."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """How tokens are chosen. The defaults take the likeliest token of the model's own logits.
+    """How tokens are chosen. By default the likeliest token of the model's own logits (greedy).
 
-    Repetition counts what the model itself said, in tokens: neither the prompt nor a stop token is part of it
+    Repetition counts generated tokens only: neither the prompt nor a stop token is part of it
     (:mod:`casa_core.engine.logits` has the formulas).
 
     Attributes:
         max_new_tokens: Upper bound on generated tokens, the end token included; at least 1.
-        temperature: 0 picks the most likely token; above 0 samples, the higher the more evenly.
+        temperature: 0 takes the most likely token; above 0 samples, the higher the more evenly.
         top_p: Nucleus mass kept when sampling, in [0, 1]; 1 keeps every token, 0 the most likely one alone.
         top_k: How many of the most likely tokens are kept when sampling; 0 keeps every token.
         min_p: Tokens below this share of the most likely token's probability are dropped when sampling,
             in [0, 1]; 0 keeps every token.
         seed: Seed of the request's own random numbers, in [−2⁶³, 2⁶⁴); ``None`` draws one.
         stop: Strings that end the answer; they are not part of it.
-        repetition_penalty: Nats taken off the logit of a token that was said a moment ago; 0 takes nothing.
-            It is subtracted, unlike the factor of the same name elsewhere.
-        repetition_decay: Share of that which is left after each further token, in [0, 1]: 1 never forgets
-            (each time a token was said counts in full), 0 remembers the last token only.
+        repetition_penalty: Nats subtracted from the logit of a token that was just generated; 0 subtracts
+            nothing. (Elsewhere, the parameter of this name is a factor.)
+        repetition_decay: Share of the penalty that is left after each further token, in [0, 1]: 1 counts
+            every occurrence in full, 0 the last token only.
         no_repeat_ngram_size: A token that would complete an n-gram of this length for the second time is
-            forbidden; 0 forbids nothing, 1 every token said lately.
-        no_repeat_window: How many of the last said tokens are searched for the first time; at least the
-            n-gram's length.
+            forbidden; 0 forbids nothing, 1 every token of the window.
+        no_repeat_window: How many of the last generated tokens are searched for the n-gram; at least its
+            length.
         stop_bias: Added to the logits of the stop tokens: above 0 answers and captions get shorter, below 0
             longer.
 
@@ -59,30 +59,30 @@ class SamplingParams:
     def __post_init__(self) -> None:
         largest = math.nextafter(math.inf, 0)  # any finite number
         for name, low, high, meaning in (
-            ("max_new_tokens", 1, largest, "an answer has at least one token"),
-            ("temperature", 0, largest, "0 takes the most likely token, above 0 samples"),
-            ("top_p", 0, 1, "it is a share of the probability mass; 1 keeps every token"),
-            ("top_k", 0, largest, "it is a number of tokens; 0 keeps every token"),
-            ("min_p", 0, 1, "it is a share of the most likely token's probability; 0 keeps every token"),
-            ("repetition_penalty", 0, largest, "it is subtracted from logits; 0 switches it off"),
-            ("repetition_decay", 0, 1, "it is the share left after each token"),
-            ("no_repeat_ngram_size", 0, largest, "it is a number of tokens; 0 forbids no n-gram"),
-            ("no_repeat_window", 1, largest, "it is a number of tokens"),
-            ("stop_bias", -largest, largest, "it is added to the stop tokens' logits; 0 adds nothing"),
-            ("seed", -(2**63), 2**64 - 1, "it is a 64-bit number; leave it out to draw one"),
+            ("max_new_tokens", 1, largest, "An answer has at least one token."),
+            ("temperature", 0, largest, "0 takes the most likely token, above 0 samples."),
+            ("top_p", 0, 1, "It is a share of the probability mass; 1 keeps every token."),
+            ("top_k", 0, largest, "It is a number of tokens; 0 keeps every token."),
+            ("min_p", 0, 1, "It is a share of the most likely token's probability; 0 keeps every token."),
+            ("repetition_penalty", 0, largest, "It is subtracted from logits; 0 switches it off."),
+            ("repetition_decay", 0, 1, "It is the share left after each token."),
+            ("no_repeat_ngram_size", 0, largest, "It is a number of tokens; 0 forbids no n-gram."),
+            ("no_repeat_window", 1, largest, "It is a number of tokens."),
+            ("stop_bias", -largest, largest, "It is added to the stop tokens' logits; 0 adds nothing."),
+            ("seed", -(2**63), 2**64 - 1, "It is a 64-bit number; leave it out to draw one."),
         ):
             value = getattr(self, name)
             # Written so that NaN, which compares false with everything, is refused too.
             if value is not None and not low <= value <= high:
-                span = f"at least {low}" if high == largest else f"from {low} to {high}"
+                span = f"{low} or more" if high == largest else f"a number from {low} to {high}"
                 span = "a finite number" if low == -largest else span
-                raise ConfigError(f"{name} is {value}", meaning, f"give {name} {span}")
+                raise ConfigError(f"`{name}` is {value}.", meaning, f"Set `{name}` to {span}.")
         if self.no_repeat_ngram_size > self.no_repeat_window:
             raise ConfigError(
-                f"no_repeat_window is {self.no_repeat_window} tokens, "
-                f"but no_repeat_ngram_size is {self.no_repeat_ngram_size}",
-                "an n-gram longer than the window can never lie in it, so nothing would be forbidden",
-                f"give no_repeat_window at least {self.no_repeat_ngram_size}",
+                f"`no_repeat_window` is {self.no_repeat_window} tokens, "
+                f"but `no_repeat_ngram_size` is {self.no_repeat_ngram_size}.",
+                "An n-gram longer than the window can never lie in it, so nothing would be forbidden.",
+                f"Set `no_repeat_window` to at least {self.no_repeat_ngram_size}.",
             )
 
 
@@ -91,8 +91,8 @@ class GenerationRequest:
     """A conversation to continue: ``sample`` ends with a user turn.
 
     Attributes:
-        sample: Images carry their encoded bytes.
-        sampling: How to choose tokens.
+        sample: Its images hold their encoded bytes.
+        sampling: Sampling settings.
         request_id: Echoed in the result.
     """
 
@@ -103,15 +103,15 @@ class GenerationRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationResult:
-    """A finished answer with its token accounts (image tokens are never part of the text's).
+    """A finished answer with its token counts (text counts never include image tokens).
 
     Attributes:
-        request_id: Of the request.
+        request_id: The request's.
         text: The answer, cut before a stop string.
         token_ids: The tokens behind it, the end token not included.
         finish_reason: ``stop`` for the end token or a stop string, ``length`` for the limit.
         prompt_tokens: Text tokens of the conversation, template included.
-        image_tokens: Of its pictures, after the patch merge.
+        image_tokens: Image tokens of the conversation, after the patch merge.
         completion_tokens: Tokens generated, the end token included.
     """
 
@@ -126,7 +126,7 @@ class GenerationResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationDelta:
-    """A piece of an answer as it is made; ``finish_reason`` is set on the last one only."""
+    """A piece of an answer; ``finish_reason`` and the counts are set on the last one only."""
 
     text: str
     finish_reason: FinishReason | None = None
@@ -137,15 +137,15 @@ class GenerationDelta:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaptionEvent:
-    """What the model said after one frame of a live stream.
+    """The words generated after one frame of a live stream.
 
     Attributes:
         timestamp: The frame's time in the stream, seconds.
-        text: Words said before the next frame; empty when the model stayed silent.
+        text: The words; empty if the model stayed silent.
         token_ids: The tokens behind ``text``, the frame's stop token not included.
-        latency_s: Wall-clock seconds from the frame's arrival at the engine to its last token.
-        text_tokens: Text tokens held in the stream's KV cache after this frame.
-        truncated: True where the per-frame token limit ended the words instead of the stop token.
+        latency_s: Seconds from the frame's arrival at the engine to its last token.
+        text_tokens: Text tokens in the stream's KV cache after this frame.
+        truncated: True if the per-frame token limit ended the words instead of the stop token.
     """
 
     timestamp: float

@@ -1,10 +1,10 @@
-"""How the next token is chosen: for batched answers and live streams alike, without waiting for the device.
+"""Sampling of the next token (temperature, top-k, top-p, min-p, seeds) without waiting for the device.
 
-A row's randomness is counted, not carried along: its n-th draw is a hash of its key and n (SplitMix64;
-Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014). Two integers are its whole
-state, and no other row has a part in it.
+Random numbers are counter-based: a slot's n-th draw is a hash of its key and n (SplitMix64; Steele, Lea and
+Flood, "Fast splittable pseudorandom number generators", 2014). Two integers are its whole random state, and
+no other slot influences it.
 
-Shape suffixes: B rows, V vocabulary, S steps.
+Shape suffixes: B slots, V vocabulary, S steps.
 """
 
 from __future__ import annotations
@@ -23,32 +23,34 @@ from casa_core.errors import CasaError, DataError
 
 
 class LogitsError(CasaError, ArithmeticError):
-    """Rows whose logits hold no token to choose.
+    """Slots whose logits hold no token to choose.
 
     Args:
-        rows: Row → what is wrong with it. The other rows of the batch are fine.
+        slots: Slot → what is wrong with it. The other slots of the batch are unaffected.
     """
 
-    def __init__(self, rows: Mapping[int, str]) -> None:
-        self.rows = dict(rows)
+    def __init__(self, slots: Mapping[int, str]) -> None:
+        self.slots = dict(slots)
         super().__init__(
-            "no token can be chosen: " + ", ".join(f"row {row}: {fault}" for row, fault in self.rows.items()),
-            "the model's weights or its input are broken, or every token was forbidden",
-            "end these rows (`set_row` or `reset_row` clears the fault); if it comes back, check the weights "
-            "and the compute type",
+            "No token can be chosen: "
+            + ", ".join(f"slot {slot}: {fault}" for slot, fault in self.slots.items())
+            + ".",
+            "The model's weights or its input are broken, or every token was forbidden.",
+            "End these slots (`set_slot` or `reset_slot` clears the fault); if it comes back, check the "
+            "weights and the compute type.",
         )
-        self.args = (self.rows,)
+        self.args = (self.slots,)
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingTensors:
-    """How each row draws. Fields as in :class:`~casa_core.engine.requests.SamplingParams`.
+    """The sampling settings of each slot. Fields as in :class:`~casa_core.engine.requests.SamplingParams`.
 
     Attributes:
         temperature_B, top_p_B, min_p_B: Floating point.
         top_k_B: int64.
-        draws: False where the host knows that every temperature is 0; nothing random is computed then.
-        truncates: False where the host knows that no row drops tokens; nothing is sorted then.
+        draws: False only if every temperature is 0; no random number is computed then.
+        truncates: False only if no slot drops tokens; nothing is sorted then.
     """
 
     temperature_B: torch.Tensor
@@ -60,20 +62,20 @@ class SamplingTensors:
 
 
 def sample(logits_BV: torch.Tensor, rules: SamplingTensors, uniform_B: torch.Tensor) -> torch.Tensor:
-    """One token a row (B,), int64; of equally likely ones the greedy choice is the lowest.
+    """Choose one token per slot (B,), int64; among equally likely ones the greedy choice is the lowest id.
 
-    Tokens are dropped in this order, each rule looking at what the one before left: ``top_k``, then ``top_p``
+    Tokens are dropped in this order, each rule applied to what the one before left: ``top_k``, then ``top_p``
     (a token stays while the mass *before* it is below top_p, so the most likely one always does), then
     ``min_p``. Among equally likely tokens the lower ids are kept first.
 
-    A row gets ``NO_TOKEN`` where its logits hold NaN or +inf, or where all are −inf.
+    A slot gets ``NO_TOKEN`` where its logits hold NaN or +inf, or where all are −inf.
 
     Args:
         logits_BV: Any floating point type.
-        rules: How each row draws.
-        uniform_B: A number in [0, 1) for each row, float64: where in its distribution the draw falls.
+        rules: The slots' sampling settings.
+        uniform_B: One number in [0, 1) per slot, float64: the point of the cumulative distribution drawn.
     """
-    largest_B = logits_BV.amax(-1)  # NaN where any is
+    largest_B = logits_BV.amax(-1)  # NaN if any logit is
     tokens_B = logits_BV.argmax(-1)
     if rules.draws:
         random_B = rules.temperature_B > 0
@@ -83,7 +85,7 @@ def sample(logits_BV: torch.Tensor, rules: SamplingTensors, uniform_B: torch.Ten
         scaled_BV = scaled_BV / torch.where(random_B, rules.temperature_B, 1.0)[:, None]
         if rules.truncates:
             scaled_BV = scaled_BV.masked_fill(_dropped(scaled_BV, rules), -torch.inf)
-        # Each row falls where its number does in the sum of its own weights: exact, whatever their total.
+        # The draw is scaled by the slot's own total, so the weights need no normalising.
         mass_BV = scaled_BV.exp().cumsum(-1, dtype=torch.float64)
         target_B1 = uniform_B[:, None] * mass_BV[:, -1:]
         drawn_B1 = torch.searchsorted(mass_BV, target_B1, right=True)
@@ -112,7 +114,7 @@ _MIX = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 
 
 def random_key(seed: int | None) -> int:
-    """The key of a seed's stream, a signed 64-bit number; ``None`` draws one from the system."""
+    """The key of a seed's random numbers, a signed 64-bit integer; ``None`` draws one from the system."""
     bits = secrets.randbits(64) if seed is None else seed & _BITS
     bits = ((bits ^ (bits >> 30)) * _MIX[0]) & _BITS
     bits = ((bits ^ (bits >> 27)) * _MIX[1]) & _BITS
@@ -120,13 +122,13 @@ def random_key(seed: int | None) -> int:
 
 
 def uniform(key_B: torch.Tensor, step_B: torch.Tensor) -> torch.Tensor:
-    """The draw of each row at its step (B,), float64, evenly spread over (0, 1) in steps of 2⁻⁵².
+    """The random number of each slot at its step (B,), float64, uniform on (0, 1) in steps of 2⁻⁵².
 
     Args:
         key_B: int64, from :func:`random_key`.
-        step_B: int64, how many draws the row made before.
+        step_B: int64, how many draws the slot made before.
     """
-    # 64-bit multiplication wraps around, as the generator means it to.
+    # 64-bit multiplication wraps around, as SplitMix64 requires.
     bits_B = key_B + (step_B + 1) * _signed(_GOLDEN)
     bits_B = (bits_B ^ _shifted(bits_B, 30)) * _signed(_MIX[0])
     bits_B = (bits_B ^ _shifted(bits_B, 27)) * _signed(_MIX[1])
@@ -135,7 +137,7 @@ def uniform(key_B: torch.Tensor, step_B: torch.Tensor) -> torch.Tensor:
 
 
 def _shifted(bits_B: torch.Tensor, count: int) -> torch.Tensor:
-    """Shifted right with zeros coming in; torch's own shift of a signed number repeats the sign."""
+    """Logical right shift; torch's own shift of a signed integer repeats the sign bit."""
     return (bits_B >> count) & ((1 << (64 - count)) - 1)
 
 
@@ -156,167 +158,167 @@ _FAULTS = {1: "its logits hold NaN or +inf", 2: "every token is forbidden (all l
 
 
 class Sampler:
-    """Chooses the tokens of B rows and remembers what each said and drew.
+    """Chooses the tokens of B slots and keeps each slot's history and random state.
 
-    A row is a seat: :meth:`set_row` gives it to an answer or a stream. What a row gets depends on its own
-    logits, settings and past alone, so it may sit anywhere, beside anyone, and move by :meth:`row_state` and
-    :meth:`load_row`. Rows start greedy and without processors.
+    :meth:`set_slot` assigns a slot to an answer or a stream. A slot's tokens depend only on its own logits,
+    settings and history, not on its number or the other slots, and :meth:`slot_state` with :meth:`load_slot`
+    moves it. Slots start greedy and without processors.
 
-    :meth:`choose` never waits for the device. Tokens come to the host by :meth:`read`, which reports rows
-    whose logits held nothing to choose.
+    :meth:`choose` never waits for the device; :meth:`read` brings tokens to the host and reports slots whose
+    logits held nothing to choose.
 
     Args:
-        rows: B.
+        slots: B.
         vocabulary: V.
         device: Of the logits.
     """
 
-    def __init__(self, rows: int, vocabulary: int, *, device: str | torch.device = "cpu") -> None:
-        self._processors = LogitsProcessors(rows, vocabulary, device=device)
-        self._rows = SlotTensors(rows, _COLUMNS, device)
-        self._draws = [False] * rows
-        self._truncates = [False] * rows
+    def __init__(self, slots: int, vocabulary: int, *, device: str | torch.device = "cpu") -> None:
+        self._processors = LogitsProcessors(slots, vocabulary, device=device)
+        self._tensors = SlotTensors(slots, _COLUMNS, device)
+        self._draws = [False] * slots
+        self._truncates = [False] * slots
 
     @property
-    def rows(self) -> int:
+    def slots(self) -> int:
         """B."""
-        return self._rows.rows
+        return self._tensors.slots
 
     @property
     def layout(self) -> tuple[object, ...]:
-        """What a step runs, on what tensors: a recorded step (a CUDA graph) is valid while this stays."""
+        """Which operations a step runs, on which tensors; a CUDA graph is valid while this is unchanged."""
         return any(self._draws), any(self._truncates), *self._processors.layout
 
-    def set_row(
-        self, row: int, params: SamplingParams, *, stop_ids: Sequence[int] = (), history: Sequence[int] = ()
+    def set_slot(
+        self, slot: int, params: SamplingParams, *, stop_ids: Sequence[int] = (), history: Sequence[int] = ()
     ) -> None:
-        """Seat an answer or a stream: its settings, nothing said yet, its random numbers from the first.
+        """Assign a slot to a new answer or stream: its settings, no history, random numbers from the first.
 
         Args:
-            row: Which.
-            params: Its settings; what ends an answer (``max_new_tokens``, ``stop``) is the caller's business.
+            slot: Its number.
+            params: Its settings; ``max_new_tokens`` and ``stop`` are left to the caller.
             stop_ids: Tokens that end its answer or caption.
-            history: Tokens that count as said, oldest first; the prompt does not unless given here.
+            history: Tokens that count as generated, oldest first; a prompt counts only if given here.
 
         Raises:
             DataError: If an id is outside the vocabulary.
         """
-        self._processors.set_row(row, params, stop_ids=stop_ids, history=history)
-        self._rows.reset(row)
+        self._processors.set_slot(slot, params, stop_ids=stop_ids, history=history)
+        self._tensors.reset(slot)
         for name in ("temperature", "top_p", "top_k", "min_p"):
-            self._rows[name][row] = getattr(params, name)
-        self._rows["random_key"][row] = random_key(params.seed)
+            self._tensors[name][slot] = getattr(params, name)
+        self._tensors["random_key"][slot] = random_key(params.seed)
         drops = params.top_p < 1 or params.top_k > 0 or params.min_p > 0
-        self._know(row, params.temperature > 0, drops)
+        self._set_uses(slot, params.temperature > 0, drops)
 
-    def reset_row(self, row: int) -> None:
-        """Begin a row again: its settings and seed stay, what it said, drew and failed is forgotten."""
-        self._processors.reset(row)
-        self._rows.reset(row, ("step", "fault"))
+    def reset_slot(self, slot: int) -> None:
+        """Start a slot over: settings and seed stay; history, draws and faults are cleared."""
+        self._processors.reset(slot)
+        self._tensors.reset(slot, ("step", "fault"))
 
-    def add_rows(self, count: int) -> None:
-        """Append greedy rows; the others go on."""
-        self._processors.add_rows(count)
-        self._rows.add_rows(count)
+    def add_slots(self, count: int) -> None:
+        """Append ``count`` greedy slots; the others keep their state."""
+        self._processors.add_slots(count)
+        self._tensors.add_slots(count)
         self._draws += [False] * count
         self._truncates += [False] * count
 
     @torch.no_grad()
     def choose(self, logits_BV: torch.Tensor, active_B: torch.Tensor | None = None) -> torch.Tensor:
-        """Choose and remember one token a row.
+        """Choose one token per slot and add it to the slot's history.
 
         Args:
-            logits_BV: Of the next token, any floating point type; left as they are.
-            active_B: bool; other rows get token 0 and stay as they are. All rows by default.
+            logits_BV: Logits of the next token, any floating point type; not modified.
+            active_B: bool; other slots get token 0 and keep their state. All slots by default.
 
         Returns:
-            (B,) int64 on the device, each an id the model takes; what faulty rows get means nothing.
+            (B,) int64 on the device, each a valid token id; the id of a faulty slot has no meaning.
         """
-        rows = self._rows
+        tensors = self._tensors
         largest_B = logits_BV.amax(-1)
         rules = SamplingTensors(
-            rows["temperature"],
-            rows["top_p"],
-            rows["top_k"],
-            rows["min_p"],
+            tensors["temperature"],
+            tensors["top_p"],
+            tensors["top_k"],
+            tensors["min_p"],
             draws=any(self._draws),
             truncates=any(self._truncates),
         )
-        drawn_B = uniform(rows["random_key"], rows["step"])
+        drawn_B = uniform(tensors["random_key"], tensors["step"])
         tokens_B = sample(self._processors.apply(logits_BV), rules, drawn_B)
         fault_B = torch.where(largest_B.isnan() | largest_B.isposinf(), 1, torch.where(tokens_B < 0, 2, 0))
         active_B = torch.ones_like(tokens_B, dtype=torch.bool) if active_B is None else active_B
-        # A fault stays until the row is set anew, so that it is seen however late the tokens are read.
-        rows["fault"].copy_(torch.where(active_B & (rows["fault"] == 0), fault_B, rows["fault"]))
+        # A fault stays until the slot is set again, so that it is seen however late the tokens are read.
+        tensors["fault"].copy_(torch.where(active_B & (tensors["fault"] == 0), fault_B, tensors["fault"]))
         good_B = active_B & (fault_B == 0)
         tokens_B = torch.where(good_B, tokens_B, 0)
         self._processors.observe(tokens_B, good_B)
-        rows["step"].add_(active_B)
+        tensors["step"].add_(active_B)
         return tokens_B
 
     def read(self, tokens_B: torch.Tensor) -> list[int]:
         """Bring one step's tokens to the host. This waits for the device.
 
         Raises:
-            LogitsError: If a row had nothing to choose, now or before; its ``rows`` says which.
+            LogitsError: If a slot had nothing to choose since it was set; ``slots`` names them.
         """
         return [step for (step,) in self.read_steps(tokens_B[:, None])]
 
     def read_steps(self, tokens_BS: torch.Tensor) -> list[list[int]]:
-        """Bring the tokens of several steps to the host at once: a list a row. This waits for the device.
+        """Bring the tokens of several steps to the host: one list per slot. This waits for the device.
 
         Raises:
-            LogitsError: If a row had nothing to choose, now or before; its ``rows`` says which.
+            LogitsError: If a slot had nothing to choose since it was set; ``slots`` names them.
         """
-        both = torch.cat([self._rows["fault"][:, None], tokens_BS], dim=1).tolist()
-        faults = {row: _FAULTS[fault] for row, (fault, *_) in enumerate(both) if fault}
+        both = torch.cat([self._tensors["fault"][:, None], tokens_BS], dim=1).tolist()
+        faults = {slot: _FAULTS[fault] for slot, (fault, *_) in enumerate(both) if fault}
         if faults:
             raise LogitsError(faults)
         return [tokens for _, *tokens in both]
 
-    def row_state(self, row: int) -> dict[str, torch.Tensor]:
-        """A row's settings and all it remembers: plain tensors on the device, copied."""
-        return self._processors.row_state(row) | self._rows.row_state(row)
+    def slot_state(self, slot: int) -> dict[str, torch.Tensor]:
+        """Copies of a slot's settings, history and random state, as plain tensors on the device."""
+        return self._processors.slot_state(slot) | self._tensors.slot_state(slot)
 
-    def load_row(self, row: int, state: Mapping[str, torch.Tensor]) -> None:
-        """Go on exactly where :meth:`row_state` was taken, in any row of any chooser of this vocabulary.
+    def load_slot(self, slot: int, state: Mapping[str, torch.Tensor]) -> None:
+        """Load a :meth:`slot_state` into any slot of any sampler of this vocabulary.
 
         Raises:
-            DataError: If the state is not such a one; the row is then to be set anew.
+            DataError: If the state does not fit; the slot must then be set again.
         """
-        self._processors.load_row(row, state)
-        self._rows.load_row(row, state)
-        rows = self._rows
-        drops = (rows["top_p"][row] < 1) | (rows["top_k"][row] > 0) | (rows["min_p"][row] > 0)
-        self._know(row, bool(rows["temperature"][row] > 0), bool(drops))
+        self._processors.load_slot(slot, state)
+        self._tensors.load_slot(slot, state)
+        tensors = self._tensors
+        drops = (tensors["top_p"][slot] < 1) | (tensors["top_k"][slot] > 0) | (tensors["min_p"][slot] > 0)
+        self._set_uses(slot, bool(tensors["temperature"][slot] > 0), bool(drops))
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """:meth:`row_state` of every row, named ``<row>.<entry>``."""
+        """:meth:`slot_state` of every slot, named ``<slot>.<entry>``."""
         return {
-            f"{row}.{name}": tensor
-            for row in range(self.rows)
-            for name, tensor in self.row_state(row).items()
+            f"{slot}.{name}": tensor
+            for slot in range(self.slots)
+            for name, tensor in self.slot_state(slot).items()
         }
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Go on exactly where :meth:`state_dict` was taken.
+        """Load a :meth:`state_dict` of as many slots.
 
         Raises:
-            DataError: If the state has another number of rows, or is no such state.
+            DataError: If the state has another number of slots, or does not fit.
         """
-        rows: dict[int, dict[str, torch.Tensor]] = {}
+        slots: dict[int, dict[str, torch.Tensor]] = {}
         for name, tensor in state.items():
-            row, _, entry = name.partition(".")
-            rows.setdefault(int(row) if row.isdecimal() else -1, {})[entry] = tensor
-        if sorted(rows) != list(range(self.rows)):
+            slot, _, entry = name.partition(".")
+            slots.setdefault(int(slot) if slot.isdecimal() else -1, {})[entry] = tensor
+        if sorted(slots) != list(range(self.slots)):
             raise DataError(
-                f"a state of the rows {sorted(rows)} was given to {self.rows} rows",
-                "rows are numbered from 0; entries are named `<row>.<entry>`",
-                "load it into as many rows, or single rows with load_row",
+                f"A state of slots {sorted(slots)} was given to a sampler of {self.slots} slots.",
+                "Slots are numbered from 0; entries are named `<slot>.<entry>`.",
+                "Load it into as many slots, or single slots with `load_slot`.",
             )
-        for row, own in rows.items():
-            self.load_row(row, own)
+        for slot, own in slots.items():
+            self.load_slot(slot, own)
 
-    def _know(self, row: int, draws: bool, drops: bool) -> None:
-        self._draws[row] = draws
-        self._truncates[row] = draws and drops
+    def _set_uses(self, slot: int, draws: bool, drops: bool) -> None:
+        self._draws[slot] = draws
+        self._truncates[slot] = draws and drops

@@ -1,9 +1,9 @@
-"""A live stream as files: an exact snapshot, and a transcript that restores it approximately.
+"""Saving a live stream: an exact snapshot as a file, and a transcript that restores it approximately.
 
-*Exact*: the text KV, the current window's KV, sampling with its random state, and the tokens still to run: a
-stream restored from it says what it would have said. Its size is the text KV's (Helium1-2B: 115 kB a token in
-bf16). *Approximate*: token ids and the latest frame; they are read again, and what earlier frames left in the
-text KV is lost.
+*Exact*: the text KV, the current window's KV, the sampler's state and the tokens still to run; the restored
+stream generates the same tokens. Its size is the text KV's (Helium1-2B: 115 kB per token in bf16).
+*Approximate*: token ids and the latest frame; they are read again, and what earlier frames added to the text
+KV is lost.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from casa_core.processing.processor import CasaProcessor
 
 FORMAT = "casa-session/1"
 TRANSIENT = ("dtype", "transformers_version", "architectures")
-"""What a configuration, and each part's, says of the last load or save rather than of the model."""
+"""Configuration keys that depend on the last load or save, not on the model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transcript:
-    """What was said and read, and the latest frame.
+    """A stream's tokens and its latest frame.
 
     Attributes:
-        query, max_tokens_per_frame: Of the session's settings.
+        query, max_tokens_per_frame: As in the session's settings.
         ids: Tokens in the text KV.
         pending: Tokens that are run with the next frame: the latest frame's stop token.
         frame: The latest frame's encoded bytes; ``None`` before the first, or where images are withheld.
-        frame_at: How many of ``ids`` stand before it.
+        frame_at: How many of ``ids`` precede it.
     """
 
     query: str
@@ -50,7 +50,7 @@ class Transcript:
     frame_at: int
 
     def to_json(self) -> str:
-        """As text; the frame in base64."""
+        """As JSON text; the frame in base64."""
         frame = None if self.frame is None else base64.b64encode(self.frame).decode()
         return json.dumps({**asdict(self), "frame": frame})
 
@@ -68,22 +68,22 @@ class SavedSession:
     """An exact snapshot of a stream.
 
     Attributes:
-        identity: Of the model and template that made it; see :func:`model_identity`.
-        transcript: What was said and read.
+        identity: Hashes of the model and template that made it; see :func:`model_identity`.
+        transcript: Tokens and latest frame.
         sequence: Keys, values and counts.
-        chooser: Sampling settings, what they remember, and the random state.
+        sampler: Sampling settings, history and random state, as ``Sampler.slot_state``.
     """
 
     identity: dict[str, str]
     transcript: Transcript
     sequence: SequenceSnapshot
-    chooser: dict[str, torch.Tensor]
+    sampler: dict[str, torch.Tensor]
 
     def write(self, path: str | Path) -> None:
-        """Write one safetensors file, whole or not at all."""
+        """Write one safetensors file, atomically."""
         path = Path(path)
         tensors = {f"sequence.{name}": tensor for name, tensor in self.sequence.tensors().items()}
-        tensors |= {f"chooser.{name}": tensor for name, tensor in self.chooser.items()}
+        tensors |= {f"chooser.{name}": tensor for name, tensor in self.sampler.items()}
         metadata = {
             "format": FORMAT,
             "identity": json.dumps(self.identity),
@@ -99,19 +99,19 @@ class SavedSession:
         """Read what :meth:`write` wrote.
 
         Raises:
-            StoreError: If the file is no such snapshot.
+            StoreError: If the file cannot be read, or is not a snapshot of this version.
         """
         try:
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except Exception as error:
-            raise StoreError(f"{path} cannot be read", str(error), "save the session again") from error
+            raise StoreError(f"{path} cannot be read.", str(error), "Save the session again.") from error
         if metadata.get("format") != FORMAT:
             raise StoreError(
-                f"{path} is no session snapshot of this version",
-                f"its format is {metadata.get('format')!r}, {FORMAT!r} is expected",
-                "save the session again with this version",
+                f"{path} is not a session snapshot of this version.",
+                f"Its format is {metadata.get('format')!r}, {FORMAT!r} is expected.",
+                "Save the session again with this version.",
             )
         part = lambda prefix: {  # noqa: E731
             name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)
@@ -120,17 +120,17 @@ class SavedSession:
             identity=json.loads(metadata["identity"]),
             transcript=Transcript.from_json(metadata["transcript"]),
             sequence=SequenceSnapshot.read(part("sequence."), json.loads(metadata["sequence"])),
-            chooser=part("chooser."),
+            sampler=part("chooser."),
         )
 
 
 def model_identity(model: CasaForConditionalGeneration, processor: CasaProcessor) -> dict[str, str]:
-    """What must be equal for a snapshot to mean the same: configuration, weights, their type, template."""
+    """Hashes of what must be equal to restore a snapshot: configuration, weights, their type, template."""
     config = _lasting(model.config.to_dict())
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         digest.update(name.encode())
-        # A slice of every tensor tells checkpoints of one training run apart at a thousandth of the cost.
+        # A slice of every tensor distinguishes checkpoints of one training run at a thousandth of the cost.
         digest.update(parameter.detach().flatten()[:64].float().cpu().numpy().tobytes())
     return {
         "configuration": hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest(),
@@ -141,7 +141,7 @@ def model_identity(model: CasaForConditionalGeneration, processor: CasaProcessor
 
 
 def _lasting(config: Any) -> Any:
-    """A configuration without what a load or save changes, in its parts too."""
+    """A configuration without the ``TRANSIENT`` and private keys, recursively."""
     if not isinstance(config, dict):
         return config
     return {

@@ -1,8 +1,8 @@
-"""Seats for sequences that run together: what each remembers, and how its next token is chosen.
+"""Continuous batching: a fixed number of slots whose sequences (answers, live streams) run in one forward.
 
-Answers and live streams sit side by side; each leaves when it is done and its seat is free for the next.
+A sequence allocates a slot, which holds its KV cache and sampler state, and frees it when it is done.
 
-Shape suffixes: B seats, V vocabulary.
+Shape suffixes: B slots, V vocabulary.
 """
 
 from __future__ import annotations
@@ -22,14 +22,12 @@ from casa_core.model import CasaForConditionalGeneration
 
 
 class SlotPool:
-    """B seats over one model.
-
-    Calls are not thread-safe, like the engine's.
+    """B slots of one model, each for one sequence. Calls are not thread-safe.
 
     Args:
         model: In evaluation mode, on its device.
         size: B.
-        bounds: Bounds of every seat's text KV; ``None``: it grows with the text.
+        bounds: Bounds of each slot's text KV; ``None``: it grows with the text.
     """
 
     def __init__(
@@ -38,7 +36,7 @@ class SlotPool:
         self.model = model
         self.sequences = KVBatch(model, size, bounds)
         vocabulary = model.config.text_config.vocab_size
-        self._chooser = Sampler(size, vocabulary, device=model.device)
+        self._sampler = Sampler(size, vocabulary, device=model.device)
         self._free = list(range(size))
 
     @property
@@ -47,67 +45,73 @@ class SlotPool:
         return self.sequences.size
 
     @property
-    def free(self) -> int:
-        """Seats nobody sits in."""
+    def free_slots(self) -> int:
+        """Number of slots that can be allocated."""
         return len(self._free)
 
-    def take(self, params: SamplingParams, *, stop_ids: Sequence[int] = ()) -> int:
-        """Sit down: a free seat, empty and set to these sampling settings.
+    def allocate(self, params: SamplingParams, *, stop_ids: Sequence[int] = ()) -> int:
+        """Allocate an empty slot.
+
+        Args:
+            params: Sampling settings of its sequence.
+            stop_ids: Tokens that end its answer or caption.
 
         Raises:
-            DataError: If every seat is taken.
+            DataError: If every slot is taken.
         """
         if not self._free:
             raise DataError(
-                f"all {self.size} seats are taken",
-                "each answer or stream needs its own",
-                "wait, or open more",
+                f"All {self.size} slots are taken.",
+                "Each answer or stream needs its own.",
+                "Wait until one is free, or make a larger `SlotPool`.",
             )
-        seat = self._free.pop(0)
-        self._chooser.set_row(seat, params, stop_ids=stop_ids)
-        return seat
+        slot = self._free.pop(0)
+        self._sampler.set_slot(slot, params, stop_ids=stop_ids)
+        return slot
 
-    def leave(self, seat: int) -> None:
-        """Get up: the seat's memory is dropped."""
-        assert seat not in self._free, "a seat is left once"
-        self._free.append(seat)
-        if self.free == self.size:
-            # Nobody is left: give the memory back instead of keeping it for the next.
+    def free(self, slot: int) -> None:
+        """Free a slot and drop its KV caches; the memory is released once all slots are free."""
+        assert slot not in self._free, "the slot is free already"
+        self._free.append(slot)
+        if self.free_slots == self.size:
             self.sequences = KVBatch(self.model, self.size, self.sequences.bounds)
         else:
-            self.sequences.reset(seat)
+            self.sequences.reset(slot)
 
-    def state(self, seat: int) -> SequenceState:
-        """What the seat's sequence remembers, keys and values apart."""
-        return self.sequences.states[seat]
+    def state(self, slot: int) -> SequenceState:
+        """Counts and current window of the slot's sequence."""
+        return self.sequences.states[slot]
 
-    def held(self, seat: int) -> int:
-        """Tokens in the seat's text KV (for insertion image tokens too)."""
-        return self.sequences.text.lengths[seat]
+    def kv_length(self, slot: int) -> int:
+        """Tokens in the slot's text KV (for insertion, image tokens too)."""
+        return self.sequences.text.lengths[slot]
 
-    def step(self, extensions: Mapping[int, TokenChunk]) -> dict[int, int]:
-        """Append to some seats in one forward, and choose the token that follows in each.
+    def step(self, chunks: Mapping[int, TokenChunk]) -> dict[int, int]:
+        """Append tokens to some slots in one forward, and choose the token that follows in each.
 
         Args:
-            extensions: Seat → its new tokens; the other seats stay as they are.
+            chunks: Slot → its new tokens; the other slots stay as they are.
 
         Returns:
-            Seat → the chosen token, which is *not* appended yet.
+            Slot → the chosen token, which is *not* appended yet.
+
+        Raises:
+            DataError: If the tokens do not fit the text KV's bounds.
+            LogitsError: If a slot's logits hold no token to choose.
         """
-        seats = range(self.size)
-        logits_BV = self.sequences.extend([extensions.get(seat) for seat in seats])
-        active = [seat in extensions for seat in seats]
+        logits_BV = self.sequences.extend([chunks.get(slot) for slot in range(self.size)])
+        active = [slot in chunks for slot in range(self.size)]
         active_B = None if all(active) else torch.tensor(active, device=logits_BV.device)
-        tokens = self._chooser.read(self._chooser.choose(logits_BV, active_B))
-        return {seat: tokens[seat] for seat in extensions}
+        tokens = self._sampler.read(self._sampler.choose(logits_BV, active_B))
+        return {slot: tokens[slot] for slot in chunks}
 
-    def snapshot(self, seat: int) -> tuple[SequenceSnapshot, dict[str, torch.Tensor]]:
-        """Everything a seat remembers: its sequence, and its sampling with the random state."""
-        chooser = {name: tensor.cpu() for name, tensor in self._chooser.row_state(seat).items()}
-        return self.sequences.snapshot(seat), chooser
+    def snapshot(self, slot: int) -> tuple[SequenceSnapshot, dict[str, torch.Tensor]]:
+        """Copies, in main memory, of a slot's sequence and of its sampler state (random state included)."""
+        sampler = {name: tensor.cpu() for name, tensor in self._sampler.slot_state(slot).items()}
+        return self.sequences.snapshot(slot), sampler
 
-    def restore(self, seat: int, sequence: SequenceSnapshot, chooser: Mapping[str, torch.Tensor]) -> None:
-        """Put a snapshot into a taken seat: it goes on with the same next tokens."""
-        self.sequences.restore(seat, sequence)
+    def restore(self, slot: int, sequence: SequenceSnapshot, sampler: Mapping[str, torch.Tensor]) -> None:
+        """Load a snapshot into an allocated slot, which then continues with the same tokens."""
+        self.sequences.restore(slot, sequence)
         device = self.model.device
-        self._chooser.load_row(seat, {name: tensor.to(device) for name, tensor in chooser.items()})
+        self._sampler.load_slot(slot, {name: tensor.to(device) for name, tensor in sampler.items()})

@@ -11,10 +11,9 @@ from starlette.middleware import Middleware
 from serve.api.chat import chat_router
 from serve.api.engine_client import EngineClient
 from serve.api.errors import install_error_handlers
-from serve.api.live import live_router
+from serve.api.live import SessionSlots, live_router
 from serve.api.middleware import BodyLimitMiddleware, RequestMiddleware
 from serve.api.page import page_router
-from serve.api.sessions import SessionSlots
 from serve.api.settings import ServeSettings
 from serve.api.status import status_router
 

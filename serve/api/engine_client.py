@@ -1,9 +1,9 @@
-"""Blocking engine calls, kept off the event loop.
+"""Blocking engine calls on one worker thread, awaited from the event loop, with micro-batching of requests.
 
-One worker thread per replica makes every engine call, so the engine needs no locks. Work is done first come
-first served in small units: a batch of plain requests, *one* token of a streamed answer, one frame of a live
+One worker thread per replica makes every engine call, so the engine needs no locks. Calls are served in order
+of arrival and are small: a batch of plain requests, *one* token of a streamed answer, one frame of a live
 session. Streams, captions and batches therefore take turns, and a stream whose reader is slow or gone costs
-nothing: its next token is made only when it is asked for.
+nothing: its next token is generated only when it is asked for.
 """
 
 from __future__ import annotations
@@ -11,31 +11,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
-from casa_core.engine.requests import CaptionEvent, GenerationDelta, GenerationRequest, GenerationResult
+from casa_core.engine.protocol import EngineProtocol, StreamProtocol
+from casa_core.engine.requests import GenerationDelta, GenerationRequest, GenerationResult
 
 logger = logging.getLogger("casa.serve")
 T = TypeVar("T")
-
-
-class StreamSession(Protocol):
-    """A live stream's state inside the engine."""
-
-    @property
-    def text_tokens(self) -> int: ...
-    def push_frame(self, image: Any, timestamp: float) -> CaptionEvent: ...
-    def close(self) -> None: ...
-
-
-class Engine(Protocol):
-    """What serving needs of an engine: `casa_core.engine.engine.Engine`, or a fake in tests."""
-
-    def generate(self, requests: Sequence[GenerationRequest]) -> list[GenerationResult]: ...
-    def stream(self, request: GenerationRequest) -> Iterator[GenerationDelta]: ...
-    def open_session(self, query: str = "", *, max_tokens_per_frame: int = 16) -> StreamSession: ...
 
 
 class Overloaded(Exception):
@@ -45,13 +29,13 @@ class Overloaded(Exception):
 class MicroBatcher:
     """Collects requests that arrive together into one engine call.
 
-    While one batch runs, later requests pile up and form the next one, so the wait matters only when idle.
+    While one batch runs, later requests queue up and form the next one, so the wait matters only when idle.
 
     Args:
         run: Answers a list of requests in order.
         size: Most requests in one call.
-        wait_s: How long the first request of an idle batcher waits for company.
-        waiting_limit: Requests that may wait; one more raises `Overloaded`.
+        wait_s: How long the first request of an idle batcher waits for others, seconds.
+        waiting_limit: Requests that may wait.
     """
 
     def __init__(
@@ -70,9 +54,14 @@ class MicroBatcher:
         self._drainer: asyncio.Task[None] | None = None
 
     async def submit(self, request: GenerationRequest) -> GenerationResult:
-        """The answer to one request; raises what the engine raised for it."""
+        """The answer to one request.
+
+        Raises:
+            Overloaded: As many requests are waiting as may wait.
+            Exception: Whatever the engine raised for this request.
+        """
         if len(self._waiting) >= self._waiting_limit:
-            raise Overloaded(f"{len(self._waiting)} requests are already waiting")
+            raise Overloaded(f"{len(self._waiting)} requests are already waiting.")
         answer: asyncio.Future[GenerationResult] = asyncio.get_running_loop().create_future()
         self._waiting.append((request, answer))
         if self._drainer is None or self._drainer.done():
@@ -106,22 +95,27 @@ class MicroBatcher:
 
 
 class EngineClient:
-    """The event loop's side of one engine.
+    """Runs one engine's calls on a worker thread and awaits them.
 
     Args:
-        engine: Used from the worker thread only, from now on.
+        engine: From now on used by the worker thread only.
         batch_size, batch_wait_s, waiting_limit: See `MicroBatcher`.
     """
 
     def __init__(
-        self, engine: Engine, *, batch_size: int = 16, batch_wait_s: float = 0.003, waiting_limit: int = 64
+        self,
+        engine: EngineProtocol,
+        *,
+        batch_size: int = 16,
+        batch_wait_s: float = 0.003,
+        waiting_limit: int = 64,
     ) -> None:
         self._engine = engine
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="casa-engine")
         self._streams = 0
         self._stream_limit = waiting_limit
         self._batcher = MicroBatcher(
-            lambda requests: self._call(engine.generate, requests),
+            lambda requests: self.run(engine.generate, requests),
             size=batch_size,
             wait_s=batch_wait_s,
             waiting_limit=waiting_limit,
@@ -132,74 +126,53 @@ class EngineClient:
         return await self._batcher.submit(request)
 
     async def stream(self, request: GenerationRequest) -> AsyncGenerator[GenerationDelta, None]:
-        """Yield an answer's pieces as they are made. Closing the iterator early ends the generation.
+        """Yield an answer's pieces as they are generated. Closing the iterator early ends the generation.
 
         Raises:
             Overloaded: As many streams are open as requests may wait.
         """
         if self._streams >= self._stream_limit:
-            raise Overloaded(f"{self._streams} answers are being streamed already")
+            raise Overloaded(f"{self._streams} answers are being streamed already.")
         self._streams += 1
         deltas: Iterator[GenerationDelta] | None = None
         try:
-            deltas = iter(await self._call(self._engine.stream, request))
-            while (delta := await self._call(_next_or_none, deltas)) is not None:
+            deltas = iter(await self.run(self._engine.stream, request))
+            while (delta := await self.run(_next_or_none, deltas)) is not None:
                 yield delta
         finally:
             self._streams -= 1
-            self._release(getattr(deltas, "close", None))
+            if (close := getattr(deltas, "close", None)) is not None:
+                self.release(close)
 
-    async def open_session(self, query: str, *, max_tokens_per_frame: int) -> LiveSession:
-        """Open a live stream of its own in the engine."""
-        session = await self._call(
+    async def open_session(self, query: str, *, max_tokens_per_frame: int) -> StreamProtocol:
+        """Open a live stream in the engine; its methods must be called by :meth:`run` and :meth:`release`."""
+        return await self.run(
             lambda: self._engine.open_session(query, max_tokens_per_frame=max_tokens_per_frame)
         )
-        return LiveSession(self, session)
 
     async def ping(self) -> None:
-        """Return once the worker thread gets to a new call.
+        """Return once the worker thread has run a new call.
 
         Raises:
             RuntimeError: The client was closed.
         """
-        await self._call(lambda: None)
+        await self.run(lambda: None)
 
     def close(self) -> None:
-        """Stop the worker thread after the call in progress; waiting work is given up."""
+        """Stop the worker thread after the call in progress; queued calls are cancelled."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    async def _call(self, function: Callable[..., T], *args: Any) -> T:
+    async def run(self, function: Callable[..., T], *args: Any) -> T:
+        """Call a blocking method of the engine, or of one of its streams, on the worker thread."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
 
-    def _release(self, close: Callable[[], None] | None) -> None:
-        """Queue a clean-up call; it happens even when the coroutine that asks for it is being cancelled."""
-        if close is not None:
-            self._thread.submit(close).add_done_callback(_log_failure)
-
-
-class LiveSession:
-    """The event loop's side of one live stream."""
-
-    def __init__(self, client: EngineClient, session: StreamSession) -> None:
-        self._client = client
-        self._session = session
-
-    @property
-    def text_tokens(self) -> int:
-        """Text tokens held in the stream's cache."""
-        return self._session.text_tokens
-
-    async def push_frame(self, image: Any, timestamp: float) -> CaptionEvent:
-        """What the model says after this frame; `image` is encoded bytes or an RGB uint8 array (H, W, 3)."""
-        return await self._client._call(self._session.push_frame, image, timestamp)
-
-    def close(self) -> None:
-        """Free the stream's state once the frame in progress is done. Safe to call while being cancelled."""
-        self._client._release(self._session.close)
+    def release(self, close: Callable[[], None]) -> None:
+        """Queue a clean-up call; it runs even if the coroutine that asks for it is being cancelled."""
+        self._thread.submit(close).add_done_callback(_log_failure)
 
 
 def _next_or_none(deltas: Iterator[GenerationDelta]) -> GenerationDelta | None:
-    """`StopIteration` cannot pass through a future, so the end is None."""
+    """`StopIteration` cannot pass through a future, so the end is `None`."""
     return next(deltas, None)
 
 

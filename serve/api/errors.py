@@ -89,7 +89,7 @@ def as_api_error(error: Exception) -> ApiError | None:
     if isinstance(error, Overloaded):
         return ApiError(
             429,
-            f"The server is busy: {error}. Try again shortly.",
+            f"The server is busy: {error} Try again shortly.",
             code="overloaded",
             kind="rate_limit_error",
         )

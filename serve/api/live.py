@@ -1,9 +1,9 @@
-"""WebSocket /v1/live: frames in, captions out. The messages are documented in `live_messages`.
+"""WebSocket /v1/live: the queue of a live session's frames, and their captioning in order.
 
-A viewer wants what is on the screen *now*, so a session keeps a short queue: when frames arrive faster than
-they can be captioned, the oldest waiting frame is dropped and named in a `dropped` event, and the captions
-stay close to the picture. A client that needs every frame (a file, not a camera) keeps at most
-`limits.queued_frames` of them unanswered; then nothing is ever dropped.
+The messages are documented in `live_messages`. Captions must stay close to what is on the screen *now*, so a
+session keeps a short queue: when frames arrive faster than they are captioned, the oldest waiting frame is
+dropped and named in a `dropped` event. A client that needs every frame (a file, not a camera) keeps at most
+`limits.queued_frames` of them unanswered; then none is dropped.
 """
 
 from __future__ import annotations
@@ -13,19 +13,31 @@ import logging
 import time
 import uuid
 from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 from starlette.types import Message
 
+from casa_core.engine.protocol import StreamProtocol
 from casa_core.errors import DataError, MediaError
 from casa_core.media.decode import decode_image
-from serve.api.engine_client import EngineClient, LiveSession
+from serve.api.engine_client import EngineClient
 from serve.api.errors import ApiError, as_api_error, internal_error, invalid_image, model_not_found, one_line
-from serve.api.live_messages import BadFrame, Frame, SessionEnd, SessionStart, error_event, parse_message
-from serve.api.sessions import SessionSlots
+from serve.api.live_messages import (
+    BadFrame,
+    Frame,
+    SessionEnd,
+    SessionStart,
+    SessionTotals,
+    caption_event,
+    ended_event,
+    error_event,
+    parse_message,
+    started_event,
+)
 from serve.api.settings import ServeSettings
 
 logger = logging.getLogger("casa.serve")
@@ -33,8 +45,40 @@ logger = logging.getLogger("casa.serve")
 CLOSE_NORMAL, CLOSE_POLICY, CLOSE_INTERNAL, CLOSE_TRY_LATER = 1000, 1008, 1011, 1013
 
 
+class SessionSlots:
+    """Counts open live connections of one replica; used from its event loop only.
+
+    Args:
+        limit: Connections open at once.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self.open = 0
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """Hold a slot.
+
+        Raises:
+            ApiError: 429 if none is free.
+        """
+        if self.open >= self._limit:
+            raise ApiError(
+                429,
+                f"{self.open} live sessions are open, the most this server keeps. Try again later.",
+                code="too_many_sessions",
+                kind="rate_limit_error",
+            )
+        self.open += 1
+        try:
+            yield
+        finally:
+            self.open -= 1
+
+
 def live_router(client: EngineClient, settings: ServeSettings, slots: SessionSlots) -> APIRouter:
-    """The live route over one engine."""
+    """The live route of one engine, with at most as many connections as `slots` allows."""
     router = APIRouter()
 
     @router.websocket("/v1/live")
@@ -56,23 +100,12 @@ def live_router(client: EngineClient, settings: ServeSettings, slots: SessionSlo
     return router
 
 
-@dataclass(slots=True)
-class _Totals:
-    """What `session.ended` reports."""
-
-    frames: int = 0
-    dropped: int = 0
-    refused: int = 0
-    tokens: int = 0
-    started: float = field(default_factory=time.monotonic)
-
-
 class LiveConnection:
-    """One client: a reader that queues frames and a captioner that works them off, in order.
+    """One client: one task reads and queues frames, another captions them in order.
 
     Args:
         socket: Accepted already.
-        client: Shared with all requests of the replica; the session opened on it is this connection's own.
+        client: Shared by all requests of the replica; the session opened on it belongs to this connection.
         settings: The deployment's name and limits.
     """
 
@@ -88,13 +121,13 @@ class LiveConnection:
         self._captioning = False
         self._received = 0
         self._last_timestamp = -1.0
-        self._totals = _Totals()
+        self._totals = SessionTotals()
 
     async def run(self) -> None:
         """Serve the connection until the client ends it.
 
         Raises:
-            ApiError: Fatal for this connection; the caller reports it and closes.
+            ApiError: Fatal for this connection; the caller reports it with :meth:`refuse`.
             WebSocketDisconnect: The client left.
         """
         start = await self._receive_start()
@@ -103,11 +136,11 @@ class LiveConnection:
             max_tokens_per_frame=start.max_tokens_per_frame or self._settings.max_tokens_per_frame,
         )
         try:
-            await self._socket.send_json(self._started())
+            await self._socket.send_json(started_event(self.id, self._settings.model_name, self._limits))
             await _first_failure(self._read_frames(), self._caption_frames(session))
-            await self._socket.send_json(self._ended(session))
+            await self._socket.send_json(ended_event(self.id, self._totals, session.text_tokens))
         finally:
-            session.close()
+            self._client.release(session.close)
         await self._socket.close(CLOSE_NORMAL)
 
     async def refuse(self, error: ApiError) -> None:
@@ -116,10 +149,7 @@ class LiveConnection:
         try:
             await self._socket.send_json(error_event(error, fatal=True))
             await self._socket.close(codes.get(error.status_code, CLOSE_POLICY))
-        except (
-            WebSocketDisconnect,
-            RuntimeError,
-        ):  # RuntimeError: Starlette's word for a socket closed meanwhile
+        except (WebSocketDisconnect, RuntimeError):  # Starlette raises RuntimeError on a closed socket
             logger.debug("live %s: the client left before its error", self.id)
 
     async def _receive_start(self) -> SessionStart:
@@ -148,7 +178,7 @@ class LiveConnection:
         return message
 
     async def _receive(self) -> Message:
-        """The next message; a silent client is cut off unless it is waiting for captions we still owe it."""
+        """The next message; a silent client is disconnected unless captions are still due to it."""
         waiting = asyncio.ensure_future(self._socket.receive())
         try:
             while not (await asyncio.wait({waiting}, timeout=self._limits.idle_seconds))[0]:
@@ -166,7 +196,7 @@ class LiveConnection:
         return message
 
     async def _read_frames(self) -> None:
-        """Queue frames until session.end; a message that is refused leaves the session as it was."""
+        """Queue frames until session.end; a refused message leaves the session unchanged."""
         while not self._no_more:
             raw = await self._receive()
             try:
@@ -212,7 +242,7 @@ class LiveConnection:
             )
         self._queue.append((frame, time.monotonic()))
 
-    async def _caption_frames(self, session: LiveSession) -> None:
+    async def _caption_frames(self, session: StreamProtocol) -> None:
         while True:
             while not self._queue:
                 if self._no_more:
@@ -226,16 +256,17 @@ class LiveConnection:
             finally:
                 self._captioning = False
 
-    async def _caption(self, session: LiveSession, frame: Frame, arrived: float) -> None:
+    async def _caption(self, session: StreamProtocol, frame: Frame, arrived: float) -> None:
         try:
-            picture = await asyncio.to_thread(decode_image, frame.data, max_pixels=self._limits.image_pixels)
+            limit = self._limits.image_pixels
+            pixels = await asyncio.to_thread(decode_image, frame.image_bytes, max_pixels=limit)
         except MediaError as error:
             self._totals.refused += 1
             refusal = BadFrame(invalid_image(error, "image"), frame.timestamp)
             await self._socket.send_json(error_event(refusal, fatal=False))
             return
         try:
-            caption = await session.push_frame(picture, frame.timestamp)
+            caption = await self._client.run(session.push_frame, pixels, frame.timestamp)
         except DataError as error:
             raise ApiError(400, one_line(error), code="session_full") from error
         except Exception as error:
@@ -245,52 +276,18 @@ class LiveConnection:
             raise refusal from error
         self._totals.frames += 1
         self._totals.tokens += len(caption.token_ids)
-        await self._socket.send_json(
-            {
-                "type": "caption",
-                "timestamp": caption.timestamp,
-                "text": caption.text,
-                "latency_ms": round((time.monotonic() - arrived) * 1000, 2),
-                "engine_ms": round(caption.latency_s * 1000, 2),
-                "text_tokens": caption.text_tokens,
-                "tokens": len(caption.token_ids),
-                "truncated": caption.truncated,
-            }
-        )
-
-    def _started(self) -> dict[str, Any]:
-        names = ("queued_frames", "frame_bytes", "session_frames", "idle_seconds")
-        limits = {name: getattr(self._limits, name) for name in names}
-        return {
-            "type": "session.started",
-            "session_id": self.id,
-            "model": self._settings.model_name,
-            "limits": limits,
-        }
-
-    def _ended(self, session: LiveSession) -> dict[str, Any]:
-        totals = self._totals
-        return {
-            "type": "session.ended",
-            "session_id": self.id,
-            "frames": totals.frames,
-            "dropped": totals.dropped,
-            "refused": totals.refused,
-            "tokens": totals.tokens,
-            "text_tokens": session.text_tokens,
-            "seconds": round(time.monotonic() - totals.started, 3),
-        }
+        await self._socket.send_json(caption_event(caption, time.monotonic() - arrived))
 
 
 class _SessionOver(ApiError):
-    """An error about a message that the session does not survive."""
+    """An error about a message that ends the session."""
 
 
 def _check_origin(socket: WebSocket) -> None:
-    """Browsers let any web page open a WebSocket to this machine; answer only pages this server sent.
+    """Refuse WebSockets of foreign web pages, which browsers let any page open to this machine.
 
     Raises:
-        ApiError: 403 where a browser names another origin. Other clients send no `Origin`.
+        ApiError: 403 if a browser names another origin. Other clients send no `Origin`.
     """
     origin = socket.headers.get("origin")
     if origin is not None and urlsplit(origin).netloc != socket.headers.get("host"):
@@ -298,7 +295,7 @@ def _check_origin(socket: WebSocket) -> None:
 
 
 async def _first_failure(*coroutines: Any) -> None:
-    """Run all to their end; when one raises, cancel the others and raise just that."""
+    """Run all to their end; if one raises, cancel the others and raise its exception."""
     tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
     try:
         await asyncio.gather(*tasks)

@@ -1,4 +1,4 @@
-"""The wire format of /v1/live: what a client may send, and what it is sent.
+"""The wire format of /v1/live: parsing of client messages and building of server events.
 
 Client → server
     {"type": "session.start", "query": "…", "model": "…", "max_tokens_per_frame": 16}    first, once
@@ -19,12 +19,14 @@ from __future__ import annotations
 import json
 import math
 import struct
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from starlette.types import Message
 
+from casa_core.engine.requests import CaptionEvent
 from serve.api.errors import ApiError, field_path
 from serve.api.request_conversion import image_bytes
 from serve.api.settings import Limits
@@ -33,7 +35,7 @@ _HEADER = struct.Struct("<d")
 
 
 class SessionStart(BaseModel):
-    """Opens the session: the query steers what is said; without one, the deployment's own does."""
+    """Opens the session. The query steers the captions; without one, the deployment's own query does."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
     type: Literal["session.start"]
@@ -43,7 +45,7 @@ class SessionStart(BaseModel):
 
 
 class FrameText(BaseModel):
-    """A frame in JSON."""
+    """A frame in JSON; `image` is a data URI."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
     type: Literal["frame"]
@@ -52,7 +54,7 @@ class FrameText(BaseModel):
 
 
 class SessionEnd(BaseModel):
-    """No more frames: caption those that wait, then report the totals."""
+    """Ends the session: waiting frames are captioned, then the totals are reported."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
     type: Literal["session.end"]
@@ -63,14 +65,25 @@ _ClientMessage = TypeAdapter(Annotated[SessionStart | FrameText | SessionEnd, Fi
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A frame as it came in: its time in the stream (seconds) and its encoded bytes."""
+    """A frame as received: its time in the stream (seconds) and its encoded image."""
 
     timestamp: float
-    data: bytes
+    image_bytes: bytes
+
+
+@dataclass(slots=True)
+class SessionTotals:
+    """What `session.ended` reports: counts of frames and tokens, and the start on the monotonic clock."""
+
+    frames: int = 0
+    dropped: int = 0
+    refused: int = 0
+    tokens: int = 0
+    started: float = field(default_factory=time.monotonic)
 
 
 class BadFrame(ApiError):
-    """A refused frame, with the timestamp it claimed where that much could be read."""
+    """A refused frame, with its timestamp where that could be read."""
 
     def __init__(self, refusal: ApiError, timestamp: float | None) -> None:
         super().__init__(refusal.status_code, refusal.message, code=refusal.code, param=refusal.param)
@@ -78,10 +91,10 @@ class BadFrame(ApiError):
 
 
 def parse_message(message: Message, limits: Limits) -> SessionStart | SessionEnd | Frame:
-    """One WebSocket message of the client.
+    """Parse one WebSocket message of the client.
 
     Raises:
-        ApiError: For a message that follows no documented form (BadFrame for a frame).
+        ApiError: For a message of no documented form (`BadFrame` for a frame).
     """
     if (data := message.get("bytes")) is not None:
         return _binary_frame(data, limits)
@@ -98,13 +111,48 @@ def parse_message(message: Message, limits: Limits) -> SessionStart | SessionEnd
         frame = Frame(timestamp, image_bytes(parsed.image, "image"))
     except ApiError as error:
         raise BadFrame(error, timestamp) from error
-    _check_length(len(frame.data), timestamp, limits)
+    _check_length(len(frame.image_bytes), timestamp, limits)
     return frame
 
 
 def error_event(error: ApiError, *, fatal: bool) -> dict[str, Any]:
-    """An error as a live client sees it; after a fatal one the server closes the connection."""
+    """The `error` event; after a fatal one the server closes the connection."""
     return {"type": "error", **error.body(), "timestamp": getattr(error, "timestamp", None), "fatal": fatal}
+
+
+def started_event(session_id: str, model: str, limits: Limits) -> dict[str, Any]:
+    """The `session.started` event, with the limits that a client needs."""
+    names = ("queued_frames", "frame_bytes", "session_frames", "idle_seconds")
+    shown = {name: getattr(limits, name) for name in names}
+    return {"type": "session.started", "session_id": session_id, "model": model, "limits": shown}
+
+
+def caption_event(caption: CaptionEvent, latency_s: float) -> dict[str, Any]:
+    """The `caption` event; `latency_s` counts from the frame's arrival at the server."""
+    return {
+        "type": "caption",
+        "timestamp": caption.timestamp,
+        "text": caption.text,
+        "latency_ms": round(latency_s * 1000, 2),
+        "engine_ms": round(caption.latency_s * 1000, 2),
+        "text_tokens": caption.text_tokens,
+        "tokens": len(caption.token_ids),
+        "truncated": caption.truncated,
+    }
+
+
+def ended_event(session_id: str, totals: SessionTotals, text_tokens: int) -> dict[str, Any]:
+    """The `session.ended` event; `text_tokens` are those in the stream's KV cache."""
+    return {
+        "type": "session.ended",
+        "session_id": session_id,
+        "frames": totals.frames,
+        "dropped": totals.dropped,
+        "refused": totals.refused,
+        "tokens": totals.tokens,
+        "text_tokens": text_tokens,
+        "seconds": round(time.monotonic() - totals.started, 3),
+    }
 
 
 def _binary_frame(data: bytes, limits: Limits) -> Frame:

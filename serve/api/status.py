@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 
 from serve.api.engine_client import EngineClient
 from serve.api.errors import model_not_found
-from serve.api.sessions import SessionSlots
+from serve.api.live import SessionSlots
 from serve.api.settings import ServeSettings
 
 READY_WITHIN_S = 5.0

@@ -11,9 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
-
-from casa_core.engine.requests import CaptionEvent, GenerationRequest, GenerationResult
+from casa_core.engine.protocol import EngineProtocol
 from casa_core.types import Sample
 from pipelines.evaluate.metrics.scores import Estimate
 
@@ -41,25 +39,6 @@ class Settings:
     def of_recipe(cls, section: Mapping[str, Any]) -> Settings:
         """Read the validated section of a recipe; ``baselines`` may be any sequence."""
         return cls(**{**section, "baselines": tuple(section.get("baselines", (BLIND,)))})
-
-
-class Stream(Protocol):
-    """A live-caption session, as `casa_core.engine` opens it."""
-
-    def push_frame(self, image: bytes | np.ndarray | None, timestamp: float) -> CaptionEvent: ...
-
-    def close(self) -> None: ...
-
-
-class EngineProtocol(Protocol):
-    """The engine's surface that benchmarks use."""
-
-    @property
-    def info(self) -> Mapping[str, Any]: ...
-
-    def generate(self, requests: Sequence[GenerationRequest]) -> list[GenerationResult]: ...
-
-    def open_session(self, query: str = "", *, max_tokens_per_frame: int = 16) -> Stream: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from casa_core.engine.protocol import EngineProtocol
 from casa_core.media.decode import decode_images
 from casa_core.types import Image, Sample, Text
 from pipelines.evaluate.benchmarks.base import (
-    EngineProtocol,
     EvalSample,
     Prediction,
     Scoreboard,

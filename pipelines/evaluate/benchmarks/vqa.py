@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from casa_core.engine.protocol import EngineProtocol
 from casa_core.engine.requests import GenerationRequest, SamplingParams
 from casa_core.types import Image, Sample, Text
 from pipelines.evaluate.benchmarks.base import (
-    EngineProtocol,
     EvalSample,
     Prediction,
     Scoreboard,

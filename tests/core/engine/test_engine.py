@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from casa_core.decoding.kv_batch import KVBatch, TokenChunk
 from casa_core.engine.engine import Engine
-from casa_core.engine.inputs import prompt_extension
+from casa_core.engine.inputs import prompt_chunk
 from casa_core.engine.requests import GenerationRequest, SamplingParams
 from casa_core.errors import DataError, MediaError
 from casa_core.types import Image, Part, Sample, Text
@@ -57,22 +57,22 @@ def request(name: str, **sampling: Any) -> GenerationRequest:
 
 
 def prompt(engine: Engine, name: str) -> TokenChunk:
-    return prompt_extension(sample(name), engine.processor, images_withheld=False)
+    return prompt_chunk(sample(name), engine.processor, images_withheld=False)
 
 
 def plainly(engine: Engine, name: str, tokens: int = TOKENS) -> list[int]:
     """The most likely continuation, each token from a forward over everything before it."""
     whole = prompt(engine, name)
-    said: list[int] = []
-    while len(said) < tokens:
+    generated: list[int] = []
+    while len(generated) < tokens:
         extended = TokenChunk(
-            [*whole.ids, *said], whole.image_positions, whole.patches_PE, whole.grids, whole.image_tokens
+            [*whole.ids, *generated], whole.image_positions, whole.patches_PE, whole.grids, whole.image_tokens
         )
         token = int(full_logits(engine.model, extended)[-1].argmax())
         if token == engine.processor.end_id:
             break
-        said.append(token)
-    return said
+        generated.append(token)
+    return generated
 
 
 @settings(max_examples=20, deadline=None)
@@ -207,7 +207,7 @@ def test_frames_of_a_video_are_the_pictures_shown_at_their_times(engine: Engine,
     asked = Sample(
         source="test", sample_id="clip", parts=(*frames, Image(data=png(1)), text("what moves on"))
     )
-    whole = prompt_extension(asked, engine.processor, images_withheld=False)
+    whole = prompt_chunk(asked, engine.processor, images_withheld=False)
     from casa_core.media.decode import VideoFrames
 
     shown = [*VideoFrames(video).at([0.0, 1.0, 3.5]), picture(1)]
@@ -230,7 +230,7 @@ def test_a_blind_model_reads_the_same_text_and_no_picture(tmp_path: Path):
     assert len(set(answers)) == 1
     seeing = Sample(source="test", sample_id="1", parts=(Image(data=png(1)), text("what color")))
     text_of = [
-        prompt_extension(seeing, blind.processor, images_withheld=withheld).ids for withheld in (True, False)
+        prompt_chunk(seeing, blind.processor, images_withheld=withheld).ids for withheld in (True, False)
     ]
     assert text_of[0] == text_of[1]
 

@@ -141,7 +141,7 @@ def test_the_ends_of_rules_are_exact():
 
 
 def plain_draw(logits: list[float], params: SamplingParams, number: float) -> int:
-    """The reference: one row, with lists and loops. Assumes that no rounding decides."""
+    """The reference: one slot, with lists and loops. Assumes that no rounding decides."""
     best = max(logits)
     if params.temperature == 0:
         return logits.index(best)
@@ -220,12 +220,12 @@ def test_a_temperature_near_zero_is_greedy_without_overflow():
     ],
 )
 def test_a_setting_out_of_range_is_refused_by_name_and_value(field: str, value: float):
-    with pytest.raises(ConfigError, match=f"{field} is {value}") as caught:
+    with pytest.raises(ConfigError, match=f"`{field}` is {value}") as caught:
         SamplingParams(**{field: value})
     assert caught.value.why
     assert field in caught.value.remedy
 
 
 def test_an_ngram_longer_than_its_window_is_refused():
-    with pytest.raises(ConfigError, match="no_repeat_window is 3 tokens, but no_repeat_ngram_size is 4"):
+    with pytest.raises(ConfigError, match="`no_repeat_window` is 3 tokens, but `no_repeat_ngram_size` is 4"):
         SamplingParams(no_repeat_ngram_size=4, no_repeat_window=3)

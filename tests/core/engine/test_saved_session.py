@@ -1,4 +1,4 @@
-"""A live stream that is saved, moved to another process, replayed, and seated beside others."""
+"""A live stream that is saved, moved to another process, replayed, and run beside others."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_streams_and_answers_in_neighbouring_seats_never_influence_each_other(en
         together[0] += heard(first, n, n + 1)
         if n == 3:
             passing.push_frame(picture(55), 0.0)
-            passing.close()  # its seat, before the others', is free again
+            passing.close()  # its slot, before the others', is free again
             passing = engine.open_session("more noise", slots=slots)
         together[1] += heard(second, 100 + n, 101 + n)
         passing.push_frame(picture(60 + n, 16 + 16 * (n % 3), 32), n / 2)
@@ -127,7 +127,7 @@ def test_streams_and_answers_in_neighbouring_seats_never_influence_each_other(en
 def test_a_full_house_says_so(engine: Engine):
     slots = SlotPool(engine.model, 1)
     session = opened(engine, slots=slots)
-    with pytest.raises(DataError, match="all 1 seats are taken"):
+    with pytest.raises(DataError, match="All 1 slots are taken"):
         opened(engine, slots=slots)
     session.close()
     assert opened(engine, slots=slots).push_frame(picture(0), 0.0).token_ids is not None

@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from casa_core.engine.engine import Engine
-from casa_core.engine.inputs import image_extension, prepare_image
+from casa_core.engine.inputs import image_chunk, prepare_image
 from casa_core.errors import DataError, MediaError
 from casa_core.types import Image, Part, Sample, Text
 from tests.support.core.engine import full_logits, picture, png, recorded, saying
 from tests.support.evaluate.checkpoint import write_checkpoint
 
 QUERY = "describe it live"
-# What is said about each frame; the third frame and the last are met with silence.
+# What is generated about each frame; the third frame and the last are met with silence.
 WORDS = ["a red circle", "moves on", "", "blue", ""]
 
 
@@ -29,17 +29,17 @@ def engine(tiny_checkpoint: Path) -> Engine:
 def script(engine: Engine, words: list[str]) -> list[int]:
     """Tokens a model says: the words of each frame, then the token that ends them."""
     tokens: list[int] = []
-    for said in words:
-        tokens += engine.processor.tokenizer.encode(said, add_special_tokens=False) if said else []
+    for generated in words:
+        tokens += engine.processor.tokenizer.encode(generated, add_special_tokens=False) if generated else []
         tokens.append(engine.processor.frame_end_id)
     return tokens
 
 
 def conversation(words: list[str], query: str = QUERY) -> Sample:
     parts: list[Part] = [Text(role="user", text=query)] if query else []
-    for number, said in enumerate(words):
+    for number, generated in enumerate(words):
         parts.append(Image(role="assistant", timestamp=number / 2))
-        parts.append(Text(role="assistant", text=said, trained=True))
+        parts.append(Text(role="assistant", text=generated, trained=True))
     return Sample(source="test", sample_id="1", parts=tuple(parts))
 
 
@@ -65,7 +65,7 @@ def test_a_session_sees_what_one_forward_over_the_whole_stream_sees(engine: Engi
             session.push_frame(picture(number), number / 2)
     images = [prepare_image(picture(number), engine.processor) for number in range(len(WORDS))]
     encoded = engine.processor.encode(conversation(WORDS), [image.size for image in images])
-    expected = full_logits(engine.model, image_extension(encoded.input_ids, encoded.image_positions, images))
+    expected = full_logits(engine.model, image_chunk(encoded.input_ids, encoded.image_positions, images))
     for end, logits_V in zip(tape.ends, tape.logits, strict=True):
         torch.testing.assert_close(logits_V, expected[end - 1], rtol=0, atol=1e-4)
 
@@ -113,8 +113,8 @@ def test_sessions_do_not_hear_each_other(engine: Engine):
 def test_words_beyond_the_limit_are_cut_and_said_so_and_the_stream_goes_on_as_trained(engine: Engine):
     words = engine.processor.tokenizer.encode("a red circle moves on", add_special_tokens=False)
     session = engine.open_session(QUERY, max_tokens_per_frame=3)
-    said = [*words[:3], *script(engine, ["blue"])]
-    with recorded(engine.model) as tape, saying(engine.model, said):
+    generated = [*words[:3], *script(engine, ["blue"])]
+    with recorded(engine.model) as tape, saying(engine.model, generated):
         first, second = (session.push_frame(picture(number), number / 2) for number in range(2))
     assert (first.token_ids, first.truncated) == (tuple(words[:3]), True)
     assert (second.text, second.truncated) == ("blue", False)
@@ -145,15 +145,15 @@ def test_a_closed_session_takes_no_frames(engine: Engine):
     session.close()
     session.close()
     assert session.text_tokens == 0
-    with pytest.raises(DataError, match="the session is closed"):
+    with pytest.raises(DataError, match="The session is closed"):
         session.push_frame(picture(1), 0.5)
 
 
-def test_a_stream_that_fills_the_context_is_told_to_start_anew(engine: Engine):
+def test_a_stream_that_fills_the_context_gets_a_remedy_to_start_anew(engine: Engine):
     session = engine.open_session(QUERY, max_tokens_per_frame=4)
     with pytest.raises(DataError, match="reached the model's context of 256 tokens") as caught:
         deque(session.push_frame(picture(number % 3), number / 2) for number in range(200))
-    assert "open a new session" in caught.value.remedy
+    assert "Open a new session" in caught.value.remedy
     assert 256 - 4 - 8 <= session.text_tokens <= 256
 
 
@@ -170,5 +170,5 @@ def test_a_blind_model_takes_frames_with_and_without_a_picture_and_hears_the_sam
     session = blind.open_session("")
     session.push_frame(None, 0.0)
     assert session.image_tokens == 0
-    with pytest.raises(DataError, match="a frame without a picture"):
+    with pytest.raises(DataError, match="A frame has no image"):
         engine.open_session("").push_frame(None, 0.0)

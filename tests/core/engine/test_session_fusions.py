@@ -17,7 +17,7 @@ import torch
 from casa_core.config import CasaConfig
 from casa_core.decoding.kv_cache import TextBounds
 from casa_core.engine.engine import Engine
-from casa_core.engine.inputs import image_extension, prepare_image
+from casa_core.engine.inputs import image_chunk, prepare_image
 from casa_core.engine.requests import GenerationRequest, SamplingParams
 from casa_core.engine.session import StreamSession
 from casa_core.engine.slot_pool import SlotPool
@@ -50,7 +50,7 @@ on_one = pytest.mark.parametrize(("name", "backbone"), IN_TURN)
 
 @cache
 def engine_of(name: str, backbone: BackboneKind) -> Engine:
-    """A model whose words depend visibly on the pictures and on what was said."""
+    """A model whose words depend visibly on the pictures and on what was generated."""
     tokenizer = build_tokenizer(["describe it live a red circle what is this"] * 3, 300)
     parts = small_casa(backbone).config
     text: dict[str, Any] = parts.text_config.to_dict() | {
@@ -79,12 +79,12 @@ def test_a_stream_sees_what_one_forward_over_all_of_it_sees(name: str, backbone:
     engine = engine_of(name, backbone)
     session = opened(engine)
     with recorded(engine.model) as tape:
-        said = heard(session, 0, 6)
-    assert len(set(said)) > 3
+        generated = heard(session, 0, 6)
+    assert len(set(generated)) > 3
     places = [n for n, token in enumerate(tape.ids) if token == engine.processor.image_id]
     shapes = [(24, 32), (32, 16), (16, 16)]
     images = [prepare_image(picture(n, *shapes[n % 3]), engine.processor) for n in range(6)]
-    expected = full_logits(engine.model, image_extension(tape.ids, places, images))
+    expected = full_logits(engine.model, image_chunk(tape.ids, places, images))
     folded = [end for end, before in zip(tape.ends[1:], tape.ends, strict=False) if end - before > 1]
     assert len(folded) == 5, "each frame but the first is read together with the stop token before it"
     for end, logits_V in zip(tape.ends, tape.logits, strict=True):
@@ -153,12 +153,12 @@ import json, sys
 from casa_core.engine.engine import Engine
 from casa_core.engine.saved_session import SavedSession
 from tests.core.engine.test_session_fusions import bounds_of, heard
-said = {}
+generated = {}
 for folder in sys.argv[1:]:
     engine = Engine.from_pretrained(folder + "/model", device="cpu")
     saved = SavedSession.read(folder + "/stream.safetensors")
-    said[folder] = heard(engine.restore_session(saved, bounds=bounds_of(engine)), 9, 15)
-print(json.dumps(said))
+    generated[folder] = heard(engine.restore_session(saved, bounds=bounds_of(engine)), 9, 15)
+print(json.dumps(generated))
 """
 
 
@@ -186,5 +186,5 @@ def test_in_another_process_a_restored_stream_of_any_fusion_says_what_it_would_h
         check=True,
         cwd=ROOT,
     )
-    said = json.loads(done.stdout.splitlines()[-1])
-    assert {folder: [tuple(words) for words in frames] for folder, frames in said.items()} == expected
+    generated = json.loads(done.stdout.splitlines()[-1])
+    assert {folder: [tuple(words) for words in frames] for folder, frames in generated.items()} == expected

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image as PILImage
 
-from casa_core.engine.requests import CaptionEvent, GenerationRequest, GenerationResult
+from casa_core.engine.protocol import FrameImage
+from casa_core.engine.requests import CaptionEvent, GenerationDelta, GenerationRequest, GenerationResult
 from casa_core.types import Image, Text
 from pipelines.data.generate.shapes import COLORS
 
@@ -53,6 +54,9 @@ class ColourEngine:
             for request in requests
         ]
 
+    def stream(self, request: GenerationRequest) -> Iterator[GenerationDelta]:
+        yield GenerationDelta(text=self._answer(request), finish_reason="stop")
+
     def open_session(self, query: str = "", *, max_tokens_per_frame: int = 16) -> ColourStream:
         self.sessions.append(ColourStream(self.blind))
         return self.sessions[-1]
@@ -72,14 +76,16 @@ class ColourEngine:
 
 
 class ColourStream:
-    """Says "a <colour> circle" whenever another colour comes into view; blind, it says nothing but "a"."""
+    """Captions "a <colour> circle" whenever another colour comes into view; blind, nothing but "a"."""
+
+    text_tokens = 1
 
     def __init__(self, blind: bool) -> None:
         self.blind = blind
         self.closed = False
         self._seen: str | None = None
 
-    def push_frame(self, image: bytes | np.ndarray | None, timestamp: float) -> CaptionEvent:
+    def push_frame(self, image: FrameImage | None, timestamp: float) -> CaptionEvent:
         words = ""
         if self.blind:
             assert image is None, "a blind model is not to be shown anything"
@@ -90,7 +96,9 @@ class ColourStream:
             if colour is not None and colour != self._seen:
                 words = f"a {colour} circle"
             self._seen = colour or self._seen
-        return CaptionEvent(timestamp=timestamp, text=words, token_ids=(), latency_s=0.01, text_tokens=1)
+        return CaptionEvent(
+            timestamp=timestamp, text=words, token_ids=(), latency_s=0.01, text_tokens=self.text_tokens
+        )
 
     def close(self) -> None:
         self.closed = True

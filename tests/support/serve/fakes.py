@@ -1,6 +1,6 @@
-"""A hand-written engine that is deterministic, looks at the pixels, and can be told to fail or to be slow.
+"""A hand-written engine that is deterministic, looks at the pixels, and can be made to fail or to be slow.
 
-It says what it saw, so that a test can tell a mixed-up image, session or batch from a right one.
+Its answers name what it saw, so that a test notices a mixed-up image, session or batch.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from casa_core.engine.protocol import FrameImage
 from casa_core.engine.requests import CaptionEvent, GenerationDelta, GenerationRequest, GenerationResult
 from casa_core.errors import ConfigError, DataError
 from casa_core.media.decode import decode_image
@@ -29,7 +30,7 @@ COLOURS = {
 IMAGE_TOKENS = 64
 
 
-def colour_of(image: bytes | np.ndarray) -> str:
+def colour_of(image: FrameImage) -> str:
     """The name of the colour nearest to the picture's mean."""
     pixels = decode_image(image) if isinstance(image, bytes) else image
     mean = pixels.reshape(-1, 3).mean(axis=0)
@@ -56,6 +57,10 @@ class FakeEngine:
         if not Path(folder).is_dir():
             raise ConfigError(f"no checkpoint at {folder}")
         return cls()
+
+    @property
+    def info(self) -> dict[str, Any]:
+        return {"blind": False}
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[GenerationResult]:
         self._enter()
@@ -117,7 +122,7 @@ class FakeEngine:
 
 
 class FakeSession:
-    """Speaks when the colour changes: `<query> <colour> <number of frames so far>`; silent otherwise."""
+    """Captions a change of colour: `<query> <colour> <number of frames so far>`; silent otherwise."""
 
     def __init__(self, engine: FakeEngine, query: str, limit: int) -> None:
         self._engine = engine
@@ -127,13 +132,14 @@ class FakeSession:
         self._frames = 0
         self.text_tokens = len(query.split())
 
-    def push_frame(self, image: Any, timestamp: float) -> CaptionEvent:
+    def push_frame(self, image: FrameImage | None, timestamp: float) -> CaptionEvent:
         self._engine._enter()
         if self._query == "explode":
             raise RuntimeError("the engine exploded, and this text must not reach the client")
         if self._query == "short memory" and self._frames == 2:
             raise DataError("the stream's text has reached the context", "8 tokens", "open a new session")
         started = time.perf_counter()
+        assert image is not None
         colour = colour_of(image)
         self._frames += 1
         words = [] if colour == self._last else [*self._query.split(), colour, str(self._frames)]

@@ -18,8 +18,8 @@ import numpy as np
 import uvicorn
 from PIL import Image as Picture
 
+from casa_core.engine.protocol import EngineProtocol
 from serve.api.app import build_app
-from serve.api.engine_client import Engine
 from serve.api.settings import ServeSettings
 from serve.app import client_for
 from tests.support.serve.fakes import COLOURS
@@ -35,7 +35,7 @@ def settings_with(**changes: Any) -> ServeSettings:
 
 
 @contextmanager
-def running(engine: Engine, settings: ServeSettings) -> Iterator[str]:
+def running(engine: EngineProtocol, settings: ServeSettings) -> Iterator[str]:
     """Serve an engine on a free loopback port; yields the URL."""
     app = build_app(client_for(engine, settings), settings)
     with socket.socket() as listener:

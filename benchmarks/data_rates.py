@@ -30,8 +30,9 @@ from casa_core.processing.processor import CasaProcessor
 from casa_core.processing.tokenizer import build_tokenizer
 from casa_core.types import Image, Sample, Text
 from pipelines.data.clean.records import clean_record
-from pipelines.data.pack.encode import Limits, encode_sample
-from pipelines.data.pack.packing import Budget, Packer
+from pipelines.data.pack.budgets import Budget, Limits
+from pipelines.data.pack.encode import encode_sample
+from pipelines.data.pack.packing import Packer
 from pipelines.data.read import RawMedia, Record
 from pipelines.data.store.rows import CLEAN_SCHEMA, sample_from_row
 from pipelines.data.store.store import write_shard
@@ -148,7 +149,7 @@ def encoding(root: Path) -> tuple[Callable[[], object], int]:
         row = clean_record(Record(file="f", row=number, sample=sample, media=record.media))
         assert isinstance(row, dict)
         rows.append((row, sample_from_row(row, with_bytes=False)))
-    limits = Limits(pictures=PAPER, video=PAPER)
+    limits = Limits(pictures=PAPER, video=PAPER, split=True)
 
     def encode() -> int:
         tokens = 0

@@ -15,16 +15,15 @@ from contextlib import contextmanager
 import numpy as np
 
 from pipelines.data.pack.accounting import check_plan, check_rows
+from pipelines.data.pack.budgets import Budget, Limits
 from pipelines.data.pack.card import pack_card
-from pipelines.data.pack.draw import draw, plan_rows
-from pipelines.data.pack.encode import EncodeReport, Limits
-from pipelines.data.pack.mixture import Mixture
-from pipelines.data.pack.packing import Budget
-from pipelines.data.pack.plan import gather, plan_sequences
+from pipelines.data.pack.encode import EncodeReport
+from pipelines.data.pack.plan import gather, plan_rows, plan_sequences, sample_stream
 from pipelines.data.pack.write import WriteTasks
 from pipelines.data.store.quarantine import Tally
+from pipelines.recipe.pack import Mixture
 
-LIMITS = Limits(pictures=Budget(2048, 20_480), video=Budget(2048, 92_160))
+LIMITS = Limits(pictures=Budget(2048, 20_480), video=Budget(2048, 92_160), split=True)
 ROWS_PER_TASK = 4096
 SOURCES = 40
 
@@ -81,7 +80,7 @@ def main() -> None:
             check_rows(name, np.ones(rows[number], bool), np.empty(0, np.int32), *own)
     with measured("sequences planned"):
         drawn = plan_rows(encoded, Mixture())
-        plan = plan_sequences(encoded, draw(encoded, drawn, 0), LIMITS, 0)
+        plan = plan_sequences(encoded, sample_stream(encoded, drawn, 0), LIMITS, 0)
     with measured("plan checked"):
         check_plan(encoded, plan, drawn)
     with measured("tasks made, checksums planned"):

@@ -33,7 +33,8 @@ from benchmarks import packing_textbook
 from benchmarks.measure import RESULTS, stamp, table, write_result
 from benchmarks.packing_sizes import MIXES, Ints, draw
 from benchmarks.plot import Line, Panel, figure
-from pipelines.data.pack.packing import REACH, Budget, Packer, lower_bound, sized_bound
+from pipelines.data.pack.budgets import Budget, lower_bound, sized_bound
+from pipelines.data.pack.packing import REACH, Packer
 
 BUDGET = Budget(2048, 20_480)
 WINDOW = 4096

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.data.pack.packing import Budget
+from pipelines.data.pack.budgets import Budget
 
 Ints = NDArray[np.int64]
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipelines.recipe.fields import Count, Positive, Section
 
@@ -38,6 +38,15 @@ class Mixture(Section):
     temperature: Positive | None = Field(
         default=None, description="Raise the sources' sizes to 1 / temperature to get their shares."
     )
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> Self:
+        given = [name for name in ("passes", "weights", "temperature") if getattr(self, name)]
+        if len(given) > 1:
+            raise ValueError(
+                f"A mixture has {' and '.join(given)}. Each alone decides how often samples occur; keep one."
+            )
+        return self
 
 
 class Pack(Section):

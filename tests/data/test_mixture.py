@@ -11,16 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from casa_core.errors import ConfigError
-from pipelines.data.pack import mixture as mix
-from pipelines.data.pack.mixture import Mixture, merged, plan_draw, stream
+from pipelines.dag.settings import read_settings
+from pipelines.data.pack import mixture
+from pipelines.data.pack.mixture import merged, plan_draw, row_stream
+from pipelines.recipe.pack import Mixture
 
 SIZES = st.dictionaries(st.sampled_from("abcd"), st.integers(1, 400), min_size=1)
 
 
-def drawn(available: dict[str, int], mixture: Mixture, seed: int = 0) -> list[tuple[str, int, int]]:
+def drawn(available: dict[str, int], asked: Mixture, seed: int = 0) -> list[tuple[str, int, int]]:
     """Every sample drawn as (source, number, pass), in the order of the stream."""
-    draw = plan_draw(available, mixture)
-    chunks = [np.stack(chunk, axis=1) for chunk in stream(draw, seed)]
+    draw = plan_draw(available, asked)
+    chunks = [np.stack(chunk, axis=1) for chunk in row_stream(draw, seed)]
     return [
         (draw.sources[source], number, pass_) for source, number, pass_ in np.concatenate(chunks).tolist()
     ]
@@ -93,9 +95,9 @@ def test_any_stretch_of_the_stream_has_the_asked_shares():
 
 @settings(deadline=None)
 @given(sizes=st.lists(st.integers(0, 60), min_size=1, max_size=5), rows=st.integers(1, 40))
-def test_merging_is_by_exact_place_however_it_is_cut(sizes, rows):
+def test_merging_is_by_exact_position_however_it_is_cut(sizes, rows):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mix, "_SAMPLES_PER_CHUNK", rows)
+        patch.setattr(mixture, "_SAMPLES_PER_CHUNK", rows)
         chunks = list(merged(np.array(sizes)))
     found = [pair for chunk in chunks for pair in zip(*(part.tolist() for part in chunk), strict=True)]
     every = [
@@ -105,14 +107,14 @@ def test_merging_is_by_exact_place_however_it_is_cut(sizes, rows):
 
 
 def test_the_seed_decides_only_what_a_part_of_a_pass_takes():
-    mixture = Mixture(passes={"a": 1.3, "b": 1})
-    one, other = (drawn({"a": 100, "b": 10}, mixture, seed) for seed in (1, 2))
-    assert one == drawn({"a": 100, "b": 10}, mixture, 1)
+    asked = Mixture(passes={"a": 1.3, "b": 1})
+    one, other = (drawn({"a": 100, "b": 10}, asked, seed) for seed in (1, 2))
+    assert one == drawn({"a": 100, "b": 10}, asked, 1)
     assert one != other
     assert [entry for entry in one if entry[2] == 0] == [entry for entry in other if entry[2] == 0]
 
 
-def test_the_report_tells_what_was_asked_what_came_out_and_what_was_left_out():
+def test_the_report_has_what_was_asked_what_came_out_and_what_was_left_out():
     report = plan_draw({"a": 300, "b": 100}, Mixture(passes={"a": 0.5, "b": 6})).report()
     assert report["sources"] == {
         "a": {"passes": 0.5, "asked": 0.2, "realised": 0.2, "left_out": 150},
@@ -127,10 +129,14 @@ def test_the_report_tells_what_was_asked_what_came_out_and_what_was_left_out():
         ({"a": 1, "b": 1}, {"weights": {"a": 2}}, "does not name b"),
         ({"a": 1, "b": 0}, {"weights": {"a": 2, "b": 1}}, "'b', which has none"),
         ({"a": 1}, {"weights": {"a": 1}, "temperature": 2.0}, "weights and temperature"),
-        ({"a": 1}, {"passes": {"a": -1.0}}, "is -1.0"),
-        ({"a": 1}, {"temperature": float("nan")}, "is nan"),
+        ({"a": 1}, {"passes": {"a": -1.0}}, r"passes\.a: Input should be greater than 0"),
+        (
+            {"a": 1},
+            {"temperature": float("nan")},
+            r"temperature: Input should be ",
+        ),
     ],
 )
 def test_a_mixture_that_cannot_be_is_refused(available, settings, message):
     with pytest.raises(ConfigError, match=message):
-        plan_draw(available, Mixture.from_settings(settings))
+        plan_draw(available, read_settings(Mixture, settings))

@@ -25,19 +25,25 @@ from casa_core.errors import ConfigError, StoreError
 from pipelines.dag.context import StageContext
 from pipelines.data.pack import run as pack
 from pipelines.data.pack.accounting import check_plan, check_rows, checksum, planned_checksum
-from pipelines.data.pack.assemble import Documents, join
-from pipelines.data.pack.draw import draw, plan_rows
-from pipelines.data.pack.encode import ENCODED, EncodeReport, Limits, encode_sample
-from pipelines.data.pack.mixture import Draw, Mixture
-from pipelines.data.pack.packing import Budget
-from pipelines.data.pack.plan import EncodedSamples, Plan, gather, plan_sequences
+from pipelines.data.pack.assemble import Documents, assemble
+from pipelines.data.pack.budgets import Budget, Limits
+from pipelines.data.pack.encode import ENCODED, EncodeReport, encode_sample
+from pipelines.data.pack.mixture import Draw
+from pipelines.data.pack.plan import (
+    EncodedSamples,
+    Plan,
+    gather,
+    plan_rows,
+    plan_sequences,
+    sample_stream,
+)
 from pipelines.data.pack.processor import Encoding, image_settings, load_processor
 from pipelines.data.pack.sequences import ENCODED_SCHEMA, documents_of
 from pipelines.data.store.quarantine import Tally, read_quarantine
 from pipelines.data.store.rows import sample_from_row
 from pipelines.data.store.store import CARD, CleanReader, PackReader, ShardReader
 from pipelines.recipe import load_recipe
-from pipelines.recipe.pack import FRAME_SIDE, IMAGE_TOKEN_SIDES
+from pipelines.recipe.pack import FRAME_SIDE, IMAGE_TOKEN_SIDES, Mixture
 from pipelines.recipe.pack_settings import pack_settings
 from tests.support.core.qwen_tokenizer import qwen_tokenizer
 from tests.support.data.clean import chats, clips, write_clean
@@ -55,7 +61,7 @@ PACK = {
     "video": {"text_tokens": 80, "image_tokens": 160},
     "seed": 0,
 }
-LIMITS = Limits(pictures=Budget(80, 36), video=Budget(80, 160))
+LIMITS = Limits(pictures=Budget(80, 36), video=Budget(80, 160), split=True)
 
 
 @pytest.fixture(scope="module")
@@ -279,10 +285,10 @@ def test_a_tokenizer_that_is_not_there_or_not_the_templates_is_refused(packed, c
         run_pack(tmp_path / "b", cleaned, tokenizer=own, template="qwen-1")
 
 
-# joining
+# assembling
 
 
-def test_joining_by_columns_is_joining_token_by_token(packed, cleaned, tmp_path, monkeypatch):
+def test_assembling_by_columns_is_assembling_token_by_token(packed, cleaned, tmp_path, monkeypatch):
     monkeypatch.setattr(pack, "remove_tree", lambda folder: None)
     run_pack(tmp_path / "kept", cleaned)
     rows = list(ShardReader(sorted((tmp_path / "kept" / ".encoded").glob("*.arrow")), ENCODED))
@@ -291,7 +297,7 @@ def test_joining_by_columns_is_joining_token_by_token(packed, cleaned, tmp_path,
     occurrences = rng.integers(0, 5, 200)
     offsets = np.concatenate([[0], np.sort(rng.choice(np.arange(1, 200), 40, replace=False)), [200]])
     video = rng.random(41) < 0.5
-    joined = join(
+    assembled = assemble(
         Documents(
             rows=pa.RecordBatch.from_pylist([rows[n] for n in chosen], schema=ENCODED_SCHEMA),
             source_D=pa.array([f"s{n % 3}" for n in chosen]),
@@ -300,7 +306,7 @@ def test_joining_by_columns_is_joining_token_by_token(packed, cleaned, tmp_path,
             video_S=video,
         )
     )
-    for number, row in enumerate(joined.to_pylist()):
+    for number, row in enumerate(assembled.to_pylist()):
         own = range(offsets[number], offsets[number + 1])
         assert row == packed_row(
             [(f"s{chosen[at] % 3}", rows[chosen[at]]) for at in own],
@@ -344,7 +350,7 @@ EACH_ONCE = Mixture()
 
 
 def planned(encoded: EncodedSamples, seed: int = 0) -> Plan:
-    return plan_sequences(encoded, draw(encoded, plan_rows(encoded, EACH_ONCE), seed), LIMITS, seed)
+    return plan_sequences(encoded, sample_stream(encoded, plan_rows(encoded, EACH_ONCE), seed), LIMITS, seed)
 
 
 @settings(deadline=None)
@@ -370,7 +376,7 @@ def test_a_plan_holds_every_sample_once_within_its_budget_and_videos_alone(case,
 
 @settings(deadline=None)
 @given(case=reports())
-def test_shards_starts_and_sources_tell_where_each_sample_lies(case):
+def test_shards_starts_and_sources_locate_each_sample(case):
     sources, owners, parts = case
     encoded = gather(sources, owners, parts)
     at = 0
@@ -395,7 +401,7 @@ def test_the_pieces_of_a_row_follow_one_another_in_the_stream():
         tally=Tally(),
     )
     encoded = gather(["a"], ["a"], [report])
-    chunks = list(draw(encoded, plan_rows(encoded, Mixture(passes={"a": 2})), 0))
+    chunks = list(sample_stream(encoded, plan_rows(encoded, Mixture(passes={"a": 2})), 0))
     assert np.concatenate([samples for samples, _ in chunks]).tolist() == [0, 1, 2, 3, 4, 5] * 2
     assert np.concatenate([passes for _, passes in chunks]).tolist() == [0] * 6 + [1] * 6
 

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.data.pack import packing
-from pipelines.data.pack.fitting import FIRST, Fitting
-from pipelines.data.pack.packing import Budget, Packer, lower_bound, shuffled, sized_bound
+from pipelines.data.pack.budgets import Budget, lower_bound, sized_bound
+from pipelines.data.pack.packing import FIRST, Fitting, Packer
+from pipelines.data.pack.plan import shuffled
 
 BUDGET = Budget(text=100, image=200)
 FULL_SIZE = Budget(text=2048, image=20_480)

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from casa_core.processing.processor import CasaProcessor
 from casa_core.processing.tokenizer import build_tokenizer
 from casa_core.types import Image, Part, Sample, Text
-from pipelines.data.pack.encode import Limits, encode_sample
-from pipelines.data.pack.packing import Budget
+from pipelines.data.pack.budgets import Budget, Limits
+from pipelines.data.pack.encode import encode_sample
 from pipelines.data.pack.split import pieces
 from pipelines.data.store.quarantine import Rejected
 
@@ -153,7 +153,7 @@ def test_a_video_has_budgets_of_its_own(processor):
     row = {"source": "s", "sample_id": "v", "media": [{"height": 32, "width": 32, "sha256": ""}]}
     narrow, wide = Budget(100, 4), Budget(100, 8)
     for pictures, video, fits in ((narrow, wide, True), (wide, narrow, False)):
-        result = encode_sample(processor, 0, row, clip, Limits(pictures=pictures, video=video))
+        result = encode_sample(processor, 0, row, clip, Limits(pictures=pictures, video=video, split=True))
         assert isinstance(result, list) == fits
         if fits:
             assert result[0]["video"]

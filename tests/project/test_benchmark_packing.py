@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from benchmarks import packing, packing_textbook
 from benchmarks.packing_sizes import MIXES, draw
-from pipelines.data.pack.packing import Budget
+from pipelines.data.pack.budgets import Budget
 
 BUDGET = Budget(100, 200)
 PAIRS = st.lists(st.tuples(st.integers(1, 100), st.integers(0, 200)), max_size=40)

@@ -36,7 +36,7 @@ class Documents:
     video_S: NDArray[np.bool_]
 
 
-def join(documents: Documents) -> pa.RecordBatch:
+def assemble(documents: Documents) -> pa.RecordBatch:
     """The sequences as rows of ``PACK_SCHEMA``: positions and turns count from a sequence's first token."""
     rows, offsets_S = documents.rows, documents.offsets_S
     text_ends_D = _ends(_numbers(rows.column("text_tokens")))

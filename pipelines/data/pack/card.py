@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.data.pack.encode import Limits
-from pipelines.data.pack.packing import Budget, lower_bound
+from pipelines.data.pack.budgets import Budget, Limits, lower_bound
 from pipelines.data.pack.plan import EncodedSamples, Plan
 
 _FILL_BINS = 20

@@ -1,8 +1,7 @@
-"""Samples of a clean artifact → token ids, image sizes and answer masks, before packing.
+"""Tokenization of clean samples → token ids, image sizes and loss masks, before packing.
 
-A sample that no sequence can hold is split between turns where that is sound (:mod:`pipelines.data.pack.split`),
-otherwise quarantined. Each task writes one Arrow shard and, last, a report of it, so that a run that was
-killed goes on with the tasks that are missing.
+A sample that exceeds a budget is split between turns where that loses no context, otherwise quarantined. Each
+task writes one Arrow shard and, last, a report of it: a killed run resumes with the tasks that are missing.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 
 from casa_core.errors import MediaError
 from casa_core.types import EncodedSample, Image, ImageSize, Sample
-from pipelines.data.pack.packing import Budget
+from pipelines.data.pack.budgets import Budget, Limits
 from pipelines.data.pack.processor import Encoding, load_processor
 from pipelines.data.pack.sequences import ENCODED_SCHEMA, encoded_row
 from pipelines.data.pack.split import pieces
@@ -35,21 +34,6 @@ SPLIT = "train"
 ENCODED = "encoded/2"
 
 _COLUMNS = ("row", "part", "text_tokens", "image_tokens", "video")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What a sequence holds, and what is done with a sample that exceeds it.
-
-    Attributes:
-        pictures: Budget of a sequence of samples with still pictures, or with none.
-        video: Budget of a video, which is alone in its sequence.
-        split: Split samples between turns where that is sound.
-    """
-
-    pictures: Budget
-    video: Budget
-    split: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,75 +1,33 @@
-"""How often the samples of each source occur: over-sampling, target shares, temperature. Arrays only.
+"""Data mixture: how often the samples of each source occur, by over-sampling, target shares or temperature.
 
 A mixture is one of three things, or none (every sample once):
 
-* ``passes``: a source's samples occur so often; 6 repeats them, 0.25 takes a quarter of them.
+* ``passes``: how often the samples of a source occur; 6 repeats them, 0.25 takes a quarter of them.
 * ``weights``: the sources' shares of the samples, relative to one another.
 * ``temperature``: shares in proportion to each source's size to the power 1 / temperature.
 
-For shares, one epoch is as long as it takes for every source to be seen whole at least once, so that nothing
-is left out and what is scarce repeats. What is not a whole number of passes ends with a part of one, its
-samples spread evenly over the source.
+With shares, an epoch is as long as it takes for every source to be seen whole at least once: nothing is left
+out, and scarce sources repeat. A fractional pass takes samples spread evenly over the source.
+
+Shape suffix: C samples of a chunk.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from casa_core.errors import ConfigError, DataError
+from pipelines.recipe.pack import Mixture
 
 Ints = NDArray[np.int64]
 TOLERANCE = 0.01
 """A realised share differs from the asked one by less than this part of it, or by one sample."""
 _SAMPLES_PER_CHUNK = 1 << 16
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Mixture:
-    """How sources are mixed; at most one of the three is given.
-
-    Attributes:
-        passes: How often the samples of a source occur; 1 where it is not named.
-        weights: Relative share of each source; names all of them.
-        temperature: Above 1 evens the sources out, below 1 favours the large ones.
-    """
-
-    passes: Mapping[str, float] = field(default_factory=dict)
-    weights: Mapping[str, float] = field(default_factory=dict)
-    temperature: float | None = None
-
-    def __post_init__(self) -> None:
-        given = [name for name in ("passes", "weights", "temperature") if getattr(self, name)]
-        if len(given) > 1:
-            raise ConfigError(
-                f"A mixture has {' and '.join(given)}.",
-                "Each of them alone decides how often a sample occurs.",
-                "Keep one of them.",
-            )
-        for name, values in (("passes", self.passes), ("weights", self.weights)):
-            for source, value in values.items():
-                if not 0 < value < np.inf:
-                    raise ConfigError(
-                        f"mixture.{name} of {source!r} is {value!r}.", "", "Expected a number above 0."
-                    )
-        if self.temperature is not None and not 0 < self.temperature < np.inf:
-            raise ConfigError(
-                f"mixture.temperature is {self.temperature!r}.", "", "Expected a number above 0."
-            )
-
-    @classmethod
-    def from_settings(cls, settings: Mapping[str, Any]) -> Mixture:
-        """From a recipe's ``pack.mixture``."""
-        return cls(**{name: value for name, value in settings.items() if value})
-
-    @property
-    def declared(self) -> bool:
-        """Whether it asks for anything else than every sample once."""
-        return bool(self.passes or self.weights or self.temperature)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,33 +104,33 @@ def plan_draw(available: Mapping[str, int], mixture: Mixture) -> Draw:
     return draw
 
 
-def stream(draw: Draw, seed: int) -> Iterator[tuple[Ints, Ints, Ints]]:
-    """The epoch, in chunks: each source in its own order, spread evenly over the whole.
+def row_stream(draw: Draw, seed: int) -> Iterator[tuple[Ints, Ints, Ints]]:
+    """The epoch in chunks: each source in its own order, spread evenly over the whole.
 
     Args:
         draw: From :func:`plan_draw`.
-        seed: Decides which samples are in a part of a pass.
+        seed: Decides which samples a fractional pass takes.
 
     Yields:
-        Of each sample drawn: the number of its source, its number there, and its pass from 0.
+        For each sample of the chunk its source's number, its own number there and its pass from 0; (C,) each.
     """
     taken = np.array(draw.taken, np.int64)
     shifts = np.random.default_rng([seed, len(taken)]).random(len(taken))
-    for source_C, place_C in merged(taken):
-        number_C, pass_C = np.empty_like(place_C), np.empty_like(place_C)
+    for source_C, position_C in merged(taken):
+        number_C, pass_C = np.empty_like(position_C), np.empty_like(position_C)
         for source in np.unique(source_C).tolist():
             own = source_C == source
             number_C[own], pass_C[own] = _of_source(
-                place_C[own], draw.available[source], draw.taken[source], float(shifts[source])
+                position_C[own], draw.available[source], draw.taken[source], float(shifts[source])
             )
         yield source_C, number_C, pass_C
 
 
 def merged(sizes: Ints) -> Iterator[tuple[Ints, Ints]]:
-    """Merges streams in proportion to their sizes, each in its own order; chunk by chunk, in little memory.
+    """Merges streams in proportion to their sizes, each in its own order, in chunks that bound memory.
 
     Yields:
-        Of the chunk's elements, which stream each comes from and its number there.
+        For each element of the chunk, the stream that it comes from and its number there; (C,) each.
     """
     chunks = -(-int(sizes.sum()) // _SAMPLES_PER_CHUNK)
     begin = np.zeros(len(sizes), np.int64)
@@ -186,13 +144,13 @@ def merged(sizes: Ints) -> Iterator[tuple[Ints, Ints]]:
         begin = end
 
 
-def _of_source(place: Ints, available: int, taken: int, shift: float) -> tuple[Ints, Ints]:
-    """Place in a source's part of the epoch → the sample's number, and its pass."""
+def _of_source(position: Ints, available: int, taken: int, shift: float) -> tuple[Ints, Ints]:
+    """Position in a source's part of the epoch → the sample's number, and its pass."""
     whole, rest = divmod(taken, available)
-    pass_ = place // available
-    number = place % available
+    pass_ = position // available
+    number = position % available
     in_part = pass_ == whole
-    # Every available / rest-th sample, from a place that the seed chooses; ascending, none twice.
+    # Every available / rest-th sample, from a start that the seed chooses; ascending, none twice.
     number[in_part] = ((number[in_part] + shift) * available / max(rest, 1)).astype(np.int64)
     return np.minimum(number, available - 1), pass_
 
@@ -201,15 +159,15 @@ def _check_names(available: Collection[str], mixture: Mixture) -> None:
     for name, named in (("passes", mixture.passes), ("weights", mixture.weights)):
         for unknown in sorted(set(named) - set(available)):
             raise ConfigError(
-                f"mixture.{name} names {unknown!r}, which is no source.",
+                f"`mixture.{name}` names {unknown!r}, which is no source.",
                 "",
-                f"Expected one of {', '.join(available)}.",
+                f"Use one of {', '.join(available)}.",
             )
     if mixture.weights and (missing := [name for name in available if name not in mixture.weights]):
         raise ConfigError(
-            f"mixture.weights does not name {', '.join(missing)}.",
+            f"`mixture.weights` does not name {', '.join(missing)}.",
             "Shares are relative to one another, so each source needs one.",
-            "Give it a weight, or use passes.",
+            "Give each a weight, or use passes.",
         )
 
 
@@ -227,7 +185,7 @@ def _check_shares(draw: Draw) -> None:
             )
         if abs(taken - asked * total) > max(1.0, TOLERANCE * asked * total):
             raise DataError(
-                f"Source {name!r} has {taken / total:.4%} of the samples, asked were {asked:.4%}.",
+                f"Source {name!r} has {taken / total:.4%} of the samples instead of {asked:.4%}.",
                 "Whole samples do not come closer.",
                 "Use weights that differ less, or more samples.",
             )

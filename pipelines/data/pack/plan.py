@@ -15,8 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from casa_core.errors import ConfigError
-from pipelines.data.pack.encode import EncodeReport, Limits
-from pipelines.data.pack.packing import Budget, Packer, shuffled
+from pipelines.data.pack.budgets import Budget, Limits
+from pipelines.data.pack.encode import EncodeReport
+from pipelines.data.pack.mixture import Draw, plan_draw, row_stream
+from pipelines.data.pack.packing import Packer
+from pipelines.recipe.pack import Mixture
 
 Ints = NDArray[np.int64]
 Int32s = NDArray[np.int32]
@@ -24,6 +27,8 @@ Chunk = tuple[Ints, Ints]
 """Encoded samples in stream order, and which pass over the data each belongs to."""
 
 _SEQUENCES_PER_BLOCK = 1 << 16
+_RUN = 8
+_RUNS_PER_SHUFFLE = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +108,26 @@ def gather(
     )
 
 
+def plan_rows(encoded: EncodedSamples, mixture: Mixture) -> Draw:
+    """How many rows an epoch has of each source, repeats counted.
+
+    Raises:
+        ConfigError, DataError: As :func:`pipelines.data.pack.mixture.plan_draw`.
+    """
+    rows = np.diff(_row_starts(encoded)[1]).tolist()
+    return plan_draw(dict(zip(encoded.sources, rows, strict=True)), mixture)
+
+
+def sample_stream(encoded: EncodedSamples, rows: Draw, seed: int) -> Iterator[Chunk]:
+    """The encoded samples of an epoch in order: all pieces of a row follow one another, in each pass."""
+    bounds_R, row_starts = _row_starts(encoded)
+    for source_C, number_C, pass_C in row_stream(rows, seed):
+        row_C = row_starts[source_C] + number_C
+        pieces_C = bounds_R[row_C + 1] - bounds_R[row_C]
+        within = np.arange(int(pieces_C.sum())) - np.repeat(np.cumsum(pieces_C) - pieces_C, pieces_C)
+        yield np.repeat(bounds_R[row_C], pieces_C) + within, np.repeat(pass_C, pieces_C)
+
+
 def plan_sequences(encoded: EncodedSamples, stream: Iterable[Chunk], limits: Limits, seed: int) -> Plan:
     """Packs a stream of samples: pictures together, videos each alone; then deals the sequences out.
 
@@ -141,6 +166,29 @@ def plan_sequences(encoded: EncodedSamples, stream: Iterable[Chunk], limits: Lim
         offsets_S=_ends(lengths[order]),
         video_S=order >= len(place_S),
     )
+
+
+def shuffled(count: int, seed: int) -> NDArray[np.int64]:
+    """A permutation of ``count`` sequences that keeps reads fairly sequential.
+
+    Runs of 8 neighbours come in random order, and their members are shuffled within 32 runs at a time: a
+    reader that prefetches 256 sequences reads at 32 positions of the clean artifacts, not at 256.
+    """
+    rng = np.random.default_rng([seed, count])
+    starts = rng.permutation(np.arange(0, count, _RUN))
+    order = np.concatenate(
+        [np.arange(start, min(start + _RUN, count)) for start in starts] or [np.empty(0, np.int64)]
+    )
+    reach = _RUN * _RUNS_PER_SHUFFLE
+    for start in range(0, count, reach):
+        order[start : start + reach] = rng.permutation(order[start : start + reach])
+    return order.astype(np.int64)
+
+
+def _row_starts(encoded: EncodedSamples) -> tuple[Int32s, Ints]:
+    """First sample of each row, with E at the end, and first row of each source, with R at the end."""
+    bounds_R = np.append(np.flatnonzero(encoded.part_E == 0).astype(np.int32), np.int32(len(encoded)))
+    return bounds_R, np.searchsorted(bounds_R, encoded.source_starts)
 
 
 def _pictures(

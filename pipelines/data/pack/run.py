@@ -18,12 +18,17 @@ from numpy.typing import NDArray
 
 from pipelines.data.filter.filters import FILTERED, filter_sources, write_filtered
 from pipelines.data.pack.accounting import check_plan, check_rows, check_written
+from pipelines.data.pack.budgets import Budget, Limits
 from pipelines.data.pack.card import pack_card
-from pipelines.data.pack.draw import draw, plan_rows
-from pipelines.data.pack.encode import SPLIT, EncodeReport, EncodeTask, Limits, encode_rows
-from pipelines.data.pack.mixture import Mixture
-from pipelines.data.pack.packing import Budget
-from pipelines.data.pack.plan import EncodedSamples, Plan, gather, plan_sequences
+from pipelines.data.pack.encode import SPLIT, EncodeReport, EncodeTask, encode_rows
+from pipelines.data.pack.plan import (
+    EncodedSamples,
+    Plan,
+    gather,
+    plan_rows,
+    plan_sequences,
+    sample_stream,
+)
 from pipelines.data.pack.processor import Encoding, load_processor, make_tokenizer
 from pipelines.data.pack.write import (
     ENCODED_FOLDER,
@@ -36,6 +41,7 @@ from pipelines.data.pack.write import (
 from pipelines.data.store.quarantine import QUARANTINE, Tally, merge_quarantines
 from pipelines.data.store.ray_map import ray_map
 from pipelines.data.store.store import CARD, CleanReader, write_index, write_json
+from pipelines.recipe.pack import Mixture
 from pipelines.storage.atomic import remove_leftovers
 from pipelines.storage.transfer import local_output, remove_tree
 
@@ -88,15 +94,16 @@ def pack_sources(context: StageContext, run: Run) -> dict[str, Any]:
     context.progress(1, _STEPS, "filters")
     found = _encode(context, readers, encoding, limits, run)
     context.progress(3, _STEPS, "packing")
-    mixture = Mixture.from_settings(what.get("mixture") or {})
+    mixture = Mixture(**(what.get("mixture") or {}))
     rows = plan_rows(found.samples, mixture)
-    plan = plan_sequences(found.samples, draw(found.samples, rows, what["seed"]), limits, what["seed"])
+    stream = sample_stream(found.samples, rows, what["seed"])
+    plan = plan_sequences(found.samples, stream, limits, what["seed"])
     check_plan(found.samples, plan, rows)
     shards = _write(context, found.samples, plan, hashes, run)
     write_index(output, [asdict(shard) for shard in shards], plan.video_S)  # image is kind 0, video 1
     card = pack_card(found.samples, plan, limits) | {
         "encoding": {name: what[name] for name in ("template", "backbone", "max_side")} | hashes,
-        "mixture": rows.report() if mixture.declared else None,
+        "mixture": rows.report() if mixture != Mixture() else None,
         "filters": found.filters,
         "quarantine": found.rejected.by_reason(),
     }

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipelines.data.pack.accounting import checksum, planned_checksum
-from pipelines.data.pack.assemble import Documents, join
+from pipelines.data.pack.assemble import Documents, assemble
 from pipelines.data.pack.encode import ENCODED
 from pipelines.data.pack.plan import EncodedSamples, Int32s, Ints, Plan
 from pipelines.data.pack.sequences import PACK_SCHEMA
@@ -118,7 +118,7 @@ def write_packed(task: WriteTask) -> Written:
     report = task.output / REPORTS / f"{task.name}.json"
     if report.is_file():
         return Written(**json.loads(report.read_text(encoding="utf-8")))
-    packed = join(_documents(task))
+    packed = assemble(_documents(task))
     schema = PACK_SCHEMA.with_metadata({**(PACK_SCHEMA.metadata or {}), **task.metadata})
     write_batches(task.output / task.name, schema, [packed])
     written = Written(task.name, packed.num_rows, _checksum(packed, task.sources))

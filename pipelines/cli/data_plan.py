@@ -112,6 +112,7 @@ def planned(name: str | None, overrides: Sequence[str]) -> Work:
     from pipelines.data.pack.processor import image_settings
     from pipelines.data.read import READERS, open_reader
     from pipelines.recipe import load_recipe
+    from pipelines.recipe.pack import frame_side
 
     if name is None:
         raise ConfigError("There is nothing to plan.", "", "name a recipe, or give --listing FILE.json")
@@ -140,7 +141,7 @@ def planned(name: str | None, overrides: Sequence[str]) -> Work:
     return Work(
         Listing(name=recipe.name, sources=tuple(sources)),
         Budgets(text=pack.text_tokens, image=pack.image_tokens),
-        image_settings(recipe.model.backbone, pack.max_side, pack.max_frame_side),
+        image_settings(recipe.model.backbone, pack.max_side, frame_side(pack.max_side, pack.max_frame_side)),
     )
 
 

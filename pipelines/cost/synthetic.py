@@ -11,7 +11,7 @@ from casa_core.batch import PackedSequence, collate
 from casa_core.flops import Load
 from casa_core.inputs import Packing
 from pipelines.recipe.model import Recipe
-from pipelines.recipe.pack import FRAME_SIDE, IMAGE_TOKEN_SIDES
+from pipelines.recipe.pack import IMAGE_TOKEN_SIDES, frame_side
 from pipelines.train.loader import Document, MicroBatch
 
 
@@ -72,7 +72,7 @@ def shapes_of(recipe: Recipe) -> dict[str, SequenceShape]:
     pixels = IMAGE_TOKEN_SIDES[backbone]
     patch_values = 3 * 8 * 8 if backbone == "tiny" else 3 * 2 * 14 * 14
     video = pack.video or pack
-    frame = min(FRAME_SIDE, pack.max_side) if pack.max_frame_side is None else pack.max_frame_side
+    frame = frame_side(pack.max_side, pack.max_frame_side)
     shapes = {}
     for kind, steps, budget, side in (
         ("image", recipe.train.image_video_ratio[0], pack, pack.max_side),

@@ -19,6 +19,11 @@ TextTokens = Annotated[int, Field(ge=16)]
 Side = Annotated[int, Field(ge=min(IMAGE_TOKEN_SIDES.values()))]
 
 
+def frame_side(max_side: int, max_frame_side: int | None) -> int:
+    """R_max of a video's frames, pixels: as given, otherwise 448 or ``max_side`` where that is less."""
+    return min(FRAME_SIDE, max_side) if max_frame_side is None else max_frame_side
+
+
 class VideoBudget(Section):
     """What a video may have; it is alone in its sequence."""
 
@@ -77,7 +82,7 @@ class Pack(Section):
             ValueError: Naming the setting.
         """
         side = IMAGE_TOKEN_SIDES[backbone]
-        frame = min(FRAME_SIDE, self.max_side) if self.max_frame_side is None else self.max_frame_side
+        frame = frame_side(self.max_side, self.max_frame_side)
         videos = self.image_tokens if self.video is None else self.video.image_tokens
         limit = "image_tokens" if self.video is None else "video.image_tokens"
         for name, pixels, budget, field in (

@@ -1,4 +1,4 @@
-"""What decides a pack artifact, from a recipe: files that it names count by content, not by place."""
+"""Settings of the pack stage, from a recipe: files that it names count by content, not by path."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from pipelines.recipe.model import Recipe
 
 
 def pack_settings(recipe: Recipe, cache: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """The pack stage's ``what``, and the entries that only say where something lies (``tokenizer_path``, and
-    ``hash_lists`` as JSON), which :func:`pipelines.data.pack.run.located` puts back in their places.
+    """Settings of the pack stage, and apart from them the paths of files that count by content.
+
+    The second, ``tokenizer_path`` and ``hash_lists`` (JSON), are put back by
+    :func:`pipelines.data.pack.settings.read_pack_settings`.
 
     Args:
         recipe: The run.

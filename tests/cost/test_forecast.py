@@ -27,6 +27,7 @@ from pipelines.data.read import RawMedia, Record, Span
 from pipelines.data.read.corpora.finevision import FineVisionReader
 from pipelines.data.read.source.files import Files
 from pipelines.data.store.store import CleanReader, PackReader
+from pipelines.recipe.pack import Pack
 from tests.support.data.media import encode
 from tests.support.data.prepared import run_clean, write_photos
 from tests.support.paths import ROOT
@@ -80,9 +81,9 @@ def prepared(tmp_path_factory) -> tuple[SourceListing, Path, Path]:
             "tokenizer": {"train_bpe": {"vocab_size": 320}},
             "template": "casa-1",
             "backbone": "tiny",
-            "text_tokens": 256,
-            "image_tokens": 128,
-            "max_side": 64,
+            "image_placement": "window_start",
+            "filters": {},
+            **Pack(text_tokens=256, image_tokens=128, max_side=64).model_dump(mode="json"),
             "seed": 0,
         }
         (root / "pack").mkdir()

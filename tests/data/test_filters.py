@@ -78,8 +78,7 @@ def artifact(folder: Path, rows: list[dict], rows_per_shard: int = 7) -> CleanRe
 
 
 def applied(readers: dict[str, CleanReader], **declared) -> filters.Filtered:
-    what = Filters.model_validate(declared).model_dump(mode="json")
-    return filter_sources(readers, what, map)
+    return filter_sources(readers, Filters.model_validate(declared), map)
 
 
 def removed_rows(readers: dict[str, CleanReader], **declared) -> list[tuple[str, int, str]]:
@@ -100,7 +99,7 @@ def hash_of(data: bytes) -> int:
     return found
 
 
-def test_a_hash_says_where_the_picture_grows_lighter_to_the_right():
+def test_a_hash_has_a_bit_where_the_picture_grows_lighter_to_the_right():
     ramp = np.tile(np.arange(0, 90, 10, dtype=np.uint8), (8, 1))
     assert difference_hash(ramp) == 2**64 - 1
     assert difference_hash(ramp[:, ::-1]) == 0
@@ -250,7 +249,7 @@ def test_pictures_of_evaluation_sets_are_removed_by_bytes_and_by_looks(tmp_path)
         sample(1, digests=(objects[0]["sha256"],)),
         sample(2, pictures=(77, looks_alike)),
         sample(3, meta={"shrunk": [{"media": 0, "sha256": objects[1]["sha256"], "bytes": 1}]}),
-        sample(4, pictures=(0,)),  # as flat as the evaluation set's, which says nothing
+        sample(4, pictures=(0,)),  # as flat as the evaluation set's, which proves nothing
         sample(5, pictures=(None,), times=(0.0,)),
     ]
     readers = {"vqa": artifact(tmp_path / "clean", training)}
@@ -349,9 +348,9 @@ def test_near_duplicates_are_those_of_a_comparison_of_all_pairs(tmp_path, monkey
         seen.append((own, unicodedata.normalize("NFKC", question).casefold()))
 
     def near(late: int, early: int, same_text: bool) -> bool:
-        (own, said), (other, text) = seen[late], seen[early]
+        (own, question), (other, text) = seen[late], seen[early]
         same = len(own) == len(other) > 0 and alike(own, other, 3)
-        return same and (said == text or not same_text)
+        return same and (question == text or not same_text)
 
     monkeypatch.setattr(filters, "ROWS_PER_SCAN", 13)
     readers = {

@@ -39,11 +39,12 @@ from pipelines.data.pack.plan import (
 )
 from pipelines.data.pack.processor import Encoding, image_settings, load_processor
 from pipelines.data.pack.sequences import ENCODED_SCHEMA, documents_of
+from pipelines.data.pack.settings import read_pack_settings
 from pipelines.data.store.quarantine import Tally, read_quarantine
 from pipelines.data.store.rows import sample_from_row
 from pipelines.data.store.store import CARD, CleanReader, PackReader, ShardReader
 from pipelines.recipe import load_recipe
-from pipelines.recipe.pack import FRAME_SIDE, IMAGE_TOKEN_SIDES, Mixture
+from pipelines.recipe.pack import FRAME_SIDE, IMAGE_TOKEN_SIDES, Mixture, Pack, VideoBudget, frame_side
 from pipelines.recipe.pack_settings import pack_settings
 from tests.support.core.qwen_tokenizer import qwen_tokenizer
 from tests.support.data.clean import chats, clips, write_clean
@@ -55,10 +56,14 @@ PACK = {
     "tokenizer": {"train_bpe": {"vocab_size": 300}},
     "template": "casa-1",
     "backbone": "tiny",
-    "text_tokens": 80,
-    "image_tokens": 36,
-    "max_side": 64,
-    "video": {"text_tokens": 80, "image_tokens": 160},
+    "image_placement": "window_start",
+    "filters": {},
+    **Pack(
+        text_tokens=80,
+        image_tokens=36,
+        max_side=64,
+        video=VideoBudget(text_tokens=80, image_tokens=160),
+    ).model_dump(mode="json"),
     "seed": 0,
 }
 LIMITS = Limits(pictures=Budget(80, 36), video=Budget(80, 160), split=True)
@@ -96,7 +101,14 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_every_row_is_packed_in_all_its_pieces_or_quarantined(packed, cleaned):
-    encoding = Encoding(tokenizer=str(packed / "tokenizer"), template="casa-1", backbone="tiny", max_side=64)
+    encoding = Encoding(
+        tokenizer=str(packed / "tokenizer"),
+        template="casa-1",
+        backbone="tiny",
+        max_side=64,
+        max_frame_side=64,
+        image_placement="window_start",
+    )
     processor = load_processor(encoding)
     expected, rejected = {}, Counter()
     for source, folder in cleaned.items():
@@ -268,13 +280,13 @@ def test_a_paper_sized_model_packs_with_its_own_tokenizer_tower_and_template(tmp
 
 def test_the_recipe_and_the_towers_agree_about_sides():
     for backbone, side in IMAGE_TOKEN_SIDES.items():
-        settings = image_settings(backbone, 896)
+        settings = image_settings(backbone, 896, frame_side(896, None))
         assert settings.factor == side
         assert (settings.max_side, settings.max_frame_side) == (896, FRAME_SIDE)
-        assert image_settings(backbone, 224).max_frame_side == 224
-        assert image_settings(backbone, 896, 672).max_frame_side == 672
+        assert image_settings(backbone, 224, frame_side(224, None)).max_frame_side == 224
+        assert image_settings(backbone, 896, frame_side(896, 672)).max_frame_side == 672
     with pytest.raises(ConfigError, match="no backbone named 'huge'"):
-        image_settings("huge", 896)
+        image_settings("huge", 896, 448)
 
 
 def test_a_tokenizer_that_is_not_there_or_not_the_templates_is_refused(packed, cleaned, tmp_path):
@@ -590,9 +602,11 @@ def test_files_that_a_recipe_names_count_by_content_and_come_back_by_path(tmp_pa
 
     what, location = settings(folder, hashes)
     assert str(tmp_path) not in json.dumps(what)
-    found = pack.located(what | location)
-    assert found["tokenizer"] == {"path": str(folder)}
-    assert found["filters"]["decontamination"]["hashes"] == [str(hashes)]
+    found = read_pack_settings(what | location)
+    assert found.tokenizer.path == str(folder)
+    assert found.tokenizer.train_bpe is None
+    assert found.filters.decontamination is not None
+    assert found.filters.decontamination.hashes == [str(hashes)]
     moved = folder.rename(tmp_path / "moved")
     assert settings(moved, hashes)[0] == what
     hashes.write_text("[1]")

@@ -24,6 +24,7 @@ from pipelines.data.pack.sequences import documents_of
 from pipelines.data.store.quarantine import read_quarantine
 from pipelines.data.store.rows import sample_from_row
 from pipelines.data.store.store import CleanReader, PackReader
+from pipelines.recipe.pack import Pack
 
 MAKE = {
     "vqa": {"generator": "easy_vqa", "train_rows": 240, "test_rows": 36},
@@ -35,9 +36,9 @@ PACK = {
     "tokenizer": {"train_bpe": {"vocab_size": 320}},
     "template": "casa-1",
     "backbone": "tiny",
-    "text_tokens": 200,
-    "image_tokens": 160,
-    "max_side": 64,
+    "image_placement": "window_start",
+    "filters": {},
+    **Pack(text_tokens=200, image_tokens=160, max_side=64).model_dump(mode="json"),
     "seed": 0,
 }
 
@@ -194,7 +195,14 @@ def test_progress_is_told_as_shards_are_done(corpora, tmp_path):
 def test_every_sample_is_packed_once_and_comes_back_bit_for_bit(packed, cleaned):
     """Text, answer mask, picture bytes and times, against the clean artifact and an encoding of its own."""
     folder = str(packed / "tokenizer")
-    encoding = Encoding(tokenizer=folder, template="casa-1", backbone="tiny", max_side=64)
+    encoding = Encoding(
+        tokenizer=folder,
+        template="casa-1",
+        backbone="tiny",
+        max_side=64,
+        max_frame_side=64,
+        image_placement="window_start",
+    )
     processor = load_processor(encoding)
     readers = {name: CleanReader(cleaned[name], "train") for name in MAKE}
     rows = {(name, row["sample_id"]): row for name in MAKE for row in readers[name]}
@@ -307,7 +315,7 @@ def test_a_tokenizer_can_be_brought_along(packed, cleaned, tmp_path):
     assert list(PackReader(tmp_path / "own")) == list(PackReader(packed))
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tmp_path / "own" / "tokenizer")
     assert tokenizer.eos_token == "<|end|>"
-    with pytest.raises(ConfigError, match="names no tokenizer"):
+    with pytest.raises(ConfigError, match="expected exactly one of `train_bpe`"):
         run(pack, tmp_path / "none", PACK | {"tokenizer": {}}, cleaned)
 
 

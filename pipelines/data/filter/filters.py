@@ -17,8 +17,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipelines.data.clean.perceptual import earlier_neighbours, first_equal
-from pipelines.data.filter.scan import FILTERS, KEPT, Scanned, ScanTask, Settings, scan_rows
+from pipelines.data.filter.scan import FILTERS, KEPT, Scanned, ScanTask, join_scans, scan_rows
 from pipelines.data.store.store import CleanReader
+from pipelines.recipe.filters import Filters, NearDuplicates
 from pipelines.storage.atomic import create
 from pipelines.storage.uri import Folder
 
@@ -34,7 +35,7 @@ FILTERED_SCHEMA = pa.schema(
     metadata={"casa.schema": "filtered/1"},
 )
 EXAMPLES = 5
-"""Removed samples that the report quotes of each filter."""
+"""Removed samples per filter that the report quotes."""
 ROWS_PER_SCAN = 1 << 16
 
 Run = Callable[[Callable[[ScanTask], Scanned], Sequence[ScanTask]], Iterable[Scanned]]
@@ -80,10 +81,10 @@ class Filtered:
     """What filters decided.
 
     Attributes:
-        keep: Of each source, which rows stay; (rows,).
-        removed: All others.
-        report: Of each declared filter: how many it removed, their share of all samples, how many of each
-            source, and the first examples.
+        keep: Source → which of its rows stay; (rows,).
+        removed: All other rows.
+        report: Filter → how many samples it removed, their share of all, how many of each source, and the
+            first examples.
     """
 
     keep: dict[str, NDArray[np.bool_]]
@@ -91,27 +92,30 @@ class Filtered:
     report: dict[str, Any]
 
 
-def filter_sources(readers: Mapping[str, CleanReader], settings: Settings, run: Run) -> Filtered:
+def filter_sources(readers: Mapping[str, CleanReader], declared: Filters, run: Run) -> Filtered:
     """Applies the declared filters to all samples of all sources.
 
     Args:
-        readers: The sources in the order of the stream: of duplicates the first in it stays.
-        settings: As ``pipelines.recipe.filters.Filters`` dumps them: filter → its settings or None.
+        readers: The sources in the order of the stream; the first of equal samples stays.
+        declared: The recipe's ``data.filters``.
         run: Maps a pure function over tasks, in order: ``map``, or ``ray_map`` with its workers given.
 
     Raises:
         DataError: For a file of hashes that cannot be read.
     """
-    asked = {name: settings[name] for name in FILTERS if settings.get(name) is not None}
-    stream = _Stream.scanned(readers, asked, run)
-    if "duplicates" in asked:
+    asked = [name for name in FILTERS if getattr(declared, name) is not None]
+    if not asked:
+        everything = {source: np.ones(len(reader), bool) for source, reader in readers.items()}
+        return Filtered(keep=everything, removed=RemovedRows(FILTERED_SCHEMA.empty_table()), report={})
+    stream = _Stream(readers, declared, run)
+    if declared.duplicates is not None:
         stream.remove_duplicates()
-    if "near_duplicates" in asked:
-        stream.remove_near_duplicates(asked["near_duplicates"])
-    keep = {source: stream.fate[place] == KEPT for source, place in stream.places.items()}
+    if declared.near_duplicates is not None:
+        stream.remove_near_duplicates(declared.near_duplicates)
+    keep = {source: stream.fate[rows] == KEPT for source, rows in stream.rows_of.items()}
     removed = RemovedRows(stream.removed(readers))
     assert len(removed) + sum(int(own.sum()) for own in keep.values()) == len(stream.fate), (
-        "every sample is kept or listed"
+        "Every sample is kept or listed."
     )
     return Filtered(keep=keep, removed=removed, report=_report(removed, asked, readers))
 
@@ -123,62 +127,48 @@ def write_filtered(path: Folder, removed: RemovedRows) -> None:
 
 
 class _Stream:
-    """All samples of all sources one after the other, and what is known of them: some 60 bytes each."""
+    """All samples of all sources one after the other, and what the scan found: some 60 bytes per sample."""
 
-    def __init__(self, sources: Mapping[str, int], found: Sequence[Scanned]) -> None:
-        self.places: dict[str, slice] = {}
-        start = 0
-        for source, rows in sources.items():
-            self.places[source] = slice(start, start + rows)
-            start += rows
-        self.fate = np.concatenate([np.empty(0, np.int8), *(part.fate for part in found)])
-        self._found = found
-        self.details: dict[int, str] = {}
-        start = 0
-        for part in found:
-            self.details |= {start + row: detail for row, detail in part.details.items()}
-            start += len(part.fate)
-        assert start == len(self.fate) == sum(sources.values()), "every sample is scanned once"
-
-    @classmethod
-    def scanned(cls, readers: Mapping[str, CleanReader], settings: Settings, run: Run) -> _Stream:
+    def __init__(self, readers: Mapping[str, CleanReader], declared: Filters, run: Run) -> None:
         tasks = [
             ScanTask(
                 source=source,
                 reader=reader,
                 start=start,
                 stop=min(start + ROWS_PER_SCAN, len(reader)),
-                settings=settings,
+                declared=declared,
             )
             for source, reader in readers.items()
             for start in range(0, len(reader), ROWS_PER_SCAN)
         ]
-        sizes = {source: len(reader) for source, reader in readers.items()}
-        return cls(sizes, list(run(scan_rows, tasks)) if settings else _nothing_asked(sizes))
-
-    def _joined(self, name: str, empty: NDArray[Any]) -> NDArray[Any]:
-        return np.concatenate([empty, *(getattr(part, name) for part in self._found)])
+        self._found = join_scans(list(run(scan_rows, tasks)))
+        self.fate, self.details = self._found.fate, self._found.details
+        self.rows_of: dict[str, slice] = {}
+        start = 0
+        for source, reader in readers.items():
+            self.rows_of[source] = slice(start, start + len(reader))
+            start += len(reader)
+        assert start == len(self.fate), "Every sample is scanned once."
 
     def remove_duplicates(self) -> None:
         """Removes what is equal to an earlier sample."""
-        keys = self._joined("keys", np.empty((0, 2), np.uint64))
+        keys = self._found.keys
         compared = np.flatnonzero((self.fate == KEPT) & keys.any(axis=1))
         first = compared[first_equal(keys[compared])]
         for number, original in zip(compared.tolist(), first.tolist(), strict=True):
             if original != number:
                 self._remove(number, "duplicates", f"equal to {self._name(original)}")
 
-    def remove_near_duplicates(self, settings: Settings) -> None:
+    def remove_near_duplicates(self, declared: NearDuplicates) -> None:
         """Removes what looks like an earlier sample with as many pictures."""
-        count = self._joined("pictures", np.empty(0, np.int32))
-        hashes = self._joined("phashes", np.empty(0, np.uint64))
+        count, hashes = self._found.pictures, self._found.phashes
         begin = np.cumsum(count) - count
-        texts = self._joined("texts", np.empty(0, np.uint64)).view(np.int64)
+        texts = self._found.texts.view(np.int64)
         for pictures in np.unique(count[count > 0]).tolist():
             compared = np.flatnonzero((self.fate == KEPT) & (count == pictures))
             own = hashes[begin[compared, None] + np.arange(pictures)]
-            groups = texts[compared] if settings["of"] == "pictures_and_text" else None
-            nearest = earlier_neighbours(own, settings["distance"], groups)
+            groups = texts[compared] if declared.of == "pictures_and_text" else None
+            nearest = earlier_neighbours(own, declared.distance, groups)
             for at in np.flatnonzero(nearest >= 0).tolist():
                 bits = int(np.bitwise_count(own[at] ^ own[nearest[at]]).max())
                 self._remove(
@@ -190,14 +180,14 @@ class _Stream:
     def removed(self, readers: Mapping[str, CleanReader]) -> pa.Table:
         """All removed samples as ``FILTERED_SCHEMA``."""
         parts = [FILTERED_SCHEMA.empty_table()]
-        for source, place in self.places.items():
-            rows = np.flatnonzero(self.fate[place] != KEPT)
+        for source, own in self.rows_of.items():
+            rows = np.flatnonzero(self.fate[own] != KEPT)
             columns = {
                 "source": pa.array([source] * len(rows), pa.string()),
                 "row": pa.array(rows, pa.int64()),
                 "sample_id": pa.array(_sample_ids(readers[source], rows), pa.string()),
-                "filter": pa.array([FILTERS[fate] for fate in self.fate[place][rows]], pa.string()),
-                "detail": pa.array([self.details[place.start + row] for row in rows.tolist()], pa.string()),
+                "filter": pa.array([FILTERS[fate] for fate in self.fate[own][rows]], pa.string()),
+                "detail": pa.array([self.details[own.start + row] for row in rows.tolist()], pa.string()),
             }
             parts.append(pa.table(columns, schema=FILTERED_SCHEMA))
         return pa.concat_tables(parts)
@@ -207,23 +197,8 @@ class _Stream:
         self.details[number] = detail
 
     def _name(self, number: int) -> str:
-        source = next(source for source, place in self.places.items() if number < place.stop)
-        return f"row {number - self.places[source].start} of {source}"
-
-
-def _nothing_asked(sizes: Mapping[str, int]) -> list[Scanned]:
-    rows = sum(sizes.values())
-    none = np.zeros(0, np.uint64)
-    return [
-        Scanned(
-            fate=np.full(rows, KEPT, np.int8),
-            details={},
-            keys=none.reshape(0, 2),
-            texts=none,
-            pictures=none.astype(np.int32),
-            phashes=none,
-        )
-    ]
+        source, own = next(each for each in self.rows_of.items() if number < each[1].stop)
+        return f"row {number - own.start} of {source}"
 
 
 def _sample_ids(reader: CleanReader, rows: NDArray[np.int64]) -> Iterator[str]:
@@ -231,8 +206,8 @@ def _sample_ids(reader: CleanReader, rows: NDArray[np.int64]) -> Iterator[str]:
     ids, first = pa.array([], pa.string()), 0
     for row in rows.tolist():
         if row >= first + len(ids):
-            batch, place = reader.locate(row)
-            ids, first = batch.column("sample_id"), row - place
+            batch, number = reader.locate(row)
+            ids, first = batch.column("sample_id"), row - number
         yield ids[row - first].as_py()
 
 

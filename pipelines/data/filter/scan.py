@@ -1,7 +1,7 @@
-"""What filters need to know of clean samples, read from their columns: no picture is touched, none decoded.
+"""The scan of clean samples for filters: reads columns and hashes, no picture.
 
-A scan is a pure function of some rows of one source. It decides the filters that look at a sample alone, and
-returns keys and hashes of the others for those that compare samples.
+A scan is a pure function of some rows of one source. It applies the filters that look at a sample alone, and
+returns keys and hashes of the other samples for the filters that compare samples.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 from pipelines.data.clean.records import SHRUNK
 from pipelines.data.filter.hash_lists import known_pictures
 from pipelines.data.store.store import CleanReader
+from pipelines.recipe.filters import AspectRatio, Decontamination, Filters, Ratings, TextLength
 
 FILTERS = ("ratings", "text_length", "aspect_ratio", "decontamination", "duplicates", "near_duplicates")
 """In the order in which they are applied; a sample counts for the first that removes it."""
 KEPT = -1
-Settings = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +37,7 @@ class ScanTask:
     reader: CleanReader
     start: int
     stop: int
-    settings: Settings
+    declared: Filters
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,11 +46,11 @@ class Scanned:
 
     Attributes:
         fate: Number in ``FILTERS`` of the filter that removes the row, or ``KEPT``; (n,).
-        details: Of the removed rows, by their number from the scan's start.
-        keys: Of what is equal in duplicates, 128 bits; (n, 2). Both 0 where there is nothing to compare.
-        texts: Of a row's text, 64 bits; (n,).
-        pictures: Of how many still pictures a row consists, 0 where it cannot be compared; (n,).
-        phashes: Their difference hashes, row after row; (sum of ``pictures``,).
+        details: Removed row, counted from the scan's start → what its filter found.
+        keys: 128-bit hashes of what must be equal in a duplicate, 0 where there is nothing; (n, 2).
+        texts: 64-bit hashes of the rows' text; (n,).
+        pictures: Number of still pictures of each row, 0 where it cannot be compared; (n,).
+        phashes: Difference hashes of these pictures, row after row; (sum of ``pictures``,).
     """
 
     fate: NDArray[np.int8]
@@ -63,15 +63,19 @@ class Scanned:
 
 def scan_rows(task: ScanTask) -> Scanned:
     """Scans the rows of a task, one record batch at a time."""
-    found = [_scan(batch, task.settings) for batch in _batches(task.reader, task.start, task.stop)]
+    return join_scans([_scan(batch, task.declared) for batch in _batches(task.reader, task.start, task.stop)])
+
+
+def join_scans(parts: Sequence[Scanned]) -> Scanned:
+    """What scans of consecutive rows found, as one."""
     details: dict[int, str] = {}
     start = 0
-    for part in found:
+    for part in parts:
         details |= {start + row: detail for row, detail in part.details.items()}
         start += len(part.fate)
 
     def joined(name: str, empty: NDArray[Any]) -> NDArray[Any]:
-        return np.concatenate([empty, *(getattr(part, name) for part in found)])
+        return np.concatenate([empty, *(getattr(part, name) for part in parts)])
 
     return Scanned(
         fate=joined("fate", np.empty(0, np.int8)),
@@ -91,7 +95,7 @@ def _batches(reader: CleanReader, start: int, stop: int) -> Iterator[pa.RecordBa
         start += count
 
 
-def _scan(batch: pa.RecordBatch, settings: Settings) -> Scanned:
+def _scan(batch: pa.RecordBatch, declared: Filters) -> Scanned:
     columns = _Columns(batch)
     fate = np.full(batch.num_rows, KEPT, np.int8)
     details: dict[int, str] = {}
@@ -102,20 +106,19 @@ def _scan(batch: pa.RecordBatch, settings: Settings) -> Scanned:
         "decontamination": _contaminated,
     }
     for name, judge in judges.items():
-        if settings.get(name) is None:
-            continue
-        for row, detail in judge(columns, settings[name]):
+        filter_settings = getattr(declared, name)
+        for row, detail in judge(columns, filter_settings) if filter_settings is not None else ():
             if fate[row] == KEPT:
                 fate[row] = FILTERS.index(name)
                 details[row] = detail
-    exact, near = settings.get("duplicates"), settings.get("near_duplicates")
+    exact, near = declared.duplicates, declared.near_duplicates
     nothing = np.zeros(batch.num_rows, np.uint64)
     pictures, phashes = columns.still_pictures() if near else (nothing.astype(np.int32), nothing[:0])
     return Scanned(
         fate=fate,
         details=details,
-        keys=columns.keys(exact["of"]) if exact else np.zeros((batch.num_rows, 2), np.uint64),
-        texts=columns.texts() if near and near["of"] == "pictures_and_text" else nothing,
+        keys=columns.keys(exact.of) if exact else np.zeros((batch.num_rows, 2), np.uint64),
+        texts=columns.texts() if near and near.of == "pictures_and_text" else nothing,
         pictures=pictures,
         phashes=phashes,
     )
@@ -124,12 +127,12 @@ def _scan(batch: pa.RecordBatch, settings: Settings) -> Scanned:
 Judged = Iterator[tuple[int, str]]
 
 
-def _ratings(columns: _Columns, settings: Settings) -> Judged:
-    asked = {name: least for name, least in settings.items() if name != "unrated" and least is not None}
+def _ratings(columns: _Columns, least_ratings: Ratings) -> Judged:
+    asked = least_ratings.model_dump(exclude={"unrated"}, exclude_none=True)
     for row, meta in enumerate(columns.meta):
         for name, least in asked.items():
             rating = _rating(meta, name)
-            if rating is None and settings["unrated"] == "remove":
+            if rating is None and least_ratings.unrated == "remove":
                 yield row, f"{name} is not rated"
             elif rating is not None and rating < least:
                 yield row, f"{name} {rating}, less than {least}"
@@ -142,8 +145,8 @@ def _rating(meta: Mapping[str, Any], name: str) -> int | None:
     return min((rating for rating in meta.get(f"{name}_ratings") or () if rating is not None), default=None)
 
 
-def _text_length(columns: _Columns, settings: Settings) -> Judged:
-    low, high = settings.get("min_characters") or 0, settings.get("max_characters")
+def _text_length(columns: _Columns, length: TextLength) -> Judged:
+    low, high = length.min_characters or 0, length.max_characters
     for row, characters in enumerate(columns.trained_characters().tolist()):
         if characters < low:
             yield row, f"{characters} characters of trained text, less than {low}"
@@ -151,30 +154,30 @@ def _text_length(columns: _Columns, settings: Settings) -> Judged:
             yield row, f"{characters} characters of trained text, more than {high}"
 
 
-def _aspect_ratio(columns: _Columns, settings: Settings) -> Judged:
+def _aspect_ratio(columns: _Columns, limit: AspectRatio) -> Judged:
     width, height = (np.asarray(columns.media.field(name)) for name in ("width", "height"))
     ratio = np.maximum(width, height) / np.minimum(width, height)
-    for place in np.flatnonzero(ratio > settings["max"]).tolist():
-        yield int(columns.media_row[place]), f"a picture of {width[place]} x {height[place]} pixels"
+    for index in np.flatnonzero(ratio > limit.max).tolist():
+        yield int(columns.media_row[index]), f"a picture of {width[index]} x {height[index]} pixels"
 
 
-def _contaminated(columns: _Columns, settings: Settings) -> Judged:
-    known = known_pictures(tuple(settings["hashes"]), settings["distance"])
-    for place, digest in enumerate(columns.media.field("sha256").to_pylist()):
+def _contaminated(columns: _Columns, lists: Decontamination) -> Judged:
+    known = known_pictures(tuple(lists.hashes), lists.distance)
+    for index, digest in enumerate(columns.media.field("sha256").to_pylist()):
         if digest in known.sha256:
-            yield int(columns.media_row[place]), "a picture has the bytes of an evaluation set's"
+            yield int(columns.media_row[index]), "a picture has the bytes of an evaluation set's"
     for row, meta in enumerate(columns.meta):
         if any(entry["sha256"] in known.sha256 for entry in meta.get(SHRUNK, ())):
             yield row, "a picture had the bytes of an evaluation set's before it was shrunk"
     phash = pc.fill_null(columns.media.field("phash"), 0).to_numpy(zero_copy_only=False)
     near = np.where(phash != 0, known.near.first_near(phash), -1)
-    for place in np.flatnonzero(near >= 0).tolist():
-        bits = int(phash[place] ^ known.near.hashes[near[place]]).bit_count()
-        yield int(columns.media_row[place]), f"a picture is {bits} bits from an evaluation set's"
+    for index in np.flatnonzero(near >= 0).tolist():
+        bits = int(phash[index] ^ known.near.hashes[near[index]]).bit_count()
+        yield int(columns.media_row[index]), f"a picture is {bits} bits from an evaluation set's"
 
 
 class _Columns:
-    """The columns of a record batch, flattened; every list knows its row."""
+    """The columns of a record batch, flattened, with the row of each entry of a list."""
 
     def __init__(self, batch: pa.RecordBatch) -> None:
         self.rows = batch.num_rows
@@ -211,26 +214,26 @@ class _Columns:
 
     def texts(self) -> NDArray[np.uint64]:
         """A 64-bit hash of each row's text; (rows,)."""
-        return np.array([struct.unpack("<Q", _hash(parts, 8))[0] for parts in self._said()], np.uint64)
+        return np.array([struct.unpack("<Q", _hash(parts, 8))[0] for parts in self._texts()], np.uint64)
 
     def keys(self, of: str) -> NDArray[np.uint64]:
         """A 128-bit hash of what must be equal in a duplicate; (rows, 2). 0 for rows without pictures, if
         these alone count."""
         shown = self._shown()
         if of == "pictures_and_text":
-            digests = [_hash(entries, 16) for entries in self._said(shown)]
+            digests = [_hash(entries, 16) for entries in self._texts(shown)]
         else:
             digests = [_hash(entries, 16) if entries else bytes(16) for entries in shown]
         return np.frombuffer(b"".join(digests), np.uint64).reshape(-1, 2)
 
-    def _said(self, shown: Sequence[list[str]] | None = None) -> list[list[str]]:
+    def _texts(self, shown: Sequence[list[str]] | None = None) -> list[list[str]]:
         """Roles and texts of each row, in order, normalised; behind them what it shows, if that is given."""
-        said: list[list[str]] = [[] for _ in range(self.rows)]
+        found: list[list[str]] = [[] for _ in range(self.rows)]
         texts, roles = (self.parts.field(name).to_pylist() for name in ("text", "role"))
         for row, role, text in zip(self.part_row.tolist(), roles, texts, strict=True):
             if text is not None:
-                said[row] += (role, normalised(text))
-        return said if shown is None else [a + b for a, b in zip(said, shown, strict=True)]
+                found[row] += (role, normalised(text))
+        return found if shown is None else [a + b for a, b in zip(found, shown, strict=True)]
 
     def _shown(self) -> list[list[str]]:
         """For each picture or frame of each row, in order: the hash of its file, and the time in it."""

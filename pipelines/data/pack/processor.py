@@ -1,4 +1,4 @@
-"""The tokenizer and processor of a pack artifact: those that encode, and that training then starts from."""
+"""Tokenizer and processor of a pack artifact: they encode its samples, and training starts from them."""
 
 from __future__ import annotations
 
@@ -16,9 +16,7 @@ from pipelines.storage.uri import open_folder
 if TYPE_CHECKING:
     from casa_core.media.images import ImageSettings
     from casa_core.processing.processor import CasaProcessor
-
-FRAME_SIDE = 448
-"""R_max of a video's frames where nothing is said of them (paper, B.1)."""
+    from pipelines.recipe.model import Tokenizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +28,7 @@ class Encoding:
         template: Version of the chat template.
         backbone: Decides the vision tower, and so patch and merge size.
         max_side: R_max of still pictures, pixels.
-        max_frame_side: R_max of frames; ``None``: 448, or ``max_side`` where that is less.
+        max_frame_side: R_max of frames, pixels.
         image_placement: Where consecutive images go in the text: see :mod:`casa_core.processing.templates`.
     """
 
@@ -38,13 +36,13 @@ class Encoding:
     template: str
     backbone: str
     max_side: int
-    max_frame_side: int | None = None
-    image_placement: Literal["window_start", "in_place"] = "window_start"
+    max_frame_side: int
+    image_placement: Literal["window_start", "in_place"]
 
 
 @lru_cache(maxsize=2)
 def load_processor(encoding: Encoding) -> CasaProcessor:
-    """The processor that training and serving will use too; one a process.
+    """The processor that training and serving use, too; one per process.
 
     Raises:
         ConfigError: For an unknown backbone, or a tokenizer without the template's special tokens.
@@ -64,13 +62,13 @@ def load_processor(encoding: Encoding) -> CasaProcessor:
     )
 
 
-def image_settings(backbone: str, max_side: int, max_frame_side: int | None = None) -> ImageSettings:
-    """How a backbone's vision tower wants its pictures.
+def image_settings(backbone: str, max_side: int, max_frame_side: int) -> ImageSettings:
+    """Sizes of pictures and frames for a backbone's vision tower.
 
     Args:
         backbone: As ``model.backbone`` names it.
         max_side: R_max of still pictures, pixels.
-        max_frame_side: R_max of frames; ``None``: 448, or ``max_side`` where that is less.
+        max_frame_side: R_max of frames, pixels.
 
     Raises:
         ConfigError: For an unknown backbone, or a side that holds not even one image token.
@@ -89,35 +87,29 @@ def image_settings(backbone: str, max_side: int, max_frame_side: int | None = No
         raise ConfigError(
             f"There is no backbone named {backbone!r}.", "", f"Use one of: {', '.join(towers)}."
         )
-    frames = min(FRAME_SIDE, max_side) if max_frame_side is None else max_frame_side
-    return ImageSettings.for_tower(towers[backbone](), max_side=max_side, max_frame_side=frames)
+    return ImageSettings.for_tower(towers[backbone](), max_side=max_side, max_frame_side=max_frame_side)
 
 
-def make_tokenizer(how: dict[str, Any], texts: Iterable[str], template: str, folder: Path) -> str:
+def make_tokenizer(origin: Tokenizer, texts: Iterable[str], template: str, folder: Path) -> str:
     """Trains a tokenizer, or copies one; returns the hash of its definition.
 
     Args:
-        how: ``{"train_bpe": {"vocab_size": n}}`` or ``{"path": folder or hub name}``, as the recipe has it.
-        texts: What to train it on; not touched where there is one already.
-        template: The chat template whose special tokens a trained one has.
-        folder: Where it is put.
+        origin: The recipe's ``model.tokenizer``.
+        texts: What to train it on; not read where ``origin`` names a tokenizer.
+        template: The chat template whose special tokens a trained tokenizer has.
+        folder: Where to save it.
 
     Raises:
-        ConfigError: Where no tokenizer is named, or the one named cannot be loaded.
+        ConfigError: Where the tokenizer that is named cannot be loaded, or lacks a special token.
     """
     from casa_core.processing.tokenizer import add_missing_special_tokens, build_tokenizer
 
-    if how.get("path"):
-        tokenizer = _load_tokenizer(how["path"], how.get("revision"))
-        add_missing_special_tokens(tokenizer, template)
-    elif how.get("train_bpe"):
-        tokenizer = build_tokenizer(texts, how["train_bpe"]["vocab_size"], template)
+    if origin.train_bpe is not None:
+        tokenizer = build_tokenizer(texts, origin.train_bpe.vocab_size, template)
     else:
-        raise ConfigError(
-            "The recipe names no tokenizer.",
-            f"Found {how!r}.",
-            "Set model.tokenizer.train_bpe.vocab_size or model.tokenizer.path.",
-        )
+        assert origin.path is not None, "A recipe's tokenizer is trained or named."
+        tokenizer = _load_tokenizer(origin.path, origin.revision)
+        add_missing_special_tokens(tokenizer, template)
     tokenizer.save_pretrained(folder)
     return hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
 

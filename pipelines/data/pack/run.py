@@ -2,12 +2,11 @@
 
 Filters decide what is kept; Ray encodes the samples of all sources in parallel; the driver sees only their
 sizes, and decides which share a sequence and in which order sequences come; Ray writes the shards. No step
-depends on the number of workers, and a stage that was killed goes on with the shards that are missing.
+depends on the number of workers, and a killed stage resumes with the shards that are missing.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 
 from pipelines.data.filter.filters import FILTERED, filter_sources, write_filtered
 from pipelines.data.pack.accounting import check_plan, check_rows, check_written
-from pipelines.data.pack.budgets import Budget, Limits
+from pipelines.data.pack.budgets import Limits
 from pipelines.data.pack.card import pack_card
 from pipelines.data.pack.encode import SPLIT, EncodeReport, EncodeTask, encode_rows
 from pipelines.data.pack.plan import (
@@ -30,6 +29,7 @@ from pipelines.data.pack.plan import (
     sample_stream,
 )
 from pipelines.data.pack.processor import Encoding, load_processor, make_tokenizer
+from pipelines.data.pack.settings import PackSettings, read_pack_settings
 from pipelines.data.pack.write import (
     ENCODED_FOLDER,
     REPORTS,
@@ -41,7 +41,8 @@ from pipelines.data.pack.write import (
 from pipelines.data.store.quarantine import QUARANTINE, Tally, merge_quarantines
 from pipelines.data.store.ray_map import ray_map
 from pipelines.data.store.store import CARD, CleanReader, write_index, write_json
-from pipelines.recipe.pack import Mixture
+from pipelines.recipe.pack import Mixture, frame_side
+from pipelines.recipe.where import DataWorkers
 from pipelines.storage.atomic import remove_leftovers
 from pipelines.storage.transfer import local_output, remove_tree
 
@@ -54,7 +55,7 @@ TOKENIZER = "tokenizer"
 _STEPS = 4
 
 Run = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]]
-"""A function over pieces of work, results in order."""
+"""Maps a function over tasks; yields the results in order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +68,7 @@ class _Encoded:
 
 
 def run_stage(context: StageContext) -> dict[str, Any]:
-    """Packs the training split of all of ``what.sources``.
+    """Packs the training split of all sources.
 
     Returns:
         Sequences by kind, their lower bound, the fill of both budgets and the quarantined samples by reason.
@@ -76,34 +77,32 @@ def run_stage(context: StageContext) -> dict[str, Any]:
         ConfigError: Where no sample is left to pack, or a setting cannot work.
         StoreError: Where a row would be lost or doubled.
     """
-    return pack_sources(context, partial(ray_map, workers=context.placement["data"]["workers"]))
+    placement = DataWorkers.model_validate(context.placement["data"])
+    return pack_sources(context, partial(ray_map, workers=placement.workers))
 
 
 def pack_sources(context: StageContext, run: Run) -> dict[str, Any]:
-    """The stage, on whatever ``run`` runs on: Ray in a run, ``map`` in a test."""
-    context = replace(context, settings=located(context.settings))
-    what, output = context.settings, context.output
-    limits = limits_of(what)
-    readers = {source: CleanReader(context.inputs[source], SPLIT) for source in what["sources"]}
+    """The stage, with ``run`` to map tasks over workers: :func:`ray_map` in a run, ``map`` in a test."""
+    settings, output = read_pack_settings(context.settings), context.output
+    readers = {source: CleanReader(context.inputs[source], SPLIT) for source in settings.sources}
     for folder in (ENCODED_FOLDER, REPORTS):
         (output / folder).mkdir(parents=True, exist_ok=True)
     remove_leftovers(output)
     remove_leftovers(output / ENCODED_FOLDER)
     context.progress(0, _STEPS, "tokenizer")
-    encoding, hashes = _prepare_encoding(context, readers)
+    encoding, hashes = _prepare_encoding(context, settings, readers)
     context.progress(1, _STEPS, "filters")
-    found = _encode(context, readers, encoding, limits, run)
+    found = _encode(context, settings, readers, encoding, run)
     context.progress(3, _STEPS, "packing")
-    mixture = Mixture(**(what.get("mixture") or {}))
-    rows = plan_rows(found.samples, mixture)
-    stream = sample_stream(found.samples, rows, what["seed"])
-    plan = plan_sequences(found.samples, stream, limits, what["seed"])
+    rows = plan_rows(found.samples, settings.mixture)
+    stream = sample_stream(found.samples, rows, settings.seed)
+    plan = plan_sequences(found.samples, stream, settings.limits, settings.seed)
     check_plan(found.samples, plan, rows)
     shards = _write(context, found.samples, plan, hashes, run)
     write_index(output, [asdict(shard) for shard in shards], plan.video_S)  # image is kind 0, video 1
-    card = pack_card(found.samples, plan, limits) | {
-        "encoding": {name: what[name] for name in ("template", "backbone", "max_side")} | hashes,
-        "mixture": rows.report() if mixture != Mixture() else None,
+    card = pack_card(found.samples, plan, settings.limits) | {
+        "encoding": {name: getattr(settings, name) for name in ("template", "backbone", "max_side")} | hashes,
+        "mixture": rows.report() if settings.mixture != Mixture() else None,
         "filters": found.filters,
         "quarantine": found.rejected.by_reason(),
     }
@@ -114,47 +113,24 @@ def pack_sources(context: StageContext, run: Run) -> dict[str, Any]:
     return _summary(card)
 
 
-def located(what: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings with the paths in their places that come apart from them, since only contents decide."""
-    found = dict(what)
-    if "tokenizer_path" in what:
-        found["tokenizer"] = {"path": what["tokenizer_path"]}
-    if "hash_lists" in what:
-        own = what["filters"]["decontamination"] | {"hashes": json.loads(what["hash_lists"])}
-        found["filters"] = what["filters"] | {"decontamination": own}
-    return found
-
-
-def limits_of(what: Mapping[str, Any]) -> Limits:
-    """The budgets that a stage's settings name: of videos those of pictures, where they have none."""
-    pictures = Budget(what["text_tokens"], what["image_tokens"])
-    video = what.get("video")
-    return Limits(
-        pictures=pictures,
-        video=Budget(video["text_tokens"], video["image_tokens"]) if video else pictures,
-        split=what.get("split", True),
-    )
-
-
 def _prepare_encoding(
-    context: StageContext, readers: Mapping[str, CleanReader]
+    context: StageContext, settings: PackSettings, readers: Mapping[str, CleanReader]
 ) -> tuple[Encoding, dict[str, str]]:
-    """Puts tokenizer and processor in place: training starts from the very ones that packed.
+    """Saves tokenizer and processor into the artifact, for workers and for training.
 
     Returns:
         How workers encode, and the hashes of tokenizer and template.
     """
-    what = context.settings
     texts = (text for reader in readers.values() for text in reader.texts())
     with local_output(context.output / TOKENIZER) as folder:
-        tokenizer_hash = make_tokenizer(what["tokenizer"], texts, what["template"], folder)
+        tokenizer_hash = make_tokenizer(settings.tokenizer, texts, settings.template, folder)
         encoding = Encoding(
             tokenizer=str(folder),
-            template=what["template"],
-            backbone=what["backbone"],
-            max_side=what["max_side"],
-            max_frame_side=what.get("max_frame_side"),
-            image_placement=what.get("image_placement", "window_start"),
+            template=settings.template,
+            backbone=settings.backbone,
+            max_side=settings.max_side,
+            max_frame_side=frame_side(settings.max_side, settings.max_frame_side),
+            image_placement=settings.image_placement,
         )
         processor = load_processor(encoding)
         processor.save_pretrained(folder)
@@ -164,40 +140,32 @@ def _prepare_encoding(
 
 def _encode(
     context: StageContext,
+    settings: PackSettings,
     readers: Mapping[str, CleanReader],
     encoding: Encoding,
-    limits: Limits,
     run: Run,
 ) -> _Encoded:
-    """Filters and encodes all rows of all sources, and makes sure that each has one fate."""
-    keep, filters = _filter(context, readers, run)
+    """Filters and encodes all rows of all sources, and checks that each row has one fate."""
+    filtered = filter_sources(readers, settings.filters, run)
+    if filtered.report:
+        write_filtered(context.output / FILTERED, filtered.removed)
     context.progress(2, _STEPS, "encoding")
-    tasks = _encode_tasks(context, keep, encoding, limits)
+    tasks = _encode_tasks(context, filtered.keep, encoding, settings.limits)
     reports: list[EncodeReport] = []
     for report in run(encode_rows, tasks):
         reports.append(report)
         context.progress(2 + len(reports) / len(tasks), _STEPS, "encoding")
-    samples = gather(context.settings["sources"], [task.source for task in tasks], reports)
+    samples = gather(settings.sources, [task.source for task in tasks], reports)
     for number, source in enumerate(samples.sources):
         own = [report.rejected for task, report in zip(tasks, reports, strict=True) if task.source == source]
         rejected = np.concatenate([np.empty(0, np.int32), *own])
         columns = samples.of(number, samples.row_E), samples.of(number, samples.part_E)
-        check_rows(source, keep[source], rejected, *columns)
+        check_rows(source, filtered.keep[source], rejected, *columns)
     merge_quarantines(context.output / QUARANTINE, (task.quarantine for task in tasks))
     tally = Tally()
     for report in reports:
         tally.add(report.tally)
-    return _Encoded(samples=samples, rejected=tally, filters=filters)
-
-
-def _filter(
-    context: StageContext, readers: Mapping[str, CleanReader], run: Run
-) -> tuple[dict[str, NDArray[np.bool_]], dict[str, Any]]:
-    """Which rows of each source the recipe's filters keep, and the filters' report."""
-    filtered = filter_sources(readers, context.settings.get("filters") or {}, run)
-    if filtered.report:
-        write_filtered(context.output / FILTERED, filtered.removed)
-    return filtered.keep, filtered.report
+    return _Encoded(samples=samples, rejected=tally, filters=filtered.report)
 
 
 def _encode_tasks(
@@ -226,7 +194,7 @@ def _encode_tasks(
 def _write(
     context: StageContext, samples: EncodedSamples, plan: Plan, metadata: dict[str, str], run: Run
 ) -> list[Written]:
-    """Writes all shards, and makes sure that each holds what was planned."""
+    """Writes all shards, and checks that each holds what was planned."""
     tasks = WriteTasks(context.output, samples, plan, metadata, SEQUENCES_PER_SHARD)
     shards: list[Written] = []
     for number, shard in enumerate(run(write_packed, tasks)):

@@ -14,6 +14,7 @@ from pipelines.dag import artifact
 from pipelines.dag.context import StageContext
 from pipelines.data.clean import run as clean
 from pipelines.data.pack import run as pack
+from pipelines.recipe.pack import Mixture, Pack, VideoBudget
 from tests.support.data.clean import chats, clips, picture, write_clean
 from tests.support.data.corpus import finevision_row, write_finevision
 
@@ -23,11 +24,14 @@ PACK: dict[str, Any] = {
     "tokenizer": {"train_bpe": {"vocab_size": 300}},
     "template": "casa-1",
     "backbone": "tiny",
-    "text_tokens": 80,
-    "image_tokens": 36,
-    "max_side": 64,
-    "video": {"text_tokens": 80, "image_tokens": 160},
-    "mixture": {"weights": {"chats": 3.0, "clips": 1.0}},
+    "image_placement": "window_start",
+    **Pack(
+        text_tokens=80,
+        image_tokens=36,
+        max_side=64,
+        video=VideoBudget(text_tokens=80, image_tokens=160),
+        mixture=Mixture(weights={"chats": 3.0, "clips": 1.0}),
+    ).model_dump(mode="json"),
     "filters": {"text_length": {"min_characters": 6, "max_characters": None}, "aspect_ratio": {"max": 5.0}},
     "seed": 0,
 }

@@ -33,7 +33,7 @@ RATIOS = (0.25, 0.5, 0.8, 1.0, 1.2, 1.5, 1.7, 1.8, 1.9, 2.0, 2.5)
 WARM_UP = 5
 """Steps that do not count."""
 BATCH = 2
-"""Packed sequences a step."""
+"""Packed sequences per step."""
 HELD = 0.01
 
 RECIPE = """
@@ -127,7 +127,7 @@ def measure(reader: SequenceReader, threads: int, ratio: float, work: float, ste
 
 
 def report(runs: Sequence[dict[str, Any]], work: float) -> str:
-    """A row a ratio, a column a number of threads."""
+    """One row per ratio, one column per number of threads."""
     threads = sorted({run["threads"] for run in runs})
     shares = {(run["threads"], run["ratio"]): run["wait_share"] for run in runs}
     rows = [

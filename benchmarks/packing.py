@@ -55,7 +55,7 @@ def textbook(way: Callable[[Ints, Ints, Budget], Iterator[list[int]]]) -> Callab
 
 
 def nanovlm(text: Ints, image: Ints) -> Packed:
-    """The least loaded sequence takes the next largest sample; one that fits nowhere opens a sequence."""
+    """The next largest sample goes into the least loaded sequence; one that fits nowhere opens a sequence."""
     order = np.argsort(-(text + image), kind="stable").tolist()
     count = lower_bound(int(text.sum()), int(image.sum()), BUDGET)
     members: list[list[int]] = [[] for _ in range(count)]
@@ -125,10 +125,10 @@ WAYS: dict[str, tuple[Callable[[Ints, Ints], Packed], float]] = {
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What a way came to, on the samples it was given.
+    """Result of one way of packing, on the samples it was given.
 
     Attributes:
-        bound, sized_bound: Lower bounds on the sequences: by sums, and knowing that samples are not cut.
+        bound, sized_bound: Lower bounds on the sequences: by sums, and with samples kept whole.
         apart, most_apart: From the first to the last sample of a sequence in the stream: median and most.
         grown_mb: Peak of the process' memory above what it had with the sizes in it.
     """
@@ -213,14 +213,14 @@ def run(name: str, mix: str, count: int, peers: str) -> Measured | str:
 
 
 def report(payload: dict[str, Any]) -> str:
-    """The tables, one a mix, and how ours fares as the stream grows."""
+    """One table per mixture, and how ours fares as the stream grows."""
     lines = [
         "# Packing under two budgets",
         "",
         f"`{payload['command']}`, {payload['date']}, {payload['machine']}. Options: {payload['options']}.",
         "",
-        "Lower bounds on the sequences: by sums, max(⌈Σtext / 2048⌉, ⌈Σimage / 20480⌉), and knowing that",
-        "samples are not cut (`sized_bound`). Sizes are simulated; `benchmarks/packing_sizes.py` states what",
+        "Lower bounds on the sequences: by sums, max(⌈Σtext / 2048⌉, ⌈Σimage / 20480⌉), and with",
+        "samples kept whole (`sized_bound`). Sizes are simulated; `benchmarks/packing_sizes.py` states what",
         "is assumed. Processor time of one core, with checking every sequence. Ours and next fit read the",
         "stream once; the other textbook ways keep all of it, the rest see 4,096 samples at a time. Packing",
         "by text alone exceeds the image budget, in so many of its sequences, where images bind.",

@@ -18,7 +18,7 @@ from casa_core.media.images import ImageSettings
 Ints = NDArray[np.int64]
 IMAGES = ImageSettings(patch_size=14, merge_size=2, max_side=896, min_side=56)
 PICTURES = 4000
-"""Different picture sizes drawn a family."""
+"""Different picture sizes drawn per family."""
 TURN_TOKENS = 10
 """Of the template around a turn."""
 
@@ -28,10 +28,10 @@ class Family:
     """One kind of data set.
 
     Attributes:
-        share: Of the samples.
+        share: Its share of the samples.
         width: Range of the pictures' widths, pixels, drawn log-uniformly; ``None``: no pictures.
         aspect: Range of height divided by width.
-        pictures: Fewest and most a sample.
+        pictures: Fewest and most pictures per sample.
         turns: Mean number of questions (1 and a Poisson number more).
         median: Text tokens of a turn.
         spread: Standard deviation of their logarithm.

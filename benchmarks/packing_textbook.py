@@ -1,7 +1,7 @@
 """The textbook's packers for two budgets, over whole streams and all sequences, however many are open.
 
 They are what a bounded pool is to be compared with: nothing limits their memory, and the decreasing ones see
-every size before they begin. Each finds its place without looking at all sequences.
+every size before they begin. Each finds a sequence without searching them all.
 """
 
 from __future__ import annotations

@@ -154,14 +154,14 @@ def test_few_samples_take_the_fewest_sequences_nine_times_in_ten():
 
 @settings(deadline=None)
 @given(pairs=sizes)
-def test_the_bound_that_knows_sizes_is_no_lower_than_the_one_by_sums(pairs):
+def test_the_bound_for_whole_samples_is_no_lower_than_the_one_by_sums(pairs):
     text_N, image_N = arrays(pairs)
     plain = lower_bound(int(text_N.sum()), int(image_N.sum()), BUDGET)
     assert plain <= sized_bound(text_N, image_N, BUDGET) <= len(pairs)
     assert plain == max(-(-int(text_N.sum()) // 100), -(-int(image_N.sum()) // 200))
 
 
-def test_samples_above_half_a_budget_need_a_sequence_each_and_the_bound_says_so():
+def test_the_bound_counts_one_sequence_per_sample_above_half_a_budget():
     text_N, none_N = np.full(50, 51), np.zeros(50, int)
     assert lower_bound(int(text_N.sum()), 0, BUDGET) == 26
     assert sized_bound(text_N, none_N, BUDGET) == len(packed(text_N, none_N, BUDGET)) == 50
@@ -247,7 +247,7 @@ def test_memory_is_the_same_for_a_stream_four_times_as_long():
     assert peak(16) < 1.1 * peak(4)
 
 
-def test_a_sample_over_budget_never_gets_here():
+def test_a_sample_over_budget_is_refused():
     for text, image in ((101, 0), (1, 201), (-1, 0)):
         with pytest.raises(AssertionError):
             list(Packer(BUDGET).feed(np.array([text]), np.array([image])))

@@ -106,7 +106,7 @@ def picture_hash(data: bytes) -> int | None:
 
 @lru_cache(maxsize=2)
 def known_pictures(files: tuple[str, ...], distance: int) -> KnownPictures:
-    """All lists together; read once in a process.
+    """All lists together; read once per process.
 
     Args:
         files: Local paths, or URIs that Arrow knows.
@@ -121,7 +121,7 @@ def known_pictures(files: tuple[str, ...], distance: int) -> KnownPictures:
         for row in _read(file):
             if row.get("sha256"):
                 sha256.add(row["sha256"].lower())
-            if row.get("phash"):  # 0 is the hash of every picture without change from left to right
+            if row.get("phash"):  # 0 is the hash of every picture that is uniform from left to right
                 phash.append(row["phash"])
     return KnownPictures(frozenset(sha256), HashIndex(np.unique(np.array(phash, np.uint64)), distance))
 
@@ -145,7 +145,7 @@ def _read(file: str) -> list[dict[str, Any]]:
     except (OSError, pa.ArrowException, ValueError, TypeError, KeyError) as error:
         raise DataError(
             f"{file} is no list of picture hashes.",
-            f"{type(error).__name__}: {error}",
+            f"Reading it failed with {type(error).__name__}: {error}.",
             "Make it with `casa data hash`: parquet or JSON with sha256 (hexadecimal) and phash (64 bits).",
         ) from error
     return rows

@@ -1,8 +1,10 @@
-"""Nothing lost, nothing twice: every input row is packed, filtered or quarantined. Checked on every run.
+"""Checks, in every run, that each input row is packed, filtered or quarantined exactly once.
 
-By counts and by ids, and twice: the plan against the input, and what the writing tasks wrote against the
-plan. For the second each task returns a sum over a 64-bit hash of each document's identity, which does not
-depend on order and misses no lost, repeated or exchanged document but by a chance of 2⁻⁶⁴.
+The plan is checked against the input, and each written shard against the plan: by a sum of 64-bit hashes of
+its documents' identities, which does not depend on order and misses a lost, repeated or exchanged document
+with a probability of 2⁻⁶⁴.
+
+Shape suffixes: N rows of a source, E encoded samples, M members of sequences, C members of a chunk.
 """
 
 from __future__ import annotations
@@ -26,22 +28,22 @@ def check_rows(
     row_E: NDArray[np.int32],
     part_E: NDArray[np.int32],
 ) -> None:
-    """Every row of a source is encoded, filtered or quarantined, and a split one in all its pieces.
+    """Checks that every row of a source is encoded in all its pieces, filtered or quarantined.
 
     Args:
-        source: Its name.
-        keep_N: Which of its rows the filters left.
-        rejected: Rows that are quarantined.
+        source: Name of the source.
+        keep_N: Which of its rows the filters kept.
+        rejected: Numbers of the quarantined rows.
         row_E, part_E: Rows and pieces that are encoded, in order.
 
     Raises:
-        StoreError: Naming the first rows of which that is not true.
+        StoreError: Where that is not so; names the first rows.
     """
     count = len(keep_N)
     fates = (~keep_N).astype(np.int64)
     fates += np.bincount(rejected, minlength=count)[:count]
     fates += np.bincount(row_E[part_E == 0], minlength=count)[:count]
-    _none(source, "rows are neither packed nor filtered nor quarantined, or several of it", fates != 1)
+    _none(source, "rows are not exactly one of packed, filtered and quarantined", fates != 1)
     # In order of rows and pieces, each piece follows the one before it or begins another row.
     follows = np.ones(len(row_E), bool)
     follows[1:] = np.where(
@@ -55,19 +57,19 @@ def check_rows(
 
 
 def check_plan(encoded: EncodedSamples, plan: Plan, rows: Draw) -> None:
-    """Every encoded sample is planned in each of its passes once, and all pieces of a row equally often.
+    """Checks that a plan has every sample once in each of its passes, and all pieces of a row equally often.
 
     Args:
         encoded: All samples.
-        plan: Where they went.
-        rows: How many rows of each source the mixture takes: samples are left out where those are fewer than
-            there are, and nowhere else.
+        plan: The sequences.
+        rows: How many rows of each source the mixture takes. Samples may be left out only where these are
+            fewer than there are.
 
     Raises:
-        StoreError: Naming the first samples of which that is not true.
+        StoreError: Where that is not so; names the first rows.
     """
     passes_E = np.bincount(plan.sample_M, minlength=len(encoded)).astype(np.int32)
-    # One place for each sample and pass; each must be taken, and there are as many members as places.
+    # One position for each sample and pass; each must be taken, and there are as many members as positions.
     ends_E = np.cumsum(passes_E, dtype=np.int32)
     taken = np.zeros(len(plan.sample_M), bool)
     for start in range(0, len(taken), _MEMBERS_PER_STEP):
@@ -96,7 +98,7 @@ def check_plan(encoded: EncodedSamples, plan: Plan, rows: Draw) -> None:
         if drawn != rows.taken[number]:
             raise StoreError(
                 f"Source {source!r} does not add up: {drawn} rows are planned.",
-                f"The mixture takes {rows.taken[number]} of it.",
+                f"The mixture takes {rows.taken[number]} rows of it.",
                 "Run again; if it happens again, report it.",
             )
 
@@ -107,7 +109,7 @@ def checksum(
     part: NDArray[np.integer],
     occurrence: NDArray[np.integer],
 ) -> int:
-    """A sum of 64-bit hashes, one a document; the same in whatever order the documents come."""
+    """The sum of a 64-bit hash per document, modulo 2⁶⁴; it does not depend on the documents' order."""
     hashed = _mixed(_mixed(_words(source) << np.uint64(32) | _words(row)) ^ _pair(part, occurrence))
     return int(hashed.sum(dtype=np.uint64))
 
@@ -121,15 +123,15 @@ def planned_checksum(encoded: EncodedSamples, plan: Plan, start: int, stop: int)
 
 
 def check_written(name: str, planned: int, written: int) -> None:
-    """A shard holds the documents that were planned for it.
+    """Checks that a shard holds the documents that were planned for it, by their checksums.
 
     Raises:
-        StoreError: If not.
+        StoreError: If it does not.
     """
     if planned != written:
         raise StoreError(
             f"The packed shard {name} does not hold the documents planned for it.",
-            f"The checksum of their rows is {written:016x}, planned was {planned:016x}.",
+            f"The checksum of its documents is {written:016x} instead of {planned:016x}.",
             "Remove the stage's unfinished folder and run again; if it happens again, report it.",
         )
 

@@ -1,6 +1,6 @@
-"""Encoded samples → packed sequences, a whole shard at a time and column by column. Pure.
+"""Assembles packed sequences from encoded samples: a whole shard at a time, column by column.
 
-Suffixes: D documents (encoded samples in packed order), S sequences, I images, U turns.
+Shape suffixes: D documents (encoded samples in packed order), S sequences, I images, U turns.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipelines.data.pack.plan import Ints, ends
 from pipelines.data.pack.sequences import DOCUMENT, IMAGE, PACK_SCHEMA
-
-Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,8 +22,8 @@ class Documents:
 
     Attributes:
         rows: Rows of ``ENCODED_SCHEMA``, one sequence's after another's; D of them.
-        source_D: Name of each one's source.
-        occurrence_D: Which pass over the data each belongs to.
+        source_D: Name of each document's source.
+        occurrence_D: Pass over the data that each belongs to, from 0.
         offsets_S: Document at which each sequence starts, and D at the end; S + 1 numbers.
         video_S: Which sequences are videos.
     """
@@ -37,12 +36,12 @@ class Documents:
 
 
 def assemble(documents: Documents) -> pa.RecordBatch:
-    """The sequences as rows of ``PACK_SCHEMA``: positions and turns count from a sequence's first token."""
+    """The sequences as rows of ``PACK_SCHEMA``; positions and turns count from a sequence's first token."""
     rows, offsets_S = documents.rows, documents.offsets_S
-    text_ends_D = _ends(_numbers(rows.column("text_tokens")))
+    text_ends_D = ends(_numbers(rows.column("text_tokens")))
     starts_D = text_ends_D[:-1] - np.repeat(text_ends_D[offsets_S[:-1]], np.diff(offsets_S))
     images_of_D = _lengths(rows.column("image_positions"))
-    image_offsets_S = _ends(images_of_D)[offsets_S]
+    image_offsets_S = ends(images_of_D)[offsets_S]
     document_of_I = np.repeat(np.arange(rows.num_rows), images_of_D)
     columns = {
         "input_ids": _lists(text_ends_D[offsets_S], rows.column("input_ids").flatten()),
@@ -54,14 +53,14 @@ def assemble(documents: Documents) -> pa.RecordBatch:
         "images": _lists(image_offsets_S, _images(documents, document_of_I)),
         "documents": _lists(offsets_S, _documents(documents, starts_D)),
         "text_tokens": _int32(np.diff(text_ends_D[offsets_S])),
-        "image_tokens": _int32(np.diff(_ends(_numbers(rows.column("image_tokens")))[offsets_S])),
+        "image_tokens": _int32(np.diff(ends(_numbers(rows.column("image_tokens")))[offsets_S])),
         "kind": pa.array(np.where(documents.video_S, "video", "image").tolist(), pa.string()),
     }
     return pa.RecordBatch.from_arrays([columns[name] for name in PACK_SCHEMA.names], schema=PACK_SCHEMA)
 
 
 def _images(documents: Documents, document_of_I: Ints) -> pa.StructArray:
-    """Each image with where its bytes lie: its document's source and row, and the media it had there."""
+    """The images with the source and row that hold their bytes."""
     sizes = documents.rows.column("images").flatten().flatten()
     source = documents.source_D.take(pa.array(document_of_I))
     row = documents.rows.column("row").take(pa.array(document_of_I))
@@ -82,7 +81,7 @@ def _documents(documents: Documents, starts_D: Ints) -> pa.StructArray:
         "sample_id": rows.column("sample_id"),
         "part": rows.column("part"),
         "occurrence": pa.array(documents.occurrence_D, pa.int32()),
-        "turns": _lists(_ends(turns_of_D), moved),
+        "turns": _lists(ends(turns_of_D), moved),
     }
     return pa.StructArray.from_arrays([columns[field.name] for field in DOCUMENT], fields=list(DOCUMENT))
 
@@ -93,11 +92,6 @@ def _lengths(lists: pa.ListArray) -> Ints:
 
 def _numbers(column: pa.Array) -> NDArray[np.integer]:
     return column.to_numpy(zero_copy_only=False)
-
-
-def _ends(counts: NDArray[np.integer]) -> Ints:
-    """Where each run ends, with a 0 before: n + 1 numbers."""
-    return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
 
 
 def _lists(offsets: Ints, values: pa.Array) -> pa.ListArray:

@@ -1,13 +1,14 @@
-"""The card of a pack artifact: how well the budgets are filled, and what a perfect packing could reach."""
+"""The ``card.json`` of a pack artifact: how full the budgets are, and what a perfect packing could reach."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.data.pack.budgets import Budget, Limits, lower_bound
+from pipelines.data.pack.budgets import Limits, lower_bound
 from pipelines.data.pack.plan import EncodedSamples, Plan
 
 _FILL_BINS = 20
@@ -16,10 +17,9 @@ _FILL_BINS = 20
 def pack_card(encoded: EncodedSamples, plan: Plan, limits: Limits) -> dict[str, Any]:
     """Counts, fill, lower bound, shares and histograms.
 
-    The lower bound of pictures is tokens divided by budget, the larger of the two; videos lie alone, so their
-    bound is their number. ``fill`` counts all sequences against the budget of its kind, ``by_kind`` tells
-    pictures and videos apart. ``sources`` counts every occurrence: ``samples`` those of rows, ``documents``
-    those of their pieces; ``rows`` are different ones.
+    The lower bound of pictures is tokens divided by budget, the larger of the two. Each video has a sequence
+    of its own, so their bound is their number. ``fill`` is relative to the budget of a sequence's kind.
+    ``sources`` counts different ``rows``, and every occurrence: ``samples`` of rows, ``documents`` of pieces.
     """
     text_S, image_S = _per_sequence(encoded.text_E, plan), _per_sequence(encoded.image_E, plan)
     of_text = text_S / np.where(plan.video_S, limits.video.text, limits.pictures.text)
@@ -37,7 +37,7 @@ def pack_card(encoded: EncodedSamples, plan: Plan, limits: Limits) -> dict[str, 
         }
     return {
         "schema": "pack/2",
-        "budget": _budget(limits.pictures) | {"video": _budget(limits.video)},
+        "budget": asdict(limits.pictures) | {"video": asdict(limits.video)},
         "sequences": len(plan),
         "lower_bound": sum(entry["lower_bound"] for entry in by_kind.values()),
         "text_tokens": int(text_S.sum()),
@@ -76,10 +76,6 @@ def _per_sequence(tokens_E: NDArray[np.int32], plan: Plan) -> NDArray[np.int64]:
     upto_M[0] = 0
     np.cumsum(tokens_E[plan.sample_M], out=upto_M[1:])
     return np.diff(upto_M[plan.offsets_S])
-
-
-def _budget(budget: Budget) -> dict[str, int]:
-    return {"text": budget.text, "image": budget.image}
 
 
 def _mean(share: NDArray[np.float64]) -> float:

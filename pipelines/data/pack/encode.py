@@ -41,7 +41,7 @@ class EncodeTask:
     """Rows ``start`` to ``stop`` of a source's clean artifact, to be written to ``output``.
 
     Attributes:
-        keep: Which of these rows the filters left; (stop − start,). The others are passed over.
+        keep: Which of these rows the filters kept; (stop − start,). The others are skipped.
     """
 
     source: str
@@ -55,25 +55,25 @@ class EncodeTask:
 
     @property
     def report(self) -> Folder:
-        """Written last: where it is, the task is done."""
+        """The report, written last: where it exists, the task is done."""
         return self.output.with_name(f"{self.output.name}.json")
 
     @property
     def quarantine(self) -> Folder:
-        """The rejected samples."""
+        """The table of rejected samples."""
         return self.output.with_name(f"{self.output.name}.parquet")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodeReport:
-    """What became of a task's rows. E: encoded samples, in order; a split one counts once a piece.
+    """What became of a task's rows. E: encoded samples, in order; each piece of a split one counts.
 
     Attributes:
         row_E, part_E: Row of the clean artifact, and piece of its sample.
         text_E, image_E: Tokens.
         video_E: Which are videos.
-        rejected: The rows that are in no sequence; a table beside the shard says more of them.
-        tally: The same, counted by reason.
+        rejected: Rows that are quarantined; a table beside the shard lists the reasons.
+        tally: The same rows, counted by reason.
     """
 
     row_E: NDArray[np.int32]
@@ -99,14 +99,14 @@ def encode_rows(task: EncodeTask) -> EncodeReport:
 def encode_sample(
     processor: CasaProcessor, number: int, row: Row, sample: Sample, limits: Limits
 ) -> list[Row] | Rejected:
-    """One sample as rows of ``ENCODED_SCHEMA``, one for each piece; rejected where it cannot be trained on.
+    """One sample as rows of ``ENCODED_SCHEMA``, one per piece; rejected where it cannot be trained on.
 
     Args:
         processor: Template, tokenizer and image sizes.
         number: The sample's row in the clean artifact.
-        row: That row; only its media's sizes are looked at.
+        row: That row; only the sizes of its media are read.
         sample: The same as a sample.
-        limits: Of a sequence.
+        limits: Budgets of a sequence.
     """
     try:
         sizes = _image_sizes(processor, row, sample)
@@ -143,7 +143,7 @@ def _image_sizes(processor: CasaProcessor, row: Row, sample: Sample) -> list[Ima
 def _split(
     processor: CasaProcessor, sample: Sample, sizes: list[ImageSize], budget: Budget
 ) -> list[tuple[Sample, EncodedSample]] | None:
-    """Pieces that each fit, encoded; ``None`` where there are none. Every piece has all the pictures."""
+    """Pieces that each fit, encoded; ``None`` where the sample cannot be split. Each has all the pictures."""
 
     def fits(piece: Sample) -> bool:
         return len(processor.encode(piece, sizes).input_ids) <= budget.text

@@ -1,7 +1,10 @@
-"""Which samples share a sequence, and in which order sequences come: as arrays, a few bytes a sample.
+"""The plan of a pack artifact: which samples share a sequence, and the order of sequences.
 
-Suffixes: E encoded samples (pieces of split ones count each), of all sources one after another; M members of
-sequences (E, each as often as it occurs); S sequences; K encoded shards.
+It is held as arrays, a few bytes per sample.
+
+Shape suffixes: E encoded samples (each piece of a split one counts), of all sources one after another; M
+members of sequences (E, each as often as it occurs); S sequences; K encoded shards; R rows of all sources; P
+pictures and V videos of the stream; C samples of a chunk.
 """
 
 from __future__ import annotations
@@ -71,7 +74,7 @@ class Plan:
 
     Attributes:
         sample_M: Number of each member among the encoded samples; one sequence's after another's.
-        occurrence_M: Which pass over the data it belongs to, from 0.
+        occurrence_M: Pass over the data that each belongs to, from 0.
         offsets_S: Where each sequence's members start, and M at the end; S + 1 numbers.
         video_S: Which are videos.
     """
@@ -98,8 +101,8 @@ def gather(
 
     return EncodedSamples(
         sources=tuple(sources),
-        source_starts=_ends(per_source),
-        shard_starts=_ends(sizes),
+        source_starts=ends(per_source),
+        shard_starts=ends(sizes),
         row_E=joined([report.row_E for report in reports], np.int32),
         part_E=joined([report.part_E for report in reports], np.int32),
         text_E=joined([report.text_E for report in reports], np.int32),
@@ -129,42 +132,43 @@ def sample_stream(encoded: EncodedSamples, rows: Draw, seed: int) -> Iterator[Ch
 
 
 def plan_sequences(encoded: EncodedSamples, stream: Iterable[Chunk], limits: Limits, seed: int) -> Plan:
-    """Packs a stream of samples: pictures together, videos each alone; then deals the sequences out.
+    """Packs a stream of samples, pictures together and each video alone, and shuffles the sequences.
 
     Args:
         encoded: The samples.
-        stream: Which of them occur, and how often, in chunks; the order decides who can be neighbours.
+        stream: Which of them occur, and how often, in chunks; near samples can share a sequence.
         limits: Budgets of a sequence.
-        seed: Of the order of the sequences.
+        seed: Decides the order of the sequences.
 
     Raises:
         ConfigError: Where the stream is empty.
     """
-    pictures, videos = _Table(2), _Table(3)  # sample, occurrence; of videos also the place in the stream
+    pictures, videos = _Table(2), _Table(3)  # sample, occurrence; for videos also the position in the stream
     sequences = _packed(_pictures(encoded, stream, pictures, videos), limits.pictures)
     members, lengths = _joined(sequences)
     sample_P, occurrence_P = pictures.columns()
-    sample_V, occurrence_V, place_V = videos.columns()
+    sample_V, occurrence_V, position_V = videos.columns()
     if not len(members) and not len(sample_V):
         raise ConfigError(
             "There is no sample to pack.",
             "Every sample was filtered out or quarantined.",
             "Raise the budgets, or loosen the filters.",
         )
-    first_S = members[_ends(lengths)[:-1]]
+    first_S = members[ends(lengths)[:-1]]
     # Picture p is preceded by the videos that have at most p pictures before them.
-    place_S = first_S + np.searchsorted(place_V - np.arange(len(place_V)), first_S, side="right")
-    # Kinds mixed, near to the order of the stream, then dealt out.
-    order = np.argsort(np.concatenate([place_S, place_V]))[shuffled(len(place_S) + len(place_V), seed)]
-    lengths = np.concatenate([lengths, np.ones(len(place_V), np.int32)])
-    at_M = _runs(_ends(lengths)[:-1][order], lengths[order])
+    position_S = first_S + np.searchsorted(position_V - np.arange(len(position_V)), first_S, side="right")
+    # Both kinds near to the order of the stream, then shuffled.
+    stream_order = np.argsort(np.concatenate([position_S, position_V]))
+    order = stream_order[shuffled(len(stream_order), seed)]
+    lengths = np.concatenate([lengths, np.ones(len(position_V), np.int32)])
+    at_M = _runs(ends(lengths)[:-1][order], lengths[order])
     members = np.concatenate([members, len(sample_P) + np.arange(len(sample_V), dtype=np.int32)])[at_M]
     del at_M
     return Plan(
         sample_M=np.concatenate([sample_P, sample_V])[members],
         occurrence_M=np.concatenate([occurrence_P, occurrence_V])[members],
-        offsets_S=_ends(lengths[order]),
-        video_S=order >= len(place_S),
+        offsets_S=ends(lengths[order]),
+        video_S=order >= len(position_S),
     )
 
 
@@ -194,7 +198,7 @@ def _row_starts(encoded: EncodedSamples) -> tuple[Int32s, Ints]:
 def _pictures(
     encoded: EncodedSamples, stream: Iterable[Chunk], pictures: _Table, videos: _Table
 ) -> Iterator[tuple[Ints, Ints]]:
-    """Text and image tokens of the samples that are to be packed; notes them, and the videos, on the way."""
+    """Text and image tokens of the samples to be packed; fills both tables on the way."""
     read = 0
     for sample_C, occurrence_C in stream:
         video_C = encoded.video_E[sample_C]
@@ -214,7 +218,7 @@ def _packed(chunks: Iterable[tuple[Ints, Ints]], budget: Budget) -> Iterator[Int
 
 
 def _joined(sequences: Iterator[Ints]) -> tuple[Int32s, Int32s]:
-    """Members of all sequences, and how many each has; joined in blocks, since each array has a price."""
+    """Members of all sequences, and how many each has; joined in blocks, since every array costs memory."""
     table, lengths = _Table(1), _Table(1)
     while block := list(islice(sequences, _SEQUENCES_PER_BLOCK)):
         table.add(np.concatenate(block))
@@ -233,7 +237,7 @@ class _Table:
             blocks.append(column.astype(np.int32))
 
     def columns(self) -> list[Int32s]:
-        """Each column in one piece. The blocks are given up, so that they are not held twice."""
+        """Each column in one piece. Frees the blocks, so that they are not held twice."""
         joined = []
         for blocks in self._blocks:
             joined.append(np.concatenate(blocks))
@@ -241,13 +245,13 @@ class _Table:
         return joined
 
 
-def _ends(counts: NDArray[np.integer]) -> Ints:
-    """Where each run ends, with a 0 before."""
+def ends(counts: NDArray[np.integer]) -> Ints:
+    """Where each run of a sequence of runs ends, with a 0 before; n + 1 numbers."""
     return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
 
 
 def _runs(starts: Ints, lengths: NDArray[np.integer]) -> Int32s:
     """``start, start + 1, …`` of each run, one run after another."""
     numbers = np.arange(int(lengths.sum()), dtype=np.int32)
-    numbers += np.repeat((starts - _ends(lengths)[:-1]).astype(np.int32), lengths)
+    numbers += np.repeat((starts - ends(lengths)[:-1]).astype(np.int32), lengths)
     return numbers

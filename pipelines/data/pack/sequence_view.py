@@ -1,4 +1,4 @@
-"""A packed sequence in words: its documents, their attention windows, and which text is trained."""
+"""A packed sequence for display: its documents, their attention windows, and which text is trained."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class PictureView:
     """A picture or frame of a document.
 
     Attributes:
-        source, row, media: Where its bytes lie in the source's clean artifact.
+        source, row, media: The source's clean artifact, and the row and media there that hold its bytes.
         window: The document's attention window that it belongs to, from 1.
         original, resized: (width, height), pixels.
         tokens: Image tokens.
@@ -55,8 +55,8 @@ class DocumentView:
     """One sample, or one piece of a split one.
 
     Attributes:
-        source, sample_id, occurrence: Which, and which of its passes.
-        part: Of a split sample, from 0.
+        source, sample_id, occurrence: The sample, and its pass over the data, from 0.
+        part: Piece of a split sample, from 0.
         start: Its first text token in the sequence.
         text_tokens, image_tokens: Its own.
         pictures, spans: In reading order.
@@ -97,12 +97,12 @@ class SequenceView:
 def view_sequence(
     number: int, packed: Mapping[str, Any], budget: Mapping[str, Any], decode: Callable[[Sequence[int]], str]
 ) -> SequenceView:
-    """A row of ``PACK_SCHEMA`` in words.
+    """A row of ``PACK_SCHEMA`` with its text decoded.
 
     Args:
         number: Its global number.
         packed: The row.
-        budget: Of the artifact's card.
+        budget: ``budget`` of the artifact's card.
         decode: Token ids → text.
     """
     own = budget.get("video", budget) if packed["kind"] == "video" else budget

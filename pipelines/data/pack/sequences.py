@@ -1,4 +1,4 @@
-"""The rows of encoded samples and of packed sequences: their schemas, and a packed row taken apart again.
+"""Schemas of encoded samples and packed sequences, and a packed row split into its documents again.
 
 :mod:`pipelines.data.pack.assemble` makes the second from the first.
 """
@@ -76,15 +76,15 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One sample of a packed sequence, or one piece of it, taken out again.
+    """One sample of a packed sequence, or one piece of a split one.
 
     Positions and turns count from its own first token.
 
     Attributes:
-        row: Of the source's clean artifact.
-        part: Which piece of the sample this is; 0 where it was not split.
-        occurrence: Which of its passes over the data, from 0.
-        images: As in ``PACK_SCHEMA``: where their bytes lie, their sizes and times.
+        row: Row of the source's clean artifact.
+        part: Piece of the sample, from 0; 0 where it was not split.
+        occurrence: Pass over the data, from 0.
+        images: Source, row and media that hold their bytes, sizes and times, as in ``PACK_SCHEMA``.
     """
 
     source: str
@@ -121,7 +121,7 @@ def encoded_row(row: int, sample: Sample, encoded: EncodedSample, part: int = 0)
 
 
 def documents_of(packed: Mapping[str, Any]) -> list[Document]:
-    """The samples of a packed row, taken apart."""
+    """The samples of a row of ``PACK_SCHEMA``; positions and turns count from each one's first token."""
     starts = [*packed["document_starts"], len(packed["input_ids"])]
     positions = packed["image_positions"]  # ascending
     documents = []

@@ -1,12 +1,12 @@
-"""Samples that no sequence can hold → several that one can, cut between the user's turns. Pure.
+"""Splits samples that exceed the text budget into pieces that fit, between the user's turns.
 
-A conversation about pictures may be cut where the user speaks again, if all its pictures stand before the
-first turn: every piece then sees all that its answers are about. The system prompt and the pictures are
-repeated in each piece, turns stay whole and in order, and every answer is trained exactly once. What an
-earlier turn said is lost to a later piece.
+A conversation about pictures may be split where a user's turn begins, if all its pictures precede the first
+turn: every piece then has all that its answers are about. The system prompt and the pictures are repeated in
+each piece, turns stay whole and in order, and every answer is trained exactly once. A later piece lacks the
+text of earlier turns.
 
-Not cut are conversations with a picture further back, and live streams, whose frames lie inside the
-assistant's turn: their later words depend on frames and words that a piece would not hold.
+Conversations with a later picture are not split, nor are live streams, whose frames are inside the
+assistant's turn: their later text depends on frames and text that a piece would not hold.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ def pieces(sample: Sample, fits: Callable[[Sample], bool]) -> list[Sample] | Non
 
     Args:
         sample: One that does not fit; its pieces keep its ``sample_id``.
-        fits: Whether a sample fits into a sequence. With fewer turns, what fits must fit still.
+        fits: Whether a sample fits into a sequence; what fits must still fit with fewer turns.
 
     Returns:
-        The pieces in order, each filled before the next is begun, which no other cut into runs of turns
-        can beat; ``None`` where the sample must not be cut, or one of its turns alone does not fit.
+        The pieces in order, each filled before the next begins, which is the fewest possible; ``None``
+        where the sample must not be split, or one of its turns alone does not fit.
     """
     if any(isinstance(part, Image) and part.timestamp is not None for part in sample.parts):
         return None
@@ -50,7 +50,7 @@ def pieces(sample: Sample, fits: Callable[[Sample], bool]) -> list[Sample] | Non
 
 
 def _repeated(parts: Sequence[Part]) -> tuple[Part, ...]:
-    """What stands before the first turn's words: the system prompt and the pictures."""
+    """The parts before the first turn's text: the system prompt and the pictures."""
     for number, part in enumerate(parts):
         opens = part.role == "user" if isinstance(part, Image) else part.role == "system"
         if not opens:
@@ -59,7 +59,7 @@ def _repeated(parts: Sequence[Part]) -> tuple[Part, ...]:
 
 
 def _turns(parts: Sequence[Part]) -> list[list[Part]]:
-    """Runs of parts that each begin where the user speaks (the first may begin with the assistant)."""
+    """Runs of parts that each begin with a user's part (the first may begin with the assistant's)."""
     turns: list[list[Part]] = []
     speaker = None
     for part in parts:

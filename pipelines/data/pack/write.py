@@ -1,6 +1,6 @@
-"""Planned sequences → packed shards, each written by one task from the encoded shards it needs.
+"""Writes packed shards from planned sequences, one task per shard, from the encoded shards it needs.
 
-Suffixes as in :mod:`pipelines.data.pack.plan`: D documents of a shard, S sequences.
+Shape suffixes: D documents of a shard, S sequences.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ REPORTS = ".reports"
 
 
 def encoded_path(output: Folder, shard: int) -> Folder:
-    """Where an encoded shard lies until its samples are packed."""
+    """Path of an encoded shard, which is removed once its samples are packed."""
     return output / ENCODED_FOLDER / f"{shard:06d}.arrow"
 
 
@@ -37,13 +37,13 @@ class WriteTask:
 
     Attributes:
         output: The artifact.
-        number: Of the shard.
+        number: The shard's number.
         sources: Names, in the recipe's order.
         shard_D, row_D: Encoded shard of each document, and its row there.
-        occurrence_D: Which pass over the data it belongs to.
+        occurrence_D: Pass over the data that each document belongs to, from 0.
         offsets_S: Document at which each sequence starts, and D at the end.
         video_S: Which sequences are videos.
-        metadata: Of the shard's schema.
+        metadata: Entries for the shard's schema.
     """
 
     output: Folder
@@ -72,7 +72,7 @@ class Written:
 
 
 class WriteTasks(Sequence[WriteTask]):
-    """The tasks of a plan, each made when it is asked for: together they would repeat the whole plan."""
+    """The tasks of a plan, each made when it is indexed: together they would repeat the whole plan."""
 
     def __init__(
         self, output: Folder, encoded: EncodedSamples, plan: Plan, metadata: dict[str, str], per_shard: int
@@ -103,12 +103,12 @@ class WriteTasks(Sequence[WriteTask]):
         )
 
     def planned_checksum(self, number: int) -> int:
-        """What the documents of a shard must add up to."""
+        """The checksum that a shard's documents must have."""
         return planned_checksum(self._encoded, self._plan, *self._span(number))
 
     def _span(self, number: int) -> tuple[int, int]:
         if not 0 <= number < len(self):
-            raise IndexError(f"shard {number} of {len(self)}")
+            raise IndexError(f"There is no shard {number}, only {len(self)} in all.")
         start = number * self._per_shard
         return start, min(start + self._per_shard, len(self._plan))
 
@@ -149,18 +149,18 @@ def _documents(task: WriteTask) -> Documents:
 
 
 def _taken(reader: ShardReader, rows: NDArray[np.integer]) -> Iterator[pa.RecordBatch]:
-    """Some rows of a shard, ascending, as one batch for each batch of the file they lie in."""
+    """Some rows of a shard, ascending, one batch per batch of the file."""
     at = 0
     while at < len(rows):
-        batch, place = reader.locate(int(rows[at]))
-        first = int(rows[at]) - place
+        batch, index = reader.locate(int(rows[at]))
+        first = int(rows[at]) - index
         end = int(np.searchsorted(rows, first + batch.num_rows, side="left"))
         yield batch.take(pa.array(rows[at:end] - first))
         at = end
 
 
 def _checksum(packed: pa.RecordBatch, sources: Sequence[str]) -> int:
-    """Of the documents in what is written, not of those in the plan."""
+    """The checksum of the documents that were written, not of those in the plan."""
     documents = packed.column("documents").flatten()
     number_of = pa.array(sources, pa.string())
     source, row, part, occurrence = (

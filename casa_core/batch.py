@@ -22,10 +22,10 @@ from casa_core.inputs import ImageInputs, Packing, merged_grids
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackedSequence:
-    """Some documents and the places of their images, as the pack artifact stores them.
+    """Some documents and the positions of their images, as the pack artifact stores them.
 
     Attributes:
-        input_ids, loss_mask: One entry a text token.
+        input_ids, loss_mask: One entry per text token.
         document_starts: Ascending, the first at 0.
         image_positions: For each image, the text token that follows it.
         image_tokens: Tokens of each image.
@@ -59,7 +59,7 @@ class PackedBatch:
     loss_mask: torch.Tensor
 
     def inputs(self) -> dict[str, Any]:
-        """Spread these into the model's forward."""
+        """The fields by name, for the model's forward."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
     def to(self, device: torch.device | str) -> PackedBatch:

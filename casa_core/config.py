@@ -99,7 +99,7 @@ class CasaConfig(PreTrainedConfig):
 
     @property
     def fusion_settings(self) -> FusionConfig:
-        """The fusion, typed (transformers keeps the name ``fusion_config`` for kernels of its own)."""
+        """The fusion, typed (transformers uses the name ``fusion_config`` itself)."""
         return fusion_config(self.fusion)
 
 

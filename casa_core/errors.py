@@ -1,4 +1,4 @@
-"""Errors for users: each says what happened, why, and what to do about it.
+"""Errors for users: each names what happened, why, and what to do about it.
 
 They pickle, so that they survive a Ray task boundary unchanged, and inherit the standard library type a
 caller would expect to catch.
@@ -31,6 +31,11 @@ class CasaError(Exception):
         return "\n".join(lines)
 
 
+def cause(error: BaseException) -> str:
+    """Another library's error as a cause: its type and its own words."""
+    return f"{type(error).__name__}: {error}"
+
+
 class ConfigError(CasaError, ValueError):
     """A setting, or a combination of settings, that cannot work."""
 
@@ -57,7 +62,7 @@ class StoreError(CasaError, RuntimeError):
 
 
 class TrainingError(CasaError, RuntimeError):
-    """A run that cannot go on as it is: a loss that is no number, or that has jumped."""
+    """A training run that cannot continue: a loss that is not finite, or that has jumped."""
 
 
 class ClusterError(CasaError, RuntimeError):

@@ -1,7 +1,7 @@
-"""Operations of a training step, from the architecture.
+"""Floating-point operations of a training step, from the architecture.
 
-Matrix products, two operations a multiply-add, and the pairs of tokens that attend to each other (of a causal
-square, half). Backward costs as much again for gradients of inputs, and once more for those of weights that
+Matrix products, two operations per multiply-add, and the pairs of tokens that attend to each other (half of a
+causal square). Backward costs as much again for gradients of inputs, and once more for those of weights that
 train. torch's own counter agrees within 5 % where it counts: not inside attention.
 
 Shape suffixes: D documents, I images, W windows.
@@ -26,7 +26,7 @@ IntArray = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What of packed sequences costs operations.
+    """The counts of packed sequences that a step's operations follow from.
 
     Attributes:
         text_D, images_D, image_tokens_D: Text tokens, images and their tokens in each document.
@@ -45,18 +45,18 @@ class Load:
 
     @classmethod
     def of(cls, packing: Packing, text_tokens: int, trained_tokens: int, patches: Sequence[int]) -> Load:
-        """Of packed documents.
+        """The load of packed documents.
 
         Args:
             packing: Where documents and images stand.
-            text_tokens: Of all documents.
+            text_tokens: Text tokens of all documents.
             trained_tokens: Answer tokens among them.
-            patches: Of each image.
+            patches: Patches of each image.
         """
         starts, positions = np.asarray(packing.document_starts), np.asarray(packing.image_positions, int)
         tokens = np.asarray(packing.image_tokens, int)
         document_I = np.searchsorted(starts, positions, side="right") - 1
-        # A window ends where a document or the next image begins; images at one place share one.
+        # A window ends where a document or the next image begins; images at one position share one.
         bounds = np.union1d(starts, positions)
         window_I = np.searchsorted(bounds, positions)
         return cls(
@@ -71,13 +71,13 @@ class Load:
 
     @classmethod
     def of_batch(cls, batch: PackedBatch) -> Load:
-        """Of what one forward reads."""
+        """The load of one forward."""
         patches = [rows * columns for rows, columns in batch.images.grids] if batch.images else []
         return cls.of(batch.packing, batch.text_tokens, batch.trained_tokens, patches)
 
 
 def step_flops(config: CasaConfig, stage: TrainingStage, load: Load) -> float:
-    """Of forward and backward; what checkpointing does again is not counted.
+    """Operations of forward and backward; recomputation by checkpointing is not counted.
 
     Args:
         config: The model.

@@ -1,10 +1,10 @@
 """``generate()``: the cache that transformers' decoding loops pass around, and the few hooks they need.
 
 The loops are transformers' own. What they call ``cache`` (``past_key_values`` before 5.24) is here a
-:class:`CasaCache`: our cached sequences, which know each row's own length, so that padding is neither stored
-nor seen.
+:class:`CasaCache`: cached sequences with a length for each row, so that padding is neither stored nor
+attended to.
 
-Shape suffixes: B rows, K kept columns, A trained (answer) tokens, V vocabulary.
+Shape suffixes: B rows, K kept columns, V vocabulary, I images, P patches, E values of a patch.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class CasaCache:
-    """What a batch of rows remembers between forwards: text KV, the windows' KV, positions.
+    """The cache of a batch of rows between forwards: text KV, the windows' KV, positions.
 
     Args:
         model: The model that fills it.
@@ -45,7 +45,7 @@ class CasaCache:
     # transformers asks every cache; it would compile forwards, or undo tokens, if these were true.
     is_compileable = False
     is_croppable = False
-    # One flag a layer, of which transformers asks whether all are set: attention keeps what it has read.
+    # One flag per layer; transformers checks whether all are set. Attention keeps every key.
     is_linear: tuple[bool, ...] = (False,)
 
     def __init__(self, model: CasaForConditionalGeneration, rows: int) -> None:
@@ -53,7 +53,7 @@ class CasaCache:
         self.columns = 0
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Columns read so far: how transformers finds out which tokens are new."""
+        """Columns read so far: from this transformers decides which tokens are new."""
         return self.columns
 
     def check(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> None:
@@ -71,10 +71,10 @@ class CasaCache:
             )
         if attention_mask is None or attention_mask.shape[1] != self.columns + new:
             return
-        held = attention_mask[:, : self.columns].sum(dim=1).tolist()
-        if held != self.sequences.lengths:
+        shown = attention_mask[:, : self.columns].sum(dim=1).tolist()
+        if shown != self.sequences.lengths:
             raise DataError(
-                f"`attention_mask` shows {held} tokens in the columns that the cache has read.",
+                f"`attention_mask` shows {shown} tokens in the columns that the cache has read.",
                 f"It holds {self.sequences.lengths} tokens of them.",
                 "Rows padded anew have other columns: continue one conversation at a time.",
             )
@@ -84,8 +84,8 @@ class CasaCache:
 
         Args:
             batch: New columns only.
-            columns_K: Those of them whose logits are wanted. Each is the end of a forward of its own: ask for
-                the last alone unless you need more.
+            columns_K: The columns whose logits are wanted. Each ends a forward of its own, so ask for the
+                last alone unless you need more.
 
         Returns:
             (B, K, V); in padding, the logits after the row's last token before it (0 without one).
@@ -99,7 +99,7 @@ class CasaCache:
         latest_BV: torch.Tensor | None = None
         start = 0
         for stop in sorted({column + 1 for column in columns_K} | {width}):
-            rows = batch.extensions(start, stop)
+            rows = batch.chunks(start, stop)
             read = torch.tensor([row is not None for row in rows], device=self.sequences.model.device)
             if any(row is not None for row in rows):
                 logits_BV = self.sequences.extend(rows)
@@ -121,20 +121,22 @@ class CasaCache:
     @torch.inference_mode()
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Row n becomes what row ``beam_idx[n]`` was: beam search keeps some beams and drops others."""
-        order, held = beam_idx.tolist(), self.sequences
-        index = lambda rows: torch.tensor(rows, dtype=torch.long, device=held.model.device)  # noqa: E731
+        order, sequences = beam_idx.tolist(), self.sequences
+        index = lambda rows: torch.tensor(rows, dtype=torch.long, device=sequences.model.device)  # noqa: E731
         order_B = index(order)
-        for store in (held.text.keys, held.text.values):
+        for store in (sequences.text.keys, sequences.text.values):
             for layer, tensor in store.items():
                 store[layer] = tensor.index_select(0, order_B)
-        held.text.lengths = [held.text.lengths[row] for row in order]
-        counts = [(c.image_tokens, c.text_tokens) if c is not None else (0, 0) for c in held.window_states]
+        sequences.text.lengths = [sequences.text.lengths[row] for row in order]
+        counts = [
+            (c.image_tokens, c.text_tokens) if c is not None else (0, 0) for c in sequences.window_states
+        ]
         kept = [
             [n for row in order for n in range(slices[row].start, slices[row].stop)]
             for slices in map(row_slices, zip(*counts, strict=True))
         ]
-        held.windows.keep(index(kept[0]), index(kept[1]))
-        held.states = [replace(held.states[row]) for row in order]
+        sequences.windows.keep(index(kept[0]), index(kept[1]))
+        sequences.states = [replace(sequences.states[row]) for row in order]
 
 
 def forward_with_cache(
@@ -150,8 +152,8 @@ def forward_with_cache(
     Args:
         model: The fused model.
         input_ids, attention_mask, images: As :func:`casa_core.hf_batch.read_padded` takes them.
-        cache: What earlier columns left; ``None``: a new one.
-        logits_to_keep: Of which columns logits are wanted.
+        cache: The rows' cache; ``None`` makes a new one.
+        logits_to_keep: The columns whose logits are wanted.
 
     Returns:
         (B, K, V) logits, and the cache.
@@ -176,7 +178,7 @@ def forward_with_cache(
 class CasaGenerationMixin(GenerationMixin):
     """transformers' ``generate()`` on a :class:`CasaCache`: greedy, sampling and beam search."""
 
-    _is_stateful = True  # nothing that was read can be unread, so no assisted decoding
+    _is_stateful = True  # tokens cannot be removed again, so no assisted decoding
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
@@ -255,7 +257,7 @@ class CasaGenerationMixin(GenerationMixin):
 
 
 def later_images(images: dict[str, Any], first_column: int) -> dict[str, Any]:
-    """The images from a column on, their positions counted from it; the others have been read before."""
+    """The images from a column on, their positions counted from it; the others are cached."""
     if first_column == 0 or any(value is None for value in images.values()):
         return {name: value for name, value in images.items() if value is not None}
     new = [n for n, column in enumerate(images["image_positions"].tolist()) if column >= first_column]

@@ -1,4 +1,4 @@
-"""GPUs: what fits on one, and how fast it multiplies; and from that, how long a recipe trains."""
+"""GPUs by name: memory and bf16 throughput, from their makers' data sheets."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from casa_core.errors import ConfigError
 
 USABLE = 0.92
-"""Of a GPU's memory: the driver, the context, collectives and fragmentation take the rest."""
+"""Usable share of a GPU's memory: the driver, the context, collectives and fragmentation take the rest."""
 DAY = 86_400
 
 
@@ -16,9 +16,9 @@ class Gpu:
     """A GPU, from its maker's data sheet.
 
     Attributes:
-        name: As users write it.
-        memory_gib: In all.
-        bf16_tflops: Dense products, without sparsity.
+        name: As recipes and commands write it.
+        memory_gib: Total memory.
+        bf16_tflops: Dense products, without sparsity, in 10^12 operations per second.
     """
 
     name: str
@@ -27,7 +27,7 @@ class Gpu:
 
     @property
     def usable_bytes(self) -> int:
-        """For tensors."""
+        """Bytes available to tensors."""
         return int(self.memory_gib * USABLE * 2**30)
 
 
@@ -44,7 +44,7 @@ GPUS = {
 }
 DEFAULT_GPU = "H100"
 PAPERS_DAYS = 3.0
-"""Of 64 H100 for 100,000 steps from Helium1-2B (B.1)."""
+"""Days that 64 H100 took for 100,000 steps from Helium1-2B (B.1)."""
 
 
 def find_gpu(name: str) -> Gpu:

@@ -1,7 +1,7 @@
 """Batches in transformers' form (rows padded on either side, images beside them) → what the model runs on.
 
 Padding never reaches the model: real tokens of all rows become packed documents of one flat row, or
-extensions of cached sequences. All of this is decided on the host.
+chunks of cached sequences. All of this is computed on the host.
 
 Shape suffixes: B rows, L columns of a padded row, K kept columns, T real tokens of all rows, I images, P
 patches, E values of a patch, V vocabulary.
@@ -78,10 +78,9 @@ class PaddedBatch:
         return self.real_BL.sum(axis=1).tolist()
 
     def latest_tokens(self) -> NDArray[np.int64]:
-        """(B, L): for each column the flat index of its row's last real token up to it; T where none is.
+        """(B, L): for each column the flat index of its row's last real token up to it; T without one.
 
-        So a prediction stands also in the padding behind a row, and rows may be padded on the right and grow
-        nevertheless.
+        So the padding behind a row repeats its last prediction, and rows padded on the right can grow.
         """
         lengths = self.real_BL.sum(axis=1)
         read_BL = self.real_BL.cumsum(axis=1)
@@ -105,30 +104,30 @@ class PaddedBatch:
         ids_1T = self.input_ids.to(device).flatten().index_select(0, index_T)[None]
         if self.images is None:
             return ids_1T, Packing(document_starts=starts.tolist())
-        place_BL = self.latest_tokens()
+        token_BL = self.latest_tokens()
         return ids_1T, Packing(
             document_starts=starts.tolist(),
-            image_positions=place_BL[self.images.rows, self.images.columns].tolist(),
+            image_positions=token_BL[self.images.rows, self.images.columns].tolist(),
             image_tokens=self.images.tokens,
             image_grids=self.images.merged_grids,
         )
 
-    def extensions(self, start: int, stop: int) -> list[TokenChunk | None]:
-        """The real tokens of some columns and the images among them, a row each; ``None``: not one."""
+    def chunks(self, start: int, stop: int) -> list[TokenChunk | None]:
+        """The real tokens of some columns and the images among them; ``None`` for a row without any."""
         ids_BL = self.input_ids.tolist()
         patches = self.images.each_patches if self.images else []
-        extensions: list[TokenChunk | None] = []
+        chunks: list[TokenChunk | None] = []
         for row, (ids_L, real_L) in enumerate(zip(ids_BL, self.real_BL, strict=True)):
             columns = [column for column in range(start, stop) if real_L[column]]
             if not columns:
-                extensions.append(None)
+                chunks.append(None)
                 continue
             ids = [ids_L[column] for column in columns]
             own = self._images_of(row, start, stop)
             if self.images is None or not own:
-                extensions.append(TokenChunk(ids))
+                chunks.append(TokenChunk(ids))
                 continue
-            extensions.append(
+            chunks.append(
                 TokenChunk(
                     ids,
                     [columns.index(self.images.columns[n]) for n in own],
@@ -137,7 +136,7 @@ class PaddedBatch:
                     [self.images.tokens[n] for n in own],
                 )
             )
-        return extensions
+        return chunks
 
     def _images_of(self, row: int, start: int, stop: int) -> list[int]:
         images = self.images
@@ -276,20 +275,20 @@ def _read_images(
             f"{expected}.",
             _FROM_PROCESSOR,
         )
-    places = list(zip(image_rows.tolist(), image_positions.tolist(), strict=True))
-    _check_places(places, real_BL)
+    positions = list(zip(image_rows.tolist(), image_positions.tolist(), strict=True))
+    _check_positions(positions, real_BL)
     return PaddedImages(
         patches_PE=pixel_values,
         grids=[(h, w) for _, h, w in grids],
-        rows=[row for row, _ in places],
-        columns=[column for _, column in places],
+        rows=[row for row, _ in positions],
+        columns=[column for _, column in positions],
         merge=merge,
     )
 
 
-def _check_places(places: Sequence[tuple[int, int]], real_BL: NDArray[np.bool_]) -> None:
+def _check_positions(positions: Sequence[tuple[int, int]], real_BL: NDArray[np.bool_]) -> None:
     rows, columns = real_BL.shape
-    for number, (row, column) in enumerate(places):
+    for number, (row, column) in enumerate(positions):
         if not 0 <= row < rows:
             raise DataError(
                 f"`image_rows[{number}] = {row}` does not exist.",
@@ -302,10 +301,10 @@ def _check_places(places: Sequence[tuple[int, int]], real_BL: NDArray[np.bool_])
                 f"It is the index, padding counted, of the token after the image, in a row of {columns}.",
                 "Take it from CasaProcessor, and add what you padded on the left yourself.",
             )
-        if number and (row, column) < places[number - 1]:
+        if number and (row, column) < positions[number - 1]:
             raise DataError(
                 f"Image {number} at (row, position) = {(row, column)} comes after one at "
-                f"{places[number - 1]}.",
+                f"{positions[number - 1]}.",
                 "Images are passed in reading order.",
                 "Order the images by row and position, their patches and grids with them.",
             )

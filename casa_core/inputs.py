@@ -1,6 +1,6 @@
 """What goes into a forward of the model, and what comes out: packing, images, output.
 
-Shape suffixes: P patches, E values of a patch, A trained (answer) tokens, V vocabulary.
+Shape suffixes: P patches, E values of a patch, A trained (answer) tokens, B rows, V vocabulary.
 """
 
 from __future__ import annotations
@@ -62,15 +62,15 @@ class ImageInputs:
 
 @dataclass
 class CasaOutput(ModelOutput):
-    """What a forward returns.
+    """The output of a forward.
 
     Attributes:
         loss: Mean next-token loss over this call's answer tokens; ``None`` without labels or a loss mask.
         loss_sum: The same, summed: what training divides by the *global* count of answer tokens.
         trained_tokens: Number of answer tokens A.
-        token_losses_A: (A,) of each answer token, float32, without a gradient: where a loss comes from.
+        token_losses_A: (A,) loss of each answer token, float32, detached.
         logits: (B, kept, V), or (A, V) where a loss mask was given.
-        cache: What the rows remember, where a cache was asked for.
+        cache: Keys and values of the rows, where a cache was asked for.
     """
 
     loss: torch.Tensor | None = None

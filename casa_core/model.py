@@ -2,7 +2,8 @@
 
 Shape suffixes: B rows, L text tokens of a row, S stream tokens of a row (text, or text and inserted image
 tokens), T text tokens of all rows, N image tokens, I images, P patches, E values of a patch, C width, V
-vocabulary, A trained (answer) tokens, K kept columns.
+vocabulary, A trained (answer) tokens, or position axes before other letters, K kept columns, M carried text
+tokens, X any token count, G key/value heads, D head size.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,9 +37,6 @@ from casa_core.hf_batch import PaddedBatch, kept_columns, read_padded
 from casa_core.inputs import IMAGE_INPUTS, CasaOutput, ImageInputs, Packing, merged_grids
 from casa_core.pretrained import CACHE_ARGUMENT, CasaPreTrainedModel
 
-if TYPE_CHECKING:
-    pass
-
 _PLANNED = {"packing", "layout", "images", "text_cache", "window_cache", "loss_mask", "last_tokens"}
 
 
@@ -52,8 +50,8 @@ class CasaForConditionalGeneration(CasaPreTrainedModel, CasaGenerationMixin):
         config: Backbone, tower and fusion.
 
     Attributes:
-        attention_probe: Set by :mod:`casa_core.analysis` while it looks: each forward's windows → what stands
-            in for its fusion layers' attention.
+        attention_probe: Set by :mod:`casa_core.analysis` while it measures: a forward's windows → the probe
+            that replaces the attention of its fusion layers.
     """
 
     attention_probe: Callable[[Windows], AttentionProbe] | None = None
@@ -129,13 +127,13 @@ class CasaForConditionalGeneration(CasaPreTrainedModel, CasaGenerationMixin):
             labels: (B, L), -100 where a token is not to be predicted. Padding and the first token of a row
                 never are.
             num_items_in_batch: Divides the summed loss instead of the labels' number.
-            cache: What earlier columns left, to be extended.
+            cache: Keys and values of earlier columns, to be extended.
             past_key_values: The same by the name it had in transformers before 5.24.
             use_cache: Make a cache where there is none. Its forward has no gradient.
             logits_to_keep: Compute the logits of so many last columns (0: all), or of these columns. With a
                 cache each one costs a forward: keep 1.
-            return_dict: ``False``: a tuple.
-            planned: Instead of all that but ``input_ids``: a flat batch, as :meth:`forward_planned` takes it.
+            return_dict: ``False`` returns a tuple.
+            planned: Arguments of :meth:`forward_planned`, in place of all others but ``input_ids``.
 
         Raises:
             DataError: If inputs do not fit each other, or are unknown; the message names them.
@@ -157,7 +155,7 @@ class CasaForConditionalGeneration(CasaPreTrainedModel, CasaGenerationMixin):
             output = forward_with_cache(self, input_ids, attention_mask, image_inputs, cache, logits_to_keep)
         else:
             batch = read_padded(self.config, input_ids, attention_mask, image_inputs)
-            output = self._read_whole(batch, labels, num_items_in_batch, logits_to_keep)
+            output = self._forward_padded(batch, labels, num_items_in_batch, logits_to_keep)
         return output.to_tuple() if return_dict is False else output
 
     def forward_planned(
@@ -174,13 +172,13 @@ class CasaForConditionalGeneration(CasaPreTrainedModel, CasaGenerationMixin):
     ) -> CasaOutput:
         """The forward of training and of cached inference: documents in one flat row, or rows as planned.
 
-        Call the model itself, which hands these arguments on.
+        Call the model itself, which passes these arguments on.
 
         Args:
             input_ids: (B, L); packed documents come as one row.
             packing: Where documents start and images stand in that row; for forwards without a cache.
             layout: Instead of ``packing``: positions, windows and masks, as cached inference plans them.
-            images: New images; the carried ones live in ``window_cache``.
+            images: New images; carried ones are in ``window_cache``.
             text_cache: Text KV to read and extend.
             window_cache: KV of the current windows to read and extend.
             loss_mask: (B, L), True where the prediction *of* a token counts; better on the host.
@@ -199,7 +197,7 @@ class CasaForConditionalGeneration(CasaPreTrainedModel, CasaGenerationMixin):
         return CasaOutput(logits=self.lm_head(hidden_BLC))
 
     def _check_call(self, planned: dict[str, Any]) -> dict[str, Any]:
-        """What was given of a planned batch; anything else is refused."""
+        """The arguments of a planned batch that were given; unknown ones are refused."""
         self._check_placement()
         given = {name: value for name, value in planned.items() if value is not None and value is not False}
         unknown = sorted(given.keys() - _PLANNED)
@@ -218,7 +216,7 @@ class CasaForConditionalGeneration(CasaPreTrainedModel, CasaGenerationMixin):
             )
         return given
 
-    def _read_whole(
+    def _forward_padded(
         self,
         batch: PaddedBatch,
         labels: torch.Tensor | None,
@@ -301,7 +299,7 @@ class CasaForConditionalGeneration(CasaPreTrainedModel, CasaGenerationMixin):
         return hidden_BSC if stream is None else stream.text(hidden_BSC)
 
     def embed_images(self, images: ImageInputs | None, dtype: torch.dtype) -> torch.Tensor | None:
-        """Image tokens in the language model's width, (N, C), as they meet the language model."""
+        """(N, C) image tokens as the language model takes them: from the tower, or the Q-Former behind it."""
         if images is None:
             return None
         weight = next(self.vision_tower.parameters(), None)
@@ -344,7 +342,7 @@ class CasaForConditionalGeneration(CasaPreTrainedModel, CasaGenerationMixin):
         )
 
     def shift_rope(self, key_GXD: torch.Tensor, by: int) -> torch.Tensor:
-        """TokenGather rotated keys by a number of positions (negative: back), through the backbone's RoPE.
+        """Move rotated keys by a number of positions (negative: back), through the backbone's RoPE.
 
         Rotations compose, so a key at position p becomes the key at p + ``by``. Computed in fp32.
         """
@@ -355,7 +353,7 @@ class CasaForConditionalGeneration(CasaPreTrainedModel, CasaGenerationMixin):
 
     def _loss(self, hidden_BLC: torch.Tensor, input_ids: torch.Tensor, loss_mask: torch.Tensor) -> CasaOutput:
         """Next-token loss on answer tokens; only their logits are ever computed."""
-        # Counted where the mask lies: on the host that does not wait for the device.
+        # Counted where the mask is: on the host this does not wait for the device.
         target_A = loss_mask.flatten().nonzero().squeeze(1).to(hidden_BLC.device, non_blocking=True)
         logits_AV = self.lm_head(hidden_BLC.flatten(0, 1).index_select(0, target_A - 1))
         labels_A = input_ids.flatten().index_select(0, target_A)

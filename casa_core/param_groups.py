@@ -1,10 +1,10 @@
-"""Which parameters a training stage trains, and how fast (paper, Table 10 and B.1).
+"""Which parameters a training stage trains, at which learning rate (paper, Table 10 and B.1).
 
 New parameters are trained at a base learning rate of 1e-4, existing ones at 1e-5 or not at all. The vision
 tower's merger, norms and patch embedding stay frozen: the paper trains the "4 last blocks". (A tower that
-starts from nothing is trained whole.)
+starts from random weights is trained whole.)
 
-Our choice, where the paper says nothing: a frozen language model whose fusion layers borrow its projections
+Our choice, where the paper leaves it open: a frozen language model whose fusion layers borrow its projections
 (shared projections, or ∨) has nothing new to train. There the borrowed q, k, v and o are unfrozen at the
 existing parameters' rate.
 """
@@ -27,14 +27,14 @@ Kind = Literal["new", "existing"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingStage:
-    """What a stage of training changes.
+    """What a stage of training trains.
 
     Attributes:
         language_model: Train the whole language model, embeddings and head included.
         vision_blocks: Train so many of the vision tower's last blocks; ``"all"``: the whole tower.
         fusion: Train what the fusion added: its layers' own projections, norms and gates, or the Q-Former.
-        new_learning_rate: Of what the fusion added.
-        existing_learning_rate: Of the language model and the vision tower.
+        new_learning_rate: For what the fusion added.
+        existing_learning_rate: For the language model and the vision tower.
     """
 
     language_model: bool

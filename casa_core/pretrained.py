@@ -1,7 +1,5 @@
 """What transformers expects of a model beside its forward: initial weights, attention by name, gradient
 checkpointing.
-
-Shape suffixes: none.
 """
 
 from __future__ import annotations
@@ -26,8 +24,7 @@ from casa_core.fusion.layers import FusionLayer
 from casa_core.fusion.qformer import QFormer
 
 CACHE_ARGUMENT = "cache" if hasattr(ModelOutput, "cache_params") else "past_key_values"
-"""What transformers calls the cache that it hands around: 5.24 renamed it, and still takes the old name, but
-with a detour and a warning in every layer."""
+"""transformers' name of the cache argument: 5.24 renamed it, and warns of the old name in every layer."""
 
 ATTENTION_BACKENDS = {"eager": "reference", "sdpa": "auto", "flash_attention_2": "flash"}
 """transformers' names of attention implementations → the backend of every attention in the model."""
@@ -66,7 +63,7 @@ class CasaPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Random starts of what transformers does not know."""
+        """Initialise the modules that transformers does not know."""
         super()._init_weights(module)
         if isinstance(module, QFormer):
             init.normal_(module.queries, std=self.config.text_config.initializer_range)
@@ -75,8 +72,8 @@ class CasaPreTrainedModel(PreTrainedModel):
     def initialize_weights(self) -> None:
         """Random weights wherever none were loaded.
 
-        transformers lets the language model start its own modules, fusion layers among them, of whose gates
-        it knows nothing; so these follow here. Loaded gates stay (their weights are marked).
+        transformers initialises the language model's own modules, but not the gates of fusion layers among
+        them; those follow here. Loaded gates stay (their weights are marked).
         """
         fusions = [module for module in self.modules() if isinstance(module, FusionLayer)]
         fresh = [fusion for fusion in fusions if not getattr(fusion, "_is_hf_initialized", False)]
@@ -130,7 +127,7 @@ class CasaPreTrainedModel(PreTrainedModel):
 
     def _pin_attention(self) -> None:
         """The parts' own settings must not change with the whole's: transformers' implementations, eager and
-        the rest, know nothing of packed documents, and would let text see what comes after it."""
+        the rest, do not keep packed documents apart, and would let text see what comes after it."""
         self.attention_backend = ATTENTION_BACKENDS[self.config._attn_implementation or "sdpa"]
         self.config.text_config._attn_implementation_internal = TEXT_ATTENTION
         self.config.vision_config._attn_implementation_internal = "sdpa"
@@ -203,5 +200,5 @@ class CasaPreTrainedModel(PreTrainedModel):
             return module(*inputs)
         blocks = module.modules() if isinstance(module, nn.Module) else ()
         if any(isinstance(block, GradientCheckpointingLayer) for block in blocks):
-            return module(*inputs)  # its blocks see to themselves
+            return module(*inputs)  # its blocks are checkpointed one by one
         return self._gradient_checkpointing_func(module, *inputs)

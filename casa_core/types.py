@@ -1,4 +1,4 @@
-"""The nouns everything else speaks of.
+"""Data types of conversations: parts, samples, and samples encoded as token ids.
 
 A ``Sample`` is an ordered list of parts. A question about a picture, a chat over several turns, a document
 page, a video with a question and a live-caption stream are all this one thing:
@@ -6,8 +6,7 @@ page, a video with a question and a live-caption stream are all this one thing:
 * picture and question: ``[Image(user), Text(user), Text(assistant, trained)]``
 * live captions: ``[Text(user, the query), Image(assistant, t=0), Text(assistant, "a red", trained),
   Image(assistant, t=0.5), Text(assistant, "", trained), …]``: an image that lies *inside* the assistant's
-  turn is a live frame, and the assistant text after it is what is said before the next frame, possibly
-  nothing.
+  turn is a live frame; the assistant text after it, possibly empty, is generated before the next frame.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Image:
-    """A picture, or one frame of a video, at its place in the conversation.
+    """A still picture, or one frame of a video, at its position in the conversation.
 
     Attributes:
         role: The turn it lies in; ``assistant`` marks a frame of a live stream.
@@ -92,10 +91,10 @@ class EncodedSample:
 
     Attributes:
         input_ids: Token ids of the whole conversation, template included.
-        loss_mask: One flag a token: does the loss count the prediction *of* this token?
+        loss_mask: One flag per token: whether the loss counts the prediction *of* this token.
         image_positions: For each image, the index of the first text token that follows it.
         turns: ``(start, end)`` token spans of each assistant turn's trained text.
-        images: For each image its sizes, in order.
+        images: Sizes of each image, in order.
     """
 
     input_ids: tuple[int, ...]

@@ -1,7 +1,7 @@
 """The real backbones' configurations, as published, for building models of their size without their weights.
 
-Loading a backbone's weights does not read this: :func:`casa_core.weights.from_backbone.from_backbone` reads the
-configuration that lies beside them.
+Loading a backbone's weights does not read this: :func:`casa_core.weights.from_backbone.from_backbone` reads
+the configuration that is stored with them.
 """
 
 from __future__ import annotations

@@ -121,11 +121,11 @@ class TinyVisionTower(nn.Module):
         """
         merge = self.config.spatial_merge_size
         width = self.config.hidden_size
-        places = np.concatenate([_position_embedding(rows, cols, merge, width) for rows, cols in grids])
+        position_PC = np.concatenate([_position_embedding(rows, cols, merge, width) for rows, cols in grids])
         image_P = np.repeat(np.arange(len(grids)), [rows * cols for rows, cols in grids])
         images = Segments.build(image_P, image_P, len(grids), patches_PE.device)
         assert images is not None, "the caller passes at least one image"
-        x_PC = self.stem(patches_PE, grids) + torch.from_numpy(places).to(patches_PE)
+        x_PC = self.stem(patches_PE, grids) + torch.from_numpy(position_PC).to(patches_PE)
         for block in self.blocks:
             x_PC = block(x_PC, images)
         return self.merger(self.norm(x_PC).view(-1, merge * merge * width))

@@ -3,7 +3,8 @@
 Two towers share one interface, ``tower(patches_PE, grids) -> (N, C)``: :class:`QwenVisionTower`, Qwen2.5-VL's
 own with the weight names it was released with, and :class:`casa_core.backbones.tiny.TinyVisionTower`.
 
-Shape suffixes: P patches of all images, N image tokens, E values of a patch, C width, H heads, D head size.
+Shape suffixes: P patches of all images, I images, N image tokens, E values of a patch, C width, H heads, D
+head size.
 """
 
 from __future__ import annotations
@@ -51,8 +52,8 @@ class SegmentedVisionAttention(Qwen2_5_VLVisionAttention):
         max_seqlen: int | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """(P, C) → (P, C). ``images`` and ``windows`` among ``kwargs`` say who attends to whom; transformers'
-        own description of it, ``cu_seqlens``, is not read."""
+        """(P, C) → (P, C). ``images`` and ``windows`` among ``kwargs`` are the segments to attend in;
+        transformers' own, ``cu_seqlens``, are not read."""
         assert position_embeddings is not None, "the tower passes them to every block"
         query_PHD, key_PHD, value_PHD = (
             self.qkv(hidden_states).view(len(hidden_states), 3, self.num_heads, -1).unbind(dim=1)

@@ -41,7 +41,7 @@ def segment_attention(
         key_NGD: Keys; H must be a multiple of G (grouped-query attention). Several tensors stand one after
             another: they are copied once, to where they are needed, instead of joined first and then moved.
         value_NGD: Values, in the same way.
-        segments: Who attends to whom; ``None`` when nobody attends to anything.
+        segments: Which queries attend to which keys; ``None`` when no query attends to any.
         causal: A segment's queries are its last keys, in order, and a query sees no later key: packed text
             (as many queries as keys), or eq. 3 (image keys, then text keys).
         scale: Softmax scale; D^-1/2 by default.
@@ -70,7 +70,7 @@ def segment_attention(
         weights_HTN = segment_attention_weights(
             query_THD, joined(key_NGD), segments, causal=causal, scale=scale, allowed_TN=allowed_TN
         )
-        return _mix(weights_HTN, joined(value_NGD))
+        return _weighted_values(weights_HTN, joined(value_NGD))
     scale = 1 / math.sqrt(query_THD.shape[-1]) if scale is None else scale
     if chosen == "padded":
         return attend_padded(query_THD, key_NGD, value_NGD, segments, causal, scale)
@@ -111,7 +111,7 @@ def segment_attention_weights(
     return torch.softmax(scores_HTN, dim=-1).nan_to_num(0.0)
 
 
-def _mix(weights_HTN: torch.Tensor, value_NGD: torch.Tensor) -> torch.Tensor:
+def _weighted_values(weights_HTN: torch.Tensor, value_NGD: torch.Tensor) -> torch.Tensor:
     value_NHD = value_NGD.repeat_interleave(len(weights_HTN) // value_NGD.shape[1], dim=1)
     with torch.autocast(value_NGD.device.type, enabled=False):
         out_THD = torch.einsum("htn,nhd->thd", weights_HTN, value_NHD.to(weights_HTN.dtype))
@@ -123,7 +123,7 @@ def _autocast(tokens: torch.Tensor) -> torch.Tensor: ...
 @overload
 def _autocast(tokens: Tokens) -> Tokens: ...
 def _autocast(tokens: Tokens) -> Tokens:
-    """Tokens as autocast would hand them to an attention of torch's: not every kernel here is one.
+    """Tokens in autocast's type, as torch's own attention would cast them; not every kernel here is torch's.
 
     RoPE leaves queries and keys in fp32 under autocast, values in bf16.
     """

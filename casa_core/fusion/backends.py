@@ -3,11 +3,11 @@
 * ``reference``: one dense mask over all queries and keys. Readable, quadratic; tests and analysis use it.
 * ``padded``: similar segments padded into a batch for ``scaled_dot_product_attention``. What a CPU runs,
   and a GPU in fp32: the cost is the sum over segments of queries × keys, and some padding.
-* ``varlen``: ``torch.nn.attention.varlen``, FlashAttention as torch brings it; CUDA only.
+* ``varlen``: ``torch.nn.attention.varlen``, FlashAttention as torch ships it; CUDA only.
 * ``flash``: the ``flash-attn`` package; CUDA only.
 
 Shape suffixes: T query tokens, N key tokens, S segments, Q/K longest query/key run of a bucket, H query
-heads, G key/value heads, R = H/G query heads of a key head, D head size.
+heads, G key/value heads, D head size, X any token count (sorted tokens; in a bucket H/G · Q queries).
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def run_kernel(backend: str) -> RunKernel:
 
 
 def flash_kernel(flash_attn_varlen_func: Callable[..., Any]) -> RunKernel:
-    """flash-attn's function in this module's terms. Since 2.1 its causal mask is aligned at the ends."""
+    """flash-attn's function as a :data:`RunKernel`. Since 2.1 its causal mask is aligned at the ends."""
 
     def attend(
         query_THD: torch.Tensor,
@@ -127,8 +127,9 @@ def flash_kernel(flash_attn_varlen_func: Callable[..., Any]) -> RunKernel:
 
 
 def varlen_kernel(varlen_attn: Callable[..., Any]) -> RunKernel:
-    """torch's function in this module's terms; its signature grew: causal was a flag in 2.10, which had no
-    scale; 2.12 wants grouped heads announced.
+    """torch's function as a :data:`RunKernel`.
+
+    Its signature differs by version: 2.10 has a flag for causal and no scale; 2.12 wants ``enable_gqa``.
 
     All versions call ``aten::_flash_attention_forward``, whose causal mask is aligned at the ends
     (``torch.nn.attention.bias`` relies on that for ``causal_lower_right``) and which takes grouped heads.
@@ -228,7 +229,7 @@ def _attend_bucket(
     mask = bucket.causal_mask_S1QK if causal else bucket.key_mask_S11K
     if shared == 1:
         return scaled_dot_product_attention(query_SHQD, key_SGKD, value_SGKD, attn_mask=mask, scale=scale)
-    # The query heads of one key head are so many more queries to it: larger products, and every kernel can.
+    # The query heads of one key head become more queries of it: larger products, which every kernel can do.
     query_SGXD = query_SHQD.unflatten(1, (groups, shared)).flatten(2, 3)
     if causal and mask is not None:
         mask = mask.repeat(1, 1, shared, 1)

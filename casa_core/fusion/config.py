@@ -28,16 +28,16 @@ class FusionConfig:
         kind: ``cross_attention``: a text token attends to the image tokens of its window (paper, eq. 2;
             version 2's CA). ``casa``: to those and to the window's text up to itself (eq. 3; version 1's
             CASA). ``insertion``: image tokens join the text stream and pass through every layer (eq. 1).
-            ``qformer``: the same, compressed to ``qformer_queries`` tokens an image first.
+            ``qformer``: the same, compressed to ``qformer_queries`` tokens per image first.
         placement: ``parallel`` ⊕: x + SA(n(x)) + F(n(x)). ``before`` →: x + F(n(x)), then self-attention.
-            ``after``: self-attention, then x + F(n(x)). ``replace`` ∨: x + F(n(x)) in the place of
+            ``after``: self-attention, then x + F(n(x)). ``replace`` ∨: x + F(n(x)) instead of
             self-attention, with self-attention's own projections; ``casa`` only.
         layers: Which decoder layers are fused: ``all``; ``n``: every n-th, the last layer of each group of n;
             ``first:n``; ``first_and_last:n``; a tuple of indices; ``auto``: every 4th for ``replace`` (paper,
             Table 7), all otherwise.
         shared_projections: F uses the block's self-attention projections (version 2's CA🔗): no new weights.
-        gate: What multiplies F. ``adaptive_sigmoid``: sigmoid(w·n(x) + b), one number a token, after
-            mPLUG-Owl3 (the paper's gated CA). ``tanh``: tanh(α), one number a layer, 0 at the start
+        gate: What multiplies F. ``adaptive_sigmoid``: sigmoid(w·n(x) + b), one number per token, after
+            mPLUG-Owl3 (the paper's gated CA). ``tanh``: tanh(α), one number per layer, 0 at the start
             (Flamingo).
         image_ffn: Image tokens pass through each block's feed-forward network too: y + FFN(n₂(y)), with the
             block's own weights and second norm (paper, Table 5; version 2's CA with image FFNs).
@@ -47,12 +47,12 @@ class FusionConfig:
         text_norm: What normalises text before F's projections: ``block_input_norm`` or ``own``, as above.
         positions: RoPE positions inside F, through the backbone's own RoPE (B.2). ``window``: the window's
             image tokens stand first, 0 … in raster order (multimodal RoPE: each image's grid, the next image
-            after the larger side of the one before), the window's j-th text token j places after them.
+            after the larger side of the one before), the window's j-th text token j positions after them.
             ``global``: text keeps its position in self-attention, and the window's images start at the
             position of its first text token. The paper leaves this open; a count of the joint sequence would
             equal ``window``, because RoPE is relative. Either way image keys can be cached after RoPE for
             as long as the window lasts.
-        qformer_queries: Tokens an image is compressed to; 32, 64 and 128 in the paper.
+        qformer_queries: Tokens per image after compression; 32, 64 and 128 in the paper.
         qformer_depth: Transformer blocks of the Q-Former.
         init: ``self_attention``: q, k, v, o start as a copy of the same block's self-attention (paper, 4.1).
             ``zero_output``: the same, with the output projection zeroed, so that an untrained fused model is
@@ -113,7 +113,7 @@ class FusionConfig:
 
     @property
     def replaces(self) -> bool:
-        """∨: fusion layers stand in the place of self-attention."""
+        """∨: fusion layers replace self-attention."""
         return self.placement == "replace"
 
     @property

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from casa_core.fusion.windows import IntArray, grid_places
+from casa_core.fusion.windows import IntArray, grid_positions
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ def joint_stream(
     if grids_I2 is None:
         image_position_AN = image_position_AN + index_N
     else:
-        image_position_AN = image_position_AN + grid_places(index_N, np.repeat(grids_I2[:, 1], tokens_I))
+        image_position_AN = image_position_AN + grid_positions(index_N, np.repeat(grids_I2[:, 1], tokens_I))
 
     total = text_length + int(tokens_before[-1])
     position_AS = np.zeros((axes, total), dtype=np.int64)

@@ -29,7 +29,7 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
 class Projections(Protocol):
-    """Whatever has the four projections of an attention layer: self-attention, or a fusion layer."""
+    """The four projections of an attention layer: self-attention's, or a fusion layer's own."""
 
     q_proj: nn.Linear
     k_proj: nn.Linear
@@ -45,9 +45,9 @@ class SelfAttention(Projections, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class HostBlock:
-    """What a fusion layer finds in the block it stands in.
+    """The parts of a decoder block that its fusion layer uses.
 
-    No module and no tuple: hooks that move a call's arguments to a device (accelerate's, where weights are
+    Neither module nor tuple: hooks that move a call's arguments to a device (accelerate's, where weights are
     offloaded) would move the block's own parts with them.
 
     Attributes:
@@ -60,7 +60,7 @@ class HostBlock:
 
 
 class AttentionProbe(Protocol):
-    """An analysis that stands where the fusion layers' attention stands, for one forward."""
+    """An analysis that replaces the fusion layers' attention in one forward."""
 
     def attend(
         self,
@@ -73,13 +73,13 @@ class AttentionProbe(Protocol):
         causal: bool,
         backend: Backend,
     ) -> torch.Tensor:
-        """In the place of :func:`segment_attention`, in the fusion layer of decoder layer ``layer``."""
+        """Compute what :func:`segment_attention` would, in the fusion layer of decoder layer ``layer``."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class FusionState:
-    """What every fusion layer of one forward shares.
+    """The state that all fusion layers of one forward share.
 
     Attributes:
         image_NC: This forward's new image tokens, in the language model's width; ``None`` without new images.
@@ -87,9 +87,9 @@ class FusionState:
             and where the layers attend to text (eq. 3) carried and new text tokens after them.
         text_rope: cos and sin of the text tokens' positions in the windows.
         image_rope: cos and sin of the *new* image tokens' positions in the windows.
-        cache: Where carried keys and values come from and new ones go; ``None`` in training.
+        cache: Holds carried keys and values, and takes new ones; ``None`` in training.
         backend: Attention backend.
-        probe: Stands in for the attention; ``None`` outside :mod:`casa_core.analysis`.
+        probe: Replaces the attention; ``None`` outside :mod:`casa_core.analysis`.
     """
 
     image_NC: torch.Tensor | None
@@ -157,9 +157,9 @@ class FusionLayer(nn.Module):
         """The update F of each text token, zero outside every window.
 
         Args:
-            text_BLC: The residual stream where the layer stands in its block.
+            text_BLC: The residual stream at the layer's position in its block.
             state: This forward's images and windows.
-            block: The block it stands in.
+            block: The decoder block that holds it.
             normed: The text has passed the block's norm already (⊕ shares it with self-attention).
 
         Returns:
@@ -221,7 +221,7 @@ class FusionLayer(nn.Module):
         return projected.reshape(-1, projected.shape[-1] // self.head_dim, self.head_dim)
 
     def initialize(self, attention: SelfAttention, block_norm: nn.Module) -> None:
-        """Start as a copy of the block's self-attention and norm (paper, 4.1), with its gate's own start."""
+        """Start as a copy of the block's self-attention and norm (paper, 4.1), and reset the gate."""
         with torch.no_grad():
             if not self.settings.borrows_projections:
                 for name in PROJECTIONS:
@@ -234,7 +234,7 @@ class FusionLayer(nn.Module):
             self.reset_gate()
 
     def reset_gate(self) -> None:
-        """Half open (adaptive sigmoid), or shut (tanh)."""
+        """Reset the gate: half open (adaptive sigmoid), or closed (tanh)."""
         if self.settings.gate == "adaptive_sigmoid":
             nn.init.zeros_(self.gate_proj.weight)
             nn.init.zeros_(self.gate_proj.bias)

@@ -1,7 +1,8 @@
-"""What a forward needs to know beyond token ids: positions, documents, windows. Decided here, on the host.
+"""The layout of a forward beyond its token ids: positions, documents, windows. Computed on the host.
 
 Shape suffixes: T text tokens, N image tokens, B rows, L text tokens of a row, S stream tokens of a row (text
-alone, or text and inserted image tokens), A position axes (1, or 3 for multimodal RoPE).
+alone, or text and inserted image tokens), A position axes (1, or 3 for multimodal RoPE),
+C width, X stream tokens of all rows.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class LayoutRules:
-    """What a model's configuration says about layouts.
+    """The part of a model's configuration that decides layouts.
 
     Attributes:
         axes: Position axes of the backbone's RoPE.

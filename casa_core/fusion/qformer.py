@@ -50,7 +50,7 @@ class QFormer(nn.Module):
     Args:
         size: C, the language model's width.
         num_heads: Attention heads.
-        queries: Tokens an image is compressed to.
+        queries: Tokens per image after compression.
         depth: Transformer blocks.
     """
 

@@ -1,10 +1,10 @@
-"""Who attends to whom: groups of queries and keys, and the index tensors that bring their tokens together.
+"""Which queries attend to which keys: segments, and the index tensors that gather their tokens.
 
-Layout is counted on the host, in numpy, and each tensor that a backend needs is made once, when the first
-layer asks for it: no layer asks the device anything.
+Layout is computed on the host, in numpy, and each tensor that a backend needs is made once, when the first
+layer uses it: no layer waits for the device.
 
-Shape suffixes: T query tokens, N key tokens, X either, S segments, Q/K longest query/key run of a bucket,
-H heads, D head size.
+Shape suffixes: T query tokens, N key tokens, X either, S segments, B segments of one bucket, L tokens of the
+longest, Q/K longest query/key run of a bucket.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ROW_COST = 16
 CALL_COST = 1024
 # Calls on tokens that have to be copied do this many scores, roughly: enough to be worth a call.
 COPIED_SCORES = 32 * CALL_COST
-# Tokens move one by one where pieces of neighbours are shorter than this on average.
+# Tokens are gathered one by one where runs of neighbours are shorter than this on average.
 SHORTEST_PIECE = 16
 
 
@@ -38,7 +38,7 @@ Tokens = torch.Tensor | Sequence[torch.Tensor]
 
 @dataclass(frozen=True, eq=False)
 class TokenGather:
-    """Rows of flat tokens brought into another order, in parts.
+    """Gathers rows of flat tokens into another order, in parts.
 
     Attributes:
         lengths: Rows of each part.
@@ -75,7 +75,7 @@ class TokenGather:
 
     @property
     def is_needed(self) -> bool:
-        """Some token does not stand where it is needed."""
+        """Whether any token has to move."""
         return self.index is not None or self.pieces is not None
 
     def take(self, tokens: Tokens) -> Iterator[torch.Tensor]:
@@ -91,7 +91,7 @@ class TokenGather:
         yield from flat.split(self.lengths) if len(self.lengths) > 1 else [flat]
 
     def whole(self, tokens: Tokens) -> torch.Tensor:
-        """The rows of a move in one part."""
+        """The gathered rows, where there is one part."""
         (part,) = self.take(tokens)
         return part
 

@@ -1,4 +1,4 @@
-"""Image positions and document starts → attention windows. The only place where windows are decided.
+"""Image positions and document starts → attention windows. The only module that decides windows.
 
 A *window* is one image, or several consecutive images (no text between them), plus the text from there to the
 document's next image (paper, B.2). Text before a document's first image, and text of a document without
@@ -8,9 +8,9 @@ image-less window instead, so that its causal self-attention is kept.
 An image's position is the index of the text token that follows it, and the image belongs to that token's
 document.
 
-A forward may continue documents that began earlier (cached decoding, live streams). What is left of the old
-window then comes in as a :class:`WindowState`, so that a frame's stop token that is folded into the next frame's
-prefill still belongs to the *old* window.
+A forward may continue documents that began earlier (cached decoding, live streams). What is left of the
+old window then comes in as a :class:`WindowState`, so that a frame's stop token that is folded into the next
+frame's prefill still belongs to the *old* window.
 
 Shape suffixes: T text tokens, N image tokens, M carried text tokens, W windows, D documents, I images, R runs
 (windows before they are sorted), A position axes (1, or 3 for multimodal RoPE: time, row, column).
@@ -33,13 +33,13 @@ IntArray = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WindowRules:
-    """How a model counts windows and positions.
+    """A model's rules for windows and positions.
 
     Attributes:
         axes: Position axes of the backbone's RoPE: 1, or 3 for multimodal RoPE.
         positions: Where positions inside a fusion layer start; see
             :class:`casa_core.fusion.config.FusionConfig`.
-        imageless: Text without an image in sight has a window of its own (∨).
+        imageless: Text without an image has a window of its own (∨).
     """
 
     axes: Literal[1, 3] = 1
@@ -95,7 +95,7 @@ class Windows:
     last_window_D: IntArray
 
     def window_states(self) -> list[WindowState | None]:
-        """What each document must carry into its next forward."""
+        """The window state that each document carries into its next forward."""
         return [
             None
             if window < 0
@@ -130,7 +130,7 @@ def window_layout(
         window_states: Per document, the window it is already in, or ``None``.
         text_positions: Position of each text token in self-attention; needed where ``rules.positions`` is
             ``global``.
-        rules: How the model counts.
+        rules: The model's rules.
 
     Raises:
         DataError: If positions are unsorted, out of range, or documents do not start at 0.
@@ -144,8 +144,8 @@ def window_layout(
 
     runs = _find_runs(starts_D, positions_I, tokens_I, grids_I2, window_states or (), rules)
     document_T = np.searchsorted(starts_D, np.arange(text_length), side="right") - 1
-    text_window_T, text_position_T = _place_text(document_T, runs)
-    image_position_AN = _place_images(tokens_I, grids_I2, runs.offset_I, rules)
+    text_window_T, text_position_T = _text_windows(document_T, runs)
+    image_position_AN = _image_positions(tokens_I, grids_I2, runs.offset_I, rules)
     if rules.positions == "global":
         assert text_positions is not None, "global positions need the text's own"
         own_T = np.asarray(text_positions, dtype=np.int64)
@@ -249,7 +249,7 @@ def _find_runs(
     )
 
 
-def _place_text(document_T: IntArray, runs: _Runs) -> tuple[IntArray, IntArray]:
+def _text_windows(document_T: IntArray, runs: _Runs) -> tuple[IntArray, IntArray]:
     """Window and position of each text token: the last run at or before it, if it is its document's own."""
     index_T = np.arange(len(document_T))
     if len(runs.start_W) == 0:
@@ -257,21 +257,22 @@ def _place_text(document_T: IntArray, runs: _Runs) -> tuple[IntArray, IntArray]:
     window_T = np.searchsorted(runs.start_W, index_T, side="right") - 1
     own_T = (window_T >= 0) & (runs.document_W[np.maximum(window_T, 0)] == document_T)
     window_T = np.where(own_T, window_T, -1)
-    place_T = index_T - runs.start_W[window_T]
-    position_T = runs.extent_W[window_T] + runs.seen_W[window_T] + place_T
+    position_T = runs.extent_W[window_T] + runs.seen_W[window_T] + index_T - runs.start_W[window_T]
     return window_T, np.where(own_T, position_T, 0)
 
 
-def _place_images(tokens_I: IntArray, grids_I2: IntArray, offset_I: IntArray, rules: WindowRules) -> IntArray:
+def _image_positions(
+    tokens_I: IntArray, grids_I2: IntArray, offset_I: IntArray, rules: WindowRules
+) -> IntArray:
     """(A, N) positions of the new image tokens, each window's first image at 0."""
     offset_N = np.repeat(offset_I, tokens_I)
     index_N = np.arange(len(offset_N)) - np.repeat(np.cumsum(tokens_I) - tokens_I, tokens_I)
     if rules.axes == 1:
         return (offset_N + index_N)[None]
-    return offset_N + grid_places(index_N, np.repeat(grids_I2[:, 1], tokens_I))
+    return offset_N + grid_positions(index_N, np.repeat(grids_I2[:, 1], tokens_I))
 
 
-def grid_places(index_N: IntArray, columns_N: IntArray) -> IntArray:
+def grid_positions(index_N: IntArray, columns_N: IntArray) -> IntArray:
     """(3, N) time, row and column of image tokens in raster order; an image has one time."""
     columns_N = np.maximum(columns_N, 1)
     return np.stack([np.zeros_like(index_N), index_N // columns_N, index_N % columns_N])
@@ -286,7 +287,7 @@ def _token_grids(
     if len(grids_I2) != len(tokens_I) or (grids_I2.prod(axis=1) != tokens_I).any():
         raise DataError(
             f"Image grids {grids_I2[:5].tolist()} do not hold the images' {tokens_I[:5].tolist()} tokens.",
-            "Multimodal RoPE places each image token at its row and column.",
+            "Multimodal RoPE rotates each image token by its row and column.",
             "Give each image the (rows, columns) of its tokens.",
         )
     return grids_I2

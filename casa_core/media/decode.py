@@ -1,6 +1,6 @@
 """Encoded bytes → pixels: one way to read a picture or a frame, for training, evaluation and serving alike.
 
-Every oddity of real files is settled here: EXIF orientation, alpha, palettes, CMYK, 16-bit grey, animations,
+All variants of real files are handled here: EXIF orientation, alpha, palettes, CMYK, 16-bit grey, animations,
 truncated files, decompression bombs. What cannot be read raises ``MediaError`` with a stable reason.
 """
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from casa_core import types
-from casa_core.errors import MediaError
+from casa_core.errors import MediaError, cause
 from casa_core.media.video import VideoFrames
 
 Rgb = NDArray[np.uint8]
@@ -41,7 +41,7 @@ MAX_PIXELS = 178_956_970
 _DRAFT = 8
 """A JPEG is decoded at least this much larger than its thumbnail: then its thumbnail is an average, too."""
 _SAMPLES = 32
-"""Of one pixel of a thumbnail, at most so many pixels of the picture in a row or column are looked at."""
+"""Most pixels of the picture, in a row or a column, that one pixel of its thumbnail averages."""
 
 # How Pillow words the ValueError for a PNG whose compressed text or colour profile is a bomb.
 _UNPACKS_WITHOUT_END = ("Decompressed data too large", "Too much memory used in text chunks")
@@ -65,7 +65,7 @@ _DECODER_ERRORS = (
 def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Rgb:
     """Decodes a picture to RGB.
 
-    EXIF orientation is applied, transparency lies on white, of an animation the first frame counts, 16-bit
+    EXIF orientation is applied, transparency is laid on white, an animation gives its first frame, 16-bit
     grey keeps its upper 8 bits.
 
     Args:
@@ -93,10 +93,10 @@ def load_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """What one decoding of a good picture tells.
+    """What :func:`verify_image` finds of a good picture.
 
     Attributes:
-        height, width: Of what ``decode_image`` returns.
+        height, width: Size of the array that ``decode_image`` returns.
         format: Pillow's name of the file's format.
         thumbnail: The upright picture in grey, averaged; (rows, columns) as asked for.
     """
@@ -279,7 +279,7 @@ def _small_grey(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """A picture of any mode → grey of (width, height), each pixel an average of its part of the picture."""
     if image.mode not in ("L", "RGB", "RGBA") or "transparency" in image.info:
         image = flattened(image)  # palettes, 16 bits, CMYK: averages of their raw values mean nothing
-    # Of a large picture a grid of pixels is averaged, a thousand for each of the result: ten times cheaper.
+    # For a large picture a grid of pixels is averaged, a thousand for each of the result: ten times cheaper.
     width, height = (min(side, _SAMPLES * own) for side, own in zip(image.size, size, strict=True))
     if (width, height) != image.size:
         image = image.resize((width, height), Image.Resampling.NEAREST)
@@ -291,15 +291,16 @@ def _damaged(data: bytes, error: Exception) -> MediaError | MemoryError:
     if isinstance(error, OSError) and "out of memory" in str(error):
         return MemoryError(str(error))
     if isinstance(error, Image.DecompressionBombError) or str(error).startswith(_UNPACKS_WITHOUT_END):
-        return _bomb(f"{type(error).__name__}: {error}")
+        return _bomb(cause(error))
     return _truncated(data, error)
 
 
 def _truncated(data: bytes, error: BaseException) -> MediaError:
+    why = f"{len(data)} bytes, {cause(error)}"
     return MediaError(
         "truncated_image",
         "The image is truncated or damaged.",
-        f"{len(data)} bytes, {type(error).__name__}: {error}",
+        why,
         "Fetch the file again, or leave the record out.",
     )
 

@@ -44,7 +44,7 @@ class ImageSettings:
         max_side: R_max: pictures keep their resolution up to ``max_side``² pixels and their aspect always.
         max_frame_side: The same for frames of a video; ``None``: as pictures. 896 and 448 in the paper.
         min_side: Smaller pictures are enlarged to ``min_side``² pixels; ``None``: to one image token.
-        image_mean, image_std: Of each colour channel, with colours from 0 to 1.
+        image_mean, image_std: Mean and deviation of each colour channel, with colours from 0 to 1.
         resample: Pillow's filter for resizing.
     """
 
@@ -92,7 +92,7 @@ class ImageSettings:
 
     @classmethod
     def for_tower(cls, vision: VisionConfig, **changes: Any) -> ImageSettings:
-        """What a tower was made for; Qwen2.5-VL's with the paper's resolutions.
+        """The settings that a tower was trained with; Qwen2.5-VL's with the paper's resolutions.
 
         Args:
             vision: The tower's configuration.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from casa_core.errors import MediaError
+from casa_core.errors import MediaError, cause
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -30,7 +30,7 @@ class VideoFrames:
     """Frames of one video by time; a context manager.
 
     Args:
-        data: The encoded file, or where it lies.
+        data: The encoded file, or its path.
 
     Attributes:
         height, width: Pixels of a frame, upright.
@@ -55,7 +55,7 @@ class VideoFrames:
                 "Use H.264, VP9, AV1 or MPEG-4.",
             )
         self._stream: VideoStream = tracks[0]
-        self._stream.codec_context.thread_count = 1  # callers run a video a process, not a process a video
+        self._stream.codec_context.thread_count = 1  # callers decode many videos in parallel
         self._touched = False
         self.height: int = self._stream.height
         self.width: int = self._stream.width
@@ -77,10 +77,10 @@ class VideoFrames:
         """The frame on screen at each time: the last one whose presentation time is not after it.
 
         Args:
-            timestamps: Seconds in the video, in any order. Before the first frame counts as on it.
+            timestamps: Seconds in the video, in any order; a time before the first frame gives the first.
 
         Returns:
-            One uint8 array of (height, width, 3) a timestamp; equal ones share their memory.
+            One uint8 array of (height, width, 3) per timestamp; equal ones share their memory.
 
         Raises:
             MediaError: ``truncated_video`` where the pictures end or break before a timestamp.
@@ -120,7 +120,7 @@ class VideoFrames:
             raise MediaError(
                 "truncated_video",
                 "The video cannot be decoded up to the frames asked for.",
-                f"{type(error).__name__}: {error}",
+                cause(error),
                 "Fetch the file again, or leave the record out.",
             ) from error
 
@@ -165,7 +165,7 @@ def _open_container(data: bytes | Path) -> InputContainer:
         raise MediaError(
             "not_a_video",
             "The file cannot be opened as a video.",
-            f"{type(error).__name__}: {error}",
+            cause(error),
             "Use MP4, WebM/Matroska, AVI or MPEG-TS.",
         ) from error
 

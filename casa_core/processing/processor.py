@@ -121,31 +121,31 @@ class CasaProcessor(ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
-        """What a call returns."""
+        """Names of the tensors that a call returns."""
         return ["input_ids", "attention_mask", *IMAGE_INPUTS]
 
     @property
     def end_id(self) -> int:
-        """Ends a turn."""
+        """Id of the token that ends a turn."""
         return self._ids[self._writer.end]
 
     @property
     def frame_end_id(self) -> int:
-        """Ends what is said about a live frame."""
+        """Id of the token that ends the words about a live frame."""
         return self._ids[self._writer.frame_end]
 
     @property
     def frame_prefix_ids(self) -> list[int]:
-        """What stands before a live frame, after the end of the one before: tokens of the old window."""
+        """Ids before a live frame, after the end of the one before: tokens of the old window."""
         return [self._ids[token] for token in self._writer.frame_prefix]
 
     @property
     def image_id(self) -> int:
-        """Stands after an image: the first token of its window."""
+        """Id of the token after an image, the first of its window."""
         return self._ids[self._writer.image]
 
     def template_hash(self) -> str:
-        """Names the template's exact token sequences: a probe conversation, encoded."""
+        """Digest of the template's exact token sequences, from a probe conversation."""
         size = ImageSize(self.max_side, self.max_side, self.max_side, self.max_side, 1)
         probe = Sample(
             source="probe",
@@ -326,12 +326,12 @@ class CasaProcessor(ProcessorMixin):
         }
         if patches_PE:
             grids = [(1, *settings.grid(size)) for row in encoded for size in row.images]
-            places = [
-                (number, gap + place)
+            row_positions = [
+                (number, gap + position)
                 for number, (gap, row) in enumerate(zip(gaps, encoded, strict=True))
-                for place in row.image_positions
+                for position in row.image_positions
             ]
-            image_rows, image_positions = torch.tensor(places).unbind(dim=1)
+            image_rows, image_positions = torch.tensor(row_positions).unbind(dim=1)
             values = (torch.cat(patches_PE), torch.tensor(grids), image_rows, image_positions)
             data |= dict(zip(IMAGE_INPUTS, values, strict=True))
         return BatchFeature(data)

@@ -106,8 +106,8 @@ class TemplateWriter(ABC):
                 self._end_frame()
             self.pending_images.append(part)
         else:
-            self._see_images()
-            self._say(part.text, trained=part.trained)
+            self._flush_images()
+            self._add_text(part.text, trained=part.trained)
             self.turn_trained |= part.trained
 
     def open(self, role: Role) -> None:
@@ -119,7 +119,7 @@ class TemplateWriter(ABC):
         """End the open turn. A live stream has no end of its own: its last frame ends like the others."""
         if self.role is None:
             return
-        self._see_images()
+        self._flush_images()
         if self.frame_open:
             self._end_frame()
         else:
@@ -138,16 +138,16 @@ class TemplateWriter(ABC):
         """Tokens after a turn's end token."""
 
     @abstractmethod
-    def _say(self, text: str, *, trained: bool) -> None:
+    def _add_text(self, text: str, *, trained: bool) -> None:
         """A run of text."""
 
     @abstractmethod
-    def _show(self, images: Sequence[Image]) -> None:
+    def _add_images(self, images: Sequence[Image]) -> None:
         """Consecutive images: their delimiters, and a position for each."""
 
-    def _see_images(self) -> None:
+    def _flush_images(self) -> None:
         if self.pending_images:
-            self._show(self.pending_images)
+            self._add_images(self.pending_images)
             self.frame_open = self.role == "assistant"
             self.pending_images = []
 
@@ -161,7 +161,7 @@ class TemplateWriter(ABC):
         self.mask.append(trained)
 
     def _append_text(self, text: str, *, trained: bool) -> None:
-        """Whoever spells a special token in a text gets its letters, not its power."""
+        """A special token that is spelled out in a text is tokenised as its letters."""
         if text:
             words = self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
             self.ids.extend(words)
@@ -183,10 +183,10 @@ class Casa1Writer(TemplateWriter):
     def _finish_turn(self) -> None:
         pass
 
-    def _say(self, text: str, *, trained: bool) -> None:
+    def _add_text(self, text: str, *, trained: bool) -> None:
         self._append_text(text, trained=trained)
 
-    def _show(self, images: Sequence[Image]) -> None:
+    def _add_images(self, images: Sequence[Image]) -> None:
         self.image_positions.extend([len(self.ids)] * len(images))
         self._append(IMAGE)
 
@@ -196,7 +196,7 @@ class Qwen1Writer(TemplateWriter):
     """``qwen-1``.
 
     Attributes:
-        text, text_trained: What was said since the last special token. It is tokenised as one run, as the
+        text, text_trained: Text since the last special token. It is tokenised as one run, as the
             rendered template is: a line break at the end of one part and one at the start of the next are a
             single token.
     """
@@ -213,31 +213,31 @@ class Qwen1Writer(TemplateWriter):
     def _start_turn(self, role: Role) -> None:
         if not self.ids and role != "system":
             self._append(IM_START)
-            self._say(f"system\n{QWEN_SYSTEM_PROMPT}", trained=False)
+            self._add_text(f"system\n{QWEN_SYSTEM_PROMPT}", trained=False)
             self._append(IM_END)
             self._finish_turn()
         self._append(IM_START)
-        self._say(f"{role}\n", trained=False)
+        self._add_text(f"{role}\n", trained=False)
         if role == "assistant":
             self._flush()
 
     def _finish_turn(self) -> None:
-        self._say("\n", trained=False)
+        self._add_text("\n", trained=False)
         self._flush()
 
-    def _say(self, text: str, *, trained: bool) -> None:
+    def _add_text(self, text: str, *, trained: bool) -> None:
         if trained != self.text_trained:
             self._flush()
         self.text += text
         self.text_trained = trained
 
-    def _show(self, images: Sequence[Image]) -> None:
+    def _add_images(self, images: Sequence[Image]) -> None:
         first: int | None = None
         for count in _shared_delimiters(images):
             self._append(VISION_START)
             first = len(self.ids) if first is None else first
-            place = first if self.placement == "window_start" else len(self.ids)
-            self.image_positions.extend([place] * count)
+            position = first if self.placement == "window_start" else len(self.ids)
+            self.image_positions.extend([position] * count)
             self._append(VISION_END)
 
     def _append(self, token: str, *, trained: bool = False) -> None:

@@ -20,7 +20,7 @@ SYSTEM = "<|system|>"
 USER = "<|user|>"
 ASSISTANT = "<|assistant|>"
 IMAGE = "<|image|>"  # stands after each image, in the image's own window: the first token that sees it
-FRAME_END = "<|frame_end|>"  # says: nothing more until the next frame
+FRAME_END = "<|frame_end|>"  # ends the words about a frame
 SPECIAL_TOKENS = (PAD, END, SYSTEM, USER, ASSISTANT, IMAGE, FRAME_END)
 
 # qwen-1

@@ -1,4 +1,4 @@
-"""Weights in safetensors files → a model, tensor by tensor: nothing is held twice.
+"""Weights in safetensors files → a model, tensor by tensor, without a second copy in memory.
 
 Which tensor becomes which parameter is decided and checked, names and shapes, before the first value is read:
 a model is made whole or not at all.
@@ -131,13 +131,13 @@ def _shapes(path: Path) -> dict[str, Shape]:
 
 
 @dataclass(frozen=True, slots=True)
-class Take:
+class TensorCopy:
     """One parameter of a model, and the tensor that becomes it.
 
     Attributes:
         target: The parameter's name.
         source: The tensor's.
-        files: Where it lies.
+        files: The files that hold it.
         change: Applied to it first: another order of its rows.
     """
 
@@ -163,12 +163,12 @@ class ImportReport:
 
     Attributes:
         taken: Parameters with the tensors that became them.
-        started: Parameters that no tensor was meant for: new layers, with their start.
+        started: Parameters of new layers, which were initialised.
         left_over: Tensors that were not used.
         problems: Why the import is refused; empty for a model that was made.
     """
 
-    taken: tuple[Take, ...]
+    taken: tuple[TensorCopy, ...]
     started: tuple[str, ...] = ()
     left_over: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
@@ -183,7 +183,7 @@ class ImportReport:
 
     def table(self) -> str:
         """Every tensor on a line of its own: ``source → target (shape)``, then the rest."""
-        lines = [f"{take.source} → {take.target} {take.shape}" for take in self.taken]
+        lines = [f"{copy.source} → {copy.target} {copy.shape}" for copy in self.taken]
         lines += [f"(new) → {name}" for name in self.started]
         lines += [f"{name} → (left over)" for name in self.left_over]
         return "\n".join(lines)
@@ -196,16 +196,18 @@ def parameter_shapes(config: CasaConfig) -> dict[str, Shape]:
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 
-def shape_problems(takes: Iterable[Take], expected: Mapping[str, Shape]) -> list[str]:
+def shape_problems(copies: Iterable[TensorCopy], expected: Mapping[str, Shape]) -> list[str]:
     """Tensors that do not fit their parameter, in words."""
     return [
-        f"{take.source} has the shape {take.shape}, {take.target} needs {expected[take.target]}"
-        for take in takes
-        if take.shape != expected[take.target]
+        f"{copy.source} has the shape {copy.shape}, {copy.target} needs {expected[copy.target]}"
+        for copy in copies
+        if copy.shape != expected[copy.target]
     ]
 
 
-def build(config: CasaConfig, takes: Sequence[Take], dtype: torch.dtype) -> CasaForConditionalGeneration:
+def build(
+    config: CasaConfig, copies: Sequence[TensorCopy], dtype: torch.dtype
+) -> CasaForConditionalGeneration:
     """A model with these weights, in evaluation mode. Parameters that nothing is taken for start as a fused
     model's do: from self-attention, or at random (torch's generator) for a Q-Former.
     """
@@ -214,8 +216,8 @@ def build(config: CasaConfig, takes: Sequence[Take], dtype: torch.dtype) -> Casa
     model.tie_weights()
     parameters = dict(model.named_parameters())
     with torch.no_grad():
-        for take in takes:
-            parameters.pop(take.target).copy_(take.value())
+        for copy in copies:
+            parameters.pop(copy.target).copy_(copy.value())
     if any(name.startswith("qformer.") for name in parameters):
         assert model.qformer is not None
         model.qformer.apply(model._init_weights)

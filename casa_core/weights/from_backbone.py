@@ -29,7 +29,7 @@ from casa_core.model import CasaForConditionalGeneration
 from casa_core.weights.files import (
     ImportReport,
     Shape,
-    Take,
+    TensorCopy,
     WeightFiles,
     build,
     find_file,
@@ -96,7 +96,7 @@ def from_backbone(
             code computes the same (``kyutai/helium-1-2b`` is published as one), and Qwen2.5-VL.
         vision: The vision tower, found likewise: Qwen2.5-VL's. By default the language model's own.
         fusion: Its settings; CA ⊕ in every layer by default.
-        dtype: Of the weights; as published by default.
+        dtype: Type of the weights; as published by default.
         revision, vision_revision: Branch, tag or commit on the hub.
 
     Returns:
@@ -104,7 +104,7 @@ def from_backbone(
 
     Raises:
         ConfigError: If a model is of a type that is not supported, or the two do not fit together.
-        StoreError: If files or tensors are missing, or tensors are there that the model has no place for.
+        StoreError: If files or tensors are missing, or there are tensors that the model does not use.
     """
     text = Backbone.of(name_or_path, revision, BACKBONES, "language model")
     tower = text if vision is None else Backbone.of(vision, vision_revision, TOWERS, "vision tower")
@@ -116,18 +116,18 @@ def from_backbone(
     )
     _check_widths(config)
     expected = parameter_shapes(config)
-    takes, left_over = _plan(text, tower, config, expected)
-    problems = shape_problems(takes, expected)
+    copies, left_over = _plan(text, tower, config, expected)
+    problems = shape_problems(copies, expected)
     if problems:
         raise StoreError(
             f"The weights of {name_or_path} do not fit its configuration.",
             "; ".join(problems[:3]),
             "Use config.json and weights of one release.",
         )
-    model = build(config, takes, dtype or takes[0].value().dtype)
-    new = expected.keys() - {take.target for take in takes}
+    model = build(config, copies, dtype or copies[0].value().dtype)
+    new = expected.keys() - {copy.target for copy in copies}
     return model, ImportReport(
-        tuple(takes), tuple(name for name in expected if name in new), tuple(left_over)
+        tuple(copies), tuple(name for name in expected if name in new), tuple(left_over)
     )
 
 
@@ -198,23 +198,23 @@ def _check_widths(config: CasaConfig) -> None:
 
 def _plan(
     text: Backbone, tower: Backbone, config: CasaConfig, expected: Mapping[str, Shape]
-) -> tuple[list[Take], list[str]]:
+) -> tuple[list[TensorCopy], list[str]]:
     """What is taken from where, and what is left."""
     text_prefix = _prefix(text.files, TEXT_PREFIXES, EMBEDDING, "language model")
     tower_prefix = _prefix(tower.files, TOWER_PREFIXES, PATCHES, "vision tower")
-    takes: list[Take] = []
+    copies: list[TensorCopy] = []
     for target in expected:
         part, _, name = target.partition(".")
         if target == HEAD:
-            takes.append(Take(target, HEAD, text.files))
+            copies.append(TensorCopy(target, HEAD, text.files))
         elif part == "language_model" and ".fusion." not in name:
             change = None
             if isinstance(text.config, LlamaConfig) and ".self_attn." in name:
                 change = half_split_to_pairs(name, config.text_config)
-            takes.append(Take(target, text_prefix + name, text.files, change))
+            copies.append(TensorCopy(target, text_prefix + name, text.files, change))
         elif part == "vision_tower":
-            takes.append(Take(target, tower_prefix + name, tower.files))
-    missing = [take for take in takes if take.source not in take.files.shapes]
+            copies.append(TensorCopy(target, tower_prefix + name, tower.files))
+    missing = [copy for copy in copies if copy.source not in copy.files.shapes]
     if missing:
         raise StoreError(
             f"{missing[0].files.label} lacks {len(missing)} tensors, {missing[0].source} among them.",
@@ -222,7 +222,7 @@ def _plan(
             "Use a whole release; a head that is the embedding needs tie_word_embeddings in config.json.",
         )
     _check_tied_head(text, text_prefix, config)
-    return takes, _left_over(text, tower, takes, text_prefix, tower_prefix)
+    return copies, _left_over(text, tower, copies, text_prefix, tower_prefix)
 
 
 def _prefix(files: WeightFiles, prefixes: tuple[str, ...], anchor: str, part: str) -> str:
@@ -249,7 +249,7 @@ def _check_tied_head(text: Backbone, prefix: str, config: CasaConfig) -> None:
 
 
 def _left_over(
-    text: Backbone, tower: Backbone, takes: list[Take], text_prefix: str, tower_prefix: str
+    text: Backbone, tower: Backbone, copies: list[TensorCopy], text_prefix: str, tower_prefix: str
 ) -> list[str]:
     """Tensors that were not used.
 
@@ -258,7 +258,7 @@ def _left_over(
     """
     rest: list[str] = []
     for files in {id(f): f for f in (text.files, tower.files)}.values():
-        used = {take.source for take in takes if take.files is files}
+        used = {copy.source for copy in copies if copy.files is files}
         names = [name for name in files.shapes if name not in used and not name.endswith(BUFFERS)]
         inside = [
             name

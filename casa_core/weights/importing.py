@@ -1,7 +1,7 @@
 """Fused checkpoints in other layouts → our model. Tensors are found by structure: where they stand, their
 shapes, and letters in their names only where shapes leave a choice.
 
-What cannot be found by looking at tensors must be said: the positions inside fusion layers, and for Helium
+What tensors do not show has to be given: the positions inside fusion layers, and for Helium
 which pairs of a head RoPE turns. A wrong choice there loads cleanly and answers wrongly.
 """
 
@@ -22,7 +22,7 @@ from casa_core.errors import ConfigError, StoreError
 from casa_core.fusion.config import Positions
 from casa_core.fusion.layers import PROJECTIONS
 from casa_core.model import CasaForConditionalGeneration
-from casa_core.weights.files import ImportReport, Shape, Take, WeightFiles, build, parameter_shapes
+from casa_core.weights.files import ImportReport, Shape, TensorCopy, WeightFiles, build, parameter_shapes
 from casa_core.weights.from_backbone import BUFFERS, HEAD, half_split_to_pairs
 from casa_core.weights.tensor_matching import find_projections, pick
 
@@ -48,11 +48,11 @@ def import_checkpoint(
         positions: Positions inside fusion layers that it was trained with (:class:`FusionConfig`).
         rope_pairs: For Helium: rows of a head that RoPE turns together. ``neighbours``: 2i and 2i + 1
             (Helium's code); ``halves``: i and i + D/2 (Llama's).
-        where: Names a part's place where the search finds several: ``language_model``, ``vision_tower``,
+        where: Chooses a part where the search finds several: ``language_model``, ``vision_tower``,
             ``qformer``: what stands before its tensors' known names; ``lm_head``: the tensor; ``fusion``: the
             module inside each decoder layer that holds q, k, v and o.
         ignore: Patterns (``*``) of tensors that may be left over.
-        dtype: Of the weights; as stored by default.
+        dtype: Type of the weights; as stored by default.
 
     Raises:
         ConfigError: If a choice is missing or cannot be.
@@ -104,13 +104,13 @@ def inspect_checkpoint(
     if unexpected and not search.problems:  # what is missing leaves the rest of its part over: noise
         search.problems.append(f"{len(unexpected)} tensors would be left over: {_listed(unexpected)}")
     if rope_pairs == "halves" and isinstance(config.text_config, HeliumConfig):
-        search.takes = [
-            replace(take, change=half_split_to_pairs(take.target, config.text_config))
-            if ".self_attn." in take.target or ".fusion." in take.target
-            else take
-            for take in search.takes
+        search.copies = [
+            replace(copy, change=half_split_to_pairs(copy.target, config.text_config))
+            if ".self_attn." in copy.target or ".fusion." in copy.target
+            else copy
+            for copy in search.copies
         ]
-    return ImportReport(tuple(search.takes), (), tuple(left_over), tuple(search.problems))
+    return ImportReport(tuple(search.copies), (), tuple(left_over), tuple(search.problems))
 
 
 def _with_positions(config: CasaConfig, positions: Positions) -> CasaConfig:
@@ -144,10 +144,10 @@ class _Search:
     Args:
         files: The tensors.
         config: The model.
-        where: Places that the caller names.
+        where: Parts that the caller locates.
 
     Attributes:
-        takes: What was found.
+        copies: What was found.
         problems: What was not, or not clearly.
     """
 
@@ -155,7 +155,7 @@ class _Search:
         self.files = files
         self.config = config
         self.where = where
-        self.takes: list[Take] = []
+        self.copies: list[TensorCopy] = []
         self.problems: list[str] = []
         self.same: set[str] = set()
         self.text_prefix: str | None = None
@@ -197,11 +197,11 @@ class _Search:
             whole = [prefix for prefix, count in fitting.items() if count == len(known)]
             best = max(fitting, key=lambda prefix: fitting[prefix], default="")
         if len(whole) > 1:
-            self.problems.append(f"{part} lies behind {_listed(sorted(whole))}: say which with where=")
+            self.problems.append(f"{part} lies behind {_listed(sorted(whole))}: choose one with where=")
         elif not whole:
             self._explain_missing(part, best, known)
         else:
-            self.takes += [Take(f"{part}.{name}", whole[0] + name, self.files) for name in known]
+            self.copies += [TensorCopy(f"{part}.{name}", whole[0] + name, self.files) for name in known]
             return whole[0]
         return None
 
@@ -235,7 +235,7 @@ class _Search:
                 else:
                     self.problems.append(f"{name} differs from the embedding, but tie_word_embeddings is set")
         elif len(fitting) == 1:
-            self.takes.append(Take(HEAD, fitting[0], self.files))
+            self.copies.append(TensorCopy(HEAD, fitting[0], self.files))
         else:
             which = f"several: {_listed(fitting)}" if fitting else f"no {HEAD} of the shape {shape}"
             self.problems.append(f"the head: {which} (tie_word_embeddings is not set)")
@@ -244,27 +244,28 @@ class _Search:
         """Each fused layer's own tensors, among those of the decoder layer that are not the backbone's."""
         if self.text_prefix is None:
             return
-        backbone = {take.source for take in self.takes}
+        backbone = {copy.source for copy in self.copies}
         for index in self.config.fusion_settings.layer_indices(self.config.text_config.num_hidden_layers):
-            target, place = f"language_model.layers.{index}.fusion.", f"{self.text_prefix}layers.{index}."
+            target, prefix = f"language_model.layers.{index}.fusion.", f"{self.text_prefix}layers.{index}."
             wanted = {n.removeprefix(target): s for n, s in self.expected.items() if n.startswith(target)}
             extra = {
-                name.removeprefix(place): shape
+                name.removeprefix(prefix): shape
                 for name, shape in self.files.shapes.items()
-                if name.startswith(place) and name not in backbone
+                if name.startswith(prefix) and name not in backbone
             }
             own = {n: shape for n, shape in wanted.items() if n.split(".")[0] in PROJECTIONS}
             found, problems = find_projections(own, extra, self.where.get("fusion"))
             rest = {name: shape for name, shape in extra.items() if name not in found.values()}
             others, unclear = pick({n: s for n, s in wanted.items() if n not in own}, rest)
-            self.takes += [
-                Take(target + name, place + source, self.files) for name, source in (found | others).items()
+            self.copies += [
+                TensorCopy(target + name, prefix + source, self.files)
+                for name, source in (found | others).items()
             ]
             self.problems += [f"layer {index}: {problem}" for problem in (*problems, *unclear)]
 
     def left_over(self) -> list[str]:
         """Tensors that nothing became."""
-        used = {take.source for take in self.takes} | self.same
+        used = {copy.source for copy in self.copies} | self.same
         return sorted(n for n in self.files.shapes if n not in used and not n.endswith(BUFFERS))
 
 

@@ -23,7 +23,7 @@ WORDS = {
     "gate_proj": {"gate"},
     "gate_alpha": {"gate", "alpha"},
 }
-"""Words in a module's name that speak for a role."""
+"""Words in a module's name that suggest a role."""
 
 
 @dataclass(slots=True)
@@ -63,7 +63,7 @@ def find_projections(
         if len(found.role_of) == len(PROJECTIONS) and not found.doubts
     ]
     if len(whole) > 1:
-        return {}, [f"q, k, v and o are in {' and in '.join(sorted(whole))}: say which with where="]
+        return {}, [f"q, k, v and o are in {' and in '.join(sorted(whole))}: choose one with where="]
     if not whole:
         doubts = [doubt for found in read.values() for doubt in found.doubts]
         place = "no module besides self-attention" if module is None else f"no {module}"
@@ -74,7 +74,7 @@ def find_projections(
 def _read_module(
     parent: str, leaves: list[str], wanted: Mapping[str, Shape], extra: Mapping[str, Shape]
 ) -> _Module:
-    """Each role's module inside ``parent``, as far as shapes and names tell."""
+    """Each role's module inside ``parent``, as far as shapes and names show it."""
     found = _Module()
     for leaf in leaves:
         name = f"{parent}.{leaf}" if parent else leaf

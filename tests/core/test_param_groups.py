@@ -129,9 +129,9 @@ def test_a_tied_head_is_in_one_group_once():
     model = small("qwen", "CA")
     assert model.lm_head.weight is model.language_model.embed_tokens.weight
     groups = parameter_groups(model, STAGES["helium-image"])
-    held = [id(parameter) for group in groups for parameter in group["params"]]
-    assert len(held) == len(set(held))
-    assert id(model.lm_head.weight) in held
+    grouped = [id(parameter) for group in groups for parameter in group["params"]]
+    assert len(grouped) == len(set(grouped))
+    assert id(model.lm_head.weight) in grouped
 
 
 def test_the_fusion_can_be_left_alone():

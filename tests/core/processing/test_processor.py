@@ -108,7 +108,7 @@ CONVERSATIONS = {
         ],
         "U> describe it live END A> [] IMG a* red* .* [] IMG .* [] IMG circle* .*",
     ),
-    "a live stream nobody asked a question about": (
+    "a live stream without a question": (
         [frame(0), answer(""), frame(0.5), answer("a")],
         "A> [] IMG .* [] IMG a* .*",
     ),

@@ -109,7 +109,7 @@ CONVERSATIONS = {
         f"{DEFAULT_SYSTEM} <S> user ¶ live <E> ¶ <S> assistant ¶ <V> [] </V> a* red* <E>* "
         "<V> [] </V> <E>* <V> [] </V> red* <E>* ¶",
     ),
-    "a live stream nobody asked a question about": (
+    "a live stream without a question": (
         [frame(0), answer("a")],
         f"{DEFAULT_SYSTEM} <S> assistant ¶ <V> [] </V> a* <E>* ¶",
     ),

@@ -143,13 +143,13 @@ def test_a_conversation_goes_through_processor_and_generate_as_with_any_model(ti
     for number, (conversation, pictures) in enumerate(zip(conversations, images, strict=True)):
         alone = processor([conversation], [pictures])
         sequences = KVBatch(model, 1)
-        (extension,) = read_padded(
+        (chunk,) = read_padded(
             model.config, alone["input_ids"], None, {name: alone.get(name) for name in IMAGE_INPUTS}
-        ).extensions(0, alone["input_ids"].shape[1])
+        ).chunks(0, alone["input_ids"].shape[1])
         expected: list[int] = []
         while len(expected) < 5:
-            expected.append(int(sequences.extend([extension])[0].argmax()))
-            extension = TokenChunk(expected[-1:])
+            expected.append(int(sequences.extend([chunk])[0].argmax()))
+            chunk = TokenChunk(expected[-1:])
         assert tokens[number, inputs["input_ids"].shape[1] :].tolist() == expected
 
 

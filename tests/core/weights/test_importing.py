@@ -224,7 +224,7 @@ def test_a_missing_bias_is_refused(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("stored", "said"),
+    ("stored", "declared"),
     [
         ({}, {"shared_projections": True}),
         ({"shared_projections": True}, {}),
@@ -239,10 +239,10 @@ def test_a_missing_bias_is_refused(tmp_path: Path):
     ids=str,
 )
 def test_another_fusion_than_the_stored_one_is_refused(
-    stored: dict[str, Any], said: dict[str, Any], tmp_path: Path
+    stored: dict[str, Any], declared: dict[str, Any], tmp_path: Path
 ):
     folder = exported(tmp_path, fused("helium", **stored))
-    assert problems(folder, fused("helium", **said))
+    assert problems(folder, fused("helium", **declared))
 
 
 def test_two_candidates_are_told_apart_by_saying_where(tmp_path: Path):

@@ -88,13 +88,13 @@ def fused_answers(pretrained: Pretrained, model: CasaForConditionalGeneration) -
         TokenChunk(pretrained.prompt(question), [0], [picture(row)], [(4, 4)], [4])
         for row, question in enumerate(QUESTIONS)
     ]
-    said: list[list[int]] = [[] for _ in QUESTIONS]
+    generated: list[list[int]] = [[] for _ in QUESTIONS]
     for _ in range(WORDS):
         chosen = rows.extend(extensions).argmax(dim=-1).tolist()
         for row, token in enumerate(chosen):
-            said[row].append(token)
+            generated[row].append(token)
         extensions = [TokenChunk([token]) for token in chosen]
-    return [pretrained.cut(ids) for ids in said]
+    return [pretrained.cut(ids) for ids in generated]
 
 
 @torch.inference_mode()

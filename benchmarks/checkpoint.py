@@ -26,7 +26,7 @@ from casa_core.model import CasaForConditionalGeneration
 from casa_core.processing.processor import CasaProcessor
 from casa_core.processing.tokenizer import build_tokenizer
 from pipelines.cost.synthetic import SequenceShape, random_batch
-from pipelines.train.checkpoint import zero_state as fragments
+from pipelines.train.checkpoint import zero_state
 from pipelines.train.checkpoint.save import Checkpointer, list_checkpoints
 
 TARGET = 0.05
@@ -81,7 +81,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
                 saver.close()
                 assert list_checkpoints(folder / "checkpoints")[-1].steps_done == done - options.steps
         began = time.perf_counter()
-        fragments.capture(loop.engine)
+        zero_state.capture(loop.engine)
         copies.append(time.perf_counter() - began)
         began = time.perf_counter()
         saver.save(loop.engine, processor, steps_done=done)

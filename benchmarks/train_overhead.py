@@ -31,15 +31,17 @@ from benchmarks.measure import RESULTS, publish, table
 from casa_core.backbones.tiny import tiny_config
 from casa_core.config import FusionConfig, TinyVisionConfig
 from casa_core.model import CasaForConditionalGeneration
-from casa_core.param_groups import TrainingStage, parameter_groups
+from casa_core.param_groups import parameter_groups
 from pipelines.cost.synthetic import SequenceShape, random_batch
+from pipelines.recipe.model import Train
+from pipelines.recipe.where import TrainWorkers
 from pipelines.train import zero
+from pipelines.train.build import training_stage
 from pipelines.train.loop import take_step
-from pipelines.train.loss_guard import Guard
+from pipelines.train.loss_guard import LossGuard
 
-STAGE = TrainingStage(
-    language_model=True, vision_blocks="all", new_learning_rate=1e-4, existing_learning_rate=1e-4
-)
+TRAIN = Train(steps=1, sequences_per_step=1, learning_rate=1e-4)
+STAGE = training_stage(TRAIN)
 VOCABULARY = 2048
 AGREE = 1e-4
 
@@ -146,9 +148,8 @@ class OurLoop:
 
     def __init__(self, model: Any, batches: list[Any], workers: int, zero_stage: int) -> None:
         groups = parameter_groups(model, STAGE)
-        settings = zero.ZeroSettings(stage=zero_stage, world_size=workers, weight_decay=0.01)
-        self.engine = zero.wrap(model, groups, settings)
-        self.batches, self.workers, self.guard = batches, workers, Guard(3.0, workers)
+        self.engine = zero.wrap(model, groups, TRAIN, TrainWorkers(zero_stage=zero_stage), workers)
+        self.batches, self.workers, self.guard = batches, workers, LossGuard(TRAIN.spike_nats, workers)
 
     def step(self) -> float:
         """The loss."""

@@ -1,9 +1,9 @@
-"""Two steps of a recipe's real configuration on random data: before 64 GPUs are spent on it.
+"""Dry run: two steps of a recipe's real configuration on random data, before 64 GPUs are spent on it.
 
 Budgets, resolutions, parameter groups, schedule, accumulation, precision and ZeRO are the recipe's, and the
-step is the one that training takes, for one worker's share. ``small`` puts the same layers at a width that
-two CPU cores can train (:func:`pipelines.train.build.model_config`). Without a GPU it computes in float32,
-whatever the recipe says: few CPUs multiply in bfloat16, and the others take five times as long.
+step is the one that training takes, for one worker's share. ``small`` has the same layers at a width that
+two CPU cores can train (:func:`pipelines.train.build.model_config`). Without a GPU it computes in float32:
+few CPUs multiply in bfloat16, and the others take five times as long.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ import torch.distributed as dist
 
 from casa_core.model import CasaForConditionalGeneration
 from casa_core.param_groups import describe, parameter_groups
-from pipelines.cost.synthetic import SequenceShape, random_batch, shapes_of
+from pipelines.cost.synthetic import SequenceShape, forwards_of, random_batch, shapes_of
 from pipelines.recipe.model import Recipe
 from pipelines.train import zero
 from pipelines.train.build import Scale, model_config, training_stage
-from pipelines.train.loader import MicroBatch, Share
-from pipelines.train.loop import peak_memory_gib, schedule_factor, take_step
-from pipelines.train.loss_guard import Guard
+from pipelines.train.loader import MicroBatch
+from pipelines.train.loop import learning_rate_factor, peak_memory_gib, take_step
+from pipelines.train.loss_guard import LossGuard
 
 SMALL_VOCABULARY = 512
 STEPS = 2
@@ -35,15 +35,15 @@ STEPS = 2
 
 @dataclass(frozen=True, slots=True)
 class DryStep:
-    """What one step did.
+    """The result of one step.
 
     Attributes:
         kind: ``image`` or ``video``.
-        forwards: Accumulated in the step.
-        text_tokens, image_tokens: Of one worker.
+        forwards: Number accumulated in the step.
+        text_tokens, image_tokens: One worker's.
         loss, grad_norm: As in training.
-        rates: Learning rate of new and existing parameters.
-        seconds: Of the step, data not counted.
+        rates: ``new`` and ``existing`` parameters → learning rate.
+        seconds: Duration of the step, without making its data.
     """
 
     kind: str
@@ -58,14 +58,14 @@ class DryStep:
 
 @dataclass(frozen=True, slots=True)
 class DryRun:
-    """What a dry run found.
+    """The result of a dry run.
 
     Attributes:
-        trains: A table of what trains, how fast.
-        parameters: Of the model.
+        trains: Table of the parameters that train, and their peak learning rates.
+        parameters: Number of the model's parameters.
         schedule: Step, from 1 → learning rates.
         steps: The steps that were taken.
-        peak_gib: Memory of the GPU's tensors, or of the process.
+        peak_gib: Peak memory of the GPU's tensors, or of the process, GiB.
     """
 
     trains: str
@@ -76,17 +76,22 @@ class DryRun:
 
 
 def dry_run(recipe: Recipe, scale: Scale = "small") -> Iterator[DryStep | DryRun]:
-    """Take the steps; yields each, and at last the whole.
+    """Take the steps; yields each, then the result of the whole run.
 
     Raises:
-        TrainingError: If a loss or gradient is no number.
+        TrainingError: If a loss or gradient is not finite.
         ConfigError: If nothing would train.
     """
     with _alone():
         model = _model(recipe, scale)
-        stage = training_stage(recipe.train.model_dump())
+        stage = training_stage(recipe.train)
         trains, parameters = describe(model, stage), sum(p.numel() for p in model.parameters())
-        engine = zero.wrap(_prepared(model, recipe), parameter_groups(model, stage), _settings(recipe))
+        if recipe.where.train.gradient_checkpointing:
+            model.recompute_activations()
+        train = recipe.train
+        if not torch.cuda.is_available():
+            train = train.model_copy(update={"precision": "fp32"})
+        engine = zero.wrap(model, parameter_groups(model, stage), train, recipe.where.train, world_size=1)
         taken = []
         for number, (kind, shape) in enumerate(_kinds(recipe)):
             taken.append(_step(engine, recipe, number, kind, shape, model.config.text_config.vocab_size))
@@ -98,7 +103,7 @@ def schedule_points(recipe: Recipe) -> dict[int, dict[str, float]]:
     """Learning rates at the first step, the end of the warm-up, the middle, the start of the decay and the
     last step."""
     train = recipe.train
-    stage = training_stage(train.model_dump())
+    stage = training_stage(train)
     steps = (1, train.warmup_steps, train.steps // 2, train.steps - train.decay_steps, train.steps)
     return {
         step: {
@@ -106,7 +111,7 @@ def schedule_points(recipe: Recipe) -> dict[int, dict[str, float]]:
             "existing": stage.existing_learning_rate * factor,
         }
         for step in dict.fromkeys(max(step, 1) for step in steps)
-        for factor in [schedule_factor(train.model_dump(), step - 1)]
+        for factor in [learning_rate_factor(train, step - 1)]
     }
 
 
@@ -115,17 +120,16 @@ def _step(
 ) -> DryStep:
     batches = _batches(recipe, kind, shape, vocab_size, torch.Generator().manual_seed(recipe.seed + number))
     began = time.perf_counter()
-    train = recipe.train.model_dump()
     taken = take_step(
         engine,
         batches,
         number=number + 1,
         kind=kind,
-        factor=schedule_factor(train, number),
-        guard=Guard(0, 1),
+        factor=learning_rate_factor(recipe.train, number),
+        guard=LossGuard(0, 1),
         world_size=1,
         sources=("random",),
-        stage=training_stage(train),
+        stage=training_stage(recipe.train),
     )
     return DryStep(
         kind,
@@ -142,23 +146,22 @@ def _step(
 def _batches(
     recipe: Recipe, kind: str, shape: SequenceShape, vocab_size: int, generator: torch.Generator
 ) -> list[MicroBatch]:
-    """One worker's share of a step, as it would accumulate it."""
-    train, placement = recipe.train, recipe.where.train
-    batch = train.sequences_per_step if kind == "image" else train.videos_per_step
-    share = Share(rank=0, world_size=placement.fewest, sequences_per_forward=placement.sequences_per_forward)
-    return [random_batch(shape, len(own), vocab_size, generator) for own in share.of(range(batch))]
+    """One worker's share of a step, one batch per forward."""
+    forwards = forwards_of(recipe, kind, recipe.where.train.fewest)
+    return [random_batch(shape, sequences, vocab_size, generator) for sequences in forwards]
 
 
 def _kinds(recipe: Recipe) -> list[tuple[str, SequenceShape]]:
-    """Two steps: one of each kind where there are two."""
+    """Kind and shape of each step: one step of each kind where there are two kinds."""
     kinds = list(shapes_of(recipe).items())
     return (kinds * STEPS)[:STEPS]
 
 
 def _model(recipe: Recipe, scale: Scale) -> CasaForConditionalGeneration:
     torch.manual_seed(recipe.seed)
-    spec = recipe.model.model_dump()
-    config = model_config(spec, vocab_size=SMALL_VOCABULARY, pad_token_id=0, eos_token_id=1, scale=scale)
+    config = model_config(
+        recipe.model, vocab_size=SMALL_VOCABULARY, pad_token_id=0, eos_token_id=1, scale=scale
+    )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with torch.device(device):
         model = CasaForConditionalGeneration(config)
@@ -166,29 +169,9 @@ def _model(recipe: Recipe, scale: Scale) -> CasaForConditionalGeneration:
     return model.train()
 
 
-def _prepared(model: CasaForConditionalGeneration, recipe: Recipe) -> CasaForConditionalGeneration:
-    if recipe.where.train.gradient_checkpointing:
-        model.recompute_activations()
-    return model
-
-
-def _settings(recipe: Recipe) -> zero.ZeroSettings:
-    train, placement = recipe.train, recipe.where.train
-    first, second = train.adam_betas
-    return zero.ZeroSettings(
-        stage=placement.zero_stage,
-        world_size=1,
-        precision=train.precision if torch.cuda.is_available() else "fp32",
-        offload=placement.offload,
-        betas=(first, second),
-        weight_decay=train.weight_decay,
-        clip_grad_norm=train.clip_grad_norm,
-    )
-
-
 @contextmanager
 def _alone() -> Iterator[None]:
-    """A process group of this process; one that is there already is used."""
+    """A process group of this process alone; an existing one is used."""
     if dist.is_initialized():
         yield
         return

@@ -1,4 +1,4 @@
-"""What a recipe's training takes: memory of one GPU by part, whether that fits, and how long it trains."""
+"""Estimates a recipe's training: memory of one GPU by part, whether it fits, operations and time."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from casa_core.flops import step_flops
 from casa_core.hardware import Gpu
 from pipelines.cost.activations import ActivationModel
 from pipelines.cost.memory import Memory, ParameterCounts, count_parameters, state_memory
-from pipelines.cost.synthetic import SequenceShape, shapes_of
-from pipelines.recipe.model import Recipe
+from pipelines.cost.synthetic import SequenceShape, forwards_of, shapes_of
+from pipelines.recipe.model import Model, Recipe, Train
 from pipelines.recipe.where import TrainWorkers
 from pipelines.train.build import model_config, training_stage
-from pipelines.train.loader import Share
 
 MFU = 0.14
 MFU_RANGE = (0.10, 0.35)
@@ -26,17 +25,18 @@ well-tuned training of language models of this size reaches."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainEstimate:
-    """What training takes.
+    """Cost of a run's training.
 
     Attributes:
-        counts: Of the model.
-        memory: Of one GPU, at the worst kind of step.
-        gpu: What it is to fit.
-        workers, forwards: GPUs, and forwards that each accumulates in a step.
-        tokens: Text and image tokens of a step of each kind, over all workers, where sequences are full.
-        flops: Operations of a step, averaged over the kinds, over all workers.
-        steps: Of the run.
-        checkpoint_bytes: Of one checkpoint.
+        counts: The model's parameters.
+        memory: Memory of one GPU, at the kind of step that needs most.
+        gpu: The GPU that it must fit.
+        workers: Number of GPUs.
+        forwards: Largest number of forwards that each accumulates in a step.
+        tokens: Kind → text and image tokens of a step, over all workers, where sequences are full.
+        flops: Operations per step, averaged over the kinds, over all workers.
+        steps: Steps of the run.
+        checkpoint_bytes: Size of one checkpoint.
     """
 
     counts: ParameterCounts
@@ -51,32 +51,32 @@ class TrainEstimate:
 
     @property
     def fits(self) -> bool:
-        """On one GPU, with what the driver and fragmentation take."""
+        """Whether one GPU holds it, beside what the driver and fragmentation take."""
         return self.memory.total <= self.gpu.usable_bytes
 
     def seconds(self, mfu: float = MFU) -> float:
-        """Of the whole run, at a share of the peak rate."""
+        """Duration of the whole run, at a share of the GPU's peak rate."""
         return self.steps * self.flops / (self.workers * self.gpu.bf16_tflops * 1e12 * mfu)
 
 
 def estimate(recipe: Recipe, gpu: Gpu, workers: int | None = None) -> TrainEstimate:
-    """What the recipe's train stage takes.
+    """Estimate the recipe's train stage.
 
     Args:
         recipe: The run.
-        gpu: Each worker's.
-        workers: Instead of the recipe's; the fewest of a range otherwise.
+        gpu: Each worker's GPU.
+        workers: Number of workers instead of the recipe's, whose range counts as its fewest.
 
     Raises:
         ConfigError: For a model that cannot be built.
     """
     train, placement = recipe.train, recipe.where.train
     workers = workers or placement.fewest
-    stage = training_stage(train.model_dump())
-    config = _config(recipe)
+    stage = training_stage(train)
+    config = _config(recipe.model)
     counts = count_parameters(config, stage)
     shapes = shapes_of(recipe)
-    forwards = {kind: _share(recipe, kind, workers) for kind in shapes}
+    forwards = {kind: forwards_of(recipe, kind, workers) for kind in shapes}
     state = state_memory(
         counts,
         zero_stage=placement.zero_stage,
@@ -85,13 +85,9 @@ def estimate(recipe: Recipe, gpu: Gpu, workers: int | None = None) -> TrainEstim
         offload=placement.offload,
         accumulates=any(len(own) > 1 for own in forwards.values()),
     )
-    kept = max(
-        _activations(recipe, placement, shape, max(map(len, forwards[kind])))
-        for kind, shape in shapes.items()
-    )
-    images, videos = train.image_video_ratio
-    ratio: dict[str, int] = {"image": images, "video": videos}
-    batch: dict[str, int] = {"image": train.sequences_per_step, "video": train.videos_per_step}
+    kept = max(_activations(recipe, placement, shape, max(forwards[kind])) for kind, shape in shapes.items())
+    batch = train.batch_sizes
+    ratio = dict(zip(batch, train.image_video_ratio, strict=True))
     flops = sum(
         step_flops(config, stage, shape.load) * batch[kind] * ratio[kind] for kind, shape in shapes.items()
     )
@@ -112,17 +108,17 @@ def estimate(recipe: Recipe, gpu: Gpu, workers: int | None = None) -> TrainEstim
 
 
 def check_fits(found: TrainEstimate, recipe: Recipe) -> None:
-    """Refuse a run that no GPU could hold, before any is taken.
+    """Refuse a run that does not fit its GPUs, before any is used.
 
     Raises:
-        ConfigError: With the smallest change that makes it fit, if there is one.
+        ConfigError: Names the smallest change that makes it fit, if there is one.
     """
     if found.fits:
         return
     total, limit = found.memory.total / 2**30, found.gpu.usable_bytes / 2**30
     raise ConfigError(
-        f"Training {recipe.name} needs about {total:.0f} GiB a GPU, and a {found.gpu.name} has {limit:.0f}.",
-        ", ".join(f"{name} {size / 2**30:.1f}" for name, size in _largest(found.memory)) + " GiB",
+        f"{recipe.name} needs about {total:.0f} GiB per GPU, and a {found.gpu.name} has {limit:.0f}.",
+        f"Parts, GiB: {', '.join(f'{name} {size / 2**30:.1f}' for name, size in _largest(found.memory))}.",
         _remedy(found, recipe),
     )
 
@@ -136,7 +132,7 @@ def _largest(memory: Memory) -> list[tuple[str, int]]:
 
 
 def _remedy(found: TrainEstimate, recipe: Recipe) -> str:
-    """The settings that cost least and make it fit."""
+    """The settings that make it fit and slow training least, as a sentence."""
     placement = recipe.where.train
     changes: dict[str, object] = {}
     for name, value in (
@@ -155,34 +151,28 @@ def _remedy(found: TrainEstimate, recipe: Recipe) -> str:
                 settings = " ".join(
                     f"--set where.train.{key}={_yaml(value)}" for key, value in changes.items()
                 )
-                return f"{settings} makes it about {again.memory.total / 2**30:.0f} GiB"
-    return "lower pack.image_tokens or pack.text_tokens, or take a larger GPU"
+                return f"`{settings}` makes it about {again.memory.total / 2**30:.0f} GiB."
+    return "Lower pack.image_tokens or pack.text_tokens, or take a larger GPU."
 
 
 def _yaml(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _config(recipe: Recipe) -> CasaConfig:
-    return model_config(recipe.model.model_dump(), vocab_size=512, pad_token_id=0, eos_token_id=1)
-
-
-def _share(recipe: Recipe, kind: str, workers: int) -> list[tuple[int, ...]]:
-    train = recipe.train
-    batch = train.sequences_per_step if kind == "image" else train.videos_per_step
-    share = Share(world_size=workers, sequences_per_forward=recipe.where.train.sequences_per_forward)
-    return share.of(range(batch))
+def _config(model: Model) -> CasaConfig:
+    return model_config(model, vocab_size=512, pad_token_id=0, eos_token_id=1)
 
 
 def _activations(recipe: Recipe, placement: TrainWorkers, shape: SequenceShape, sequences: int) -> int:
-    """Kept by one forward, with a layer's worth of recomputation where there is, and the logits' gradient."""
-    config, train = _config(recipe), recipe.train
-    kept = _model(recipe.model.model_dump_json(), train.model_dump_json(), placement.gradient_checkpointing)
+    """Bytes that one forward keeps, with a recomputed layer if there is any, and the logits' gradient."""
+    config, train = _config(recipe.model), recipe.train
+    sections = recipe.model.model_dump_json(), train.model_dump_json()
+    kept = _model(*sections, placement.gradient_checkpointing)
     size = 2 if train.precision == "bf16" else 4
     logits = shape.trained_tokens * config.text_config.vocab_size * (4 + size)
     again = 0
     if placement.gradient_checkpointing:
-        whole = _model(recipe.model.model_dump_json(), train.model_dump_json(), False)
+        whole = _model(*sections, False)
         layers = config.text_config.num_hidden_layers + config.vision_config.depth
         again = whole(config, shape) // layers
     return sequences * (kept(config, shape) + logits + again)
@@ -190,10 +180,6 @@ def _activations(recipe: Recipe, placement: TrainWorkers, shape: SequenceShape, 
 
 @lru_cache(maxsize=4)
 def _model(model: str, train: str, checkpointing: bool) -> ActivationModel:
-    """Found once for all budgets and workers of a recipe."""
-    from pipelines.recipe.model import Model, Train
-
-    spec, settings = Model.model_validate_json(model), Train.model_validate_json(train)
-    config = model_config(spec.model_dump(), vocab_size=512, pad_token_id=0, eos_token_id=1)
-    stage = training_stage(settings.model_dump())
-    return ActivationModel(config, stage, settings.precision, checkpointing)
+    """Fitted once for all budgets and workers of a recipe; sections are JSON, because lists have no hash."""
+    config, settings = _config(Model.model_validate_json(model)), Train.model_validate_json(train)
+    return ActivationModel(config, training_stage(settings), settings.precision, checkpointing)

@@ -1,4 +1,4 @@
-"""Packed sequences of random tokens and pictures that fill a recipe's budgets: training without data."""
+"""Random packed sequences that fill a recipe's budgets, for dry runs, estimates and benchmarks."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from casa_core.flops import Load
 from casa_core.inputs import Packing
 from pipelines.recipe.model import Recipe
 from pipelines.recipe.pack import IMAGE_TOKEN_SIDES, frame_side
-from pipelines.train.loader import Document, MicroBatch
+from pipelines.train.loader import Document, MicroBatch, Share
 
 
 @dataclass(frozen=True, slots=True)
 class SequenceShape:
-    """What a packed sequence holds.
+    """Sizes of a packed sequence.
 
     Attributes:
         text_tokens, images: How many.
-        side: Of each square image, in image tokens.
-        patch_values: Values of a patch; an image token is made of four.
-        documents: Images and text are spread over so many; a video is one.
+        side: Side of each square image, in image tokens.
+        patch_values: Values per patch; an image token is made of four patches.
+        documents: Number of documents over which text and images are spread; a video is one.
     """
 
     text_tokens: int
@@ -34,24 +34,24 @@ class SequenceShape:
 
     @property
     def image_tokens(self) -> int:
-        """Of all images."""
+        """Image tokens of all images."""
         return self.images * self.side**2
 
     @property
     def document_starts(self) -> list[int]:
-        """Documents are as equally long as they can be."""
+        """Text index at which each document starts; documents are as equally long as possible."""
         return [n * self.text_tokens // self.documents for n in range(self.documents)]
 
     @property
     def image_positions(self) -> list[int]:
-        """Each document's images come before its text, a video's are spread over it."""
+        """Text index of each image: at a document's start, or for a video spread over its text."""
         if self.documents == self.images:
             return self.document_starts
         return [n * (self.text_tokens - 1) // self.images for n in range(self.images)]
 
     @property
     def load(self) -> Load:
-        """What of it costs operations."""
+        """The sizes that decide the number of operations."""
         packing = Packing(
             document_starts=self.document_starts,
             image_positions=self.image_positions,
@@ -61,13 +61,13 @@ class SequenceShape:
 
     @property
     def trained_tokens(self) -> int:
-        """Answer tokens: every other one of a document."""
+        """Answer tokens: every second token of each document."""
         starts = [*self.document_starts, self.text_tokens]
         return sum((end - start) // 2 for start, end in pairwise(starts))
 
 
 def shapes_of(recipe: Recipe) -> dict[str, SequenceShape]:
-    """A full packed sequence of each kind that the recipe trains on, of images as large as they may be."""
+    """Kind → a full packed sequence of largest images, for each kind that the recipe trains on."""
     pack, backbone = recipe.pack, recipe.model.backbone
     pixels = IMAGE_TOKEN_SIDES[backbone]
     patch_values = 3 * 8 * 8 if backbone == "tiny" else 3 * 2 * 14 * 14
@@ -87,8 +87,14 @@ def shapes_of(recipe: Recipe) -> dict[str, SequenceShape]:
     return shapes
 
 
+def forwards_of(recipe: Recipe, kind: str, workers: int) -> list[int]:
+    """Packed sequences of each forward that one worker accumulates in a step of a kind."""
+    share = Share(world_size=workers, sequences_per_forward=recipe.where.train.sequences_per_forward)
+    return [len(own) for own in share.of(range(recipe.train.batch_sizes[kind]))]
+
+
 def random_sequence(shape: SequenceShape, vocab_size: int, generator: torch.Generator) -> PackedSequence:
-    """A sequence of that shape."""
+    """A packed sequence of random tokens and patches, of that shape."""
     ids = torch.randint(2, vocab_size, (shape.text_tokens,), generator=generator)
     starts = shape.document_starts
     grid = (2 * shape.side, 2 * shape.side)
@@ -110,7 +116,7 @@ def random_sequence(shape: SequenceShape, vocab_size: int, generator: torch.Gene
 def random_batch(
     shape: SequenceShape, sequences: int, vocab_size: int, generator: torch.Generator
 ) -> MicroBatch:
-    """What one forward reads."""
+    """One forward's batch of random sequences."""
     packed = [random_sequence(shape, vocab_size, generator) for _ in range(sequences)]
     trained = sum(sum(sequence.loss_mask) for sequence in packed)
     return MicroBatch(collate(packed), (Document("random", "random", trained),))

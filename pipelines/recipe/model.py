@@ -127,14 +127,19 @@ class Weights(Section):
         return self
 
 
-class Model(Section):
-    """Backbone, fusion, tokenizer and chat template."""
+class TrainedModel(Section):
+    """Backbone, fusion and the weights to start from: what the train stage builds."""
 
     backbone: Literal["tiny", "helium", "qwen2_5_vl"] = Field(description="Language model and vision tower.")
     fusion: Fusion = Field(default_factory=Fusion, description="How images enter the language model.")
     weights: Weights | None = Field(
         default=None, description="What training starts from; `tiny` starts at random where not given."
     )
+
+
+class Model(TrainedModel):
+    """Backbone, fusion, tokenizer and chat template."""
+
     tokenizer: Tokenizer = Field(
         default_factory=lambda: Tokenizer(train_bpe=BpeTraining()),
         description="Where the tokenizer comes from.",
@@ -200,6 +205,11 @@ class Train(Section):
     held_out_sequences: Count = Field(
         default=32, description="Packed sequences of each kind that are held out for it, and not trained on."
     )
+
+    @property
+    def batch_sizes(self) -> dict[str, int]:
+        """Packed sequences of an image step and of a video step, over all workers."""
+        return {"image": self.sequences_per_step, "video": self.videos_per_step}
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -104,8 +104,13 @@ class TrainWorkers(Section):
 
     @property
     def fewest(self) -> int:
-        """Workers it takes to start."""
+        """Workers needed to start."""
         return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def most(self) -> int:
+        """Workers that are used where the cluster has them."""
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

@@ -1,9 +1,8 @@
-"""The model that training starts from: from a seed, from published weights, or from an earlier checkpoint."""
+"""Builds the model that training starts from: at random, from published weights or from a checkpoint."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,27 +19,23 @@ from casa_core.param_groups import TrainingStage
 from casa_core.processing.processor import CasaProcessor
 from casa_core.weights.checkpoint import load_checkpoint
 from casa_core.weights.from_backbone import from_backbone
+from pipelines.recipe.model import Train, TrainedModel
 
 Scale = Literal["full", "small"]
 
 
-def training_stage(train: Mapping[str, Any]) -> TrainingStage:
-    """What the recipe's ``train`` section changes, and how fast.
-
-    Args:
-        train: The section's values.
-    """
-    new = train["learning_rate"]
-    existing = train.get("existing_learning_rate")
+def training_stage(train: Train) -> TrainingStage:
+    """Which parameters the recipe's ``train`` section trains, and their peak learning rates."""
+    new, existing = train.learning_rate, train.existing_learning_rate
     return TrainingStage(
-        **(train.get("trains") or {"language_model": True, "vision_blocks": "all"}),
+        **train.trains.model_dump(),
         new_learning_rate=new,
         existing_learning_rate=new if existing is None else existing,
     )
 
 
 def model_config(
-    model: Mapping[str, Any],
+    model: TrainedModel,
     *,
     vocab_size: int,
     pad_token_id: int,
@@ -48,18 +43,18 @@ def model_config(
     images_withheld: bool = False,
     scale: Scale = "full",
 ) -> CasaConfig:
-    """The configuration of the recipe's model; of a published backbone, as published.
+    """The configuration of the recipe's model; a published backbone's sizes are the published ones.
 
     Args:
-        model: The recipe's section: ``backbone`` and ``fusion`` are read.
-        vocab_size: Tokens of the tokenizer; a published model's vocabulary may be larger, and grows if not.
-        pad_token_id, eos_token_id: Special ids.
-        images_withheld: For the blind baseline.
+        model: Its ``backbone`` and ``fusion`` are read.
+        vocab_size: Tokens of the tokenizer. A published vocabulary that is smaller grows to it.
+        pad_token_id, eos_token_id: Ids of the tokenizer's padding and end tokens.
+        images_withheld: ``True`` for the blind baseline.
         scale: ``small``: the same layers at a width that two CPU cores can train, and as few of them as have
-            every mechanism: two rounds of "every fourth layer", four trainable blocks below four frozen ones.
+            every mechanism: two rounds of "every fourth layer", four frozen and four trainable blocks.
     """
-    fusion = fusion_config(model["fusion"])
-    if model["backbone"] == "tiny":
+    fusion = fusion_config(model.fusion.model_dump())
+    if model.backbone == "tiny":
         return tiny_config(
             vocab_size=vocab_size,
             pad_token_id=pad_token_id,
@@ -67,7 +62,7 @@ def model_config(
             fusion=fusion,
             images_withheld=images_withheld,
         )
-    qwen = model["backbone"] == "qwen2_5_vl"
+    qwen = model.backbone == "qwen2_5_vl"
     text: Any = published.qwen2_5_vl_3b_text() if qwen else published.helium1_2b_text()
     tower: Any = published.qwen2_5_vl_3b_vision()
     if scale == "small":
@@ -92,7 +87,7 @@ def _shrink(text: Any, tower: Any) -> None:
 
 
 def build_model(
-    model: Mapping[str, Any],
+    model: TrainedModel,
     processor: CasaProcessor,
     *,
     seed: int,
@@ -103,38 +98,37 @@ def build_model(
     """The model before its first step, in training mode; the same on every worker.
 
     Args:
-        model: The recipe's section: ``backbone``, ``fusion``, and ``weights`` where they come from somewhere.
-        processor: Of the packed data.
-        seed: Of what starts at random.
+        model: The recipe's backbone, fusion and weights.
+        processor: The packed data's.
+        seed: Seed of weights that start at random.
         images: ``False``: the blind baseline.
-        start: A checkpoint folder to go on from.
-        dtype: Of its weights: what forwards compute in. Float32 masters are made from these.
+        start: Checkpoint folder of a fused model to start from.
+        dtype: The weights' dtype, which forwards compute in; float32 master weights are made from these.
 
     Raises:
-        ConfigError: If a backbone has no weights, or the checkpoint is of another model.
+        ConfigError: If a backbone has no weights, or the checkpoint holds another model.
     """
     torch.manual_seed(seed)
-    weights = model.get("weights") or {}
-    fusion = fusion_config(model["fusion"])
+    weights, fusion = model.weights, fusion_config(model.fusion.model_dump())
     if start is not None:
-        built = _from_checkpoint(Path(start), model["backbone"], fusion, processor)
-    elif weights.get("language_model"):
+        built = _from_checkpoint(Path(start), model.backbone, fusion, processor)
+    elif weights is not None and weights.language_model:
         built, _ = from_backbone(
-            weights["language_model"],
-            vision=weights.get("vision_tower"),
+            weights.language_model,
+            vision=weights.vision_tower,
             fusion=fusion,
             dtype=dtype,
-            revision=weights.get("revision"),
-            vision_revision=weights.get("vision_revision"),
+            revision=weights.revision,
+            vision_revision=weights.vision_revision,
         )
-        _check_family(built, model["backbone"], weights["language_model"])
-    elif model["backbone"] == "tiny":
-        built = _from_nothing(model, processor)
+        _check_family(built, model.backbone, weights.language_model)
+    elif model.backbone == "tiny":
+        built = _at_random(model, processor)
     else:
         raise ConfigError(
-            f"model.backbone = {model['backbone']} has no weights to start from",
-            "a backbone of this size is not trained from nothing here",
-            "name them in model.weights: language_model (and vision_tower), checkpoint, or an earlier recipe",
+            f"`model.backbone` = {model.backbone} has no weights to start from.",
+            "A backbone of this size is not trained from random weights here.",
+            "Name them in `model.weights`: language_model (and vision_tower), checkpoint, or a recipe.",
         )
     nn.Module.to(built, dtype)  # in place
     grow_vocabulary(built, len(processor.tokenizer))
@@ -142,7 +136,7 @@ def build_model(
     return built.train()
 
 
-def _from_nothing(model: Mapping[str, Any], processor: CasaProcessor) -> CasaForConditionalGeneration:
+def _at_random(model: TrainedModel, processor: CasaProcessor) -> CasaForConditionalGeneration:
     config = model_config(
         model,
         vocab_size=len(processor.tokenizer),
@@ -157,7 +151,7 @@ def _from_nothing(model: Mapping[str, Any], processor: CasaProcessor) -> CasaFor
 def _from_checkpoint(
     folder: Path, backbone: str, fusion: FusionConfig, processor: CasaProcessor
 ) -> CasaForConditionalGeneration:
-    built, before = load_checkpoint(folder)
+    built, saved = load_checkpoint(folder)
     _check_family(built, backbone, str(folder))
     theirs, ours = (
         {name: value for name, value in dataclasses.asdict(settings).items() if name != "init"}
@@ -166,15 +160,15 @@ def _from_checkpoint(
     if theirs != ours:
         differing = next(name for name in ours if theirs[name] != ours[name])
         raise ConfigError(
-            f"the checkpoint {folder} has another fusion than this recipe",
-            f"its {differing} is {theirs[differing]!r}, model.fusion.{differing} is {ours[differing]!r}",
-            "use the fusion that the checkpoint was trained with",
+            f"The checkpoint {folder} has another fusion than this recipe.",
+            f"Its {differing} is {theirs[differing]!r}, model.fusion.{differing} is {ours[differing]!r}.",
+            "Use the fusion that the checkpoint was trained with.",
         )
-    if before.tokenizer.get_vocab() != processor.tokenizer.get_vocab():
+    if saved.tokenizer.get_vocab() != processor.tokenizer.get_vocab():
         raise ConfigError(
-            f"the checkpoint {folder} has another tokenizer than the packed data",
-            f"of {len(before.tokenizer)} and {len(processor.tokenizer)} tokens",
-            f"set model.tokenizer.path to {folder}, so that the data is packed with its tokenizer",
+            f"The checkpoint {folder} has another tokenizer than the packed data.",
+            f"They have {len(saved.tokenizer)} and {len(processor.tokenizer)} tokens.",
+            f"Set `model.tokenizer.path` to {folder}, so that the data is packed with its tokenizer.",
         )
     return built
 
@@ -189,16 +183,15 @@ def _check_family(model: CasaForConditionalGeneration, backbone: str, source: st
     }.get((kind, tower))
     if found != backbone:
         raise ConfigError(
-            f"{source} is no {backbone} model",
-            f"its language model is of type {kind}, its vision tower of type {tower}",
-            f"set model.backbone to {found}" if found else "name weights of the recipe's backbone",
+            f"{source} is no {backbone} model.",
+            f"Its language model is of type {kind}, its vision tower of type {tower}.",
+            f"Set model.backbone to {found}." if found else "Name weights of the recipe's backbone.",
         )
 
 
 def grow_vocabulary(model: CasaForConditionalGeneration, size: int) -> None:
-    """Make room for tokens that a published tokenizer did not have (the chat template's); each starts as the
-    average of all others. A vocabulary that is large enough is left as it is.
-    """
+    """Add tokens that a published tokenizer lacks (the chat template's), each starting as the mean of the
+    existing ones. A vocabulary that is large enough stays as it is."""
     before = model.config.text_config.vocab_size
     if size <= before:
         return

@@ -1,4 +1,4 @@
-"""The training loop of one worker, without Ray: from loaded steps to what each of them did."""
+"""The training loop of one worker, without Ray: takes loaded steps and yields the metrics of each."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ import torch
 from casa_core.flops import Load, step_flops
 from casa_core.hardware import peak_tflops
 from casa_core.param_groups import TrainingStage
+from pipelines.recipe.model import Train
 from pipelines.train import zero
 from pipelines.train.build import training_stage
 from pipelines.train.loader import LoadedStep, MicroBatch, SequenceReader, Share, load_batches
-from pipelines.train.loss_guard import Guard
+from pipelines.train.loss_guard import LossGuard
 from pipelines.train.metrics import StepMetrics
-from pipelines.train.schedule import learning_rate_factor
 from pipelines.train.step import StepTotals, accumulate_gradients, measure_loss, update
 
 
 @dataclass(frozen=True, slots=True)
 class TakenStep:
-    """What one step did.
+    """The result of one step.
 
     Attributes:
-        totals: Of its forwards.
-        rates: Learning rates of the update, by the groups' kind.
-        norm: Of the gradient, before clipping.
+        totals: Losses and token counts of its forwards.
+        rates: Kind of parameter group → learning rate of the update.
+        norm: The gradient's norm before clipping.
     """
 
     totals: StepTotals
@@ -46,21 +46,22 @@ def take_step(
     number: int,
     kind: str,
     factor: float,
-    guard: Guard,
+    guard: LossGuard,
     world_size: int,
     sources: Sequence[str],
     stage: TrainingStage,
 ) -> TakenStep:
-    """One step, as training, a dry run and the benchmarks take it.
+    """Take one step: forwards, backwards, checks, update. Training, dry runs and benchmarks share it.
 
     Args:
         engine: From :func:`pipelines.train.zero.wrap`.
-        batches: This worker's part.
-        number, kind: Of the step, from 1.
-        factor: Of each group's peak learning rate.
-        guard: Stops where a loss or a gradient is no number, before it reaches a weight or right after.
+        batches: This worker's part of the step, one per forward.
+        number: The step, from 1.
+        kind: ``image`` or ``video``.
+        factor: Factor on each group's peak learning rate.
+        guard: Checks the loss before the update and the gradient's norm after it.
         world_size, sources: As for :func:`pipelines.train.step.accumulate_gradients`.
-        stage: What trains.
+        stage: What trains: decides the number of operations.
 
     Raises:
         TrainingError: From the guard.
@@ -76,19 +77,20 @@ def take_step(
 
 @dataclass(slots=True)
 class TrainLoop:
-    """Takes steps.
+    """Trains on loaded steps.
 
     Attributes:
         engine: From :func:`pipelines.train.zero.wrap`.
-        train: That section of the recipe.
-        seed: Of the run.
+        train: The recipe's section.
+        seed: The run's seed.
         share: Which part of each step is this worker's.
         reader: The packed data.
-        held_out: Kind → sequences that are not trained on, but measured every ``train.evaluate_every`` steps.
+        held_out: Kind → sequences that are not trained on; their loss is measured every
+            ``train.evaluate_every`` steps.
     """
 
     engine: Any
-    train: Mapping[str, Any]
+    train: Train
     seed: int
     share: Share
     reader: SequenceReader
@@ -101,12 +103,12 @@ class TrainLoop:
         self._peak = peak_tflops(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
 
     def run(self, steps: Iterator[LoadedStep]) -> Iterator[StepMetrics]:
-        """Take every step, yielding what it did.
+        """Take every step, yielding its metrics.
 
         Raises:
-            TrainingError: If a loss is no number, or jumps.
+            TrainingError: If a loss is not finite, or jumps.
         """
-        guard = Guard(self.train.get("spike_nats", 0), self.share.world_size)
+        guard = LossGuard(self.train.spike_nats, self.share.world_size)
         while True:
             began = time.perf_counter()
             loaded = next(steps, None)
@@ -120,7 +122,7 @@ class TrainLoop:
                 loaded.batches,
                 number=number,
                 kind=kind,
-                factor=schedule_factor(self.train, loaded.number),
+                factor=learning_rate_factor(self.train, loaded.number),
                 guard=guard,
                 world_size=self.share.world_size,
                 sources=self.reader.sources,
@@ -163,7 +165,7 @@ class TrainLoop:
         )
 
     def _fill(self, loaded: LoadedStep, totals: StepTotals) -> tuple[float | None, float | None]:
-        """Of the step's sequences' text and image budgets, the share that is used."""
+        """Used shares of the text and image budgets of the step's sequences."""
         budgets = self.reader.budgets.get(loaded.step.kind)
         if budgets is None:
             return None, None
@@ -171,8 +173,7 @@ class TrainLoop:
         return totals.text_tokens / text, totals.image_tokens / image
 
     def _held_out_loss(self, step: int) -> dict[str, float] | None:
-        every = self.train.get("evaluate_every", 0)
-        if not self.held_out or step % every:
+        if not self.held_out or step % self.train.evaluate_every:
             return None
         return {
             kind: measure_loss(self.engine, self._batches(numbers), self.share.world_size)
@@ -180,30 +181,35 @@ class TrainLoop:
         }
 
     def _batches(self, numbers: Sequence[int]) -> Iterator[MicroBatch]:
-        """One sequence a forward, equally many on every worker."""
+        """One sequence per forward, and equally many forwards on every worker."""
         one_each = Share(rank=self.share.rank, world_size=self.share.world_size, sequences_per_forward=1)
         return load_batches(self.reader, one_each, numbers)
 
 
-def schedule_factor(train: Mapping[str, Any], step: int) -> float:
-    """The learning rate's factor at a step, from 0, by the recipe's ``train`` section."""
-    return learning_rate_factor(
-        step, steps=train["steps"], warmup_steps=train["warmup_steps"], decay_steps=train["decay_steps"]
-    )
+def learning_rate_factor(train: Train, step: int) -> float:
+    """Factor on the peak learning rate at a step, from 0: linear warm-up, constant, linear decay (B.1).
+
+    The factor reaches 1 at the last of ``train.warmup_steps``. It falls over the run's last
+    ``train.decay_steps``, so that the step after the run would be at 0.
+    """
+    left = train.steps - step
+    warm = (step + 1) / train.warmup_steps if step < train.warmup_steps else 1.0
+    decay = left / train.decay_steps if left < train.decay_steps else 1.0
+    return min(warm, decay)
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """Random numbers of a step are a function of the run's seed: a resumed step draws what it had drawn."""
+    """Seed torch for a step and rank, so that a resumed step draws the same random numbers as before."""
     torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1))
 
 
 def batch_digest(sequences: Sequence[int]) -> str:
-    """Of the global numbers of a step's sequences."""
+    """CRC-32 of the global numbers of a step's sequences, in hexadecimal."""
     return f"{zlib.crc32(np.asarray(sequences, dtype=np.int64).tobytes()):08x}"
 
 
 def peak_memory_gib() -> float:
-    """Of this process's GPU tensors; without a GPU, of the process."""
+    """Peak memory of this process's GPU tensors, GiB; without a GPU, of the process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

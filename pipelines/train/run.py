@@ -1,8 +1,8 @@
 """The train stage: Ray Train around :func:`pipelines.train.worker.train`.
 
-In: a pack artifact and the clean artifacts it refers to. Out: ``model/`` (a checkpoint folder),
-``metrics.jsonl``. Checkpoints lie beside the artifacts, so that any later attempt goes on from them, and any
-of those that are kept can be exported after the end.
+In: a pack artifact and the clean artifacts it refers to. Out: ``model/`` (a model folder) and
+``metrics.jsonl``. Checkpoints lie beside the artifacts, so that later attempts resume from them, and those
+that are kept can be exported afterwards.
 """
 
 from __future__ import annotations
@@ -12,83 +12,70 @@ import os
 import shutil
 import threading
 from collections import deque
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from casa_core import errors
 from casa_core.errors import CasaError, ConfigError
 from pipelines.dag.context import StageContext
-from pipelines.recipe.where import Device
+from pipelines.recipe.where import Device, TrainWorkers
 from pipelines.storage.atomic import write_whole
 from pipelines.storage.uri import Folder, recipe_folder
 from pipelines.train import metrics
-from pipelines.train.worker import TrainJob, train
+from pipelines.train.settings import TrainJob, read_train_settings
+from pipelines.train.worker import train
 
 ERROR = "error.json"
 POLL_SECONDS = 0.5
 RECENT_STEPS = 50
 ELASTIC_SECONDS = float(os.environ.get("CASA_ELASTIC_SECONDS", "60"))
-"""How often a run of a variable number of workers looks whether the cluster has more; taking one in costs the
-steps since the last checkpoint."""
+"""Seconds between two looks for further workers, where their number may vary; adding one costs the steps
+since the last checkpoint."""
 
 
 def run_stage(context: StageContext) -> dict[str, Any]:
     """Train the recipe's model; returns the summary of the run."""
     job = _job(context)
-    with _ProgressFromMetrics(context, job.train["steps"]):
-        _fit(job, context.placement["train"], name=context.name)
+    with _ProgressFromMetrics(context, job.settings.train.steps):
+        _fit(job, name=context.name)
     shutil.rmtree(context.local_output / "ray_train", ignore_errors=True)
     return _summary(context.local_output)
 
 
 def _job(context: StageContext) -> TrainJob:
-    placement = context.placement["train"]
+    settings, placement = read_train_settings(context.settings), context.placement
     inputs = {role: str(folder) for role, folder in context.inputs.items()}
-    # Weights that lie in a folder here count by content; where that folder is stands beside.
-    weights = {name: context.settings.get(name, value) for name, value in context.settings["weights"].items()}
-    earlier = inputs.pop("start", None)
+    weights, earlier = settings.model.weights, inputs.pop("start", None)
+    named = None if weights is None else weights.checkpoint
     return TrainJob(
-        model={**context.settings["model"], "weights": weights},
-        train=context.settings["train"],
-        seed=context.settings["seed"],
-        images=context.settings["images"],
+        settings=settings,
+        placement=TrainWorkers.model_validate(placement["train"]),
         pack=inputs.pop("pack"),
         sources=inputs,
-        start=weights.get("checkpoint") if earlier is None else str(Path(earlier) / "model"),
+        start=named if earlier is None else str(Path(earlier) / "model"),
         output=str(context.local_output),
-        checkpoints=str(checkpoint_root(context.placement, context.fingerprint)),
-        keep=placement["keep"],
-        keep_best=placement["keep_best"],
-        zero_stage=placement["zero_stage"],
-        offload=placement["offload"],
-        gradient_checkpointing=placement["gradient_checkpointing"],
-        sequences_per_forward=placement["sequences_per_forward"],
-        threads=placement["cpus_per_worker"],
-        loader_threads=placement["loader_threads"],
-        steps_ahead=placement["steps_ahead"],
-        track=tuple(placement["track"]),
-        run_name=context.placement["recipe"] + ("" if context.name == "train" else f"-{context.name}"),
+        checkpoints=str(checkpoint_root(placement, context.fingerprint)),
+        run_name=placement["recipe"] + ("" if context.name == "train" else f"-{context.name}"),
         run_key=context.fingerprint,
-        track_folder=str(Path(context.placement["store"]) / "tracking"),
+        track_folder=str(Path(placement["store"]) / "tracking"),
     )
 
 
-def checkpoint_root(where: dict[str, Any], fingerprint: str) -> Folder:
-    """Where a train stage's checkpoints lie, during the run and after it.
+def checkpoint_root(placement: dict[str, Any], fingerprint: str) -> Folder:
+    """Folder of a train stage's checkpoints, during the run and after it.
 
     Args:
-        where: The recipe's ``where`` section.
-        fingerprint: Of the stage: another recipe has another folder.
+        placement: The stage's, with the store's absolute path.
+        fingerprint: The stage's; each has a folder of its own.
     """
-    named = where["train"]["checkpoints"]
-    root = recipe_folder(named, where) if named else Path(where["store"]) / "checkpoints"
+    named = placement["train"]["checkpoints"]
+    root = recipe_folder(named, placement) if named else Path(placement["store"]) / "checkpoints"
     return root / fingerprint
 
 
-def _fit(job: TrainJob, placement: dict[str, Any], name: str) -> None:
-    """Run the workers under Ray Train; a worker or node that is lost is replaced, and the group goes on from
-    the newest checkpoint, with as many workers as there are where their number may vary."""
+def _fit(job: TrainJob, name: str) -> None:
+    """Run the workers under Ray Train. A lost worker or node is replaced, and the group resumes from the
+    newest checkpoint; where the number of workers may vary, with as many as the cluster has."""
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -97,23 +84,23 @@ def _fit(job: TrainJob, placement: dict[str, Any], name: str) -> None:
 
     if not ray.is_initialized():
         ray.init()
-    workers = placement["workers"]
-    fewest, most = (workers, workers) if isinstance(workers, int) else workers
-    gpus = uses_gpus(placement["device"], ray.cluster_resources().get("GPU", 0), fewest)
+    placement = job.placement
+    fewest, most = placement.fewest, placement.most
+    gpus = uses_gpus(placement.device, ray.cluster_resources().get("GPU", 0), fewest)
     trainer = TorchTrainer(
         _work,
-        train_loop_config=asdict(job),
+        train_loop_config={"job": job},
         torch_config=BoundTorchConfig(backend="nccl" if gpus else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=most if fewest == most else (fewest, most),
             use_gpu=gpus,
-            resources_per_worker={"CPU": placement["cpus_per_worker"]},
+            resources_per_worker={"CPU": placement.cpus_per_worker},
             elastic_resize_monitor_interval_s=ELASTIC_SECONDS,
         ),
         run_config=RunConfig(
             name=name,
             storage_path=str(Path(job.output) / "ray_train"),
-            failure_config=FailureConfig(max_failures=placement["max_failures"]),
+            failure_config=FailureConfig(max_failures=placement.max_failures),
             worker_runtime_env={"env_vars": worker_environment(gpus)},
         ),
     )
@@ -126,24 +113,24 @@ def _fit(job: TrainJob, placement: dict[str, Any], name: str) -> None:
 
 
 def uses_gpus(device: Device, there: float, fewest: int) -> bool:
-    """Whether training takes place on GPUs.
+    """Whether training runs on GPUs.
 
     Args:
-        device: As ``where.train.device`` says.
+        device: ``where.train.device``.
         there: GPUs of the cluster.
-        fewest: Workers it takes to start, a GPU each.
+        fewest: Workers needed to start, one GPU per worker.
 
     Raises:
-        ConfigError: If there are some, but too few: a run for GPUs must not start on CPUs in silence.
+        ConfigError: If the cluster has GPUs, but too few: a run for GPUs must not start silently on CPUs.
     """
     if device != "auto":
         return device == "gpu"
     if 0 < there < fewest:
         raise ConfigError(
-            f"training asks for {fewest} workers, a GPU each, and the cluster has {there:.0f}",
-            "a node is missing, or the recipe is meant for another cluster",
-            "wait for the node; or set where.train.workers to fewer or to a range ([2, 8]), or "
-            "where.train.device to gpu, to wait until a cluster has grown, or to cpu",
+            f"Training asks for {fewest} workers with one GPU each, and the cluster has {there:.0f}.",
+            "A node is missing, or the recipe is meant for another cluster.",
+            "Wait for the node; or set where.train.workers to fewer or to a range ([2, 8]), or "
+            "where.train.device to gpu, to wait until the cluster has grown, or to cpu.",
         )
     return there > 0
 
@@ -151,12 +138,12 @@ def uses_gpus(device: Device, there: float, fewest: int) -> bool:
 def _work(config: dict[str, Any]) -> None:
     """Runs in each training worker.
 
-    An error of the run itself would only come again: the first worker to meet one writes it down, and the
-    workers that Ray starts in place of these find it and end.
+    An error of the run itself would only recur: the first worker that has one writes it to a file, and the
+    workers that Ray starts in their place find the file and end.
     """
     import ray.train
 
-    job, world = TrainJob(**config), ray.train.get_context()
+    job, world = config["job"], ray.train.get_context()
     reported = Path(job.output) / ERROR
     if reported.is_file():
         return
@@ -168,7 +155,7 @@ def _work(config: dict[str, Any]) -> None:
 
 
 def _raise_reported(reported: Path) -> None:
-    """Raise the error that a worker wrote down, as itself."""
+    """Raise the error that a worker wrote to the file, with its own type."""
     if reported.is_file():
         kind, *args = json.loads(reported.read_text())
         reported.unlink()
@@ -178,9 +165,8 @@ def _raise_reported(reported: Path) -> None:
 def worker_environment(gpus: bool) -> dict[str, str]:
     """Environment variables of a training worker's process.
 
-    Without GPUs, none is seen, also on a node that has some. And the C library would give the memory of each
-    step's gradients and buckets back to the system and ask for it again, a page fault per 4 KiB. It is told
-    to keep it.
+    A run without GPUs sees none, even on a node that has some. Its C library keeps freed memory: otherwise
+    each step's gradients and buckets go back to the system and cost a page fault per 4 KiB in the next.
     """
     environment = {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error"}
     if gpus:
@@ -190,7 +176,7 @@ def worker_environment(gpus: bool) -> dict[str, str]:
 
 
 class _ProgressFromMetrics:
-    """Reports the steps that appear in ``metrics.jsonl`` while a block runs."""
+    """Context manager: reports the steps that appear in ``metrics.jsonl`` while its block runs."""
 
     def __init__(self, context: StageContext, steps: int) -> None:
         self._context, self._steps = context, steps

@@ -1,5 +1,4 @@
-"""One training step, without Ray: forwards, loss over the *global* number of answer tokens, backwards, one
-update."""
+"""One training step: forwards, loss over the answer tokens of all workers, backwards, update."""
 
 from __future__ import annotations
 
@@ -17,13 +16,13 @@ COUNTS = ("text_tokens", "image_tokens", "trained_tokens")
 
 @dataclass(frozen=True, slots=True)
 class StepTotals:
-    """What the forwards of one step gave.
+    """Losses and counts of one step's forwards.
 
     Attributes:
-        loss: Mean loss of an answer token, over all workers.
+        loss: Mean loss per answer token, nats, over all workers.
         text_tokens, image_tokens, trained_tokens: Tokens in the step, over all workers.
-        flops: Operations that the model takes for them, over all workers.
-        source_losses: Mean loss of an answer token by source, of those in the step.
+        flops: The model's operations for them, over all workers.
+        source_losses: Source → mean loss per answer token, for the sources in the step.
         documents: This worker's documents with their mean losses.
     """
 
@@ -43,18 +42,18 @@ def accumulate_gradients(
     sources: Sequence[str] = (),
     flops: float = 0.0,
 ) -> StepTotals:
-    """Forward and backward of every micro-batch of a step; nothing is updated yet.
+    """Forward and backward of every micro-batch of a step; updates nothing.
 
     The loss is summed over the answer tokens of all workers and micro-batches and divided by their count, so
-    that a long answer weighs the same wherever it lands. DeepSpeed averages gradients over workers, hence
+    that an answer token weighs the same in any micro-batch. DeepSpeed averages gradients over workers, hence
     the factor ``world_size``.
 
     Args:
         engine: From :func:`pipelines.train.zero.wrap`.
-        batches: This worker's part of the step; as many as every other worker has.
+        batches: This worker's part of the step; equally many on every worker.
         world_size: Number of workers.
-        sources: Names of the sources to tell apart, in an order that all workers share.
-        flops: Operations of this worker's part.
+        sources: Names of the sources that get a loss of their own, in an order that all workers share.
+        flops: The model's operations for this worker's part.
     """
     counted = [sum(getattr(micro.batch, name) for micro in batches) for name in COUNTS]
     counts = torch.tensor([*counted, flops], dtype=torch.float64, device=engine.device)
@@ -84,7 +83,7 @@ def accumulate_gradients(
 
 
 def measure_loss(engine: Any, batches: Iterable[MicroBatch], world_size: int) -> float:
-    """Mean loss of an answer token, without training; every worker calls it with equally many batches."""
+    """Mean loss per answer token, nats, without training; every worker calls it with equally many batches."""
     sums = torch.zeros(2, dtype=torch.float64, device=engine.device)
     engine.eval()
     with torch.no_grad():
@@ -97,9 +96,9 @@ def measure_loss(engine: Any, batches: Iterable[MicroBatch], world_size: int) ->
 
 
 def update(engine: Any) -> float:
-    """Clip, and take the optimizer's step; returns the gradient's norm before clipping."""
+    """Clip the gradient and take the optimizer's step; returns the gradient's norm before clipping."""
     norm = None
-    if engine.zero_optimization_stage() == 0:  # DeepSpeed clips, but does not tell
+    if engine.zero_optimization_stage() == 0:  # DeepSpeed clips without recording the norm
         gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
     engine.step()
@@ -107,7 +106,7 @@ def update(engine: Any) -> float:
 
 
 def _documents(batches: Sequence[MicroBatch], losses_A: torch.Tensor) -> Iterator[tuple[Document, float]]:
-    """Documents that have answers, with their summed losses: answer tokens stand in the documents' order."""
+    """Documents that have answers, with their summed losses; ``losses_A`` is in the documents' order."""
     start = 0
     for document in (document for micro in batches for document in micro.documents):
         if document.trained_tokens:
@@ -117,7 +116,7 @@ def _documents(batches: Sequence[MicroBatch], losses_A: torch.Tensor) -> Iterato
 
 
 def _sums(documents: Sequence[tuple[Document, float]], sources: Sequence[str]) -> torch.Tensor:
-    """The loss, then each source's loss, then each source's answer tokens."""
+    """1-D: the loss, then each source's loss, then each source's number of answer tokens."""
     losses, tokens = dict.fromkeys(sources, 0.0), dict.fromkeys(sources, 0)
     for document, loss in documents:
         if document.source in losses:

@@ -1,72 +1,49 @@
-"""DeepSpeed ZeRO around the model: which state is sharded, and how full weights come back out."""
+"""The DeepSpeed ZeRO engine around the model: its configuration, optimizer, learning rates, full weights."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
 from casa_core.backbones.tiny import ConvStem
+from pipelines.recipe.model import Train
+from pipelines.recipe.where import TrainWorkers
 
 REDUCE_BUCKET = ALLGATHER_BUCKET = 50_000_000
-"""Elements of a communication bucket; :func:`zero_config` sets it, as all of these."""
+"""Elements of a communication bucket."""
 LIVE_PARAMETERS = 1_000_000_000
-"""Elements that ZeRO-3 holds whole at once: prefetched, being used, soon to be used again."""
+"""Elements that ZeRO-3 holds whole at once: prefetched, in use, soon to be used again."""
 PERSISTENT = 100_000
 """ZeRO-3 keeps a tensor of fewer elements whole on every worker."""
-Precision = Literal["fp32", "bf16"]
-Offload = Literal["none", "optimizer", "parameters"]
-DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
-"""What forwards compute in."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ZeroSettings:
-    """How the engine computes and what it shards.
-
-    Attributes:
-        stage: 0 shards nothing, 1 the optimizer's state, 2 gradients too, 3 parameters too.
-        world_size: Number of workers.
-        precision: ``bf16`` computes in bfloat16 and keeps master weights, both moments and accumulated
-            gradients in float32.
-        offload: What lives in host memory: the optimizer's state and its update, or parameters as well.
-        betas, weight_decay: AdamW's (Adam's where the decay is 0).
-        clip_grad_norm: Largest norm of the whole gradient.
-    """
-
-    stage: int
-    world_size: int
-    precision: Precision = "fp32"
-    offload: Offload = "none"
-    betas: tuple[float, float] = (0.9, 0.99)
-    weight_decay: float = 0.0
-    clip_grad_norm: float = 1.0
-
-
-def zero_config(settings: ZeroSettings) -> dict[str, Any]:
+def zero_config(train: Train, placement: TrainWorkers, world_size: int) -> dict[str, Any]:
     """DeepSpeed's configuration.
 
-    Batch sizes are nominal: batches are packed, the loss is scaled by us, and a step tells the engine itself
-    which of its forwards is the last one.
+    Stage 0 shards nothing, 1 the optimizer's state, 2 gradients too, 3 parameters too. bf16 computes in
+    bfloat16 and keeps master weights, both moments and accumulated gradients in float32.
+
+    Batch sizes are nominal: batches are packed, :mod:`pipelines.train.step` scales the loss, and sets which
+    forward of a step is the last one.
     """
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
-        "train_batch_size": settings.world_size,
-        "gradient_clipping": settings.clip_grad_norm,
+        "train_batch_size": world_size,
+        "gradient_clipping": train.clip_grad_norm,
         # The optimizer is plain torch AdamW, which gives the same update under every stage.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "zero_optimization": {
-            "stage": settings.stage,
+            "stage": placement.zero_stage,
             # ZeRO-3 gathers ahead in a stream of its own. The reductions of 1 and 2 stay in the backward's:
             # they wait for it anyway in this version of DeepSpeed.
-            "overlap_comm": settings.stage == 3,
+            "overlap_comm": placement.zero_stage == 3,
             "contiguous_gradients": True,
             "reduce_bucket_size": REDUCE_BUCKET,
             "allgather_bucket_size": ALLGATHER_BUCKET,
@@ -78,22 +55,30 @@ def zero_config(settings: ZeroSettings) -> dict[str, Any]:
         "wall_clock_breakdown": False,
     }
     host = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
-    if settings.offload != "none":
+    if placement.offload != "none":
         config["zero_optimization"]["offload_optimizer"] = host
-    if settings.offload == "parameters":
+    if placement.offload == "parameters":
         config["zero_optimization"]["offload_param"] = host
-    if settings.precision == "bf16":
+    if train.precision == "bf16":
         config |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
     return config
 
 
-def wrap(model: nn.Module, groups: Sequence[Mapping[str, Any]], settings: ZeroSettings) -> Any:
-    """A DeepSpeed engine around ``model``, with AdamW over ``groups``.
+def wrap(
+    model: nn.Module,
+    groups: Sequence[Mapping[str, Any]],
+    train: Train,
+    placement: TrainWorkers,
+    world_size: int,
+) -> Any:
+    """A DeepSpeed engine around ``model``, with AdamW over ``groups`` (Adam where the weight decay is 0).
 
     Args:
         model: Whole on every worker; ZeRO-3 shards it here.
         groups: From :func:`casa_core.param_groups.parameter_groups`: each with its peak learning rate.
-        settings: What is sharded, and the optimizer's constants.
+        train: Precision, clipping and the optimizer's constants.
+        placement: What is sharded, and what is kept in host memory.
+        world_size: Number of workers.
     """
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -101,40 +86,40 @@ def wrap(model: nn.Module, groups: Sequence[Mapping[str, Any]], settings: ZeroSe
     import deepspeed.ops
     from deepspeed.utils import set_z3_leaf_modules
 
-    # Only shortens small all-reduces inside one host, and would compile for a minute at the first of them.
+    # It only shortens small all-reduces inside one host, and compiles for a minute at the first of them.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     stems = [module for module in model.modules() if isinstance(module, ConvStem)]
-    if settings.stage == 3 and stems:
-        # Its convolutions run once for each size of picture, which workers have differently many of: gathered
-        # as one module, it asks every worker for the same collectives.
+    if placement.zero_stage == 3 and stems:
+        # Its convolutions run once per picture size, and workers have different numbers of sizes: gathered as
+        # one module, it takes the same collectives on every worker.
         set_z3_leaf_modules(model, [ConvStem])
         for stem in stems:
             stem.register_forward_pre_hook(_want_input_gradient)
     optimizer = torch.optim.AdamW(
         [{**group, "peak": group["lr"]} for group in groups],
-        betas=settings.betas,
-        weight_decay=settings.weight_decay,
+        betas=(train.adam_betas[0], train.adam_betas[1]),
+        weight_decay=train.weight_decay,
         fused=True,
     )
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=optimizer,  # pyright: ignore[reportArgumentType]
-        config=zero_config(settings),
+        config=zero_config(train, placement, world_size),
         dist_init_required=False,
     )
     return engine
 
 
 def _want_input_gradient(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """ZeRO-3 lets go of a module's parameters once its input's gradient is there: where the input wants none,
-    that is before its backward has run."""
+    """Forward pre-hook: ZeRO-3 releases a module's parameters once its input's gradient is there; where the
+    input needs none, that is before the module's backward has run."""
     patches_PE, *rest = inputs
     trained = any(parameter.requires_grad for parameter in module.parameters())
     return (patches_PE.detach().requires_grad_(trained), *rest)
 
 
 def set_learning_rates(engine: Any, factor: float) -> dict[str, float]:
-    """Use ``factor`` times each group's own peak from the next update on; the rates by the groups' kind."""
+    """Use ``factor`` times each group's peak from the next update on; returns group kind → learning rate."""
     for group in engine.optimizer.param_groups:
         group["lr"] = group["peak"] * factor
     return {group["kind"]: group["lr"] for group in engine.optimizer.param_groups}
@@ -142,7 +127,7 @@ def set_learning_rates(engine: Any, factor: float) -> dict[str, float]:
 
 @contextmanager
 def full_weights(engine: Any) -> Iterator[nn.Module]:
-    """The model with whole parameters on every worker; all workers must enter (ZeRO-3 gathers)."""
+    """The model with whole parameters on every worker; all workers must enter, because ZeRO-3 gathers."""
     if engine.zero_optimization_stage() < 3:
         yield engine.module
         return

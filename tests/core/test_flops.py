@@ -31,10 +31,8 @@ VIDEO = SequenceShape(text_tokens=90, images=7, side=3, patch_values=1176, docum
 )
 def test_where_attention_is_small_they_are_those_that_torch_counts(recipe: str):
     loaded = load_recipe(recipe)
-    config = model_config(
-        loaded.model.model_dump(), vocab_size=512, pad_token_id=0, eos_token_id=1, scale="small"
-    )
-    stage = training_stage(loaded.train.model_dump())
+    config = model_config(loaded.model, vocab_size=512, pad_token_id=0, eos_token_id=1, scale="small")
+    stage = training_stage(loaded.train)
     torch.manual_seed(0)
     model = CasaForConditionalGeneration(config).train()
     parameter_groups(model, stage)
@@ -75,13 +73,13 @@ def test_pairs_are_those_of_documents_and_windows(shape: SequenceShape):
 
 def test_a_batch_of_sequences_costs_what_they_cost_together():
     config = model_config(
-        load_recipe("casa-helium1-before").model.model_dump(),
+        load_recipe("casa-helium1-before").model,
         vocab_size=512,
         pad_token_id=0,
         eos_token_id=1,
         scale="small",
     )
-    stage = training_stage(load_recipe("casa-helium1-before").train.model_dump())
+    stage = training_stage(load_recipe("casa-helium1-before").train)
     for shape in (IMAGES, VIDEO):
         batch = random_batch(shape, 3, 512, torch.Generator().manual_seed(0)).batch
         together = step_flops(config, stage, Load.of_batch(batch))

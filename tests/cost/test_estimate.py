@@ -55,7 +55,7 @@ def test_there_are_seventeen_published_recipes():
 @pytest.mark.parametrize(
     ("gpu", "overrides", "remedy"),
     [
-        ("H100", [], r"--set where.train.gradient_checkpointing=true makes it about 12 GiB"),
+        ("H100", [], r"--set where.train.gradient_checkpointing=true` makes it about 12 GiB"),
         (
             "H100",
             ["where.train.sequences_per_forward=2", "where.train.gradient_checkpointing=true"],
@@ -77,7 +77,7 @@ def test_what_does_not_fit_is_refused_with_the_smallest_change_that_makes_it_fit
         assert found.fits
         check_fits(found, recipe)
         return
-    with pytest.raises(ConfigError, match=rf"(?s)needs about \d+ GiB a GPU, and a {gpu} has \d+.*{remedy}"):
+    with pytest.raises(ConfigError, match=rf"(?s)casa-helium1-before needs about \d+ GiB per GPU, and a {gpu} has \d+.*{remedy}"):
         check_fits(found, recipe)
 
 
@@ -86,7 +86,7 @@ def test_where_nothing_helps_the_budgets_are_named():
     recipe = load_recipe("casa-helium1-before", ["where.train.gradient_checkpointing=true"])
     tight = GPUS["A100-40"].__class__("small", 4, 100)
     with pytest.raises(
-        ConfigError, match=r"lower pack\.image_tokens or pack\.text_tokens, or take a larger GPU"
+        ConfigError, match=r"Lower pack\.image_tokens or pack\.text_tokens, or take a larger GPU"
     ):
         check_fits(estimate(recipe, tight), recipe)
 

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-from torch.multiprocessing.spawn import spawn
 
 from casa_core.model import CasaForConditionalGeneration
 from casa_core.param_groups import parameter_groups
@@ -20,10 +15,12 @@ from pipelines.cost.activations import TOLERANCE, ActivationModel, count_kept
 from pipelines.cost.memory import count_parameters, state_memory
 from pipelines.cost.synthetic import SequenceShape, random_batch
 from pipelines.recipe.load import load_recipe
+from pipelines.recipe.where import TrainWorkers
 from pipelines.train import zero
 from pipelines.train.build import model_config, training_stage
 from pipelines.train.step import accumulate_gradients
 from tests.support.train.state import live_state
+from tests.support.train.workers import finish, start_group
 
 pytestmark = pytest.mark.slow
 SHAPE = SequenceShape(text_tokens=48, images=2, side=4, patch_values=1176, documents=2)
@@ -46,22 +43,20 @@ ACTIVATIONS = [
 
 
 def small_config(name: str) -> Any:
-    spec = load_recipe(name).model.model_dump()
-    return model_config(spec, vocab_size=300, pad_token_id=0, eos_token_id=1, scale="small")
+    return model_config(
+        load_recipe(name).model, vocab_size=300, pad_token_id=0, eos_token_id=1, scale="small"
+    )
 
 
-def count_states(rank: int, workers: int, meeting: str, report: str) -> None:
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(workers)}
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=workers)
+def count_states(rank: int, workers: int, report: str) -> None:
     found = {}
     for name in RECIPES:
         for _, stage, precision in (state for state in STATES if state[0] == workers):
             torch.manual_seed(0)
             model = CasaForConditionalGeneration(small_config(name)).train()
-            groups = parameter_groups(model, training_stage(load_recipe(name).train.model_dump()))
-            settings = zero.ZeroSettings(stage=stage, world_size=workers, precision=precision)  # pyright: ignore
-            engine = zero.wrap(model, groups, settings)
+            train = load_recipe(name).train.model_copy(update={"precision": precision})
+            groups = parameter_groups(model, training_stage(train))
+            engine = zero.wrap(model, groups, train, TrainWorkers(zero_stage=stage), workers)
             generator = torch.Generator().manual_seed(rank)
             for step in range(2):
                 accumulate_gradients(engine, [random_batch(SHAPE, 1, 300, generator)], workers)
@@ -70,24 +65,13 @@ def count_states(rank: int, workers: int, meeting: str, report: str) -> None:
             found[f"{name} {stage} {precision}"] = dict(live_state(engine))
     if rank == 0:
         Path(report).write_text(json.dumps(found))
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def states(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, dict[str, int]]]:
     folder = tmp_path_factory.mktemp("states")
-    with pytest.MonkeyPatch.context() as environment:
-        for name, value in {
-            "DS_ACCELERATOR": "cpu",
-            "GLOO_SOCKET_IFNAME": "lo",
-            "OMP_NUM_THREADS": "1",
-        }.items():
-            environment.setenv(name, value)
-        for workers in (1, 2):
-            meeting = Path(tempfile.mkdtemp(prefix="casa-meeting-"))
-            report = str(folder / f"{workers}.json")
-            spawn(count_states, args=(workers, str(meeting / "store"), report), nprocs=workers)
-            shutil.rmtree(meeting)
+    for workers in (1, 2):
+        finish(start_group(workers, count_states, str(folder / f"{workers}.json")))
     return {workers: json.loads((folder / f"{workers}.json").read_text()) for workers in (1, 2)}
 
 
@@ -96,7 +80,7 @@ def states(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, dict
 def test_parameters_gradients_and_optimizer_are_within_15_percent_of_what_lives(
     states: dict[int, dict[str, dict[str, int]]], name: str, workers: int, stage: int, precision: str
 ):
-    counts = count_parameters(small_config(name), training_stage(load_recipe(name).train.model_dump()))
+    counts = count_parameters(small_config(name), training_stage(load_recipe(name).train))
     estimate = state_memory(counts, zero_stage=stage, workers=workers, precision=precision)
     lives = states[workers][f"{name} {stage} {precision}"]
     for part in ("parameters", "gradients", "optimizer"):
@@ -110,7 +94,7 @@ def test_activations_are_within_15_percent_of_what_a_larger_model_keeps(
     name: str, precision: str, checkpointing: bool
 ):
     recipe, config = load_recipe(name), small_config(name)
-    stage = training_stage(recipe.train.model_dump())
+    stage = training_stage(recipe.train)
     estimate = ActivationModel(config, stage, precision, checkpointing)
     assert estimate.error < TOLERANCE  # of the small models themselves
     larger = SequenceShape(text_tokens=640, images=5, side=16, patch_values=1176, documents=5)
@@ -121,7 +105,7 @@ def test_activations_are_within_15_percent_of_what_a_larger_model_keeps(
 
 def test_activations_of_a_small_fusion_are_what_is_counted():
     recipe, config = load_recipe("helium1-insertion"), small_config("helium1-insertion")
-    stage = training_stage(recipe.train.model_dump())
+    stage = training_stage(recipe.train)
     estimate = ActivationModel(config, stage, "fp32", checkpointing=True)
     larger = SequenceShape(text_tokens=640, images=5, side=16, patch_values=1176, documents=5)
     lives = count_kept(config, stage, larger, "fp32", checkpointing=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,13 @@ import pytest
 
 from pipelines.data.store.store import PackReader
 from pipelines.train import metrics
-from pipelines.train.loop import schedule_factor
+from pipelines.train.loop import learning_rate_factor
 from pipelines.train.sampler import StepSampler
-from pipelines.train.worker import TrainJob
+from pipelines.train.settings import TrainJob
 from tests.support.core.artifacts import write_training_data
 from tests.support.naive.training import train_plainly
-from tests.support.train.workers import Assignment, start_workers
+from tests.support.train.jobs import changed, make_job
+from tests.support.train.workers import Assignment, finish, start_workers
 
 pytestmark = pytest.mark.slow
 SPEC: dict[str, Any] = {
@@ -40,39 +40,18 @@ STAGES = (0, 1, 2, 3)
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> TrainJob:
     data = write_training_data(tmp_path_factory.mktemp("training"), questions=24, text_only=7)
-    return TrainJob(
-        model={"backbone": "tiny", "fusion": {"kind": "cross_attention"}},
-        train=SPEC,
-        seed=3,
-        images=True,
-        pack=str(data.pack),
-        sources={name: str(folder) for name, folder in data.sources.items()},
-        output="",
-        zero_stage=0,
-        sequences_per_forward=1,
-        threads=1,
-    )
+    return make_job(data, SPEC, seed=3, zero_stage=0, sequences_per_forward=1)
 
 
 @pytest.fixture(scope="module")
 def runs(job: TrainJob, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("runs")
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("DS_ACCELERATOR", "cpu")
-        environment.setenv("GLOO_SOCKET_IFNAME", "lo")
-        environment.setenv("OMP_NUM_THREADS", "1")
-        for workers, _ in SPLITS:
-            work = [
-                Assignment(replace(job, output=str(root / f"{workers}-zero{stage}"), zero_stage=stage))
-                for stage in STAGES
-            ]
-            group = start_workers(workers, work)
-            try:
-                while not group.join():
-                    pass
-            finally:
-                for process in (process for process in group.processes if process.is_alive()):
-                    process.kill()
+    for workers, _ in SPLITS:
+        work = [
+            Assignment(changed(job, output=root / f"{workers}-zero{stage}", zero_stage=stage))
+            for stage in STAGES
+        ]
+        finish(start_workers(workers, work))
     return root
 
 
@@ -81,10 +60,10 @@ def plainly(job: TrainJob, shuffled: int | None = None) -> np.ndarray:
         PackReader(Path(job.pack)).by_kind,
         ratio=(3, 1),
         sequences_per_step={"image": 4, "video": 4},
-        seed=job.seed,
+        seed=job.settings.seed,
     )
     steps = [order[number].sequences for number in range(SPEC["steps"])]
-    factors = [schedule_factor(SPEC, number) for number in range(SPEC["steps"])]
+    factors = [learning_rate_factor(job.settings.train, number) for number in range(SPEC["steps"])]
     return np.array(train_plainly(job, steps, factors, shuffled=shuffled).losses)
 
 

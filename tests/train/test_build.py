@@ -14,6 +14,7 @@ from casa_core.errors import ConfigError
 from casa_core.processing.processor import CasaProcessor
 from casa_core.processing.tokenizer import SPECIAL_TOKENS, add_missing_special_tokens, build_tokenizer
 from casa_core.weights.checkpoint import save_checkpoint
+from pipelines.recipe.model import TrainedModel
 from pipelines.train.build import build_model, model_config
 from tests.support.core.published import VOCABULARY, helium, published, qwen
 
@@ -33,8 +34,9 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     }
 
 
-def model(backbone: str = "tiny", fusion: dict[str, Any] | None = None, **rest: Any) -> dict[str, Any]:
-    return {"backbone": backbone, "fusion": fusion or {"kind": "cross_attention"}, **rest}
+def model(backbone: str = "tiny", fusion: dict[str, Any] | None = None, **rest: Any) -> TrainedModel:
+    values = {"backbone": backbone, "fusion": fusion or {"kind": "cross_attention"}, **rest}
+    return TrainedModel.model_validate(values)
 
 
 def test_a_text_only_tokenizer_gets_the_templates_tokens_behind_its_own():
@@ -85,7 +87,7 @@ def test_a_model_that_computes_in_bf16_is_built_in_it_and_its_positions_stay_exa
 
 def test_weights_of_another_family_are_refused(weights: dict[str, str]):
     with pytest.raises(
-        ConfigError, match=r"(?s)is no qwen2_5_vl model.*set model.backbone to helium"
+        ConfigError, match=r"(?s)is no qwen2_5_vl model.*Set model.backbone to helium"
     ) as refused:
         build_model(model("qwen2_5_vl", weights=weights), processor(), seed=0)
     assert "type helium" in str(refused.value)
@@ -113,8 +115,8 @@ def test_training_goes_on_from_a_checkpoint(finished: Path):
 @pytest.mark.parametrize(
     ("changed", "words", "complaint"),
     [
-        ({"fusion": {"kind": "casa"}}, WORDS, r"its kind is 'cross_attention'.*use the fusion"),
-        ({"backbone": "helium"}, WORDS, r"is no helium model.*set model.backbone to tiny"),
+        ({"fusion": {"kind": "casa"}}, WORDS, r"Its kind is 'cross_attention'.*Use the fusion"),
+        ({"backbone": "helium"}, WORDS, r"is no helium model.*Set model.backbone to tiny"),
         ({}, ["green"], r"another tokenizer than the packed data.*model.tokenizer.path"),
     ],
 )
@@ -122,7 +124,7 @@ def test_a_checkpoint_of_another_model_or_tokenizer_is_refused(
     finished: Path, changed: dict[str, Any], words: list[str], complaint: str
 ):
     with pytest.raises(ConfigError, match=f"(?s){complaint}"):
-        build_model({**model(), **changed}, processor(words), seed=0, start=finished)
+        build_model(model(**changed), processor(words), seed=0, start=finished)
 
 
 @pytest.mark.parametrize("backbone", ["helium", "qwen2_5_vl"])

@@ -15,8 +15,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-from torch.multiprocessing.spawn import spawn
 from typer.testing import CliRunner
 
 from casa_core.errors import ConfigError, StoreError
@@ -32,6 +30,7 @@ from pipelines.train.checkpoint.resume import agreed_checkpoints, resume
 from pipelines.train.checkpoint.save import COMPLETE, Checkpointer, list_checkpoints
 from tests.support.paths import ROOT
 from tests.support.train.engine import engine_of, small_processor, train
+from tests.support.train.workers import finish, process_group, start_group
 
 
 @pytest.fixture(scope="module")
@@ -42,14 +41,8 @@ def processor() -> CasaProcessor:
 @pytest.fixture(scope="module")
 def engines(tmp_path_factory: pytest.TempPathFactory, processor: CasaProcessor) -> Iterator[list[Any]]:
     """Two engines of one model, with other weights; the tower is frozen."""
-    meeting = tmp_path_factory.mktemp("meeting") / "store"
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("DS_ACCELERATOR", "cpu")
-        for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
-            environment.setenv(name, value)
-        dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=0, world_size=1)
+    with process_group(tmp_path_factory.mktemp("meeting")):
         yield [engine_of(processor, seed) for seed in (1, 2)]
-        dist.destroy_process_group()
 
 
 def weights(engine: Any) -> dict[str, torch.Tensor]:
@@ -139,11 +132,11 @@ def spoiled(root: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("how", "said"),
+    ("how", "damage"),
     [("missing", "cannot be read"), ("truncated", "bytes"), ("altered", "another content")],
 )
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
-    engines: list[Any], processor: Any, tmp_path: Path, how: str, said: str
+    engines: list[Any], processor: Any, tmp_path: Path, how: str, damage: str
 ):
     keeper = saver(tmp_path)
     keeper.save(engines[0], processor, steps_done=10)
@@ -151,7 +144,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     train(engines[0], 3)
     keeper.save(engines[0], processor, steps_done=20)
     spoiled(tmp_path, how)
-    with pytest.warns(UserWarning, match=rf"step-00000020 is passed over: .*{said}"):
+    with pytest.warns(UserWarning, match=rf"step-00000020 is passed over: .*{damage}"):
         assert resume(engines[1], tmp_path, rank=0, world_size=1) == 10
     assert same(weights(engines[1]), expected)
 
@@ -179,24 +172,19 @@ def test_a_checkpoint_of_another_width_is_refused_by_the_first_tensor_that_diffe
         resume(wide, tmp_path, rank=0, world_size=1)
 
 
-def see(rank: int, meeting: str, roots: list[str], said: str) -> None:
-    """In a process of its own: the steps that two workers with different folders go on from."""
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
-    found = agreed_checkpoints(Path(roots[rank]), rank, 2)
-    Path(f"{said}-{rank}").write_text(json.dumps([str(saved.folder) for saved in found]))
-    dist.destroy_process_group()
+def list_agreed(rank: int, world_size: int, roots: list[str], report: str) -> None:
+    """In each of two workers with different folders: the steps that they resume from."""
+    found = agreed_checkpoints(Path(roots[rank]), rank, world_size)
+    Path(f"{report}-{rank}").write_text(json.dumps([str(saved.folder) for saved in found]))
 
 
-def test_workers_go_on_from_what_the_first_one_sees(
-    engines: list[Any], processor: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+def test_workers_go_on_from_what_the_first_one_sees(engines: list[Any], processor: Any, tmp_path: Path):
     here, late = tmp_path / "here", tmp_path / "late"
     for steps in (10, 20):
         saver(here, keep=2).save(engines[0], processor, steps_done=steps)
     late.mkdir()  # another node's view of the disk, a moment behind
-    spawn(see, args=(str(tmp_path / "store"), [str(here), str(late)], str(tmp_path / "said")), nprocs=2)
-    first, second = (json.loads((tmp_path / f"said-{rank}").read_text()) for rank in (0, 1))
+    finish(start_group(2, list_agreed, [str(here), str(late)], str(tmp_path / "agreed")))
+    first, second = (json.loads((tmp_path / f"agreed-{rank}").read_text()) for rank in (0, 1))
     assert first == second == [str(here / name) for name in ("step-00000010", "step-00000020")]
 
 
@@ -217,7 +205,7 @@ def test_a_full_disk_ends_with_its_name_and_the_checkpoint_before_is_whole(
     keeper.save(engines[0], processor, steps_done=20)
     with pytest.raises(StoreError, match=r"(?s)disk of .*step-00000020 is full.*are whole.*make room"):
         keeper.close()
-    keeper.check()  # said once
+    keeper.check()  # raised once
     monkeypatch.undo()
     assert [saved.steps_done for saved in list_checkpoints(tmp_path)] == [10]
     assert not list((tmp_path / "step-00000020").glob("*.safetensors"))

@@ -7,20 +7,21 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import pydantic
 import pytest
 import torch
 
 from pipelines.train import metrics
 from pipelines.train.checkpoint.save import FROZEN
 from pipelines.train.checkpoint.tensor_file import TensorFile
-from pipelines.train.worker import TrainJob
+from pipelines.train.settings import TrainJob
 from tests.support.core.artifacts import write_training_data
-from tests.support.train.workers import Assignment, start_workers
+from tests.support.train.jobs import changed, make_job
+from tests.support.train.workers import Assignment, finish, start_workers
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(450)]
 SPEC: dict[str, Any] = {
@@ -36,37 +37,21 @@ SPEC: dict[str, Any] = {
     "clip_grad_norm": 1.0,
     "checkpoint_every": 5,
 }
-PLACEMENT = {"workers": 2, "device": "auto", "cpus_per_worker": 1, "max_failures": 3}
 ALONE = ["unshare", "--net", "--map-root-user"]
 
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> TrainJob:
     data = write_training_data(tmp_path_factory.mktemp("training"), questions=60, clips=12)
-    return TrainJob(
-        model={"backbone": "tiny", "fusion": {"kind": "cross_attention"}},
-        train=SPEC,
-        seed=1,
-        images=True,
-        pack=str(data.pack),
-        sources={name: str(folder) for name, folder in data.sources.items()},
-        output="",
-        zero_stage=2,
-        threads=1,
-    )
+    return make_job(data, SPEC, seed=1)
 
 
 @pytest.fixture(scope="module")
 def whole(job: TrainJob, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     """The uninterrupted run under each ZeRO stage, without Ray."""
     outputs = {stage: tmp_path_factory.mktemp(f"whole-{stage}") for stage in (2, 3)}
-    with pytest.MonkeyPatch.context() as environment:
-        for name, value in {"DS_ACCELERATOR": "cpu", "GLOO_SOCKET_IFNAME": "lo"}.items():
-            environment.setenv(name, value)
-        runs = [replace(job, output=str(output), zero_stage=stage) for stage, output in outputs.items()]
-        group = start_workers(2, [Assignment(run) for run in runs])
-        while not group.join():
-            pass
+    runs = [changed(job, output=output, zero_stage=stage) for stage, output in outputs.items()]
+    finish(start_workers(2, [Assignment(run) for run in runs]))
     return outputs
 
 
@@ -77,8 +62,9 @@ def train_in_cluster(
     if shutil.which("unshare") is None or subprocess.run([*ALONE, "true"], check=False).returncode:
         pytest.skip("needs network namespaces, to keep a cluster of several nodes on loopback")
     script = {
-        "job": asdict(replace(job, output=str(folder / "output"))),
-        "placement": {**PLACEMENT, **placement},
+        "job": pydantic.TypeAdapter(TrainJob).dump_python(
+            changed(job, output=folder / "output", **placement), mode="json"
+        ),
         "nodes": nodes,
         "events": events,
     }
@@ -129,7 +115,7 @@ def test_a_node_that_is_killed_is_replaced_and_the_run_is_the_uninterrupted_one(
     job: TrainJob, whole: dict[int, Path], tmp_path: Path, stage: int
 ):
     lines, said = train_in_cluster(
-        tmp_path, replace(job, zero_stage=stage), nodes=2, events=[("kill", 40, 2), ("add", 0, 2)]
+        tmp_path, job, nodes=2, events=[("kill", 40, 2), ("add", 0, 2)], zero_stage=stage
     )
     assert "kill after" in said
     same_training(lines, whole[stage], 1e-6)

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from torch.multiprocessing.spawn import ProcessContext, ProcessRaisedException
+from torch.multiprocessing.spawn import ProcessRaisedException
 
 from casa_core.errors import ConfigError, TrainingError
 from pipelines.data.store.store import PackReader
 from pipelines.train import metrics
 from pipelines.train.checkpoint.save import list_checkpoints
 from pipelines.train.loader import Document
-from pipelines.train.loss_guard import WARM_UP, Guard
+from pipelines.train.loss_guard import WARM_UP, LossGuard
 from pipelines.train.sampler import StepSampler, hold_out
+from pipelines.train.settings import TrainJob
 from pipelines.train.step import StepTotals
-from pipelines.train.worker import TrainJob
 from tests.support.core.artifacts import write_training_data
-from tests.support.train.workers import Assignment, start_workers
+from tests.support.train.jobs import changed, make_job
+from tests.support.train.workers import Assignment, finish, start_workers
 
 SPEC: dict[str, Any] = {
     "steps": 8,
@@ -48,12 +48,12 @@ def totals(loss: float, *samples: tuple[str, float]) -> StepTotals:
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
 def test_a_loss_that_is_no_number_stops_with_the_worst_samples_first(loss: float):
     step = totals(loss, ("a", 1.0), ("b", float("nan")), ("c", 2.0))
-    with pytest.raises(TrainingError, match=rf"(?s)loss of step 7 is {loss}.*vqa/b \(nan\), vqa/c \(2\)"):
-        Guard(0, 1).check_loss(7, "image", step)
+    with pytest.raises(TrainingError, match=rf"(?s)The loss of step 7 is {loss}.*vqa/b \(nan\), vqa/c \(2\)"):
+        LossGuard(0, 1).check_loss(7, "image", step)
 
 
 def test_a_jump_of_a_kind_that_is_settled_stops_and_one_before_does_not():
-    guard = Guard(3.0, 1)
+    guard = LossGuard(3.0, 1)
     for step in range(1, WARM_UP + 1):
         guard.check_loss(step, "image", totals(6.0 if step == 3 else 1.0))
     guard.check_loss(51, "video", totals(9.0))  # another kind, not settled yet
@@ -63,14 +63,14 @@ def test_a_jump_of_a_kind_that_is_settled_stops_and_one_before_does_not():
 
 
 def test_no_jump_stops_where_the_guard_is_off():
-    guard = Guard(0, 1)
+    guard = LossGuard(0, 1)
     for step in range(1, 200):
         guard.check_loss(step, "image", totals(1.0 if step < 150 else 90.0))
 
 
 def test_a_gradient_that_is_no_number_stops():
     with pytest.raises(TrainingError, match=r"gradient of step 9 is nan, with a loss of 1\.000"):
-        Guard(0, 1).check_norm(9, float("nan"), totals(1.0, ("a", 1.0)))
+        LossGuard(0, 1).check_norm(9, float("nan"), totals(1.0, ("a", 1.0)))
 
 
 def test_what_is_held_out_is_never_trained_on_whatever_the_number_of_workers():
@@ -87,49 +87,27 @@ def test_what_is_held_out_is_never_trained_on_whatever_the_number_of_workers():
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> TrainJob:
     data = write_training_data(tmp_path_factory.mktemp("training"), questions=40)
-    return TrainJob(
-        model={"backbone": "tiny", "fusion": {"kind": "cross_attention"}},
-        train=SPEC,
-        seed=1,
-        images=True,
-        pack=str(data.pack),
-        sources={name: str(folder) for name, folder in data.sources.items()},
-        output=str(tmp_path_factory.mktemp("output")),
-        zero_stage=2,
-        threads=1,
-    )
-
-
-def finish(group: ProcessContext) -> None:
-    try:
-        while not group.join():
-            pass
-    finally:
-        for process in (process for process in group.processes if process.is_alive()):
-            process.kill()
+    return make_job(data, SPEC, seed=1, output=tmp_path_factory.mktemp("output"))
 
 
 @pytest.fixture(scope="module")
 def poisoned(job: TrainJob) -> tuple[Path, str, int, list[str]]:
     """A run of two workers that meets a broken picture in its sixth step: output, error, number, samples."""
     pack = PackReader(Path(job.pack))
-    rest, held = hold_out(pack.by_kind, 2, seed=job.seed)
-    order = StepSampler(rest, ratio=(3, 1), sequences_per_step={"image": 2, "video": 2}, seed=job.seed)
+    seed = job.settings.seed
+    rest, held = hold_out(pack.by_kind, 2, seed=seed)
+    order = StepSampler(rest, ratio=(3, 1), sequences_per_step={"image": 2, "video": 2}, seed=seed)
     seen = {n for step in range(5) for n in order[step].sequences} | {n for own in held.values() for n in own}
     number = next(n for n in order[5].sequences if n not in seen)
     samples = [document["sample_id"] for document in pack[number]["documents"]]
-    with pytest.MonkeyPatch.context() as environment:
-        for name, value in {"DS_ACCELERATOR": "cpu", "GLOO_SOCKET_IFNAME": "lo"}.items():
-            environment.setenv(name, value)
-        group = start_workers(2, [Assignment(job, poisoned=number)])
-        with pytest.raises(ProcessRaisedException) as caught:
-            finish(group)
+    with pytest.raises(ProcessRaisedException) as caught:
+        finish(start_workers(2, [Assignment(job, poisoned=number)]))
     return Path(job.output), str(caught.value), number, samples
 
 
 def test_a_broken_picture_ends_a_run_of_two_workers_by_its_name(poisoned: tuple[Path, str, int, list[str]]):
     _, error, _, samples = poisoned
-    assert "TrainingError: the loss of step 6 is nan" in error
+    assert "TrainingError: The loss of step 6 is nan" in error
     named = re.findall(r"vqa/(q\d+) \(nan\)", error)
     assert named
     assert set(named) <= set(samples)
@@ -162,10 +140,7 @@ def test_each_sources_loss_and_tokens_make_up_the_steps(poisoned: tuple[Path, st
 def test_without_the_broken_picture_the_same_command_ends_well(
     poisoned: tuple[Path, str, int, list[str]], job: TrainJob
 ):
-    with pytest.MonkeyPatch.context() as environment:
-        for name, value in {"DS_ACCELERATOR": "cpu", "GLOO_SOCKET_IFNAME": "lo"}.items():
-            environment.setenv(name, value)
-        finish(start_workers(1, [Assignment(replace(job, zero_stage=3))]))
+    finish(start_workers(1, [Assignment(changed(job, output=job.output, zero_stage=3))]))
     lines = metrics.read_lines(poisoned[0] / metrics.FILE)
     assert [line["step"] for line in lines] == list(range(1, 9))
     assert [line["workers"] for line in lines] == [2, 2, 2, 2, 1, 1, 1, 1]

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-from torch.multiprocessing.spawn import spawn
 
 from casa_core.batch import PackedSequence, collate
 from casa_core.model import CasaForConditionalGeneration
 from casa_core.param_groups import parameter_groups
 from pipelines.recipe.load import list_recipes, load_recipe
 from pipelines.recipe.model import Recipe
+from pipelines.recipe.where import TrainWorkers
 from pipelines.train.build import model_config, training_stage
 from pipelines.train.loader import MicroBatch
-from pipelines.train.loop import schedule_factor
+from pipelines.train.loop import learning_rate_factor
+from tests.support.train.workers import finish, start_group
 
 VOCABULARY = 90
 LANGUAGE_MODEL = r"(language_model\.(?!.*\.fusion\.)|lm_head)"
@@ -64,9 +63,7 @@ def rate_of(name: str, recipe: str) -> float | None:
 def small_model(recipe: Recipe) -> CasaForConditionalGeneration:
     torch.manual_seed(0)
     model = CasaForConditionalGeneration(
-        model_config(
-            recipe.model.model_dump(), vocab_size=VOCABULARY, pad_token_id=0, eos_token_id=1, scale="small"
-        )
+        model_config(recipe.model, vocab_size=VOCABULARY, pad_token_id=0, eos_token_id=1, scale="small")
     )
     model.initialize_fusion()
     return model.train()
@@ -88,41 +85,34 @@ def random_batch() -> MicroBatch:
     return MicroBatch(collate([packed]), ())
 
 
-def take_three_steps(_: int, folder: str) -> None:
+def take_three_steps(_: int, world_size: int, folder: str) -> None:
     """Real DeepSpeed in a process of its own; writes each recipe's weights before and after."""
     from pipelines.train import zero
     from pipelines.train.step import accumulate_gradients, update
 
-    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "DS_ACCELERATOR": "cpu"}
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=0, world_size=1)
     for name in TABLE_10:
         recipe = load_recipe(name, ["train.warmup_steps=0"])
-        spec = recipe.train.model_dump()
+        spec = recipe.train.model_copy(update={"precision": "fp32"})
         model = small_model(recipe)
         before = {key: value.detach().clone() for key, value in model.named_parameters()}
         groups = parameter_groups(model, training_stage(spec))
-        engine = zero.wrap(model, groups, zero.ZeroSettings(stage=2, world_size=1, betas=(0.9, 0.999)))
+        engine = zero.wrap(model, groups, spec, TrainWorkers(zero_stage=2), world_size)
         names = {id(parameter): key for key, parameter in model.named_parameters()}
         rates: dict[str, float] = {}
         for step in range(3):
-            zero.set_learning_rates(engine, schedule_factor(spec, step))
+            zero.set_learning_rates(engine, learning_rate_factor(spec, step))
             accumulate_gradients(engine, [random_batch()], 1)
             update(engine)
         for group in groups:
             rates |= {names[id(parameter)]: group["lr"] for parameter in group["params"]}
         changed = {key for key, value in model.named_parameters() if not torch.equal(before[key], value)}
         torch.save({"changed": changed, "all": set(before), "rates": rates}, Path(folder) / f"{name}.pt")
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("recipes")
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("GLOO_SOCKET_IFNAME", "lo")
-        environment.setenv("OMP_NUM_THREADS", "1")
-        spawn(take_three_steps, args=(str(folder),), nprocs=1)
+    finish(start_group(1, take_three_steps, str(folder)))
     return {name: torch.load(folder / f"{name}.pt") for name in TABLE_10}
 
 
@@ -164,9 +154,9 @@ def test_budgets_steps_batch_and_optimizer_are_those_of_the_paper(name: str):
 
 @pytest.mark.parametrize("name", TABLE_10)
 def test_the_rate_rises_over_the_first_thousand_steps_stays_and_falls_over_the_last_tenth(name: str):
-    train = load_recipe(name).train.model_dump()
-    steps, decay = train["steps"], train["steps"] // 10
-    at = lambda step: 1e-4 * schedule_factor(train, step)  # noqa: E731
+    train = load_recipe(name).train
+    steps, decay = train.steps, train.steps // 10
+    at = lambda step: 1e-4 * learning_rate_factor(train, step)  # noqa: E731
     assert at(0) == pytest.approx(1e-7)
     assert at(499) == pytest.approx(5e-5)
     assert [at(step) for step in (999, 1000, steps // 2, steps - decay)] == pytest.approx([1e-4] * 4)

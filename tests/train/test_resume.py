@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import json
-import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch.multiprocessing.spawn import ProcessContext, spawn
 
 from pipelines.train import metrics
 from pipelines.train.checkpoint.save import FROZEN
 from pipelines.train.checkpoint.tensor_file import TensorFile
-from pipelines.train.worker import TrainJob
+from pipelines.train.settings import TrainJob
 from tests.support.core.artifacts import write_training_data
+from tests.support.train.jobs import changed, make_job
 from tests.support.train.resume_workers import Check, check_restored
-from tests.support.train.workers import Assignment, start_workers
+from tests.support.train.workers import Assignment, finish, start_group, start_workers
 
 pytestmark = pytest.mark.slow
 SPEC: dict[str, Any] = {
@@ -36,7 +34,7 @@ SPEC: dict[str, Any] = {
     "clip_grad_norm": 1.0,
     "checkpoint_every": 3,
 }
-BF16 = {"train": {**SPEC, "precision": "bf16"}}
+BF16 = {"train": {"precision": "bf16"}}
 OFFLOAD: dict[str, Any] = {"offload": "parameters"}
 Run = tuple[int, int, dict[str, Any]]
 FIRST: dict[str, Run] = {
@@ -73,82 +71,50 @@ GOES_ON = [
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> TrainJob:
     data = write_training_data(tmp_path_factory.mktemp("training"))
-    return TrainJob(
-        model={"backbone": "tiny", "fusion": {"kind": "cross_attention"}},
-        train=SPEC,
-        seed=1,
-        images=True,
-        pack=str(data.pack),
-        sources={name: str(folder) for name, folder in data.sources.items()},
-        output="",
-        zero_stage=2,
-        threads=1,
-    )
+    return make_job(data, SPEC, seed=1)
 
 
-def arranged(job: TrainJob, name: str, **changes: Any) -> TrainJob:
+def arranged(job: TrainJob, name: str, output: str | Path, **changes: Any) -> TrainJob:
     _, stage, settings = ARRANGEMENTS[name]
-    return replace(job, zero_stage=stage, **settings, **changes)
-
-
-def finish(groups: list[ProcessContext]) -> None:
-    try:
-        for group in groups:
-            while not group.join():
-                pass
-    finally:
-        for process in (process for group in groups for process in group.processes if process.is_alive()):
-            process.kill()
+    return changed(job, output=output, zero_stage=stage, **settings, **changes)
 
 
 @pytest.fixture(scope="module")
 def runs(job: TrainJob, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs to the end, and every way to go on from half of them."""
     root = tmp_path_factory.mktemp("runs")
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("DS_ACCELERATOR", "cpu")
-        environment.setenv("GLOO_SOCKET_IFNAME", "lo")
-        environment.setenv("OMP_NUM_THREADS", "1")
-        finish(
-            [
-                start_workers(
-                    workers,
-                    [
-                        Assignment(arranged(job, name, output=str(root / name)))
-                        for name, (own, *_) in FIRST.items()
-                        if own == workers
-                    ],
-                )
-                for workers in (1, 2)
-            ]
-        )
-        for workers in (1, 2, 3):
-            again = [
-                Assignment(arranged(job, to, output=str(root / f"{source}-then-{to}")), str(root / source))
-                for source, to in GOES_ON
-                if ARRANGEMENTS[to][0] == workers
-            ]
-            finish([start_workers(workers, again)])
+    first = {
+        workers: [
+            Assignment(arranged(job, name, root / name))
+            for name, (own, *_) in FIRST.items()
+            if own == workers
+        ]
+        for workers in (1, 2)
+    }
+    finish(*(start_workers(workers, work) for workers, work in first.items()))
+    for workers in (1, 2, 3):
+        again = [
+            Assignment(arranged(job, to, root / f"{source}-then-{to}"), str(root / source))
+            for source, to in GOES_ON
+            if ARRANGEMENTS[to][0] == workers
+        ]
+        finish(start_workers(workers, again))
     return root
 
 
 @pytest.fixture(scope="module")
 def reports(job: TrainJob, runs: Path) -> Path:
     """What each arrangement holds after restoring a checkpoint of another."""
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("DS_ACCELERATOR", "cpu")
-        environment.setenv("GLOO_SOCKET_IFNAME", "lo")
-        for workers in (1, 2, 3):
-            checks = [
-                Check(
-                    arranged(job, to, output="", checkpoints=str(runs / source / "checkpoints")),
-                    str(runs / f"{source}-in-{to}.json"),
-                )
-                for source, to in GOES_ON
-                if ARRANGEMENTS[to][0] == workers
-            ]
-            meeting = Path(tempfile.mkdtemp(prefix="casa-meeting-")) / "store"
-            spawn(check_restored, args=(workers, str(meeting), checks), nprocs=workers)
+    for workers in (1, 2, 3):
+        checks = [
+            Check(
+                arranged(job, to, "", checkpoints=runs / source / "checkpoints"),
+                str(runs / f"{source}-in-{to}.json"),
+            )
+            for source, to in GOES_ON
+            if ARRANGEMENTS[to][0] == workers
+        ]
+        finish(start_group(workers, check_restored, checks))
     return runs
 
 

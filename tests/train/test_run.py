@@ -26,7 +26,7 @@ def test_gpus_are_used_where_there_are_some(device: str, there: int, fewest: int
 
 def test_a_cluster_that_lacks_a_gpu_does_not_train_on_cpus_in_silence():
     with pytest.raises(
-        ConfigError, match="asks for 64 workers, a GPU each, and the cluster has 63"
+        ConfigError, match="asks for 64 workers with one GPU each, and the cluster has 63"
     ) as caught:
         uses_gpus("auto", 63, 64)
     assert "where.train.device" in str(caught.value)

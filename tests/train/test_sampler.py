@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from casa_core.errors import ConfigError
+from pipelines.recipe.model import Train
 from pipelines.train import metrics
+from pipelines.train.loop import learning_rate_factor
 from pipelines.train.metrics import MetricsLog, StepMetrics
 from pipelines.train.sampler import StepSampler, share_of
-from pipelines.train.schedule import learning_rate_factor
 
 DATA = {"image": [0, 1, 2, 3, 4, 10, 11], "video": [5, 6, 7]}
 
@@ -80,20 +81,24 @@ def test_a_ratio_that_asks_for_a_kind_without_data_is_refused():
     assert order((1, 0), data={"image": [0, 1], "video": []})[7].kind == "image"
 
 
+def factors_of(**schedule: int) -> list[float]:
+    """The factor of each step; a recipe refuses some of these schedules, and the arithmetic holds for all."""
+    train = Train.model_construct(**schedule)  # pyright: ignore[reportArgumentType]
+    return [learning_rate_factor(train, step) for step in range(train.steps)]
+
+
 def test_the_learning_rate_rises_stays_and_falls():
-    factors = [learning_rate_factor(n, steps=10, warmup_steps=4, decay_steps=3) for n in range(10)]
+    factors = factors_of(steps=10, warmup_steps=4, decay_steps=3)
     assert factors == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1, 1, 1, 2 / 3, 1 / 3])
 
 
 def test_a_run_without_warm_up_or_decay_has_one_learning_rate():
-    assert {learning_rate_factor(n, steps=5, warmup_steps=0, decay_steps=0) for n in range(5)} == {1.0}
+    assert set(factors_of(steps=5, warmup_steps=0, decay_steps=0)) == {1.0}
 
 
 @given(steps=st.integers(1, 30), warmup=st.integers(0, 40), decay=st.integers(0, 40))
 def test_the_learning_rate_never_leaves_its_bounds(steps: int, warmup: int, decay: int):
-    factors = [
-        learning_rate_factor(n, steps=steps, warmup_steps=warmup, decay_steps=decay) for n in range(steps)
-    ]
+    factors = factors_of(steps=steps, warmup_steps=warmup, decay_steps=decay)
     assert all(0 < factor <= 1 for factor in factors)
     top = factors.index(max(factors))
     assert factors[: top + 1] == sorted(factors[: top + 1])

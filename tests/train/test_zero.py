@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch.multiprocessing.spawn import ProcessContext
 
 from pipelines.data.store.store import PackReader
 from pipelines.train import metrics
 from pipelines.train.sampler import StepSampler
-from pipelines.train.worker import TrainJob
+from pipelines.train.settings import TrainJob
 from tests.support.core.artifacts import TrainingData, write_training_data
 from tests.support.naive.training import Trained, train_plainly
-from tests.support.train.workers import Assignment, start_workers
+from tests.support.train.jobs import changed, make_job
+from tests.support.train.workers import Assignment, finish, start_workers
 
 SPEC: dict[str, Any] = {
     "steps": 6,
@@ -52,17 +51,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> TrainingData:
 
 @pytest.fixture(scope="module")
 def job(data: TrainingData) -> TrainJob:
-    return TrainJob(
-        model={"backbone": "tiny", "fusion": {"kind": "cross_attention"}},
-        train=SPEC,
-        seed=1,
-        images=True,
-        pack=str(data.pack),
-        sources={name: str(folder) for name, folder in data.sources.items()},
-        output="",
-        zero_stage=2,
-        threads=1,
-    )
+    return make_job(data, SPEC, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -71,42 +60,28 @@ def runs(job: TrainJob, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("runs")
 
     def at(name: str, **changes: Any) -> TrainJob:
-        return replace(job, output=str(root / name), **changes)
+        return changed(job, output=root / name, **changes)
 
     groups = []
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("DS_ACCELERATOR", "cpu")
-        environment.setenv("GLOO_SOCKET_IFNAME", "lo")
-        environment.setenv("OMP_NUM_THREADS", "1")
-        for workers in (1, 2):
-            work = [
-                Assignment(at(f"{workers}-zero{stage}", zero_stage=stage))
-                for own, stage in RUNS
-                if own == workers
-            ]
-            again, stage = RESUMED[workers - 1]
-            resumed = at(f"{again}-zero{stage}-resumed", zero_stage=stage)
-            work.append(Assignment(resumed, str(root / f"{again}-zero{stage}")))
-            if workers == 2:
-                work.append(Assignment(at("2-blind", images=False)))
-                work += [Assignment(at(name, **changes)) for name, changes in SETTINGS.items()]
-                half = {**SPEC, "precision": "bf16"}
-                work += [Assignment(at(f"bf16-zero{n}", train=half, zero_stage=n)) for n in (1, 2, 3)]
-            groups.append(start_workers(workers, work))
-        finish(groups)
-        moved = at("2-zero2-moved", zero_stage=3)
-        finish([start_workers(1, [Assignment(moved, str(root / "2-zero2"))])])
+    for workers in (1, 2):
+        work = [
+            Assignment(at(f"{workers}-zero{stage}", zero_stage=stage))
+            for own, stage in RUNS
+            if own == workers
+        ]
+        again, stage = RESUMED[workers - 1]
+        resumed = at(f"{again}-zero{stage}-resumed", zero_stage=stage)
+        work.append(Assignment(resumed, str(root / f"{again}-zero{stage}")))
+        if workers == 2:
+            work.append(Assignment(at("2-blind", images=False)))
+            work += [Assignment(at(name, **changes)) for name, changes in SETTINGS.items()]
+            half = {"precision": "bf16"}
+            work += [Assignment(at(f"bf16-zero{n}", train=half, zero_stage=n)) for n in (1, 2, 3)]
+        groups.append(start_workers(workers, work))
+    finish(*groups)
+    moved = at("2-zero2-moved", zero_stage=3)
+    finish(start_workers(1, [Assignment(moved, str(root / "2-zero2"))]))
     return root
-
-
-def finish(groups: list[ProcessContext]) -> None:
-    try:
-        for group in groups:
-            while not group.join():
-                pass
-    finally:
-        for process in (process for group in groups for process in group.processes if process.is_alive()):
-            process.kill()
 
 
 def plainly(job: TrainJob) -> Trained:
@@ -114,7 +89,7 @@ def plainly(job: TrainJob) -> Trained:
         PackReader(Path(job.pack)).by_kind,
         ratio=(2, 1),
         sequences_per_step={"image": 3, "video": 2},
-        seed=job.seed,
+        seed=job.settings.seed,
     )
     steps = [order[number].sequences for number in range(SPEC["steps"])]
     return train_plainly(job, steps, FACTORS)
@@ -218,14 +193,16 @@ def test_the_blind_baseline_trains_on_text_and_leaves_alone_what_sees(job: Train
     from casa_core.weights.checkpoint import load_checkpoint
     from pipelines.train.build import build_model
 
-    expected = plainly(replace(job, images=False))
+    expected = plainly(changed(job, output="", images=False))
     run = runs / "2-blind"
     assert recorded(run, "loss") == pytest.approx(expected.losses, rel=1e-5)
     assert set(recorded(run, "image_tokens")) == {0}
     model, processor = load_checkpoint(run / "model")
     assert model.config.images_withheld
     assert isinstance(processor, CasaProcessor)
-    before = dict(build_model(job.model, processor, seed=job.seed, images=False).named_parameters())
+    settings = job.settings
+    built = build_model(settings.model, processor, seed=settings.seed, images=False)
+    before = dict(built.named_parameters())
     for name, parameter in model.named_parameters():
         sees = name.startswith("vision_tower.") or ".fusion." in name
         assert torch.equal(parameter, before[name]) == sees, name

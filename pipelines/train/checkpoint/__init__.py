@@ -1,1 +1,1 @@
-"""Training checkpoints: saving, resuming on any number of workers, exporting. All that touches DeepSpeed's privates."""
+"""Training checkpoints: save, resume on any number of workers, export; all use of DeepSpeed's private state."""

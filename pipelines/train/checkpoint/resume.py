@@ -16,7 +16,7 @@ from casa_core.errors import StoreError
 from pipelines.storage import s3
 from pipelines.storage.uri import Folder, filesystem_for
 from pipelines.train.checkpoint import save as checkpoint
-from pipelines.train.checkpoint import zero_state as fragments
+from pipelines.train.checkpoint import zero_state
 from pipelines.train.checkpoint.save import SavedStep, list_checkpoints
 from pipelines.train.checkpoint.tensor_file import TensorFile
 
@@ -37,7 +37,7 @@ def resume(engine: Any, root: Folder, *, rank: int, world_size: int) -> int:
     found = agreed_checkpoints(root, rank, world_size)
     damages: list[str] = []
     for saved in reversed(found):
-        check_shapes(saved, fragments.shapes(engine))
+        check_shapes(saved, zero_state.shapes(engine))
         damage = _any_worker(_damage(root, saved, rank, world_size), world_size)
         if damage is None:
             _restore(engine, root, saved)
@@ -120,9 +120,9 @@ def _any_worker(problem: str | None, world_size: int) -> str | None:
 
 def _restore(engine: Any, root: Folder, saved: SavedStep) -> None:
     parts = Parts(saved)
-    fragments.restore(engine, parts.read, saved.marks["updates"])
+    zero_state.restore(engine, parts.read, saved.marks["updates"])
     frozen = TensorFile(root / checkpoint.FROZEN)
-    fragments.restore_frozen(engine, frozen.read)
+    zero_state.restore_frozen(engine, frozen.read)
 
 
 class Parts:

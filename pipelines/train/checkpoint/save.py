@@ -25,7 +25,7 @@ from casa_core.processing.processor import CasaProcessor
 from pipelines.storage.atomic import remove_leftovers, write_whole
 from pipelines.storage.transfer import local_output, remove_tree
 from pipelines.storage.uri import Folder
-from pipelines.train.checkpoint import zero_state as fragments
+from pipelines.train.checkpoint import zero_state
 from pipelines.train.checkpoint.tensor_file import write_tensors
 
 COMPLETE = "complete.json"
@@ -119,16 +119,16 @@ class Checkpointer:
         nonce, first = self._agree()
         if first:
             self._write_once(engine, processor)
-        parts = fragments.capture(engine)
+        parts = zero_state.capture(engine)
         marks = {
             "format": FORMAT,
             "steps_done": steps_done,
-            "updates": fragments.updates_done(engine),
+            "updates": zero_state.updates_done(engine),
             "metric": metric,
             "world_size": self.world_size,
             "zero_stage": engine.zero_optimization_stage(),
             "dtype": str(next(engine.module.parameters()).dtype).removeprefix("torch."),
-            "shapes": fragments.shapes(engine),
+            "shapes": zero_state.shapes(engine),
         }
         write = _Write(self.root / f"step-{steps_done:08d}", nonce, parts, marks, self)
         if self._background:
@@ -191,7 +191,7 @@ class Checkpointer:
 
     def _write_once(self, engine: Any, processor: CasaProcessor) -> None:
         """What no step changes: frozen weights, configuration, processor."""
-        frozen = fragments.gather_frozen(engine)
+        frozen = zero_state.gather_frozen(engine)
         problem: list[Any] = [None]
         if self.rank == 0:
             try:

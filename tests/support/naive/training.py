@@ -17,7 +17,7 @@ from casa_core.param_groups import parameter_groups
 from casa_core.processing.processor import CasaProcessor
 from pipelines.train.build import build_model, training_stage
 from pipelines.train.loader import SequenceReader
-from pipelines.train.worker import TrainJob
+from pipelines.train.settings import TrainJob
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +39,15 @@ def train_plainly(
     processor = CasaProcessor.from_pretrained(Path(job.pack) / "tokenizer")
     assert isinstance(processor, CasaProcessor)
     sources = {name: Path(path) for name, path in job.sources.items()}
-    reader = SequenceReader(Path(job.pack), sources, processor, images=job.images)
-    model = build_model(job.model, processor, seed=job.seed, images=job.images, start=job.start)
-    groups = parameter_groups(model, training_stage(job.train))
+    settings = job.settings
+    reader = SequenceReader(Path(job.pack), sources, processor, images=settings.images)
+    model = build_model(
+        settings.model, processor, seed=settings.seed, images=settings.images, start=job.start
+    )
+    groups = parameter_groups(model, training_stage(settings.train))
     peaks = [group["lr"] for group in groups]
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=job.train["weight_decay"])
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=settings.train.weight_decay)
     losses, norms = [], []
     for numbers, factor in zip(steps, factors, strict=True):
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
@@ -59,7 +62,7 @@ def train_plainly(
         loss = loss / tokens
         optimizer.zero_grad()
         loss.backward()
-        norms.append(float(torch.nn.utils.clip_grad_norm_(trainable, job.train["clip_grad_norm"])))
+        norms.append(float(torch.nn.utils.clip_grad_norm_(trainable, settings.train.clip_grad_norm)))
         optimizer.step()
         losses.append(float(loss.detach()))
     return Trained({name: p.detach() for name, p in model.named_parameters()}, losses, norms)
@@ -90,6 +93,6 @@ def _loss_sum(model: CasaForConditionalGeneration, document: PackedSequence) -> 
     """Summed loss of predicting each answer token from everything before it, and how many there are."""
     inputs: dict[str, Any] = {**collate([document]).inputs(), "loss_mask": None}
     logits_TV = model(**inputs).logits[0]
-    answers = [place for place, trained in enumerate(document.loss_mask) if trained]
-    labels = torch.tensor([document.input_ids[place] for place in answers])
-    return cross_entropy(logits_TV[[place - 1 for place in answers]], labels, reduction="sum"), len(answers)
+    answers = [index for index, trained in enumerate(document.loss_mask) if trained]
+    labels = torch.tensor([document.input_ids[index] for index in answers])
+    return cross_entropy(logits_TV[[index - 1 for index in answers]], labels, reduction="sum"), len(answers)

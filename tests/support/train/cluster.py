@@ -1,7 +1,7 @@
 """A Ray cluster of several nodes on this machine, on loopback, in which nodes come and go while a run trains.
 
 Run as a program in a network namespace of its own, where there is nothing but loopback:
-``python -m tests.support.train.cluster script.json``. The script is a job, its placement, the nodes at the
+``python -m tests.support.train.cluster script.json``. The script is a job, the number of nodes at the
 start, and what happens after how many steps on how many workers: ``[["add", 10, 2], ["kill", 12, 3]]``.
 """
 
@@ -53,12 +53,13 @@ def train(path: str, address: str) -> None:
     """Train the script's job in the cluster."""
     import ray
 
+    from pipelines.dag.settings import read_settings
     from pipelines.train.run import _fit
-    from pipelines.train.worker import TrainJob
+    from pipelines.train.settings import TrainJob
 
     script = json.loads(Path(path).read_text())
     ray.init(address=address, log_to_driver=False)
-    _fit(TrainJob(**script["job"]), script["placement"], name="cluster")
+    _fit(read_settings(TrainJob, script["job"]), name="cluster")
 
 
 def steps_on(output: Path, workers: int) -> int:

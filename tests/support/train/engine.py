@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 import time
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from casa_core.backbones.tiny import tiny_config
 from casa_core.batch import PackedSequence, collate
@@ -17,11 +15,14 @@ from casa_core.model import CasaForConditionalGeneration
 from casa_core.param_groups import TrainingStage, parameter_groups
 from casa_core.processing.processor import CasaProcessor
 from casa_core.processing.tokenizer import build_tokenizer
+from pipelines.recipe.model import Train
+from pipelines.recipe.where import TrainWorkers
 from pipelines.storage import s3_path
 from pipelines.storage.uri import open_folder
 from pipelines.train import zero
 from pipelines.train.checkpoint.resume import resume
 from pipelines.train.checkpoint.save import Checkpointer
+from tests.support.train.workers import process_group
 
 PART_BYTES = 5 << 20
 WIDTH = 384
@@ -41,7 +42,8 @@ def engine_of(processor: CasaProcessor, seed: int, hidden: int = 96) -> Any:
         )
     ).train()
     groups = parameter_groups(model, TrainingStage(language_model=True, vision_blocks=0))
-    engine = zero.wrap(model, groups, zero.ZeroSettings(stage=2, world_size=1))
+    spec = Train(steps=1, sequences_per_step=1, learning_rate=1e-4, weight_decay=0.0)
+    engine = zero.wrap(model, groups, spec, TrainWorkers(zero_stage=2), world_size=1)
     train(engine, seed)
     return engine
 
@@ -64,13 +66,11 @@ def train(engine: Any, seed: int) -> None:
 
 
 def main(folder: str, *, slowly: bool) -> None:
-    """Goes on from what is in the folder, then saves step 10, trains, and saves step 20 in the background."""
+    """Resume from what is in the folder, then save step 10, train, and save step 20 in the background."""
     s3_path.PART_BYTES = PART_BYTES
-    os.environ |= {"DS_ACCELERATOR": "cpu", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
     torch.set_num_threads(1)
     root, processor = open_folder(folder), small_processor()
-    with tempfile.TemporaryDirectory() as meeting:
-        dist.init_process_group("gloo", init_method=f"file://{meeting}/store", rank=0, world_size=1)
+    with tempfile.TemporaryDirectory() as meeting, process_group(meeting):
         engine = engine_of(processor, 1, hidden=WIDTH)
         done = resume(engine, root, rank=0, world_size=1)
         print(f"goes on from {done}", flush=True)
@@ -90,7 +90,6 @@ def main(folder: str, *, slowly: bool) -> None:
             s3_path.S3Upload._send_part = send_slowly
         saver.save(engine, processor, steps_done=20)
         saver.close()
-        dist.destroy_process_group()
 
 
 if __name__ == "__main__":

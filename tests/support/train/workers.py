@@ -1,20 +1,81 @@
-"""Groups of real training workers: processes that meet over gloo on loopback, without Ray."""
+"""Groups of worker processes that join a process group over gloo on loopback, without Ray."""
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import pytest
+import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import ProcessContext, start_processes
 
 from casa_core.batch import PackedSequence
 from pipelines.train.loader import Document, SequenceReader
-from pipelines.train.worker import TrainJob, train
+from pipelines.train.settings import TrainJob
+from pipelines.train.worker import train
+
+ENVIRONMENT = {"DS_ACCELERATOR": "cpu", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+
+
+@contextmanager
+def process_group(meeting: str | Path, rank: int = 0, world_size: int = 1) -> Iterator[None]:
+    """This process as a member of a group that meets in a folder; alone by default."""
+    own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in (ENVIRONMENT | own).items():
+            environment.setenv(name, value)
+        dist.init_process_group(
+            "gloo", init_method=f"file://{meeting}/store", rank=rank, world_size=world_size
+        )
+        yield
+        dist.destroy_process_group()
+
+
+def start_group(world_size: int, work: Callable[..., None], *args: Any) -> ProcessContext:
+    """Start processes that each call ``work(rank, world_size, *args)``; :func:`finish` waits for them."""
+    meeting = tempfile.mkdtemp(prefix="casa-meeting-")
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in ENVIRONMENT.items():
+            environment.setenv(name, value)  # before OpenMP starts in the new processes
+        context = start_processes(
+            _work,
+            args=(world_size, meeting, work, args),
+            nprocs=world_size,
+            join=False,
+            daemon=True,
+            start_method="spawn",
+        )
+    assert context is not None
+    return context
+
+
+def finish(*groups: ProcessContext) -> None:
+    """Wait for some groups; none of their processes outlives this call.
+
+    Raises:
+        ProcessRaisedException: If ``work`` raised in one of them.
+    """
+    try:
+        for group in groups:
+            while not group.join():
+                pass
+    finally:
+        for process in (process for group in groups for process in group.processes if process.is_alive()):
+            process.kill()
+
+
+def _work(rank: int, world_size: int, meeting: str, work: Callable[..., None], args: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    with process_group(meeting, rank, world_size):
+        work(rank, world_size, *args)
+    if rank == 0:
+        shutil.rmtree(meeting)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,26 +91,11 @@ class Assignment:
 
 
 def start_workers(world_size: int, assignments: Sequence[Assignment]) -> ProcessContext:
-    """Start a group that does some assignments, one after the other; ``join()`` waits for it.
-
-    The caller's environment needs ``DS_ACCELERATOR=cpu`` and ``GLOO_SOCKET_IFNAME=lo``.
-    """
-    meeting = Path(tempfile.mkdtemp(prefix="casa-meeting-")) / "store"
-    context = start_processes(
-        _work,
-        args=(world_size, str(meeting), list(assignments)),
-        nprocs=world_size,
-        join=False,
-        daemon=True,
-        start_method="spawn",
-    )
-    assert context is not None
-    return context
+    """Start a group of training workers that does some assignments, one after the other."""
+    return start_group(world_size, _train, list(assignments))
 
 
-def _work(rank: int, world_size: int, meeting: str, assignments: list[Assignment]) -> None:
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world_size)
+def _train(rank: int, world_size: int, assignments: list[Assignment]) -> None:
     for assignment in assignments:
         if rank == 0 and assignment.resume_from:
             leave_as_killed(Path(assignment.resume_from), Path(assignment.job.output))
@@ -59,9 +105,6 @@ def _work(rank: int, world_size: int, meeting: str, assignments: list[Assignment
             poison(assignment.poisoned)
         train(assignment.job, rank=rank, world_size=world_size)
         dist.barrier()
-    dist.destroy_process_group()
-    if rank == 0:
-        shutil.rmtree(Path(meeting).parent)
 
 
 def leave_as_killed(finished: Path, output: Path) -> None:

@@ -126,7 +126,7 @@ def build_model(
         built = _at_random(model, processor)
     else:
         raise ConfigError(
-            f"`model.backbone` = {model.backbone} has no weights to start from.",
+            f"`model.backbone = {model.backbone}` has no weights to start from.",
             "A backbone of this size is not trained from random weights here.",
             "Name them in `model.weights`: language_model (and vision_tower), checkpoint, or a recipe.",
         )

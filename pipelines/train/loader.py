@@ -1,4 +1,4 @@
-"""Packed rows and the bytes they refer to → batches, decoded ahead of the step that needs them.
+"""Data loader: packed rows and the media they refer to → batches, decoded ahead of the step that needs them.
 
 Row schema in: ``pack/2`` rows (ids and references) and ``clean/2`` media. Out:
 :class:`casa_core.batch.PackedBatch`.
@@ -28,11 +28,11 @@ from pipelines.train.sampler import Step, StepSampler, share_of
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """Where a document of a batch comes from.
+    """The origin of a document in a batch.
 
     Attributes:
         source, sample_id: As in the clean artifact.
-        trained_tokens: Answer tokens it has in the batch.
+        trained_tokens: Its answer tokens in the batch.
     """
 
     source: str
@@ -44,18 +44,18 @@ Read = tuple[PackedSequence, tuple[Document, ...]]
 
 
 class SequenceReader:
-    """Packed sequences by global number, pictures decoded.
+    """Packed sequences by global number, with decoded pictures.
 
     Args:
         pack: The pack artifact, local or on S3.
-        sources: Folder of each source's clean artifact, likewise.
+        sources: Source → its clean artifact, local or on S3.
         processor: Resizes and patchifies exactly as evaluation and serving do.
         images: ``False`` withholds every image: the blind baseline's data.
-        dtype: Of patches: what the model reads them in, so that no wider copy waits in host memory.
+        dtype: Dtype of patches: the model's, so that no wider copy waits in host memory.
 
     Attributes:
         sources: Names of all sources, in an order that every worker shares.
-        budgets: Kind → text and image tokens that a sequence may hold, where the pack says so.
+        budgets: Kind → text and image tokens that a sequence may hold, where the pack records them.
     """
 
     def __init__(
@@ -80,7 +80,12 @@ class SequenceReader:
         return self.read(number)[0]
 
     def read(self, number: int) -> tuple[PackedSequence, tuple[Document, ...]]:
-        """A sequence, and where its documents come from."""
+        """A sequence, and the origin of its documents.
+
+        Raises:
+            DataError: If a picture or frame cannot be decoded.
+            StoreError: If an artifact is missing, or was packed under other image settings.
+        """
         row = self.pack[number]
         images = self._prepare(row["images"]) if self.shows_images else []
         sequence = PackedSequence(
@@ -95,7 +100,7 @@ class SequenceReader:
         return sequence if self.shows_images else sequence.without_images(), _documents(row)
 
     def _prepare(self, references: list[dict[str, Any]]) -> list[PreparedImage]:
-        """Decode the referenced pictures, and the frames of one video in one pass over it."""
+        """Decode each referenced picture, and all frames of one video in one pass over it."""
         data = self._media({_media_key(reference) for reference in references})
         decoded = decode_pictures([(data[_media_key(own)], own["timestamp"]) for own in references])
         prepared = []
@@ -105,23 +110,23 @@ class SequenceReader:
                 rgb = next(decoded)
             except MediaError as error:
                 raise DataError(
-                    f"media {key[2]} of row {key[1]} of {key[0]} cannot be decoded",
-                    f"{error.what}; cleaning has read it, so its file has changed since",
-                    "restore the clean artifact, or remove it and run again",
+                    f"Media {key[2]} of row {key[1]} of {key[0]} cannot be decoded.",
+                    f"{error.what} Cleaning has read it, so its file has changed since.",
+                    "Restore the clean artifact, or remove it and run again.",
                 ) from error
             image = prepare_image(rgb, self.processor, frame=reference["timestamp"] is not None)
             if image.size.tokens != reference["tokens"]:
                 raise StoreError(
-                    f"row {key[1]} of {key[0]} gives {image.size.tokens} image tokens, "
-                    f"{reference['tokens']} were packed",
-                    "the packed data was made with other image settings",
-                    "run the pack stage again",
+                    f"Row {key[1]} of {key[0]} gives {image.size.tokens} image tokens, "
+                    f"{reference['tokens']} were packed.",
+                    "The packed data was made with other image settings.",
+                    "Run the pack stage again.",
                 )
             prepared.append(image)
         return prepared
 
     def _media(self, keys: set[tuple[str, int, int]]) -> dict[tuple[str, int, int], bytes]:
-        """The encoded bytes of all that a sequence refers to: together, so that S3 is asked few times."""
+        """The encoded media that a sequence refers to, read in one go per source: few requests to S3."""
         found: dict[tuple[str, int, int], bytes] = {}
         for source in sorted({key[0] for key in keys}):
             own = sorted(key for key in keys if key[0] == source)
@@ -130,7 +135,7 @@ class SequenceReader:
 
 
 def _budgets(pack: Folder) -> dict[str, tuple[int, int]]:
-    """From the pack's card; none where it has none."""
+    """Kind → (text tokens, image tokens), from the pack's card; empty where it records none."""
     try:
         budget = json.loads((pack / CARD).read_text())["budget"]
     except FileNotFoundError:
@@ -153,10 +158,10 @@ def _media_key(reference: dict[str, Any]) -> tuple[str, int, int]:
 
 
 def blank_picture(processor: CasaProcessor) -> PackedSequence:
-    """One small picture, one text token that sees it, no loss: for a worker whose share of a step has none.
+    """One small picture and one text token that attends to it, without loss, for a forward without pictures.
 
-    Without it this worker would give the vision side no gradients while the others do, and ZeRO's workers
-    must all reduce the same. It adds one text and one image token to the counts, nothing to the gradient.
+    Without it this worker's vision side would have no gradients while the others' has, and ZeRO's workers
+    must all reduce the same tensors. It adds one text and one image token to the counts, and no gradient.
     """
     side = processor.patch_size * processor.merge_size
     image = prepare_image(np.zeros((side, side, 3), dtype=np.uint8), processor)
@@ -173,11 +178,11 @@ def blank_picture(processor: CasaProcessor) -> PackedSequence:
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """What one forward reads.
+    """The input of one forward.
 
     Attributes:
-        batch: On the CPU.
-        documents: In the batch's order; a blank picture at its end is none.
+        batch: Packed sequences, in host memory.
+        documents: In the batch's order; a blank picture at its end is not one.
     """
 
     batch: PackedBatch
@@ -190,8 +195,8 @@ class LoadedStep:
 
     Attributes:
         number: The step, from 0.
-        step: What all workers together train on in it.
-        batches: This worker's part of it, a forward each; every worker has equally many.
+        step: The data of all workers.
+        batches: This worker's part, one per forward; equally many on every worker.
     """
 
     number: int
@@ -204,8 +209,8 @@ class Share:
     """Which part of every step a worker takes.
 
     Attributes:
-        rank, world_size: This worker, and how many there are.
-        sequences_per_forward: Packed sequences that one forward reads; ``None``: the whole share.
+        rank, world_size: This worker, and the number of workers.
+        sequences_per_forward: Packed sequences per forward; ``None``: the whole share in one forward.
     """
 
     rank: int = 0
@@ -215,7 +220,7 @@ class Share:
     def of(self, sequences: Sequence[int]) -> list[tuple[int, ...]]:
         """The sequences of each of this worker's forwards.
 
-        Every worker gets equally many forwards, since ZeRO's workers reduce together; the last ones may be
+        Every worker has equally many forwards, because ZeRO's workers reduce together; the last ones are
         empty where the step does not divide evenly.
         """
         own = share_of(sequences, self.rank, self.world_size)
@@ -235,11 +240,10 @@ def iterate_steps(
     ahead: int = 2,
     threads: int = 1,
 ) -> Iterator[LoadedStep]:
-    """Steps ``start`` … ``stop − 1`` of one worker, ``ahead`` of them in preparation at any time.
+    """Steps ``start`` … ``stop − 1`` of one worker, in order, with ``ahead`` of them in preparation.
 
-    Sequences are read and their pictures decoded in ``threads`` threads, and put together in one more, so
-    that a step finds its batches ready where decoding keeps up with it. The order is that of the steps,
-    whatever ends first. A failure surfaces in the step that needed the data.
+    ``threads`` threads read sequences and decode their pictures, and one more collates them, so that batches
+    are ready before their step where decoding keeps up. An error is raised in the step that needs the data.
     """
     decoders = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="decode")
     collator = ThreadPoolExecutor(max_workers=1, thread_name_prefix="collate")
@@ -250,9 +254,9 @@ def iterate_steps(
             [decoders.submit(reader.read, sequence) for sequence in sequences]
             for sequences in share.of(step.sequences)
         ]
-        return collator.submit(join, number, step, reading)
+        return collator.submit(assemble, number, step, reading)
 
-    def join(number: int, step: Step, reading: Sequence[Sequence[Future[Read]]]) -> LoadedStep:
+    def assemble(number: int, step: Step, reading: Sequence[Sequence[Future[Read]]]) -> LoadedStep:
         batches = (micro_batch(reader, [future.result() for future in own]) for own in reading)
         return LoadedStep(number, step, tuple(pinned(micro) for micro in batches))
 
@@ -269,14 +273,14 @@ def iterate_steps(
 
 
 def load_batches(reader: SequenceReader, share: Share, sequences: Sequence[int]) -> Iterator[MicroBatch]:
-    """This worker's part of some sequences, a forward each, read as they are asked for."""
+    """This worker's part of some sequences, one batch per forward, read when the iterator advances."""
     return (
         micro_batch(reader, [reader.read(number) for number in numbers]) for numbers in share.of(sequences)
     )
 
 
 def micro_batch(reader: SequenceReader, read: Sequence[Read]) -> MicroBatch:
-    """Put sequences together, with a blank picture where there is none of either."""
+    """Collate sequences, with a blank picture where there are no sequences or no pictures."""
     own = [sequence for sequence, _ in read]
     if not own or (reader.shows_images and not any(sequence.patches_PE for sequence in own)):
         blank = blank_picture(reader.processor)
@@ -285,5 +289,5 @@ def micro_batch(reader: SequenceReader, read: Sequence[Read]) -> MicroBatch:
 
 
 def pinned(micro: MicroBatch) -> MicroBatch:
-    """In memory that a GPU copies from while it computes; as it is, where there is no GPU."""
+    """The batch in pinned memory, which a GPU copies from while it computes; unchanged without a GPU."""
     return replace(micro, batch=micro.batch.pin_memory()) if torch.cuda.is_available() else micro

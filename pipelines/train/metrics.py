@@ -1,4 +1,4 @@
-"""``metrics.jsonl``: one line a step, readable while training runs and exact after a resume."""
+"""``metrics.jsonl``: one line per step, readable while training runs and exact after a resume."""
 
 from __future__ import annotations
 
@@ -13,33 +13,32 @@ from pipelines.text_format import duration, number
 
 FILE = "metrics.jsonl"
 SHOWN_WAIT = 0.01
-"""Share of the time that steps wait for data from which the progress line says so."""
+"""Share of time that steps wait for data, from which on the progress line shows it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepMetrics:
-    """What one step did.
+    """Metrics of one step; tokens are counted over all workers.
 
     Attributes:
         step: From 1.
         kind: ``image`` or ``video``.
-        loss: Mean next-token loss of the step's answer tokens, nats.
-        learning_rate: Of the update; of new parameters, where they have a rate of their own.
-        existing_learning_rate: Of parameters that were there before the fusion, where they have another.
-        grad_norm: Of the whole gradient, before clipping.
-        text_tokens, image_tokens, trained_tokens: Over all workers.
-        seconds: Wall clock of the whole step, data wait included.
-        loader_wait_s: Of it, time the first worker waited for its batch.
-        source_losses: Mean loss of an answer token by source.
-        batch: Digest of the sequences' numbers: equal where two runs trained on the same.
-        workers: How many took the step.
-        text_fill, image_fill: Share of the packed sequences' budgets that is used; ``None`` where the pack
-            does not say its budgets.
-        memory_gib: The first worker's peak: of its GPU, or of the process where it has none.
-        tflops: 10¹² operations of the model a second, on each worker: what checkpointing does again is not
-            counted.
-        mfu: The share that is of a GPU's peak rate; ``None`` without a GPU whose rate is known.
-        held_out_loss: By kind, after the step, where it was measured.
+        loss: Mean loss per answer token, nats.
+        learning_rate: Learning rate of the update; that of new parameters, where there are two.
+        existing_learning_rate: Learning rate of parameters older than the fusion, where there are two.
+        grad_norm: Norm of the whole gradient, before clipping.
+        text_tokens, image_tokens, trained_tokens: Tokens of the step; trained ones are answer tokens.
+        seconds: Wall clock of the whole step, with the wait for data.
+        loader_wait_s: Rank 0's wait for data, s.
+        source_losses: Source → mean loss per answer token, nats.
+        batch: Digest of the sequences' numbers: equal where two runs trained on the same sequences.
+        workers: Number of workers that took the step.
+        text_fill, image_fill: Used share of the packed sequences' budgets; ``None`` where the pack does not
+            record its budgets.
+        memory_gib: Rank 0's peak memory: of its GPU, or of the process without one.
+        tflops: 10¹² operations of the model per second and worker, without recomputation.
+        mfu: Share of the GPU's peak rate; ``None`` without a GPU of known rate.
+        held_out_loss: Kind → loss after the step, where it was measured.
     """
 
     step: int
@@ -65,7 +64,7 @@ class StepMetrics:
 
 
 class MetricsLog:
-    """Appends steps to the file; opening it drops what lies beyond the step training resumes from."""
+    """Appends steps to the file; opening it drops the steps after the one that training resumes from."""
 
     def __init__(self, folder: Path, *, steps_done: int) -> None:
         path = folder / FILE
@@ -76,26 +75,28 @@ class MetricsLog:
         self._file: TextIO = path.open("a", buffering=1)  # a line is in the file when the step is over
 
     def write(self, metrics: StepMetrics) -> None:
+        """Append a step; readers see it at once."""
         self._file.write(json.dumps(asdict(metrics)) + "\n")
 
     def flush(self) -> None:
-        """On the disk, not only in its cache."""
+        """Force the steps written so far to the disk."""
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The steps recorded so far; a last line that is still being written is left out."""
+    """The steps recorded so far, without a last line that is still being written."""
     return MetricsFollower(path).poll()
 
 
 class MetricsFollower:
-    """Reads a metrics file as it grows, without reading a long run's again.
+    """Reads a metrics file as it grows, each line once.
 
     Args:
-        path: The file, which need not be there yet.
+        path: The file, which need not exist yet.
     """
 
     def __init__(self, path: Path) -> None:
@@ -114,7 +115,7 @@ class MetricsFollower:
                 self._inode, self._offset = inode, 0
             file.seek(self._offset)
             new = file.read()
-        whole = new[: new.rfind(b"\n") + 1]  # the last line may still be under way
+        whole = new[: new.rfind(b"\n") + 1]  # the last line may be incomplete
         self._offset += len(whole)
         return [json.loads(line) for line in whole.splitlines()]
 
@@ -123,8 +124,8 @@ def progress_message(recent: Sequence[dict[str, Any]], steps: int) -> str:
     """``loss 0.132 image, 0.871 video · 6.1k text, 23k image tok/s · MFU 14% · 4 workers · 2 h 5 min left``.
 
     Args:
-        recent: The last steps, from whose pace the rest is foretold.
-        steps: Of the run.
+        recent: The last steps, whose pace gives the time left.
+        steps: Steps of the run.
     """
     seconds = max(sum(step["seconds"] for step in recent), 1e-9)
     losses = {step["kind"]: step["loss"] for step in recent}

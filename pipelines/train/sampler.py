@@ -1,5 +1,4 @@
-"""Which packed sequences make up which step. A pure function of the seed, so that any worker, any number of
-workers and any restart agree without talking to each other."""
+"""Which packed sequences each step trains on: a function of the seed, equal on all workers and restarts."""
 
 from __future__ import annotations
 
@@ -15,11 +14,11 @@ from casa_core.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One optimiser step's share of the data.
+    """The data of one optimiser step.
 
     Attributes:
-        kind: ``image`` or ``video``: all workers see the same kind in one step, as in the paper (B.1).
-        sequences: Global numbers of its packed sequences.
+        kind: ``image`` or ``video``: all workers have the same kind in one step, as in the paper (B.1).
+        sequences: Global numbers of the packed sequences.
     """
 
     kind: str
@@ -27,19 +26,19 @@ class Step:
 
 
 class StepSampler:
-    """Sequences of each step.
+    """The sequences of each step.
 
-    Each kind has its own endless order: one shuffle after another of all its sequences. Kinds alternate in a
-    fixed pattern that keeps the ratio at every point of the run, video spread evenly between images.
+    Each kind has an endless order of its own: one shuffle after another of all its sequences. Kinds alternate
+    in a fixed pattern that keeps the ratio at every point of the run, with video steps spread evenly.
 
     Args:
-        by_kind: Global numbers of the sequences of each kind.
-        ratio: Steps of (image, video) in one round.
-        sequences_per_step: Of each kind, over all workers.
-        seed: Of the shuffles.
+        by_kind: Kind → global numbers of its sequences.
+        ratio: Steps of (image, video) in one round of the pattern.
+        sequences_per_step: Kind → sequences per step, over all workers.
+        seed: Seed of the shuffles.
 
     Raises:
-        ConfigError: If the ratio asks for a kind the data does not have.
+        ConfigError: If the ratio asks for a kind that the data does not have.
     """
 
     def __init__(
@@ -53,9 +52,9 @@ class StepSampler:
         for kind, share in zip(("image", "video"), ratio, strict=True):
             if share and not len(by_kind.get(kind, ())):
                 raise ConfigError(
-                    f"train.image_video_ratio = {list(ratio)} asks for {kind} steps",
-                    f"the packed data has no {kind} sequence",
-                    "set that side of the ratio to 0, or add a source",
+                    f"`train.image_video_ratio = {list(ratio)}` asks for {kind} steps.",
+                    f"The packed data has no {kind} sequence.",
+                    "Set that side of the ratio to 0, or add a source.",
                 )
         self._numbers = {kind: np.asarray(numbers) for kind, numbers in by_kind.items()}
         self._pattern = _interleave(*ratio)
@@ -64,15 +63,16 @@ class StepSampler:
 
     def __getitem__(self, step: int) -> Step:
         """Step ``step``, from 0."""
-        round_number, place = divmod(step, len(self._pattern))
-        kind = self._pattern[place]
-        nth = round_number * self._pattern.count(kind) + self._pattern[:place].count(kind)
+        round_number, index = divmod(step, len(self._pattern))
+        kind = self._pattern[index]
+        nth = round_number * self._pattern.count(kind) + self._pattern[:index].count(kind)
         size = self._per_step[kind]
-        return Step(kind, tuple(self._sequence(kind, nth * size + index) for index in range(size)))
+        return Step(kind, tuple(self._sequence(kind, nth * size + offset) for offset in range(size)))
 
     def _sequence(self, kind: str, index: int) -> int:
-        epoch, place = divmod(index, len(self._numbers[kind]))
-        return int(self._numbers[kind][_shuffle(len(self._numbers[kind]), self._seed, kind, epoch)[place]])
+        numbers = self._numbers[kind]
+        epoch, position = divmod(index, len(numbers))
+        return int(numbers[_shuffle(len(numbers), self._seed, kind, epoch)[position]])
 
 
 @lru_cache(maxsize=8)
@@ -84,21 +84,21 @@ def _interleave(images: int, videos: int) -> tuple[str, ...]:
     """``(3, 1)`` → image, image, image, video; ``(2, 2)`` → image, video, image, video."""
     total = images + videos
     return tuple(
-        "video" if (place + 1) * videos // total > place * videos // total else "image"
-        for place in range(total)
+        "video" if (index + 1) * videos // total > index * videos // total else "image"
+        for index in range(total)
     )
 
 
 def hold_out(
     by_kind: Mapping[str, NDArray[np.int64]], count: int, *, seed: int
 ) -> tuple[dict[str, NDArray[np.int64]], dict[str, tuple[int, ...]]]:
-    """Set sequences of each kind aside, the same for any number of workers.
+    """Hold out sequences of each kind, the same for any number of workers.
 
     Returns:
-        What is left to train on, and what is held out, by kind; kinds without sequences are in neither.
+        Kind → sequences to train on, and kind → held-out sequences; kinds without sequences are in neither.
 
     Raises:
-        ConfigError: If that were more than half of a kind.
+        ConfigError: If that is more than half of a kind.
     """
     rest, held = {}, {}
     for kind, numbers in by_kind.items():
@@ -106,9 +106,9 @@ def hold_out(
             continue
         if 2 * count > len(numbers):
             raise ConfigError(
-                f"train.held_out_sequences = {count}: the pack has {len(numbers)} {kind} sequences",
-                "what is held out is not trained on, and that would be more than half",
-                f"hold out {len(numbers) // 2} or fewer, or set train.evaluate_every to 0",
+                f"`train.held_out_sequences = {count}`: the pack has {len(numbers)} {kind} sequences.",
+                "Held-out sequences are not trained on, and that would be more than half.",
+                f"Hold out {len(numbers) // 2} or fewer, or set train.evaluate_every to 0.",
             )
         chosen = _shuffle(len(numbers), seed, f"held out {kind}", 0)[:count]
         held[kind] = tuple(sorted(int(number) for number in numbers[chosen]))
@@ -117,5 +117,5 @@ def hold_out(
 
 
 def share_of(sequences: Sequence[int], rank: int, world_size: int) -> tuple[int, ...]:
-    """The sequences one worker takes of a step; every worker takes equally many or, at the end, one fewer."""
+    """One worker's sequences of a step; the last workers have one fewer where it does not divide evenly."""
     return tuple(sequences[rank::world_size])

@@ -1,8 +1,8 @@
-"""Where a run's metrics go besides ``metrics.jsonl``: TensorBoard, Weights & Biases, MLflow.
+"""Trackers that a run's metrics go to besides ``metrics.jsonl``: TensorBoard, Weights & Biases, MLflow.
 
-The first worker writes them, in a thread of its own, as one of them may wait for a server. A tracker is a
-window on a run, never a reason for it to end or to wait: one that cannot be opened stops the run before its
-first step, and one that fails later is given up with a warning.
+Rank 0 writes to them in a thread of its own, because a tracker may wait for a server. One that cannot be
+opened stops the run before its first step; one that fails later is closed with a warning, and the run goes
+on without it.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from pipelines.train.metrics import StepMetrics
 PROJECT = "casa"
 TAG = "casa.fingerprint"
 MAX_WAITING = 10_000
-"""Steps that wait for a slow tracker; what comes on top is left out."""
+"""Steps that are queued for a slow tracker; further ones are dropped."""
 FLUSH_SECONDS, CLOSE_SECONDS = 10.0, 60.0
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class TrackedRun:
-    """What trackers call a run.
+    """A run's identity for trackers.
 
     Attributes:
-        name: For people.
-        key: The same whenever the same run goes on: the train stage's fingerprint.
-        folder: Where local files go, seen by every node.
-        config: What the run computes, for tables that compare runs.
+        name: Name that trackers show.
+        key: The train stage's fingerprint: a resumed run has the same.
+        folder: Folder of local files, seen by every node.
+        config: Settings that decide the result, for tables that compare runs.
     """
 
     name: str
@@ -48,23 +48,23 @@ class TrackedRun:
 
 
 class Tracker(Protocol):
-    """One of them."""
+    """An open run of one tracking library."""
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Numbers of a step, from 1."""
+        """Record the numbers of a step, from 1."""
         ...
 
     def flush(self) -> None:
-        """Bring to safety what was written."""
+        """Store or send everything written so far."""
         ...
 
     def close(self) -> None:
-        """Send what is left."""
+        """Send the rest, and end the run."""
         ...
 
 
 def scalars(metrics: StepMetrics) -> dict[str, float]:
-    """A step's metrics, under the names that trackers group by."""
+    """Name → number of a step's metrics; trackers group by the part before the slash."""
     seconds = max(metrics.seconds, 1e-9)
     values: dict[str, float | None] = {
         f"loss/{metrics.kind}": metrics.loss,
@@ -89,16 +89,15 @@ def scalars(metrics: StepMetrics) -> dict[str, float]:
 
 
 class Trackers:
-    """All that a run asked for.
+    """The trackers of a run, written to in a thread.
 
     Args:
-        names: Which.
-        run: What they call it.
-        steps_done: Steps that an earlier attempt has done: what was written beyond them is dropped or
-            written again.
+        names: Which trackers.
+        run: The run's identity.
+        steps_done: Steps that an earlier attempt completed: later ones are dropped or overwritten.
 
     Raises:
-        ConfigError: If one is not installed, or does not answer.
+        ConfigError: If a tracker is not installed, or does not answer.
     """
 
     def __init__(self, names: Sequence[TrackerName], run: TrackedRun, *, steps_done: int = 0) -> None:
@@ -111,41 +110,43 @@ class Trackers:
                 self._open[name] = OPENERS[name](run, steps_done)
             except ImportError as error:
                 raise ConfigError(
-                    f"where.train.track names {name}, which cannot be imported here: {error}",
-                    "every node that may run the first training worker needs it",
-                    f"pip install 'casa[track]', or take {name} out of where.train.track",
+                    f"`where.train.track` names {name}, which cannot be imported here: {error}.",
+                    "Every node that may run the first training worker needs it.",
+                    f"Run `pip install 'casa[track]'`, or take {name} out of where.train.track.",
                 ) from error
             except Exception as error:  # these libraries raise whatever they like
                 raise ConfigError(
-                    f"{name} cannot be opened for run {run.name}",
-                    f"{type(error).__name__}: {error}",
-                    f"see its settings (docs/training.md), or take {name} out of where.train.track",
+                    f"{name} cannot be opened for run {run.name}.",
+                    f"{type(error).__name__}: {error}.",
+                    f"See its settings (docs/training.md), or take {name} out of where.train.track.",
                 ) from error
         self._thread.start()
 
     def write(self, metrics: StepMetrics) -> None:
-        """A step's numbers, to each that still works; does not wait for them."""
+        """Queue a step's numbers for every tracker that still works, without waiting."""
         values = scalars(metrics)
         if not self._put(partial(self._each, lambda tracker: tracker.write(metrics.step, values)), 0.0):
             self._dropped += 1
 
     def flush(self) -> None:
-        """Bring to safety what was written: a run that goes on from a checkpoint writes only what follows.
-        A server that does not answer is waited for only so long."""
+        """Store everything written so far, because a run resumed from a checkpoint writes only later steps.
+
+        Waits for at most :data:`FLUSH_SECONDS`.
+        """
         done = threading.Event()
         if self._put(partial(self._each, lambda tracker: tracker.flush()), 0.0) and self._put(done.set, 0.0):
             done.wait(FLUSH_SECONDS)
 
     def close(self) -> None:
-        """Send what is left."""
+        """Send the rest and end the thread; does not wait for a tracker beyond :data:`CLOSE_SECONDS`."""
         self._put(partial(self._each, lambda tracker: tracker.close()), CLOSE_SECONDS)
         self._put(None, CLOSE_SECONDS)
         self._thread.join(CLOSE_SECONDS)
         if self._dropped or self._thread.is_alive():
-            log.warning("trackers were too slow and lack some steps; metrics.jsonl has every one")
+            log.warning("Trackers were too slow and lack some steps; metrics.jsonl has every one.")
 
     def _put(self, work: Callable[[], object] | None, seconds: float) -> bool:
-        """Whether there was room for it."""
+        """Queue it; whether there was room within that time."""
         try:
             self._work.put(work, block=seconds > 0, timeout=seconds)
         except queue.Full:
@@ -166,7 +167,7 @@ class Trackers:
 
 
 class TensorBoard:
-    """Event files below ``folder``; a resumed run's curves go on where it goes on."""
+    """Event files below ``folder``; a resumed run replaces the steps that it takes again."""
 
     def __init__(self, run: TrackedRun, steps_done: int) -> None:
         from tensorboardX import SummaryWriter
@@ -188,7 +189,7 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A W&B run; WANDB_PROJECT, WANDB_API_KEY, WANDB_MODE and the like are its own settings."""
+    """A W&B run; W&B itself reads WANDB_PROJECT, WANDB_API_KEY, WANDB_MODE and the like."""
 
     def __init__(self, run: TrackedRun, steps_done: int) -> None:
         import wandb
@@ -210,7 +211,7 @@ class WeightsAndBiases:
         self._run.log({**values, "step": step})
 
     def flush(self) -> None:
-        """Nothing: a process of its own has it already."""
+        """Nothing to do: W&B's own process has the steps already."""
 
     def close(self) -> None:
         self._run.finish()
@@ -242,7 +243,7 @@ class MLflow:
         self._client.log_batch(self._run, [Metric(name, value, now, step) for name, value in values.items()])
 
     def flush(self) -> None:
-        """Nothing: the server has it."""
+        """Nothing to do: the server has the steps already."""
 
     def close(self) -> None:
         self._client.set_terminated(self._run)

@@ -77,7 +77,8 @@ def test_what_does_not_fit_is_refused_with_the_smallest_change_that_makes_it_fit
         assert found.fits
         check_fits(found, recipe)
         return
-    with pytest.raises(ConfigError, match=rf"(?s)casa-helium1-before needs about \d+ GiB per GPU, and a {gpu} has \d+.*{remedy}"):
+    complaint = rf"(?s)casa-helium1-before needs about \d+ GiB per GPU, and a {gpu} has \d+.*{remedy}"
+    with pytest.raises(ConfigError, match=complaint):
         check_fits(found, recipe)
 
 

@@ -50,7 +50,8 @@ def weights(engine: Any) -> dict[str, torch.Tensor]:
 
 
 def saver(root: Any, **settings: Any) -> Checkpointer:
-    return Checkpointer(root, rank=0, world_size=1, **{"background": False, **settings})
+    given = {"background": False, "keep": 2, "keep_best": 1, **settings}
+    return Checkpointer(root, rank=0, world_size=1, **given)
 
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
@@ -156,7 +157,7 @@ def test_where_none_is_sound_the_error_says_what_is_wrong_and_what_to_do(
     spoiled(tmp_path, "truncated")
     with (
         pytest.warns(UserWarning, match="passed over"),
-        pytest.raises(StoreError, match=r"(?s)none of the 1 .* were written.*start again"),
+        pytest.raises(StoreError, match=r"(?s)None of the 1 .* were written.*start again"),
     ):
         resume(engines[1], tmp_path, rank=0, world_size=1)
 
@@ -203,7 +204,7 @@ def test_a_full_disk_ends_with_its_name_and_the_checkpoint_before_is_whole(
 
     monkeypatch.setattr(Output, "write", full)
     keeper.save(engines[0], processor, steps_done=20)
-    with pytest.raises(StoreError, match=r"(?s)disk of .*step-00000020 is full.*are whole.*make room"):
+    with pytest.raises(StoreError, match=r"(?s)The disk of .*step-00000020 is full.*are whole.*Make room"):
         keeper.close()
     keeper.check()  # raised once
     monkeypatch.undo()
@@ -220,7 +221,7 @@ def test_a_worker_that_never_writes_is_named(
     keeper.save(engines[0], processor, steps_done=10)
     monkeypatch.setattr(Checkpointer, "_agree", lambda self: ("cafe", False))
     keeper.world_size = 2
-    with pytest.raises(StoreError, match="worker 1 has not written its part"):
+    with pytest.raises(StoreError, match="Worker 1 has not written its part"):
         keeper.save(engines[0], processor, steps_done=20)
     assert [saved.steps_done for saved in list_checkpoints(tmp_path)] == [10]
 

@@ -187,5 +187,5 @@ def test_a_picture_that_has_changed_since_cleaning_is_named(
 ):
     reader = reader_of(data)
     monkeypatch.setattr(CleanReader, "media_of", lambda self, places: [b"junk" for _ in places])
-    with pytest.raises(DataError, match=r"media 0 of row \d+ of vqa cannot be decoded"):
+    with pytest.raises(DataError, match=r"Media 0 of row \d+ of vqa cannot be decoded"):
         reader.read(int(reader.pack.by_kind["image"][0]))

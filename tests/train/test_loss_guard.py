@@ -80,7 +80,7 @@ def test_what_is_held_out_is_never_trained_on_whatever_the_number_of_workers():
     assert not set(rest["image"]) & set(held["image"])
     assert set(rest["image"]) | set(held["image"]) == set(range(20))
     assert hold_out(by_kind, 4, seed=1)[1] == held != hold_out(by_kind, 4, seed=2)[1]
-    with pytest.raises(ConfigError, match=r"(?s)the pack has 10 video sequences.*hold out 5 or fewer"):
+    with pytest.raises(ConfigError, match=r"(?s)the pack has 10 video sequences.*Hold out 5 or fewer"):
         hold_out(by_kind, 6, seed=1)
 
 

@@ -76,7 +76,7 @@ def test_workers_share_a_step_evenly_and_completely(sequences: list[int], worker
 
 
 def test_a_ratio_that_asks_for_a_kind_without_data_is_refused():
-    with pytest.raises(ConfigError, match=r"image_video_ratio = \[3, 1\] asks for video steps"):
+    with pytest.raises(ConfigError, match=r"image_video_ratio = \[3, 1\]` asks for video steps"):
         order((3, 1), data={"image": [0, 1], "video": []})
     assert order((1, 0), data={"image": [0, 1], "video": []})[7].kind == "image"
 

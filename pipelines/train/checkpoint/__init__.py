@@ -1,1 +1,1 @@
-"""Training checkpoints: save, resume on any number of workers, export; all use of DeepSpeed's private state."""
+"""Training checkpoints: save, resume on any number of workers, export; all use of DeepSpeed's internals."""

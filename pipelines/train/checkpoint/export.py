@@ -1,5 +1,4 @@
-"""From a training checkpoint to a folder that evaluates, serves and loads with transformers, without
-DeepSpeed, on one machine, whatever the run had."""
+"""Exports a training checkpoint of any run as a model folder, on one machine and without DeepSpeed."""
 
 from __future__ import annotations
 
@@ -21,18 +20,18 @@ from pipelines.train.checkpoint.tensor_file import TensorFile
 
 
 def export(root: Folder, output: Path, step: int | None = None) -> SavedStep:
-    """Write a checkpoint's weights, in the precision training computes in, with configuration and processor.
+    """Write a checkpoint's weights in the training precision, with configuration and processor.
 
     Args:
         root: A run's folder of checkpoints.
         output: Folder to write.
-        step: Steps done; the newest where not given.
+        step: Steps done; the newest checkpoint by default.
 
     Returns:
-        The checkpoint that was taken.
+        The exported checkpoint.
 
     Raises:
-        ConfigError: If there is none of that step.
+        ConfigError: If there is no checkpoint of that step.
         StoreError: If files are missing or damaged.
     """
     saved = _choose(root, step)
@@ -79,7 +78,7 @@ def _check(root: Folder, saved: SavedStep) -> None:
         damage = file_damage(folder / entry["file"], entry)
         if damage is not None:
             raise StoreError(
-                f"the checkpoint {saved.folder} cannot be exported",
+                f"The checkpoint {saved.folder} cannot be exported.",
                 damage,
-                "restore the file, or export another step",
+                "Restore the file, or export another step.",
             )

@@ -1,4 +1,4 @@
-"""Going on from a checkpoint: any number of workers, any ZeRO stage, each reading its own parts only."""
+"""Resumes from a checkpoint with any number of workers and ZeRO stage; each reads only its own parts."""
 
 from __future__ import annotations
 
@@ -15,24 +15,23 @@ import torch.distributed as dist
 from casa_core.errors import StoreError
 from pipelines.storage import s3
 from pipelines.storage.uri import Folder, filesystem_for
-from pipelines.train.checkpoint import save as checkpoint
 from pipelines.train.checkpoint import zero_state
-from pipelines.train.checkpoint.save import SavedStep, list_checkpoints
+from pipelines.train.checkpoint.save import FROZEN, FROZEN_DIGEST, SavedStep, list_checkpoints
 from pipelines.train.checkpoint.tensor_file import TensorFile
 
 BLOCK = 8 << 20
 
 
 def resume(engine: Any, root: Folder, *, rank: int, world_size: int) -> int:
-    """Restore the newest whole and sound checkpoint; every worker calls it.
+    """Restore the newest whole and undamaged checkpoint; every worker calls it.
 
-    A damaged one is passed over with a warning: the one before it costs some steps, a person more.
+    A damaged one is skipped with a warning: the one before it costs a few steps, waiting for a person more.
 
     Returns:
-        Steps already done; 0 where there is none.
+        Steps already done; 0 without a checkpoint.
 
     Raises:
-        StoreError: If the newest is of another model, or all are damaged.
+        StoreError: If the newest holds another model, or all are damaged.
     """
     found = agreed_checkpoints(root, rank, world_size)
     damages: list[str] = []
@@ -43,18 +42,18 @@ def resume(engine: Any, root: Folder, *, rank: int, world_size: int) -> int:
             _restore(engine, root, saved)
             return saved.steps_done
         damages.append(damage)
-        warnings.warn(f"checkpoint {saved.folder} is passed over: {damage}", stacklevel=2)
+        warnings.warn(f"Checkpoint {saved.folder} is passed over: {damage}", stacklevel=2)
     if found:
         raise StoreError(
-            f"none of the {len(found)} checkpoints in {root} can be used",
+            f"None of the {len(found)} checkpoints in {root} can be used.",
             damages[0],
-            f"restore the files, or remove {root} to start again",
+            f"Restore the files, or remove {root} to start again.",
         )
     return 0
 
 
 def agreed_checkpoints(root: Folder, rank: int, world_size: int) -> list[SavedStep]:
-    """Those that the first worker sees: another node may see a new file of a network disk later."""
+    """Rank 0's list of checkpoints, on every worker: another node may see a network disk's new file later."""
     found: list[Any] = [list_checkpoints(root) if rank == 0 else None]
     if world_size > 1:
         dist.broadcast_object_list(found, src=0)
@@ -62,28 +61,28 @@ def agreed_checkpoints(root: Folder, rank: int, world_size: int) -> list[SavedSt
 
 
 def check_shapes(saved: SavedStep, shapes: dict[str, list[int]]) -> None:
-    """That a checkpoint is of this model.
+    """Check that a checkpoint's tensors have this model's names and shapes.
 
     Raises:
-        StoreError: Naming the first tensor that differs.
+        StoreError: Names the first tensor that differs.
     """
     theirs = saved.marks["shapes"]
     for name in (*shapes, *theirs):
         if theirs.get(name) != shapes.get(name):
             raise StoreError(
-                f"the checkpoint {saved.folder} is of another model",
-                f"its {name} has shape {theirs.get(name, 'none')}, this model's {shapes.get(name, 'none')}",
-                "use the recipe it was trained with, or another folder of checkpoints",
+                f"The checkpoint {saved.folder} is of another model.",
+                f"Its {name} has shape {theirs.get(name, 'none')}, this model's {shapes.get(name, 'none')}.",
+                "Use the recipe it was trained with, or another folder of checkpoints.",
             )
 
 
 def _damage(root: Folder, saved: SavedStep, rank: int, world_size: int) -> str | None:
-    """What is wrong with this worker's share of the files; digests are worth a second read of each."""
+    """The first damage in this worker's share of the files, as a sentence; reads each once for its digest."""
     files = [(saved.folder, entry) for entry in saved.marks["files"]]
     try:
-        files.append((root, json.loads((root / checkpoint.FROZEN_DIGEST).read_text())))
+        files.append((root, json.loads((root / FROZEN_DIGEST).read_text())))
     except FileNotFoundError:
-        return f"{checkpoint.FROZEN_DIGEST} is missing beside it"
+        return f"{FROZEN_DIGEST} is missing beside it."
     for folder, entry in files[rank::world_size]:
         problem = file_damage(folder / entry["file"], entry)
         if problem is not None:
@@ -92,7 +91,7 @@ def _damage(root: Folder, saved: SavedStep, rank: int, world_size: int) -> str |
 
 
 def file_damage(path: Folder, entry: dict[str, Any]) -> str | None:
-    """Why a file is not the one that was written: missing, of another size, of another content."""
+    """How a file differs from the one that was written, as a sentence; ``None`` where it is the same."""
     filesystem, inside = filesystem_for(path)
     digest, size = hashlib.sha256(), 0
     try:
@@ -101,16 +100,16 @@ def file_damage(path: Folder, entry: dict[str, Any]) -> str | None:
                 digest.update(block)
                 size += len(block)
     except (OSError, StoreError) as error:
-        return f"{path.name} cannot be read ({str(error).partition(chr(10))[0]})"
+        return f"{path.name} cannot be read ({str(error).partition(chr(10))[0]})."
     if size != entry["bytes"]:
-        return f"{path.name} has {size} bytes, {entry['bytes']} were written"
+        return f"{path.name} has {size} bytes, {entry['bytes']} were written."
     if digest.hexdigest() != entry["sha256"]:
-        return f"{path.name} has another content than was written"
+        return f"{path.name} has another content than was written."
     return None
 
 
 def _any_worker(problem: str | None, world_size: int) -> str | None:
-    """The first worker's problem, known to all."""
+    """The problem of the lowest rank that has one, on every worker."""
     if world_size == 1:
         return problem
     problems: list[str | None] = [None] * world_size
@@ -121,12 +120,12 @@ def _any_worker(problem: str | None, world_size: int) -> str | None:
 def _restore(engine: Any, root: Folder, saved: SavedStep) -> None:
     parts = Parts(saved)
     zero_state.restore(engine, parts.read, saved.marks["updates"])
-    frozen = TensorFile(root / checkpoint.FROZEN)
+    frozen = TensorFile(root / FROZEN)
     zero_state.restore_frozen(engine, frozen.read)
 
 
 class Parts:
-    """Trained parameters and their moments, put together from all workers' files."""
+    """Trained parameters and their moments, assembled from all workers' files."""
 
     def __init__(self, saved: SavedStep) -> None:
         self._saved = saved
@@ -137,14 +136,19 @@ class Parts:
                 self._where[name].append((start, length, entry["file"]))
 
     def names(self) -> Iterator[str]:
-        """The trained parameters."""
+        """Names of the trained parameters."""
         return iter(self._where)
 
     def read(self, kind: str, name: str, start: int, length: int) -> torch.Tensor:
         """Elements of a flattened parameter's master weight or moment, 1-D float32.
 
+        Args:
+            kind: One of :data:`pipelines.train.checkpoint.zero_state.KINDS`.
+            name: The parameter.
+            start, length: Which elements.
+
         Raises:
-            StoreError: If no worker has stored some of them.
+            StoreError: If some of them are in no worker's file.
         """
         out = torch.empty(length, dtype=torch.float32)
         missing = length
@@ -156,9 +160,9 @@ class Parts:
                 missing -= last - first
         if missing:
             raise StoreError(
-                f"{self._saved.folder} lacks {missing} elements of {name}",
-                "no worker's file has them: it was trained with other parts frozen",
-                "use the recipe it was trained with; to train other parts, start from its exported model",
+                f"{self._saved.folder} lacks {missing} elements of {name}.",
+                "No worker's file has them: it was trained with other parts frozen.",
+                "Use the recipe it was trained with; to train other parts, start from its exported model.",
             )
         return out
 

@@ -1,10 +1,10 @@
-"""Training checkpoints: what any number of workers, under any ZeRO stage, can go on from.
+"""Saves training checkpoints, from which any number of workers under any ZeRO stage can resume.
 
-``step-00000100/`` holds a safetensors file of every worker, with its parts of weights and moments in float32
-(:mod:`pipelines.train.checkpoint.zero_state`), and, written last, ``complete.json``: what the files are, by size and
-digest. A folder without it does not exist for anyone. What training leaves alone is written once a run, as is
-``model/``: configuration and processor. Random numbers and the loader's position follow from the seed and the
-step, so that the number of steps done is all there is to know of them.
+``step-00000100/`` holds one safetensors file per worker, with its parts of weights and moments in float32
+(:mod:`pipelines.train.checkpoint.zero_state`), and ``complete.json``, written last, with the files' sizes and
+digests; a folder without it does not count. Frozen weights are written once per run, as is ``model/``:
+configuration and processor. Random numbers and the loader's position follow from the seed and the number of
+steps done, so nothing else is stored of them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ FROZEN = "frozen.safetensors"
 FROZEN_DIGEST = "frozen.json"
 POLL_SECONDS = 0.05
 OTHERS_TIMEOUT_S = 1200.0
-"""Less than the half hour that the others wait for the first worker in a collective: it is to be heard."""
+"""Less than the half hour after which a collective fails on the others, so that this error comes first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +43,8 @@ class SavedStep:
     """A whole checkpoint.
 
     Attributes:
-        folder: Where it lies.
-        marks: Its ``complete.json``.
+        folder: Its folder.
+        marks: The content of its ``complete.json``.
     """
 
     folder: Folder
@@ -52,7 +52,7 @@ class SavedStep:
 
     @property
     def steps_done(self) -> int:
-        """Steps of training in it."""
+        """Steps of training before it."""
         return self.marks["steps_done"]
 
 
@@ -68,21 +68,21 @@ def list_checkpoints(root: Folder) -> list[SavedStep]:
 
 
 def _step_folders(root: Folder) -> list[Folder]:
-    """Whole or not."""
+    """Folders of checkpoints, whole or not."""
     return [folder for folder in root.iterdir() if folder.name.startswith("step-")] if root.is_dir() else []
 
 
 class Checkpointer:
     """Saves a run's checkpoints; every worker has one.
 
-    The step pays for a copy to host memory. Writing, uploading and removing what is no longer kept happen in
-    a thread, one save at a time.
+    A step waits only for a copy to host memory. A thread writes, uploads and removes old checkpoints, one
+    save at a time.
 
     Args:
-        root: The run's folder of checkpoints, seen by all workers: local or on S3.
-        rank, world_size: This worker.
-        keep: Newest checkpoints that are kept.
-        keep_best: Checkpoints with the lowest metric that are kept besides.
+        root: The run's folder of checkpoints, local or on S3, seen by all workers.
+        rank, world_size: This worker, and the number of workers.
+        keep: Number of newest checkpoints to keep.
+        keep_best: Number of checkpoints with the lowest metric to keep besides.
         background: ``False``: a save waits until it is written.
     """
 
@@ -92,8 +92,8 @@ class Checkpointer:
         *,
         rank: int,
         world_size: int,
-        keep: int = 2,
-        keep_best: int = 1,
+        keep: int,
+        keep_best: int,
         background: bool = True,
     ) -> None:
         self.root, self.rank, self.world_size = root, rank, world_size
@@ -104,16 +104,16 @@ class Checkpointer:
     def save(
         self, engine: Any, processor: CasaProcessor, *, steps_done: int, metric: float | None = None
     ) -> None:
-        """Begin a checkpoint; every worker calls it. The one before is waited for.
+        """Begin a checkpoint, after the previous one is written; every worker calls it.
 
         Args:
             engine: From :func:`pipelines.train.zero.wrap`.
-            processor: Stored beside the weights, once.
+            processor: Stored once beside the weights.
             steps_done: Steps of training so far.
-            metric: Lower is better; what ``keep_best`` compares.
+            metric: Compared for ``keep_best``; lower is better.
 
         Raises:
-            StoreError: If the one before could not be written.
+            StoreError: If the previous one could not be written.
         """
         self.close()
         nonce, first = self._agree()
@@ -139,24 +139,28 @@ class Checkpointer:
             self.check()
 
     def check(self) -> None:
-        """Raise what writing in the background met, if anything; call it every step.
+        """Raise the error of writing in the background, if there is one; call it every step.
 
         Raises:
-            StoreError: A full disk, a bucket out of reach.
+            StoreError: For example if the disk is full or the bucket unreachable.
         """
         error, self._error = self._error, None
         if error is not None:
             raise error
 
     def close(self) -> None:
-        """Wait for the save under way, and raise what it met."""
+        """Wait for the save in progress.
+
+        Raises:
+            StoreError: If it failed.
+        """
         if self._thread is not None:
             self._thread.join()
             self._thread = None
         self.check()
 
     def remove_old(self) -> None:
-        """Remove checkpoints that are no longer kept, and what killed attempts left of older ones."""
+        """Remove checkpoints that are no longer kept, and remains of older ones that were killed."""
         whole = list_checkpoints(self.root)
         if not whole:
             return
@@ -166,7 +170,7 @@ class Checkpointer:
             if folder.name not in kept and folder.name < whole[-1].folder.name:
                 (folder / COMPLETE).unlink(missing_ok=True)  # first: half removed, it must not look whole
                 remove_tree(folder)
-        # Nobody begins another save before this worker has ended this one.
+        # No worker begins another save before this one is complete.
         remove_leftovers(self.root, older_than=timedelta(0))
 
     def _run(self, write: _Write) -> None:
@@ -180,17 +184,17 @@ class Checkpointer:
             self._error = error
 
     def _agree(self) -> tuple[str, bool]:
-        """A name for this save, under which files of a killed one are not taken for its own, and whether
-        what is written once is still missing: both as the first worker says."""
-        said: list[Any] = [None, None]
+        """Rank 0's choice for all: a nonce, so that files of a killed save are not taken for this one's, and
+        whether this is the run's first save."""
+        choice: list[Any] = [None, None]
         if self.rank == 0:
-            said = [uuid.uuid4().hex[:8], not (self.root / FROZEN_DIGEST).is_file()]
+            choice = [uuid.uuid4().hex[:8], not (self.root / FROZEN_DIGEST).is_file()]
         if self.world_size > 1:
-            dist.broadcast_object_list(said, src=0)
-        return said[0], said[1]
+            dist.broadcast_object_list(choice, src=0)
+        return choice[0], choice[1]
 
     def _write_once(self, engine: Any, processor: CasaProcessor) -> None:
-        """What no step changes: frozen weights, configuration, processor."""
+        """Write what no step changes: frozen weights, configuration, processor."""
         frozen = zero_state.gather_frozen(engine)
         problem: list[Any] = [None]
         if self.rank == 0:
@@ -244,7 +248,7 @@ class _Write:
         return f"rank-{rank:05d}-{self.nonce}.json"
 
     def _wait_for(self, rank: int) -> dict[str, Any]:
-        """What another worker has written, once it has."""
+        """The entry of another worker's file, once that worker has written it."""
         note, began = self.folder / self._note(rank), time.monotonic()
         while time.monotonic() - began < OTHERS_TIMEOUT_S:
             try:
@@ -252,9 +256,9 @@ class _Write:
             except FileNotFoundError:
                 time.sleep(POLL_SECONDS)
         raise StoreError(
-            f"worker {rank} has not written its part of {self.folder} in {OTHERS_TIMEOUT_S / 60:.0f} minutes",
-            "the first worker completes a checkpoint when all have",
-            "see that worker's log; is where.store a folder that all nodes share?",
+            f"Worker {rank} has not written its part of {self.folder} in {OTHERS_TIMEOUT_S / 60:.0f} min.",
+            "The first worker completes a checkpoint when all have written theirs.",
+            "See that worker's log, and check that where.store is a folder that all nodes share.",
         )
 
     def _remove_leftovers(self, files: set[str]) -> None:
@@ -269,12 +273,12 @@ def _cannot_write(folder: Folder, error: OSError) -> StoreError:
     if error.errno == errno.ENOSPC:
         free = shutil.disk_usage(str(folder.parent)).free
         return StoreError(
-            f"the disk of {folder} is full",
-            f"{free / 2**30:.1f} GiB are free; the checkpoint under way is given up, older ones are whole",
-            "make room, or set where.train.checkpoints to another disk or to S3; the same command goes on",
+            f"The disk of {folder} is full.",
+            f"{free / 2**30:.1f} GiB are free; this checkpoint is given up, older ones are whole.",
+            "Make room, or set where.train.checkpoints to another disk or to S3; the same command resumes.",
         )
     return StoreError(
-        f"the checkpoint {folder} cannot be written",
-        str(error),
-        "older ones are whole: once the folder can be written, the same command goes on",
+        f"The checkpoint {folder} cannot be written.",
+        f"{error}.",
+        "Older ones are whole: once the folder can be written, the same command resumes.",
     )

@@ -1,4 +1,4 @@
-"""Safetensors files on a disk or on S3, written as a stream and read in parts."""
+"""Safetensors files on a disk or on S3: written as a stream, read in parts."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def write_tensors(path: Folder, tensors: Mapping[str, torch.Tensor]) -> Written:
-    """Write a safetensors file, which appears whole or not at all; nothing is copied in memory.
+    """Write a safetensors file, which appears whole or not at all, without a copy in memory.
 
     Args:
-        tensors: In host memory.
+        path: The file.
+        tensors: Name → tensor in host memory.
     """
     header: dict[str, Any] = {}
     end = 0
@@ -44,7 +45,10 @@ def write_tensors(path: Folder, tensors: Mapping[str, torch.Tensor]) -> Written:
 
 
 class TensorFile:
-    """Parts of a safetensors file's tensors, each flattened.
+    """A safetensors file, whose tensors are read flattened and in parts.
+
+    Args:
+        path: The file.
 
     Raises:
         StoreError: If the file is missing or cut off.
@@ -60,14 +64,14 @@ class TensorFile:
             self._header = json.loads(self._file.read_at(length, 8))
         except (OSError, ValueError) as error:
             raise StoreError(
-                f"{path} cannot be read",
-                str(error).partition("\n")[0],
-                "resume from an earlier step, or restore the file",
+                f"{path} cannot be read.",
+                f"{str(error).partition(chr(10))[0]}.",
+                "Resume from an earlier step, or restore the file.",
             ) from error
         self._data = 8 + length
 
     def names(self) -> list[str]:
-        """The tensors in it."""
+        """Names of the tensors."""
         return [name for name in self._header if name != "__metadata__"]
 
     def shape(self, name: str) -> list[int]:
@@ -75,7 +79,11 @@ class TensorFile:
         return self._header[name]["shape"]
 
     def read(self, name: str, start: int = 0, length: int | None = None) -> torch.Tensor:
-        """Elements ``start`` … of a flattened tensor, to its end where no length is given."""
+        """``length`` elements of a flattened tensor from ``start`` on, 1-D; by default all to its end.
+
+        Raises:
+            StoreError: If the file is cut off.
+        """
         entry = self._header[name]
         dtype = DTYPES[entry["dtype"]]
         first, last = entry["data_offsets"]
@@ -84,8 +92,8 @@ class TensorFile:
         data = self._file.read_at(end - begin, self._data + begin)
         if len(data) != end - begin:
             raise StoreError(
-                f"{self._path} is cut off",
-                f"its tensor {name} should have {end - begin} bytes there, {len(data)} came",
-                "resume from an earlier step, or restore the file",
+                f"{self._path} is cut off.",
+                f"Its tensor {name} should have {end - begin} bytes there, and {len(data)} were read.",
+                "Resume from an earlier step, or restore the file.",
             )
         return torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype)

@@ -1,8 +1,8 @@
-"""What of the training state lies on which worker, under every ZeRO stage, as parts of named parameters.
+"""Which part of the training state each worker holds, under every ZeRO stage, as spans of named parameters.
 
-DeepSpeed updates flat float32 tensors, into which it has laid the trainable parameters in its own order, cut
-over workers, with padding. Here that becomes spans of flattened parameters, which know neither ZeRO stage nor
-number of workers: what a checkpoint stores, and what any other arrangement can take its own spans from.
+DeepSpeed updates flat float32 tensors that hold the trainable parameters in its own order, cut over workers,
+with padding. Spans of flattened parameters depend on neither ZeRO stage nor number of workers: a checkpoint
+stores them, and any other arrangement reads its own spans from it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import nn
 from casa_core.errors import StoreError
 
 KINDS = ("master", "exp_avg", "exp_avg_sq")
-"""Of each element: its float32 weight, and Adam's two moments."""
+"""State per element: its float32 weight, and Adam's two moments."""
 
 Reader = Callable[[str, str, int, int], torch.Tensor]
 """(kind, parameter, start, length) → that part of the flattened parameter, 1-D."""
@@ -29,9 +29,9 @@ class Span:
     """A part of a flattened parameter.
 
     Attributes:
-        name: Of the parameter in the model.
-        start, length: In the flattened parameter, elements.
-        offset: Where it lies in the flat tensor.
+        name: The parameter's name in the model.
+        start, length: Elements of the flattened parameter.
+        offset: First element in the flat tensor.
     """
 
     name: str
@@ -45,8 +45,8 @@ class Flat:
     """A tensor that the optimizer updates as one.
 
     Attributes:
-        tensor: float32; the optimizer's key to its state.
-        spans: What lies in it; the rest is padding.
+        tensor: 1-D float32 (any shape without ZeRO); the optimizer's key to its state.
+        spans: Its parts that are parameters; the rest is padding.
     """
 
     tensor: torch.Tensor
@@ -54,7 +54,7 @@ class Flat:
 
 
 def flats(engine: Any) -> list[Flat]:
-    """The flat tensors this worker updates; without ZeRO, each parameter, whole, on every worker."""
+    """The flat tensors that this worker updates; without ZeRO, every worker has each whole parameter."""
     names = {id(parameter): name for name, parameter in engine.module.named_parameters()}
     stage, zero = engine.zero_optimization_stage(), engine.optimizer
     if stage == 0:
@@ -68,7 +68,7 @@ def flats(engine: Any) -> list[Flat]:
             Flat(tensor, tuple(_partitioned(zero, group, names)))
             for tensor, group in zip(zero.fp32_partitioned_groups_flat, zero.fp16_groups, strict=True)
         ]
-    # bf16 under ZeRO-1 has another optimizer than the rest of stages 1 and 2, with names of its own.
+    # bf16 under ZeRO-1 has another optimizer than the rest of stages 1 and 2, with other names.
     bf16 = hasattr(zero, "fp32_groups_flat_partition")
     tensors = zero.fp32_groups_flat_partition if bf16 else zero.single_partition_of_fp32_groups
     groups = zero.bf16_groups if bf16 else zero.bit16_groups
@@ -76,7 +76,7 @@ def flats(engine: Any) -> list[Flat]:
 
 
 def _partitioned(zero: Any, group: list[Any], names: dict[int, str]) -> Iterator[Span]:
-    """ZeRO-3: every parameter is cut over all workers, the last part padded."""
+    """This worker's spans under ZeRO-3: every parameter is cut over all workers, the last part padded."""
     for parameter in group:
         _, offset, part = zero.grad_position[zero.get_param_id(parameter)]
         start = _rank() * part
@@ -86,7 +86,7 @@ def _partitioned(zero: Any, group: list[Any], names: dict[int, str]) -> Iterator
 
 
 def _mapped(group: list[Any], names: dict[int, str]) -> Iterator[Span]:
-    """ZeRO-1 and -2: a group's parameters in a row, and the row cut over all workers."""
+    """This worker's spans under ZeRO-1 and -2: a group's parameters, concatenated and cut over workers."""
     for parameter in group:
         mapping = parameter._hp_mapping
         if mapping is not None:
@@ -95,7 +95,7 @@ def _mapped(group: list[Any], names: dict[int, str]) -> Iterator[Span]:
 
 
 def own_spans(engine: Any) -> list[tuple[torch.Tensor, Span]]:
-    """What this worker stores: its spans, or where every worker has everything, an equal share of each."""
+    """What this worker stores: its own spans; without ZeRO, an equal share of each parameter."""
     if engine.zero_optimization_stage():
         return [(flat.tensor, span) for flat in flats(engine) for span in flat.spans]
     rank, workers = _rank(), dist.get_world_size()
@@ -109,7 +109,7 @@ def own_spans(engine: Any) -> list[tuple[torch.Tensor, Span]]:
 
 
 def capture(engine: Any) -> dict[tuple[str, str, int], torch.Tensor]:
-    """Copies, in host memory, of this worker's part: (kind, parameter, start) → 1-D float32."""
+    """Copies of this worker's part in host memory: (kind, parameter, start) → 1-D float32."""
     state = _torch_optimizer(engine).state
     copies = {}
     for tensor, span in own_spans(engine):
@@ -133,20 +133,26 @@ def updates_done(engine: Any) -> int:
     counts = {int(state[flat.tensor]["step"]) for flat in flats(engine)}
     if len(counts) != 1:
         raise StoreError(
-            f"the optimizer has counted {sorted(counts)} updates",
-            "every parameter is updated in every step, so there should be one count",
-            "report this with the recipe: a checkpoint of such a state would not resume exactly",
+            f"The optimizer has counted {sorted(counts)} updates.",
+            "Every parameter is updated in every step, so there should be one count.",
+            "Report this with the recipe: a checkpoint of such a state would not resume exactly.",
         )
     return counts.pop()
 
 
 def restore(engine: Any, read: Reader, updates: int) -> None:
-    """Set this worker's weights and moments, then the low-precision weights; all workers call it."""
+    """Set this worker's master weights and moments, then the weights that forwards read; all workers call it.
+
+    Args:
+        engine: From :func:`pipelines.train.zero.wrap`.
+        read: Reads spans of the checkpoint.
+        updates: Adam's count of updates.
+    """
     state = _torch_optimizer(engine).state
     with torch.no_grad():
         for flat in flats(engine):
             own = state[flat.tensor]
-            # Where the fused update reads it: on a GPU, that of a CPU tensor would be another's memory.
+            # On the GPU, where the fused update dereferences it; a CPU tensor's address is wrong there.
             own["step"] = torch.tensor(float(updates), device=flat.tensor.device)
             for kind in KINDS[1:]:
                 own.setdefault(kind, torch.zeros_like(flat.tensor, requires_grad=False))
@@ -159,7 +165,7 @@ def restore(engine: Any, read: Reader, updates: int) -> None:
 
 
 def _refresh(engine: Any) -> None:
-    """Weights that forwards read, from the float32 ones, as DeepSpeed does at the end of an update."""
+    """Set the weights that forwards read from the float32 ones, as DeepSpeed does at the end of an update."""
     stage, zero = engine.zero_optimization_stage(), engine.optimizer
     if stage in (1, 2):
         zero.update_lp_params()
@@ -170,18 +176,18 @@ def _refresh(engine: Any) -> None:
 
 
 def _gather_persistent(zero: Any) -> None:
-    """ZeRO-3 keeps small parameters whole on every worker."""
+    """Gather the small parameters that ZeRO-3 keeps whole on every worker."""
     if zero.persistent_parameters:
         zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
 
 
 def frozen_names(engine: Any) -> list[str]:
-    """Parameters that training leaves alone."""
+    """Names of the parameters that do not train."""
     return [name for name, parameter in engine.module.named_parameters() if not parameter.requires_grad]
 
 
 def gather_frozen(engine: Any) -> dict[str, torch.Tensor]:
-    """Frozen parameters, whole, in host memory of the first worker (empty elsewhere); all workers call it."""
+    """Name → whole frozen parameter in host memory on rank 0, empty elsewhere; all workers call it."""
     found = {}
     for name in frozen_names(engine):
         parameter = engine.module.get_parameter(name)
@@ -213,7 +219,7 @@ def restore_frozen(engine: Any, read: Callable[[str, int, int], torch.Tensor]) -
 
 
 def shapes(engine: Any) -> dict[str, list[int]]:
-    """Every parameter's whole shape, trained and frozen."""
+    """Name → whole shape of every parameter, trained and frozen."""
     return {
         name: list(getattr(parameter, "ds_shape", parameter.shape))
         for name, parameter in engine.module.named_parameters()

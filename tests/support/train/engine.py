@@ -74,7 +74,7 @@ def main(folder: str, *, slowly: bool) -> None:
         engine = engine_of(processor, 1, hidden=WIDTH)
         done = resume(engine, root, rank=0, world_size=1)
         print(f"goes on from {done}", flush=True)
-        saver = Checkpointer(root, rank=0, world_size=1)
+        saver = Checkpointer(root, rank=0, world_size=1, keep=2, keep_best=1)
         if not done:
             saver.save(engine, processor, steps_done=10)
             saver.close()

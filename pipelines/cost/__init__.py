@@ -1,1 +1,1 @@
-"""What a run takes, before it is spent: memory, operations, time, disk; dry runs and corpus forecasts."""
+"""Planning before spending: estimates of memory, operations, time and disk; dry runs, corpus forecasts."""

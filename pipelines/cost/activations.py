@@ -1,8 +1,8 @@
-"""What autograd keeps between forward and backward, found by counting and not by derivation.
+"""Activation memory: bytes that autograd keeps between forward and backward, fitted to counted ones.
 
-For a given family, fusion and precision it is linear in products of tokens, layers and widths. Small models
-of the same layers run forward on the CPU, the bytes they keep are counted, and the linear equations are
-solved for the coefficients, which then hold at any size. So the estimate follows the code.
+For a given family, fusion and precision they are linear in products of tokens, layers and widths. Small
+models of the same layers run forward on the CPU, the bytes they keep are counted, and least squares gives the
+coefficients, which hold at any size. So the estimate follows the code.
 """
 
 from __future__ import annotations
@@ -27,30 +27,20 @@ from pipelines.cost.synthetic import SequenceShape, random_sequence
 
 PROBES = 90
 TOLERANCE = 0.02
-"""Of the bytes that a probe keeps: the equations explain them to within this."""
-
-
-@dataclass(frozen=True, slots=True)
-class Activations:
-    """Bytes that a forward keeps.
-
-    Attributes:
-        kept: Between forward and backward.
-        recomputed: Of these, or with gradient checkpointing besides, the largest layer's.
-    """
-
-    kept: int
-    recomputed: int
+"""Largest relative error of the fit on a probe's bytes."""
 
 
 class ActivationModel:
-    """Activations of one family, fusion, set of trained parts and precision, at any size.
+    """Activation memory of one family, fusion, set of trained parameters and precision, at any size.
 
     Args:
-        config: Of the full model; its sizes are replaced by the probes' own.
-        stage: What trains: what does not keeps less.
+        config: The full model's; the probes replace its sizes with their own.
+        stage: What trains; frozen parts keep less.
         precision: ``fp32`` or ``bf16``.
         checkpointing: With gradient checkpointing.
+
+    Attributes:
+        error: Largest relative error on a probe.
     """
 
     def __init__(self, config: CasaConfig, stage: TrainingStage, precision: str, checkpointing: bool) -> None:
@@ -63,7 +53,7 @@ class ActivationModel:
             rows.append(features(small, stage, shape))
             kept.append(count_kept(small, stage, shape, precision, checkpointing))
         table, bytes_kept = np.array(rows), np.array(kept, dtype=np.float64)
-        # Probes weigh alike, whatever their size.
+        # Probes of every size have equal weight.
         self._coefficients = np.linalg.lstsq(table / bytes_kept[:, None], np.ones(PROBES), rcond=None)[0]
         self.error = float(np.abs(table @ self._coefficients / bytes_kept - 1).max())
 
@@ -73,7 +63,7 @@ class ActivationModel:
 
 
 def features(config: CasaConfig, stage: TrainingStage, shape: SequenceShape) -> NDArray[np.float64]:
-    """The products of sizes that activations are linear in."""
+    """The products of sizes in which activation memory is linear, 1-D."""
     text, tower, fusion = config.text_config, config.vision_config, config.fusion_settings
     width, ffn, heads = text.hidden_size, text.intermediate_size, text.num_attention_heads
     head = getattr(text, "head_dim", None) or width // heads
@@ -109,7 +99,7 @@ def features(config: CasaConfig, stage: TrainingStage, shape: SequenceShape) -> 
 def count_kept(
     config: CasaConfig, stage: TrainingStage, shape: SequenceShape, precision: str, checkpointing: bool
 ) -> int:
-    """Run one forward and count what it keeps, without weights and masks."""
+    """Run one forward of a new model, and count the bytes that it keeps (:func:`kept_by_forward`)."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = CasaForConditionalGeneration(config).train()
@@ -124,8 +114,10 @@ def count_kept(
 
 
 def kept_by_forward(model: CasaForConditionalGeneration, inputs: dict[str, Any]) -> int:
-    """Bytes of the storages that autograd keeps of a forward, each once, without the model's own, and without
-    masks: a CPU's attention in windows needs them, a GPU's kernels do not."""
+    """Bytes of the storages that autograd keeps after a forward, each counted once.
+
+    Weights do not count, nor do masks: attention in windows needs them on a CPU, and not in a GPU's kernels.
+    """
     packed: list[weakref.ref[_Kept]] = []
 
     def pack(tensor: torch.Tensor) -> _Kept:
@@ -136,7 +128,7 @@ def kept_by_forward(model: CasaForConditionalGeneration, inputs: dict[str, Any])
     own = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
     with saved_tensors_hooks(pack, lambda kept: kept.tensor), _MaskShapes() as masks:
         loss = model(**inputs).loss
-    assert loss is not None  # and with it, what its graph still holds is alive
+    assert loss is not None  # it keeps its graph, and so the tensors that are counted
     alive = [kept for reference in packed if (kept := reference()) is not None]
     storages = {
         storage.data_ptr(): storage.nbytes()
@@ -149,11 +141,11 @@ def kept_by_forward(model: CasaForConditionalGeneration, inputs: dict[str, Any])
 
 @dataclass(eq=False)
 class _Kept:
-    """What autograd holds for a tensor, for as long as its graph does.
+    """What autograd keeps in place of a tensor, for as long as its graph exists.
 
     Attributes:
-        tensor: Detached: with its graph it would hold itself.
-        requires_grad: Of the tensor that was kept.
+        tensor: Detached: with its graph it would keep itself alive.
+        requires_grad: Whether the original tensor required a gradient.
     """
 
     tensor: torch.Tensor
@@ -161,7 +153,7 @@ class _Kept:
 
 
 class _MaskShapes(TorchFunctionMode):
-    """Shapes of the masks that attention is given; it keeps a copy of each in floating point."""
+    """Records the shapes of attention masks, of which attention keeps copies in floating point."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -177,7 +169,7 @@ class _MaskShapes(TorchFunctionMode):
 def _probe(
     config: CasaConfig, stage: TrainingStage, rng: np.random.Generator
 ) -> tuple[CasaConfig, SequenceShape]:
-    """A small model of the same layers, and a sequence for it."""
+    """A small model with the same layers, and the shape of a sequence for it."""
     text, tower = copy.deepcopy(config.text_config), copy.deepcopy(config.vision_config)
     head = int(rng.choice([16, 32]))
     heads = int(rng.choice([2, 4]))
@@ -204,7 +196,7 @@ def _probe(
     small = CasaConfig(text_config=text, vision_config=tower, fusion=config.fusion)
     images = int(rng.integers(1, 4))
     shape = SequenceShape(
-        # Documents of one length: padding is not what is asked for here.
+        # Documents of equal length, so that no padding is counted.
         text_tokens=images * int(rng.integers(8, 32)) * 2,
         images=images,
         side=int(rng.integers(1, 4)) * 4,

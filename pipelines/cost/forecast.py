@@ -1,7 +1,7 @@
-"""What preparing a corpus will come to, before anything is read in full: sequences, tokens, bytes and time.
+"""Forecast of preparing a corpus, before it is read in full: sequences, tokens, bytes and time.
 
-A listing says how many records there are and how large they are on average; a cluster says how fast it is.
-Every number that is not counted is an :class:`Estimate` with a range, and ranges add up without cancelling.
+It follows from a listing (numbers of records and their mean sizes) and the cluster's rates. Every number that
+is not counted is an :class:`Estimate` with a range, and ranges add up without cancelling.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from pipelines.cost.listing import Listing, PictureSize, SourceListing
 GIGABIT = 1e9 / 8
 """Bytes."""
 PACKING_OVERHEAD = 0.005
-"""Sequences above the lower bound that are counted on: the most that the packer's tests let pass."""
+"""Expected share of sequences above the lower bound: the most that the packer's tests allow."""
 NETWORK_SHARE = 0.7
-"""Share of the network's line rate that is counted on; assumed."""
+"""Expected share of the network's line rate; assumed."""
 CLEAN_ROW_BYTES = 220
-"""Of a clean row without its text and media: ids, offsets, sizes, hashes."""
+"""Bytes per clean row without its text and media: ids, offsets, sizes, hashes."""
 TEXT_TOKEN_BYTES = 4.125
-"""Of a packed text token: its id and a bit of the loss mask."""
+"""Bytes per packed text token: its id and a bit of the loss mask."""
 PACKED_IMAGE_BYTES = 48
-"""Of a packed image: source's offset and name, row, media, timestamp, five sizes, position."""
+"""Bytes per packed image: source's offset and name, row, media, timestamp, five sizes, position."""
 PACKED_DOCUMENT_BYTES = 72
-"""Of a packed document: source, sample id, row, part, occurrence, turns, start."""
+"""Bytes per packed document: source, sample id, row, part, occurrence, turns, start."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """A quantity and the range it is expected in: ``low ≤ value ≤ high``."""
+    """A quantity and its expected range: ``low ≤ value ≤ high``."""
 
     value: float
     low: float
@@ -68,7 +68,7 @@ class Budgets:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rate:
-    """How fast one core is at something, and how that is known."""
+    """Rate of one core at a task, and the source of that number."""
 
     value: float
     source: str
@@ -76,13 +76,13 @@ class Rate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
-    """What one core does in a second.
+    """Work of one core per second.
 
     Attributes:
-        clean_megapixels: Of still pictures that the clean stage verifies: decoded once, hashed, written.
-        video_megapixels: The same of frames that are used; the frames between them are decoded too.
-        encode_tokens: Text tokens made from samples by the pack stage.
-        pack_samples: Samples that the packer places; it runs on one core of the driver.
+        clean_megapixels: Megapixels of still pictures in the clean stage: decoded once, hashed, written.
+        video_megapixels: Megapixels of used frames there; the frames between them are decoded too.
+        encode_tokens: Text tokens that the pack stage makes from samples.
+        pack_samples: Samples that the packer assigns to sequences; it runs on one core of the driver.
     """
 
     clean_megapixels: Rate
@@ -93,13 +93,13 @@ class Rates:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cluster:
-    """What prepares the data.
+    """The machines that prepare the data.
 
     Attributes:
-        nodes: Machines.
-        cpus_per_node: Cores of each that work.
-        network_gbps: Of each machine to the store, gigabits a second, each way.
-        rates: Of one core.
+        nodes: Number of machines.
+        cpus_per_node: Working cores per machine.
+        network_gbps: Line rate of each machine to the store, gigabits per second each way.
+        rates: Rates of one core.
     """
 
     nodes: int
@@ -109,25 +109,26 @@ class Cluster:
 
     @property
     def cores(self) -> int:
+        """Working cores of all machines."""
         return self.nodes * self.cpus_per_node
 
     @property
     def bytes_per_second(self) -> float:
-        """To and from the store, over all machines."""
+        """Expected bytes per second to or from the store, over all machines."""
         return self.nodes * self.network_gbps * GIGABIT * NETWORK_SHARE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceForecast:
-    """What one source comes to.
+    """Forecast of one source.
 
     Attributes:
         rows: Records, each once.
-        samples: Packed, ``passes`` counted.
-        images: Pictures or frames to read, each once.
-        megapixels: Of them.
-        text_tokens, image_tokens: Packed, ``passes`` counted.
-        read_bytes, clean_bytes, pack_bytes: Of its raw files, its clean artifact, its part of the pack.
+        samples: Packed samples, ``passes`` counted.
+        images: Pictures or used frames, each once.
+        megapixels: Their pixels.
+        text_tokens, image_tokens: Packed tokens, ``passes`` counted.
+        read_bytes, clean_bytes, pack_bytes: Size of its raw files, its clean artifact, its part of the pack.
     """
 
     name: str
@@ -146,11 +147,11 @@ class SourceForecast:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageTime:
-    """Seconds of a stage: the larger of what its cores and its network need.
+    """Duration of a stage: the larger of what its cores and its network need.
 
     Attributes:
-        seconds: Of the whole stage.
-        compute, network: What each alone would take.
+        seconds: Duration of the whole stage, s.
+        compute, network: Duration that each alone would need, s.
     """
 
     seconds: Estimate
@@ -159,18 +160,19 @@ class StageTime:
 
     @property
     def bound_by(self) -> str:
+        """``cores`` or ``network``."""
         return "cores" if self.compute.value >= self.network.value else "network"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forecast:
-    """What a mixture comes to.
+    """Forecast of a mixture.
 
     Attributes:
-        sequences: Of packed pictures and of videos.
-        lower_bound: Sequences that no packing of these tokens could do without.
-        fill: Share of each budget in sequences of packed pictures.
-        clean, pack: Times of the stages.
+        sequences: Sequences of packed pictures and of videos.
+        lower_bound: Smallest number of sequences that any packing of these tokens needs.
+        fill: ``text`` and ``image`` → used share of the budget in sequences of packed pictures.
+        clean, pack: Durations of the stages.
     """
 
     name: str
@@ -188,13 +190,13 @@ class Forecast:
 
 
 def forecast(listing: Listing, budgets: Budgets, images: ImageSettings, cluster: Cluster) -> Forecast:
-    """What preparing ``listing`` comes to.
+    """Forecast the preparation of ``listing``.
 
     Args:
         listing: Corpora with counts and mean sizes.
-        budgets: Of a sequence of packed pictures.
-        images: How sizes become tokens; exact for a given size.
-        cluster: On what.
+        budgets: Budgets of a sequence of packed pictures.
+        images: How picture sizes become tokens; exact for a given size.
+        cluster: The machines.
     """
     sources = tuple(_source(source, images) for source in listing.sources)
     still = [source for source in sources if not source.video]
@@ -272,7 +274,7 @@ def _clean_time(sources: Sequence[SourceForecast], cluster: Cluster) -> StageTim
 
 
 def _pack_time(sources: Sequence[SourceForecast], cluster: Cluster) -> StageTime:
-    """Each row is encoded once, however often it is packed; the packer sees every occurrence."""
+    """Each row is encoded once, however often it is packed; the packer handles every occurrence."""
     once = _sum(s.text_tokens.times(s.rows / max(s.samples, 1)) for s in sources)
     encoded = once.times(1 / (cluster.cores * cluster.rates.encode_tokens.value))
     placed = Estimate.exactly(sum(s.samples for s in sources if not s.video))

@@ -1,4 +1,4 @@
-"""What corpora hold, as far as their headers tell: counts, bytes, mean sizes. The basis of a forecast."""
+"""Listing of corpora by their headers: counts, bytes, mean sizes; the basis of a forecast."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class PictureSize:
 
     Attributes:
         width, height: Pixels.
-        share: Of the source's pictures that have it; a source's shares add up to 1.
+        share: Share of the source's pictures; a source's shares add up to 1.
     """
 
     width: int
@@ -29,9 +29,9 @@ class RawFile:
     """A file of a corpus, as its header or footer describes it.
 
     Attributes:
-        name: Relative to the source's root.
-        rows: Records.
-        bytes: On disk.
+        name: Path relative to the source's root.
+        rows: Number of records.
+        bytes: Size on disk.
     """
 
     name: str
@@ -44,17 +44,17 @@ class SourceListing:
     """One corpus.
 
     Attributes:
-        name: Of the source.
+        name: The source's name.
         files: Its training files.
-        images_per_row: Pictures of a record; of a video, frames that are used.
-        text_tokens_per_row: Mean, template included.
+        images_per_row: Mean pictures per record; for videos, used frames.
+        text_tokens_per_row: Mean text tokens per record, template included.
         text_bytes_per_row: Mean length of the text in UTF-8.
         media_bytes_per_row: Mean encoded bytes of a record's pictures or video.
-        sizes: Of its pictures or frames.
-        video: Records are videos; each gets a sequence of its own.
+        sizes: Sizes of its pictures or frames.
+        video: Whether records are videos; each gets a sequence of its own.
         passes: How often each sample is packed.
-        uncertainty: Relative, of every mean above: 0.3 for ±30 %.
-        bytes_uncertainty: Relative, of the files' bytes; 0 where they were looked up.
+        uncertainty: Relative uncertainty of every mean above: 0.3 for ±30 %.
+        bytes_uncertainty: Relative uncertainty of the files' bytes; 0 where they were looked up.
         basis: Where the numbers come from, in words.
     """
 
@@ -73,16 +73,18 @@ class SourceListing:
 
     @property
     def rows(self) -> int:
+        """Records of all files."""
         return sum(file.rows for file in self.files)
 
     @property
     def bytes(self) -> int:
+        """Bytes of all files."""
         return sum(file.bytes for file in self.files)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listing:
-    """All corpora of a mixture, and its name."""
+    """A mixture's name, and all its corpora."""
 
     name: str
     sources: tuple[SourceListing, ...]
@@ -99,19 +101,19 @@ def read_listing(path: Path) -> Listing:
         sources = tuple(_source(entry) for entry in values["sources"])
         listing = Listing(name=values["name"], sources=sources)
     except FileNotFoundError as error:
-        raise ConfigError(f"There is no listing {path}.", "", "give the path of a JSON file") from error
+        raise ConfigError(f"There is no listing {path}.", "", "Give the path of a JSON file.") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ConfigError(
             f"{path} is not a listing.",
-            f"{type(error).__name__}: {error}",
-            "examples/paper_listing.py writes one; each source has the fields of SourceListing",
+            f"{type(error).__name__}: {error}.",
+            "`examples/paper_listing.py` writes one; each source has the fields of SourceListing.",
         ) from error
     _check(listing, path)
     return listing
 
 
 def write_listing(listing: Listing, path: Path) -> None:
-    """Writes a listing as JSON."""
+    """Write a listing as JSON."""
     path.write_text(json.dumps(asdict(listing), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -123,13 +125,13 @@ def _source(values: dict[str, Any]) -> SourceListing:
 
 
 def _check(listing: Listing, path: Path) -> None:
-    """Refuses what a typing error would make of a listing.
+    """Check that every source has files, shares that add up to 1, and no negative number.
 
     Raises:
-        ConfigError: Where a source has no file, sizes whose shares do not add up to 1, or a negative number.
+        ConfigError: Names the first source that does not.
     """
     if not listing.sources:
-        raise ConfigError(f"{path} lists no source.", "", "list at least one")
+        raise ConfigError(f"{path} lists no source.", "", "List at least one.")
     for source in listing.sources:
         share = sum(size.share for size in source.sizes)
         numbers = [
@@ -143,11 +145,11 @@ def _check(listing: Listing, path: Path) -> None:
             *(value for file in source.files for value in (file.rows, file.bytes)),
         ]
         if not source.files:
-            why = "it has no file"
+            why = "It has no file."
         elif source.images_per_row and abs(share - 1) > 1e-6:
-            why = f"the shares of its picture sizes add up to {share:.4f}, not to 1"
+            why = f"The shares of its picture sizes add up to {share:.4f}, not to 1."
         elif min(numbers) < 0:
-            why = "one of its numbers is negative"
+            why = "One of its numbers is negative."
         else:
             continue
-        raise ConfigError(f"Source {source.name} of {path} cannot be forecast.", why, "correct the listing")
+        raise ConfigError(f"Source {source.name} of {path} cannot be forecast.", why, "Correct the listing.")

@@ -1,4 +1,4 @@
-"""A corpus's listing from its headers and a bounded sample of its records; no corpus is read whole."""
+"""Makes a corpus's listing from its headers and a bounded sample of its records."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from pipelines.data.read.source.base import Span
 from pipelines.data.store.quarantine import Rejected
 
 SPANS, RECORDS = 8, 32
-"""Places of a corpus that are looked at, and records read at each."""
+"""Spans of a corpus that are sampled, and records read per span."""
 TWO_SIDED_95 = 1.96
 
 
 @dataclass(slots=True)
-class _Seen:
-    """What the sampled records hold, one entry a record."""
+class _Sampled:
+    """Sizes of the sampled records, one entry per record."""
 
     images: list[float] = field(default_factory=list)
     text_tokens: list[float] = field(default_factory=list)
@@ -39,26 +39,26 @@ class _Seen:
 def sample_source(
     reader: Reader, count_tokens: Callable[[str], float], *, passes: float = 1.0, text_doubt: float = 0.0
 ) -> SourceListing:
-    """Counts a source's records from its headers, and measures a sample of them.
+    """Count a source's records from its headers, and measure a sample of them.
 
     Args:
-        reader: Of the source. Spans are evenly spaced over the train split; of each, only the first records
-            are taken, and of each picture only the header.
-        count_tokens: Tokens of a text, or an estimate of them.
+        reader: The source's reader. The sample is the first records of spans that are evenly spaced over the
+            train split; only the headers of pictures are read.
+        count_tokens: Number of tokens of a text, or an estimate of it.
         passes: How often each sample is packed.
         text_doubt: Relative uncertainty of ``count_tokens`` itself.
 
     Raises:
-        DataError: As the reader does.
+        DataError: From the reader.
     """
     spans = reader.spans(SPLIT)
     chosen = [spans[index * len(spans) // SPANS] for index in range(SPANS)] if len(spans) > SPANS else spans
-    seen = _Seen()
+    seen = _Sampled()
     for span in chosen:
         for record in islice(reader.read(span), RECORDS):
-            _look(seen, record, count_tokens)
-    looked = len(seen.images)
-    usable = looked / max(looked + seen.unusable, 1)
+            _measure(seen, record, count_tokens)
+    measured = len(seen.images)
+    usable = measured / max(measured + seen.unusable, 1)
     total = sum(seen.sizes.values())
     uncertainty = max(map(_relative_error, (seen.images, seen.text_tokens, seen.media_bytes))) + text_doubt
     return SourceListing(
@@ -72,17 +72,17 @@ def sample_source(
             PictureSize(width=width, height=height, share=count / total)
             for (width, height), count in sorted(seen.sizes.items())
         ),
-        video=seen.videos > looked / 2,
+        video=seen.videos > measured / 2,
         passes=passes,
         uncertainty=uncertainty,
         basis=(
-            f"records and bytes from headers; means of {looked} records in {len(chosen)} of {len(spans)} "
+            f"records and bytes from headers; means of {measured} records in {len(chosen)} of {len(spans)} "
             f"places, {seen.unusable} unusable; within {uncertainty:.0%} (95 %)"
         ),
     )
 
 
-def _look(seen: _Seen, record: Record | Rejected, count_tokens: Callable[[str], float]) -> None:
+def _measure(seen: _Sampled, record: Record | Rejected, count_tokens: Callable[[str], float]) -> None:
     if isinstance(record, Rejected):
         seen.unusable += 1
         return
@@ -126,7 +126,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _relative_error(values: Sequence[float]) -> float:
-    """Half of the 95 % interval of a mean, as a share of it; 1 where too little was seen to say."""
+    """Half of the 95 % interval of a mean, relative to it; 1 for fewer than two values."""
     if len(values) < 2:
         return 1.0
     mean = fmean(values)

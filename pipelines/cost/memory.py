@@ -1,7 +1,6 @@
-"""Memory of a training state on one GPU, before it is spent: parameters, gradients, optimizer, buffers.
+"""Memory of the training state on one GPU: parameters, gradients, optimizer, buffers, under each ZeRO stage.
 
-It follows from the parameters' number and from what each ZeRO stage keeps where. What a forward keeps for its
-backward is in :mod:`pipelines.cost.activations`.
+It follows from the number of parameters. Memory of activations is in :mod:`pipelines.cost.activations`.
 """
 
 from __future__ import annotations
@@ -24,11 +23,11 @@ class Memory:
 
     Attributes:
         parameters: Weights that forwards read.
-        gradients: As kept until the update.
+        gradients: Gradients that are kept until the update.
         optimizer: float32 master weights and Adam's two moments.
-        activations: What one forward keeps for its backward, and a block's worth while it is recomputed.
-        buffers: DeepSpeed's, for communication.
-        host: In host memory, where state is offloaded; not part of the total.
+        activations: What one forward keeps for its backward, and a layer while it is recomputed.
+        buffers: DeepSpeed's communication buffers.
+        host: Offloaded state, in host memory; not part of the total.
     """
 
     parameters: int
@@ -40,18 +39,18 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """On the GPU."""
+        """Bytes on the GPU."""
         return sum(getattr(self, part.name) for part in fields(self) if part.name != "host")
 
 
 @dataclass(frozen=True, slots=True)
 class ParameterCounts:
-    """Elements.
+    """Numbers of parameter elements.
 
     Attributes:
-        every: Of the model.
-        trained: Of these, those that the stage trains.
-        small: Of these, in tensors so small that ZeRO-3 keeps them whole on every worker.
+        every: All of the model's.
+        trained: Those that the stage trains.
+        small: Those in tensors so small that ZeRO-3 keeps them whole on every worker.
     """
 
     every: int
@@ -60,7 +59,7 @@ class ParameterCounts:
 
 
 def count_parameters(config: CasaConfig, stage: TrainingStage) -> ParameterCounts:
-    """Of a model of that configuration; nothing is allocated."""
+    """Count the parameters of a model of that configuration, without allocating them."""
     with torch.device("meta"):
         model = CasaForConditionalGeneration(config)
     groups = parameter_groups(model, stage)
@@ -81,12 +80,12 @@ def state_memory(
     offload: str = "none",
     accumulates: bool = False,
 ) -> Memory:
-    """Everything but activations.
+    """Memory of one GPU without activations.
 
     Args:
-        counts: Of the model.
-        zero_stage, workers, precision, offload: As the recipe has them.
-        accumulates: Over several forwards a step.
+        counts: The model's parameters.
+        zero_stage, workers, precision, offload: As in the recipe.
+        accumulates: Whether a step accumulates gradients over several forwards.
     """
     size = 2 if precision == "bf16" else 4
     share = -(-counts.trained // workers)

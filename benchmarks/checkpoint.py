@@ -1,9 +1,9 @@
-"""What saving in the background costs the steps, beside steps without it, in turns.
+"""Measures what saving checkpoints in the background costs a step, against steps without saves, in turns.
 
 python -m benchmarks.checkpoint [--rounds 4 --steps 10 --hidden 768]
 
-One worker under DeepSpeed. A round is so many steps with a save at their start, and as many without. A save's
-own parts are timed besides: the copy to host memory, which the step waits for, and the writing.
+One worker under DeepSpeed. A round is ``--steps`` steps with a save at their start, and as many without. The
+parts of a save are timed too: the copy to host memory, for which the step waits, and the writing.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Seconds a step with and without saves, and of a save's parts."""
+    """Seconds per step with and without saves, and seconds of each part of a save."""
     torch.manual_seed(0)
     model = CasaForConditionalGeneration(model_config(vars(options))).train()
     processor = CasaProcessor(build_tokenizer(["a few words of text"] * 3, 300), max_side=64)
@@ -99,7 +99,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def report(found: dict[str, Any], steps: int) -> str:
-    """A sentence a number."""
+    """A table of the numbers."""
     cost = found["with_s"] / found["without_s"] - 1
     waited = found["write_s"] / (steps * found["without_s"])
     rows = [

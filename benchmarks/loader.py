@@ -1,10 +1,10 @@
-"""How long a step waits for its data, by how much longer decoding takes than the step.
+"""Measures how long a step waits for its data, by the ratio of decoding time to step time.
 
 python -m benchmarks.loader [--pictures 240 --threads 1,2 --steps 40]
 
-Rendered pictures of 300 to 1200 pixels a side are cleaned and packed by `casa prepare`, up to 448 pixels.
+Rendered pictures of 300 to 1200 pixels per side are cleaned and packed by `casa prepare`, up to 448 pixels.
 The real loader reads, decodes, resizes and patchifies them ahead of steps that take a given time and no CPU,
-as on a GPU. The ratio is seconds of one thread's work on a step's data to seconds of the step.
+as on a GPU. The ratio is one thread's seconds of work on a step's data, over the step's seconds.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def prepare(folder: Path, pictures: int) -> SequenceReader:
 
 
 def decode_seconds(reader: SequenceReader) -> float:
-    """Median work of one thread for a step's data."""
+    """Median seconds of one thread's work on a step's data."""
     numbers = reader.pack.by_kind["image"].tolist()
     taken = []
     for start in range(0, len(numbers) - 1, BATCH):
@@ -111,7 +111,7 @@ def decode_seconds(reader: SequenceReader) -> float:
 
 
 def measure(reader: SequenceReader, threads: int, ratio: float, work: float, steps: int) -> dict[str, Any]:
-    """Steps of ``work / ratio`` seconds, and the share of time that they wait."""
+    """Take steps of ``work / ratio`` seconds, and measure the share of time that they wait."""
     order = StepSampler(reader.pack.by_kind, ratio=(1, 0), sequences_per_step={"image": BATCH}, seed=0)
     loaded = iterate_steps(reader, order, start=0, stop=WARM_UP + steps, share=Share(), threads=threads)
     waited = total = 0.0
@@ -127,7 +127,7 @@ def measure(reader: SequenceReader, threads: int, ratio: float, work: float, ste
 
 
 def report(runs: Sequence[dict[str, Any]], work: float) -> str:
-    """One row per ratio, one column per number of threads."""
+    """A table with one row per ratio and one column per number of threads."""
     threads = sorted({run["threads"] for run in runs})
     shares = {(run["threads"], run["ratio"]): run["wait_share"] for run in runs}
     rows = [

@@ -1,8 +1,8 @@
-"""A training step under Ray Train and DeepSpeed beside a plain torch loop on the same batches, in turns.
+"""Measures a training step under Ray Train and DeepSpeed against a plain torch loop on the same batches.
 
 python -m benchmarks.train_overhead [--rounds 6 --workers 1,2 --stages 2,3 --text 512,2048]
 
-Both are in the same Ray workers, on models with the same weights. The plain loop is forward, backward,
+Both run in turns in the same Ray workers, on models of the same weights. The plain loop is forward, backward,
 clipping and fused AdamW; with several workers, in torch's DistributedDataParallel, which adds up gradients at
 the last backward of a step. Where ZeRO-3 shards the weights, a third loop has them sharded by torch itself
 (``fully_shard``): what remains between these two is overhead, the rest is the price of sharding. Losses must
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def measure(workers: int, zero_stage: int, text: int, options: argparse.Namespace) -> dict[str, Any]:
-    """One group of Ray workers; what its first one found."""
+    """Run one group of Ray workers; returns rank 0's results."""
     import ray
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -100,7 +100,7 @@ def measure(workers: int, zero_stage: int, text: int, options: argparse.Namespac
 
 
 def in_worker(settings: dict[str, Any]) -> None:
-    """Steps of both, in turns."""
+    """Take steps of every loop, in turns; rank 0 writes the results."""
     import ray.train
 
     context = ray.train.get_context()
@@ -136,7 +136,7 @@ def in_worker(settings: dict[str, Any]) -> None:
 
 
 def losses_apart(losses: dict[str, list[float]]) -> float:
-    """The largest difference from ours at any step."""
+    """The largest difference of any loop's loss from ours, at any step."""
     pairs = [pair for own in losses.values() for pair in zip(losses["ours"], own, strict=True)]
     apart = max(abs(a - b) for a, b in pairs)
     assert apart < AGREE, f"the losses differ by {apart}: this is not the same training"
@@ -152,7 +152,7 @@ class OurLoop:
         self.batches, self.workers, self.guard = batches, workers, LossGuard(TRAIN.spike_nats, workers)
 
     def step(self) -> float:
-        """The loss."""
+        """Take a step; returns its loss."""
         taken = take_step(
             self.engine,
             self.batches,
@@ -180,11 +180,11 @@ class PlainLoop:
         return torch.nn.parallel.DistributedDataParallel(model) if workers > 1 else model
 
     def kept_apart(self) -> AbstractContextManager[Any]:
-        """In which backwards leave the gradients with their worker: all but a step's last."""
+        """Context in which backwards do not add gradients over workers: all but a step's last."""
         return self.model.no_sync() if self.workers > 1 else nullcontext()
 
     def step(self) -> float:
-        """The loss."""
+        """Take a step; returns its loss."""
         loss = torch.zeros(())
         for number, micro in enumerate(self.batches, start=1):
             with nullcontext() if number == len(self.batches) else self.kept_apart():
@@ -225,7 +225,7 @@ def model_config(settings: dict[str, Any]) -> Any:
 
 
 def report(runs: Sequence[dict[str, Any]]) -> str:
-    """A row a group of workers."""
+    """A table with one row per group of workers."""
     rows = [
         [
             str(run["workers"]),

@@ -35,7 +35,7 @@ from pipelines.data.pack.encode import encode_sample
 from pipelines.data.pack.packing import Packer
 from pipelines.data.read import RawMedia, Record
 from pipelines.data.store.rows import CLEAN_SCHEMA, sample_from_row
-from pipelines.data.store.store import write_shard
+from pipelines.data.store.shard_writing import write_shard
 
 SIZES = ((448, 336), (640, 480), (800, 600), (1024, 768), (1700, 2200))
 """(width, height) of the pictures, a few of each."""

@@ -25,7 +25,8 @@ from pipelines.dag.artifact import read_manifest
 from pipelines.data.filter.filters import FILTERED
 from pipelines.data.pack.encode import SPLIT
 from pipelines.data.store.quarantine import QUARANTINE, Rejected, read_quarantine
-from pipelines.data.store.store import CARD, CleanReader, PackReader
+from pipelines.data.store.readers import CleanReader, PackReader
+from pipelines.data.store.shard_writing import CARD
 from pipelines.html.document import asset, document, script
 from pipelines.html.layout import anchor, section, table, tile, tiles
 from pipelines.html.tags import Html, tag

@@ -11,8 +11,8 @@ from typing import Any
 from PIL import Image
 
 from casa_core.media.decode import Rgb, decode_image, decode_pictures
+from pipelines.data.store.readers import CleanReader
 from pipelines.data.store.rows import Row
-from pipelines.data.store.store import CleanReader
 from pipelines.html.tags import Html, tag
 
 PICTURES, CLIPS = 12, 3

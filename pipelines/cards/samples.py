@@ -9,8 +9,8 @@ from typing import Protocol
 from pipelines.cards.gallery import spaced
 from pipelines.cards.sequence_chart import log_histogram, powers_of_two
 from pipelines.data.pack.sequences import documents_of
+from pipelines.data.store.readers import CleanReader
 from pipelines.data.store.rows import Row
-from pipelines.data.store.store import CleanReader
 from pipelines.html.layout import figure
 from pipelines.html.tags import Html, tag
 

@@ -9,7 +9,7 @@ from casa_core.media.decode import decode_pictures
 from pipelines.cards.gallery import thumbnail
 from pipelines.cards.sequence_chart import meter
 from pipelines.data.pack.sequence_view import DocumentView, PictureView, SequenceView
-from pipelines.data.store.store import CleanReader
+from pipelines.data.store.readers import CleanReader
 from pipelines.html.document import asset, document, script
 from pipelines.html.layout import figure, section
 from pipelines.html.tags import Html, tag

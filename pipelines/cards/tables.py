@@ -15,7 +15,7 @@ from pipelines.cards.gallery import row_thumbnail, shortened, spaced
 from pipelines.data.filter.filters import FILTERED_SCHEMA
 from pipelines.data.read.source.reasons import REASONS
 from pipelines.data.store.quarantine import Rejected
-from pipelines.data.store.store import CleanReader
+from pipelines.data.store.readers import CleanReader
 from pipelines.html.layout import fold, section, table
 from pipelines.html.tags import Html, tag
 from pipelines.storage.uri import Folder, filesystem_for

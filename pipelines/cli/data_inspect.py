@@ -10,7 +10,8 @@ from typing import Any
 from casa_core.errors import ConfigError
 from pipelines.cli.options import print_json
 from pipelines.dag.artifact import read_manifest
-from pipelines.data.store.store import CARD, CleanReader, PackReader
+from pipelines.data.store.readers import CleanReader, PackReader
+from pipelines.data.store.shard_writing import CARD
 from pipelines.storage.transfer import local_copy
 from pipelines.storage.uri import Folder, open_folder
 

@@ -125,7 +125,8 @@ def serve_arguments(context: StageContext, clips: Path) -> dict[str, Any]:
 
 def copy_demo_clips(clean_artifacts: list[Folder], folder: Path) -> None:
     """Write up to four held-out videos as mp4 files, and ``clips.json`` with each one's title and query."""
-    from pipelines.data.store.store import CleanReader  # Arrow is not needed to look at an endpoint's health
+    # Late: Arrow is not needed to look at an endpoint's health.
+    from pipelines.data.store.readers import CleanReader
 
     folder.mkdir(parents=True, exist_ok=True)
     index: dict[str, dict[str, str]] = {}

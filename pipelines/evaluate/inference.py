@@ -17,8 +17,8 @@ import pyarrow as pa
 
 from casa_core.engine.protocol import EngineProtocol
 from pipelines.data.store.ray_map import original_error
+from pipelines.data.store.readers import CleanReader
 from pipelines.data.store.rows import sample_from_row
-from pipelines.data.store.store import CleanReader
 from pipelines.evaluate import HELD_OUT
 from pipelines.evaluate.benchmarks import benchmark_for
 from pipelines.evaluate.benchmarks.base import EvalSample, Prediction, Settings, SpokenFrame

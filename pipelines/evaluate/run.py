@@ -28,7 +28,7 @@ from rich.table import Table
 
 from casa_core.errors import DataError
 from pipelines.dag.context import StageContext
-from pipelines.data.store.store import CleanReader
+from pipelines.data.store.readers import CleanReader
 from pipelines.evaluate import HELD_OUT
 from pipelines.evaluate.benchmarks import BENCHMARKS
 from pipelines.evaluate.benchmarks.base import BLIND, MODEL, Scoreboard, Settings

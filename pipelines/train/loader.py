@@ -21,7 +21,8 @@ from casa_core.engine.inputs import PreparedImage, prepare_image
 from casa_core.errors import DataError, MediaError, StoreError
 from casa_core.media.decode import decode_pictures
 from casa_core.processing.processor import CasaProcessor
-from pipelines.data.store.store import CARD, CleanReader, PackReader
+from pipelines.data.store.readers import CleanReader, PackReader
+from pipelines.data.store.shard_writing import CARD
 from pipelines.storage.uri import Folder
 from pipelines.train.sampler import Step, StepSampler, share_of
 

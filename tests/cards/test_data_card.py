@@ -30,7 +30,7 @@ from pipelines.data.pack import encode
 from pipelines.data.pack.sequences import documents_of
 from pipelines.data.read.source.reasons import REASONS
 from pipelines.data.store.quarantine import read_quarantine
-from pipelines.data.store.store import CleanReader, PackReader
+from pipelines.data.store.readers import CleanReader, PackReader
 from tests.support.data.prepared import HOSTILE, PACK, make_store, run_clean, write_photos
 from tests.support.paths import ROOT
 

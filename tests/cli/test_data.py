@@ -18,7 +18,7 @@ from pipelines.cli.app import app
 from pipelines.cli.show_prepared import collect, show_prepared
 from pipelines.dag.plan import PlannedStage, StageSpec
 from pipelines.data.pack.sequences import documents_of
-from pipelines.data.store.store import CleanReader, PackReader
+from pipelines.data.store.readers import CleanReader, PackReader
 from tests.support.data.prepared import PACK, make_store, write_photos
 from tests.support.naive.windows import naive_windows
 from tests.support.paths import ROOT

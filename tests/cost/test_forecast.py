@@ -26,7 +26,7 @@ from pipelines.data.pack import run as pack
 from pipelines.data.read import RawMedia, Record, Span
 from pipelines.data.read.corpora.finevision import FineVisionReader
 from pipelines.data.read.source.files import Files
-from pipelines.data.store.store import CleanReader, PackReader
+from pipelines.data.store.readers import CleanReader, PackReader
 from pipelines.recipe.pack import Pack
 from tests.support.data.media import encode
 from tests.support.data.prepared import run_clean, write_photos

@@ -12,7 +12,7 @@ from pipelines.dag.plan import PlannedStage, StageSpec, plan
 from pipelines.dag.records import JobSpec, Outcome, Records
 from pipelines.data.clean import run as clean
 from pipelines.data.pack import run as pack
-from pipelines.data.store.store import CleanReader, PackReader
+from pipelines.data.store.readers import CleanReader, PackReader
 from pipelines.recipe import load_recipe
 from pipelines.storage.s3_path import S3Path
 from pipelines.storage.uri import Folder, open_folder

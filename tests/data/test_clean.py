@@ -34,7 +34,7 @@ from pipelines.data.read.corpora.finevision import FineVisionReader
 from pipelines.data.read.corpora.live_whisperx import LiveWhisperXReader
 from pipelines.data.read.source.files import Files
 from pipelines.data.store.quarantine import Rejected, read_quarantine
-from pipelines.data.store.store import CleanReader
+from pipelines.data.store.readers import CleanReader
 from pipelines.storage.atomic import DIGESTS
 from tests.support.data.corpus import PICTURE, finevision_row, live_record, write_finevision, write_jsonl
 from tests.support.data.media import counting_video, encode, png_claiming, scene

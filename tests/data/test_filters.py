@@ -25,8 +25,9 @@ from pipelines.data.clean.perceptual import HashIndex, difference_hash, earlier_
 from pipelines.data.filter import filters
 from pipelines.data.filter.filters import filter_sources, write_filtered
 from pipelines.data.filter.hash_lists import known_pictures, picture_hash, write_hash_list
+from pipelines.data.store.readers import CleanReader
 from pipelines.data.store.rows import CLEAN_SCHEMA, Media, row_from_sample
-from pipelines.data.store.store import CleanReader, write_shard
+from pipelines.data.store.shard_writing import write_shard
 from pipelines.recipe.filters import Filters
 from tests.support.data.corpus import finevision_row, write_finevision
 from tests.support.data.media import encode

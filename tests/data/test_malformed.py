@@ -14,7 +14,7 @@ from casa_core.errors import DataError
 from pipelines.dag.context import StageContext
 from pipelines.data.clean import run as clean
 from pipelines.data.store.quarantine import Rejected, read_quarantine
-from pipelines.data.store.store import CleanReader
+from pipelines.data.store.readers import CleanReader
 from tests.support.data.malformed import MAX_PIXELS, Case, cases, write_corpus
 
 CASES = cases()

@@ -41,8 +41,9 @@ from pipelines.data.pack.processor import Encoding, image_settings, load_process
 from pipelines.data.pack.sequences import ENCODED_SCHEMA, documents_of
 from pipelines.data.pack.settings import read_pack_settings
 from pipelines.data.store.quarantine import Tally, read_quarantine
+from pipelines.data.store.readers import CleanReader, PackReader, ShardReader
 from pipelines.data.store.rows import sample_from_row
-from pipelines.data.store.store import CARD, CleanReader, PackReader, ShardReader
+from pipelines.data.store.shard_writing import CARD
 from pipelines.recipe import load_recipe
 from pipelines.recipe.pack import FRAME_SIDE, IMAGE_TOKEN_SIDES, Mixture, Pack, VideoBudget, frame_side
 from pipelines.recipe.pack_settings import pack_settings

@@ -17,9 +17,10 @@ import pytest
 from casa_core.errors import StoreError
 from casa_core.types import Sample
 from pipelines.dag import artifact
-from pipelines.data.store import ipc_layout, shard_writing, store
+from pipelines.data.store import ipc_layout, readers, shard_writing
+from pipelines.data.store.readers import CleanReader, PackReader, ShardReader
 from pipelines.data.store.rows import CLEAN_SCHEMA, row_from_sample
-from pipelines.data.store.store import CleanReader, PackReader, ShardReader, write_shard
+from pipelines.data.store.shard_writing import write_shard
 from pipelines.storage import s3, s3_path
 from pipelines.storage.s3_path import S3Path
 from tests.support.data import shard_writer
@@ -128,12 +129,12 @@ def test_what_is_kept_in_memory_is_bounded(s3_server, s3_folder, small_batches, 
     rows = [pack_row(n) for n in range(64)]
     write_pack(s3_folder, [rows])
     shard = s3_folder / "packed-00000.arrow"
-    monkeypatch.setattr(store, "CACHE_BYTES", shard.listed().size // 8)
+    monkeypatch.setattr(readers, "CACHE_BYTES", shard.listed().size // 8)
     with flaky(s3_server) as proxy:
         reader = PackReader(proxy.through(s3_folder))
         for _ in range(2):
             assert [row["input_ids"] for row in reader] == [row["input_ids"] for row in rows]
-        assert reader._batches._weight <= store.CACHE_BYTES
+        assert reader._batches._weight <= readers.CACHE_BYTES
     batches = [request for request in proxy.requests if "packed" in request[1]]
     assert len(batches) == 1 + 2 * 16  # The footer; each batch once a pass, though asked for four rows of it.
 

@@ -22,8 +22,8 @@ from pipelines.data.pack import run as pack
 from pipelines.data.pack.processor import Encoding, load_processor
 from pipelines.data.pack.sequences import documents_of
 from pipelines.data.store.quarantine import read_quarantine
+from pipelines.data.store.readers import CleanReader, PackReader
 from pipelines.data.store.rows import sample_from_row
-from pipelines.data.store.store import CleanReader, PackReader
 from pipelines.recipe.pack import Pack
 
 MAKE = {

@@ -14,7 +14,7 @@ import pytest
 from casa_core.errors import DataError, StoreError
 from casa_core.types import Image, Sample
 from pipelines.data.pack.sequences import PACK_SCHEMA
-from pipelines.data.store import shard_writing, store
+from pipelines.data.store import readers, shard_writing
 from pipelines.data.store.quarantine import (
     QUARANTINE_SCHEMA,
     Rejected,
@@ -22,17 +22,10 @@ from pipelines.data.store.quarantine import (
     read_quarantine,
     write_quarantine,
 )
+from pipelines.data.store.readers import CleanReader, PackReader, ShardReader
 from pipelines.data.store.rows import CLEAN_SCHEMA, is_video, row_from_sample, sample_from_row
-from pipelines.data.store.store import (
-    CleanReader,
-    PackReader,
-    ShardReader,
-    remove_leftovers,
-    write_batches,
-    write_index,
-    write_json,
-    write_shard,
-)
+from pipelines.data.store.shard_writing import write_batches, write_index, write_json, write_shard
+from pipelines.storage.atomic import remove_leftovers
 from tests.support.data.store import CHAT, LIVE, clean_row, media, pack_row, write_clean
 
 
@@ -190,7 +183,7 @@ def test_the_index_of_five_million_sequences_stays_small_on_disk_and_in_memory(t
 
 
 def test_a_reader_of_many_shards_holds_few_of_them_open(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "OPEN_SHARDS", 3)
+    monkeypatch.setattr(readers, "OPEN_SHARDS", 3)
     write_clean(tmp_path, {"train": [[clean_row(n)] for n in range(20)]})
     before = mapped_files()
     reader = CleanReader(tmp_path, "train")

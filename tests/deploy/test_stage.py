@@ -22,7 +22,7 @@ from infra import endpoint_client
 from infra.local_ray import RaySession
 from pipelines.dag.context import StageContext
 from pipelines.data.store.rows import CLEAN_SCHEMA
-from pipelines.data.store.store import write_json, write_shard
+from pipelines.data.store.shard_writing import write_json, write_shard
 from pipelines.deploy import run as deploy
 from tests.support.serve.checkpoint import write_checkpoint
 from tests.support.serve.server import picture, question, write_clip

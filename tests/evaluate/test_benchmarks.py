@@ -10,8 +10,8 @@ import pytest
 
 from casa_core.errors import DataError
 from casa_core.types import Image, Sample, Text
+from pipelines.data.store.readers import CleanReader
 from pipelines.data.store.rows import sample_from_row
-from pipelines.data.store.store import CleanReader
 from pipelines.evaluate import HELD_OUT
 from pipelines.evaluate.benchmarks import benchmark_for
 from pipelines.evaluate.benchmarks.base import EvalSample, Settings

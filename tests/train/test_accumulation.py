@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines.data.store.store import PackReader
+from pipelines.data.store.readers import PackReader
 from pipelines.train import metrics
 from pipelines.train.loop import learning_rate_factor
 from pipelines.train.sampler import StepSampler

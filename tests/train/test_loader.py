@@ -17,7 +17,7 @@ from casa_core.errors import DataError, StoreError
 from casa_core.media.decode import VideoFrames, decode_image
 from casa_core.model import CasaForConditionalGeneration
 from casa_core.processing.processor import CasaProcessor
-from pipelines.data.store.store import CleanReader, PackReader
+from pipelines.data.store.readers import CleanReader, PackReader
 from pipelines.train.loader import LoadedStep, SequenceReader, Share, blank_picture, iterate_steps
 from pipelines.train.sampler import StepSampler
 from tests.support.core.artifacts import TrainingData, write_training_data

@@ -11,7 +11,7 @@ import pytest
 from torch.multiprocessing.spawn import ProcessRaisedException
 
 from casa_core.errors import ConfigError, TrainingError
-from pipelines.data.store.store import PackReader
+from pipelines.data.store.readers import PackReader
 from pipelines.train import metrics
 from pipelines.train.checkpoint.save import list_checkpoints
 from pipelines.train.loader import Document

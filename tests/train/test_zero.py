@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipelines.data.store.store import PackReader
+from pipelines.data.store.readers import PackReader
 from pipelines.train import metrics
 from pipelines.train.sampler import StepSampler
 from pipelines.train.settings import TrainJob

@@ -20,7 +20,8 @@ from pipelines.data.read import Reader, Record, Span, open_reader
 from pipelines.data.store.quarantine import QUARANTINE, Rejected, Tally, merge_quarantines, write_quarantine
 from pipelines.data.store.ray_map import ray_map
 from pipelines.data.store.rows import CLEAN_SCHEMA, Row
-from pipelines.data.store.store import CARD, remove_leftovers, write_json, write_shard
+from pipelines.data.store.shard_writing import CARD, write_json, write_shard
+from pipelines.storage.atomic import remove_leftovers
 from pipelines.storage.transfer import remove_tree
 from pipelines.storage.uri import Folder
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pipelines.data.clean.perceptual import earlier_neighbours, first_equal
 from pipelines.data.filter.scan import FILTERS, KEPT, Scanned, ScanTask, join_scans, scan_rows
-from pipelines.data.store.store import CleanReader
+from pipelines.data.store.readers import CleanReader
 from pipelines.recipe.filters import Filters, NearDuplicates
 from pipelines.storage.atomic import create
 from pipelines.storage.uri import Folder

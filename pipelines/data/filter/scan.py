@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from pipelines.data.clean.records import SHRUNK
 from pipelines.data.filter.hash_lists import known_pictures
-from pipelines.data.store.store import CleanReader
+from pipelines.data.store.readers import CleanReader
 from pipelines.recipe.filters import AspectRatio, Decontamination, Filters, Ratings, TextLength
 
 FILTERS = ("ratings", "text_length", "aspect_ratio", "decontamination", "duplicates", "near_duplicates")

@@ -22,8 +22,9 @@ from pipelines.data.pack.processor import Encoding, load_processor
 from pipelines.data.pack.sequences import ENCODED_SCHEMA, encoded_row
 from pipelines.data.pack.split import pieces
 from pipelines.data.store.quarantine import Rejected, Tally, write_quarantine
+from pipelines.data.store.readers import CleanReader, ShardReader
 from pipelines.data.store.rows import Row, is_video, sample_from_row
-from pipelines.data.store.store import CleanReader, ShardReader, write_json, write_shard
+from pipelines.data.store.shard_writing import write_json, write_shard
 from pipelines.storage.uri import Folder
 
 if TYPE_CHECKING:

@@ -40,7 +40,8 @@ from pipelines.data.pack.write import (
 )
 from pipelines.data.store.quarantine import QUARANTINE, Tally, merge_quarantines
 from pipelines.data.store.ray_map import ray_map
-from pipelines.data.store.store import CARD, CleanReader, write_index, write_json
+from pipelines.data.store.readers import CleanReader
+from pipelines.data.store.shard_writing import CARD, write_index, write_json
 from pipelines.recipe.pack import Mixture, frame_side
 from pipelines.recipe.where import DataWorkers
 from pipelines.storage.atomic import remove_leftovers

@@ -19,7 +19,8 @@ from pipelines.data.pack.assemble import Documents, assemble
 from pipelines.data.pack.encode import ENCODED
 from pipelines.data.pack.plan import EncodedSamples, Int32s, Ints, Plan
 from pipelines.data.pack.sequences import PACK_SCHEMA
-from pipelines.data.store.store import ShardReader, write_batches, write_json
+from pipelines.data.store.readers import ShardReader
+from pipelines.data.store.shard_writing import write_batches, write_json
 from pipelines.storage.uri import Folder
 
 ENCODED_FOLDER = ".encoded"

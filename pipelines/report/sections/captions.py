@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from casa_core.media.decode import decode_pictures
-from pipelines.data.store.store import CleanReader
+from pipelines.data.store.readers import CleanReader
 from pipelines.evaluate import HELD_OUT
 from pipelines.evaluate.metrics.scores import Event, EventCounts, event_score, paired_events, word_events
 from pipelines.html.layout import section

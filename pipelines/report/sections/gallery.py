@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from casa_core.media.decode import decode_image
-from pipelines.data.store.store import CleanReader
+from pipelines.data.store.readers import CleanReader
 from pipelines.evaluate import HELD_OUT
 from pipelines.html.layout import section
 from pipelines.html.pictures import picture

@@ -14,7 +14,7 @@ from casa_core.processing.tokenizer import build_tokenizer
 from casa_core.types import Image, ImageSize, Part, Sample, Text
 from pipelines.data.pack.sequences import PACK_SCHEMA, encoded_row
 from pipelines.data.store.rows import CLEAN_SCHEMA, Media, row_from_sample
-from pipelines.data.store.store import CARD, write_index, write_json, write_shard
+from pipelines.data.store.shard_writing import CARD, write_index, write_json, write_shard
 from tests.support.core.engine import png
 from tests.support.data.media import SIDE, counting_video
 from tests.support.naive.packing import packed_row

@@ -11,7 +11,7 @@ import numpy as np
 
 from casa_core.types import Image, Part, Sample, Text
 from pipelines.data.store.rows import CLEAN_SCHEMA, Media, row_from_sample
-from pipelines.data.store.store import CARD, write_json, write_shard
+from pipelines.data.store.shard_writing import CARD, write_json, write_shard
 from tests.support.core.engine import png
 from tests.support.data.media import SIDE, counting_video
 

@@ -14,8 +14,9 @@ from typing import Any
 from casa_core.types import Sample
 from pipelines.dag import artifact
 from pipelines.data.store.rows import CLEAN_SCHEMA, row_from_sample
-from pipelines.data.store.store import CARD, remove_leftovers, write_json, write_shard
+from pipelines.data.store.shard_writing import CARD, write_json, write_shard
 from pipelines.storage import s3_path
+from pipelines.storage.atomic import remove_leftovers
 from pipelines.storage.transfer import remove_tree
 from pipelines.storage.uri import Folder, open_folder
 from tests.support.data.store import CHAT, media_bytes, random_media

@@ -12,7 +12,7 @@ import pyarrow as pa
 from casa_core.types import Image, Sample, Text
 from pipelines.data.pack.sequences import PACK_SCHEMA
 from pipelines.data.store.rows import CLEAN_SCHEMA, Media, row_from_sample
-from pipelines.data.store.store import CARD, write_batches, write_index, write_json, write_shard
+from pipelines.data.store.shard_writing import CARD, write_batches, write_index, write_json, write_shard
 from pipelines.storage.uri import Folder
 
 CHAT = (

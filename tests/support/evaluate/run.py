@@ -20,8 +20,9 @@ from pipelines.dag.context import StageContext
 from pipelines.data.generate.moving_shapes import encode_video, frames, make_clip, pick_codec
 from pipelines.data.generate.shapes import draw_ground, draw_shape, render
 from pipelines.data.store.quarantine import Rejected, write_quarantine
+from pipelines.data.store.readers import CleanReader
 from pipelines.data.store.rows import CLEAN_SCHEMA, Media, row_from_sample
-from pipelines.data.store.store import CleanReader, write_index
+from pipelines.data.store.shard_writing import write_index
 from pipelines.evaluate import HELD_OUT
 from pipelines.evaluate.benchmarks.base import Settings
 from pipelines.evaluate.inference import chunks, predict_chunk

@@ -1,4 +1,4 @@
-"""What data stages keep: rows in Arrow shards, on a disk or on S3, read at random by row number."""
+"""Readers of clean and pack artifacts: rows of Arrow shards, on a disk or on S3, by row number."""
 
 from __future__ import annotations
 
@@ -15,39 +15,15 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from casa_core.errors import StoreError
-from pipelines.data.store.shard_writing import (
-    CARD,
-    INDEX,
-    KINDS,
-    KINDS_FILE,
-    write_batches,
-    write_index,
-    write_json,
-    write_shard,
-)
+from pipelines.data.store.rows import Row
+from pipelines.data.store.shard_writing import CARD, INDEX, KINDS, KINDS_FILE
 from pipelines.data.store.shards import Batch, LeaveOut, LRUCache, Shard, open_shard
-from pipelines.storage.atomic import remove_leftovers
 from pipelines.storage.s3_path import S3Path
 from pipelines.storage.transfer import side_by_side
 from pipelines.storage.uri import Folder
 
-__all__ = [
-    "CARD",
-    "INDEX",
-    "KINDS",
-    "CleanReader",
-    "PackReader",
-    "ShardReader",
-    "remove_leftovers",
-    "write_batches",
-    "write_index",
-    "write_json",
-    "write_shard",
-]
-
 OPEN_SHARDS = 256
 CACHE_BYTES = 64 << 20
-Row = dict[str, Any]
 
 
 class ShardReader:

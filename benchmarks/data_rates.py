@@ -34,7 +34,7 @@ from pipelines.data.pack.budgets import Budget, Limits
 from pipelines.data.pack.encode import encode_sample
 from pipelines.data.pack.packing import Packer
 from pipelines.data.read import RawMedia, Record
-from pipelines.data.store.rows import CLEAN_SCHEMA, sample_from_row
+from pipelines.data.store.rows import CLEAN_SCHEMA, CleanSample
 from pipelines.data.store.shard_writing import write_shard
 
 SIZES = ((448, 336), (640, 480), (800, 600), (1024, 768), (1700, 2200))
@@ -84,9 +84,12 @@ def main() -> None:
 
 def clean(records: list[Record], shard: Path) -> None:
     """Verifies records and writes their rows."""
-    rows = [clean_record(record) for record in records]
-    assert all(isinstance(row, dict) for row in rows)
-    write_shard(shard, CLEAN_SCHEMA, rows)  # type: ignore[arg-type]
+    rows = []
+    for record in records:
+        verified = clean_record(record)
+        assert isinstance(verified, CleanSample)
+        rows.append(verified.to_row())
+    write_shard(shard, CLEAN_SCHEMA, rows)
 
 
 def picture_record(size: tuple[int, int], rng: np.random.Generator) -> Record:
@@ -137,7 +140,7 @@ def encoding(root: Path) -> tuple[Callable[[], object], int]:
     prose = [path.read_text(encoding="utf-8") for path in sorted((root / "docs").glob("*.md"))]
     paragraphs = [paragraph for text in prose for paragraph in text.split("\n\n") if len(paragraph) > 80]
     processor = CasaProcessor(build_tokenizer(paragraphs, 8192), max_side=896, patch_size=14, merge_size=2)
-    rows = []
+    samples = []
     for number, (asked, told) in enumerate(zip(paragraphs[::2], paragraphs[1::2], strict=False)):
         record = picture_record((64, 48), np.random.default_rng(number))
         parts = (
@@ -146,15 +149,15 @@ def encoding(root: Path) -> tuple[Callable[[], object], int]:
             Text(role="assistant", text=told, trained=True),
         )
         sample = Sample(source="s", sample_id=str(number), parts=parts)
-        row = clean_record(Record(file="f", row=number, sample=sample, media=record.media))
-        assert isinstance(row, dict)
-        rows.append((row, sample_from_row(row, with_bytes=False)))
+        verified = clean_record(Record(file="f", row=number, sample=sample, media=record.media))
+        assert isinstance(verified, CleanSample)
+        samples.append(verified)
     limits = Limits(pictures=PAPER, video=PAPER, split=True)
 
     def encode() -> int:
         tokens = 0
-        for number, (row, sample) in enumerate(rows):
-            result = encode_sample(processor, number, row, sample, limits)
+        for number, sample in enumerate(samples):
+            result = encode_sample(processor, number, sample, limits)
             assert isinstance(result, list)
             tokens += sum(len(piece["input_ids"]) for piece in result)
         return tokens

@@ -6,7 +6,6 @@ artifacts into its own memory and holds one engine.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -18,7 +17,7 @@ import pyarrow as pa
 from casa_core.engine.protocol import EngineProtocol
 from pipelines.data.store.ray_map import original_error
 from pipelines.data.store.readers import CleanReader
-from pipelines.data.store.rows import sample_from_row
+from pipelines.data.store.rows import CleanSample
 from pipelines.evaluate import HELD_OUT
 from pipelines.evaluate.benchmarks import benchmark_for
 from pipelines.evaluate.benchmarks.base import EvalSample, Prediction, Settings, SpokenFrame
@@ -66,7 +65,7 @@ def chunks(readers: Mapping[str, CleanReader], settings: Settings) -> list[Chunk
     for source, reader in readers.items():
         if len(reader) == 0:
             continue
-        size = benchmark_for(sample_from_row(reader[0], with_bytes=False)).batch_size(settings)
+        size = benchmark_for(reader.sample(0).sample).batch_size(settings)
         starts = range(0, len(reader), size)
         work += [
             Chunk(source=source, rows=tuple(range(start, min(start + size, len(reader))))) for start in starts
@@ -80,9 +79,8 @@ def predict_chunk(
     """Question ``engine`` about the chunk's samples. Returns rows of `PREDICTION_SCHEMA`."""
     held_out = []
     for index in chunk.rows:
-        row = reader[index]
-        meta = json.loads(row["meta"] or "{}")
-        held_out.append(EvalSample(row=index, sample=sample_from_row(row, with_bytes=True), meta=meta))
+        clean = CleanSample.from_row(reader[index])
+        held_out.append(EvalSample(row=index, sample=clean.sample, meta=clean.meta))
     benchmark = benchmark_for(held_out[0].sample)
     outcomes = benchmark.run(engine, held_out, settings)
     labels = {"model": model, "source": chunk.source, "benchmark": benchmark.name}

@@ -26,7 +26,7 @@ from casa_core.media.decode import decode_image
 from casa_core.types import Image, Sample, Text
 from pipelines.dag.context import StageContext
 from pipelines.data.clean import run as clean
-from pipelines.data.clean.records import Limits, clean_record
+from pipelines.data.clean.records import PictureLimits, clean_record
 from pipelines.data.clean.run import clean_shard, plan
 from pipelines.data.clean.shrink import shrunk_size
 from pipelines.data.read import RawMedia, Record, Span
@@ -35,6 +35,7 @@ from pipelines.data.read.corpora.live_whisperx import LiveWhisperXReader
 from pipelines.data.read.source.files import Files
 from pipelines.data.store.quarantine import Rejected, read_quarantine
 from pipelines.data.store.readers import CleanReader
+from pipelines.data.store.rows import CleanSample
 from pipelines.storage.atomic import DIGESTS
 from tests.support.data.corpus import PICTURE, finevision_row, live_record, write_finevision, write_jsonl
 from tests.support.data.media import counting_video, encode, png_claiming, scene
@@ -73,13 +74,13 @@ def test_pictures_keep_their_bytes_and_gain_sizes_and_hashes():
     turned = PILImage.Exif()
     turned[0x0112] = 6
     second = encode(PILImage.fromarray(scene()), "JPEG", exif=turned)
-    row = clean_record(picture_record(PICTURE, second))
-    assert isinstance(row, dict)
-    assert [(m["kind"], m["bytes"], m["height"], m["width"], m["sha256"]) for m in row["media"]] == [
+    clean = clean_record(picture_record(PICTURE, second))
+    assert isinstance(clean, CleanSample)
+    assert [(m.kind, m.data, m.height, m.width, m.sha256) for m in clean.media] == [
         ("image", PICTURE, 24, 40, hashlib.sha256(PICTURE).hexdigest()),
         ("image", second, 40, 24, hashlib.sha256(second).hexdigest()),  # upright
     ]
-    assert json.loads(row["meta"]) == {"subset": "x"}
+    assert clean.meta == {"subset": "x"}
 
 
 @pytest.mark.parametrize(
@@ -105,9 +106,9 @@ def test_a_record_with_one_bad_picture_is_rejected_with_its_hash(data, reason):
 
 
 def test_videos_are_decoded_at_every_time_used(video):
-    row = clean_record(clip_record(video, 0.0, 3.9))
-    assert isinstance(row, dict)
-    assert (row["media"][0]["kind"], row["media"][0]["width"], row["media"][0]["height"]) == ("video", 64, 64)
+    clean = clean_record(clip_record(video, 0.0, 3.9))
+    assert isinstance(clean, CleanSample)
+    assert (clean.media[0].kind, clean.media[0].width, clean.media[0].height) == ("video", 64, 64)
     for data, times, reason in [
         (b"", (0.0,), "empty_file"),
         (b"nothing", (0.0,), "not_a_video"),
@@ -221,35 +222,39 @@ def large(kind: str) -> bytes:
 )
 def test_a_larger_picture_is_encoded_anew_at_the_area_asked_for_and_says_so(kind, becomes):
     data, kept = large(kind), PICTURE
-    row = clean_record(picture_record(kept, data), Limits(shrink_above=200))
-    assert isinstance(row, dict)
-    first, second = row["media"]
-    assert first["bytes"] == kept
-    small = PILImage.open(io.BytesIO(second["bytes"]))
+    clean = clean_record(picture_record(kept, data), PictureLimits(shrink_above=200))
+    assert isinstance(clean, CleanSample)
+    first, second = clean.media
+    assert first.data == kept
+    assert second.data is not None
+    small = PILImage.open(io.BytesIO(second.data))
     assert small.format == becomes
-    pixels = decode_image(second["bytes"])
+    pixels = decode_image(second.data)
     height, width = decode_image(data).shape[:2]
-    assert pixels.shape[:2] == (second["height"], second["width"])
-    assert 0.97 * 200**2 < second["height"] * second["width"] <= 200**2
-    assert second["width"] / second["height"] == pytest.approx(width / height, rel=0.01)
+    assert pixels.shape[:2] == (second.height, second.width)
+    assert 0.97 * 200**2 < second.height * second.width <= 200**2
+    assert second.width / second.height == pytest.approx(width / height, rel=0.01)
     truth = PILImage.fromarray(decode_image(data)).resize(small.size, PILImage.Resampling.LANCZOS)
     assert np.abs(pixels.astype(int) - np.asarray(truth)).mean() < (1.5 if becomes == "JPEG" else 0.01)
     if becomes == "JPEG":
         assert isinstance(small, JpegImagePlugin.JpegImageFile)
         assert JpegImagePlugin.get_sampling(small) == 0  # 4:4:4, full colour resolution
-    assert second["sha256"] == hashlib.sha256(second["bytes"]).hexdigest()
+    assert second.sha256 == hashlib.sha256(second.data).hexdigest()
     original = {"media": 1, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    assert json.loads(row["meta"]) == {"subset": "x", "shrunk": [original]}
+    assert clean.meta == {"subset": "x", "shrunk": [original]}
 
 
 def test_bytes_are_kept_where_a_picture_is_not_larger_or_nothing_is_asked():
     data = large("PNG")
-    for limits in (Limits(), Limits(shrink_above=388)):  # 388 squared is a little more than 300 x 500
-        row = clean_record(picture_record(data), limits)
-        assert isinstance(row, dict)
-        assert row["media"][0]["bytes"] == data
-        assert "shrunk" not in json.loads(row["meta"])
-    broken = clean_record(picture_record(data[: len(data) // 2]), Limits(shrink_above=100))
+    for limits in (
+        PictureLimits(),
+        PictureLimits(shrink_above=388),
+    ):  # 388 squared is a little more than 300 x 500
+        clean = clean_record(picture_record(data), limits)
+        assert isinstance(clean, CleanSample)
+        assert clean.media[0].data == data
+        assert "shrunk" not in clean.meta
+    broken = clean_record(picture_record(data[: len(data) // 2]), PictureLimits(shrink_above=100))
     assert isinstance(broken, Rejected)
     assert broken.reason == "truncated_image"
 
@@ -264,10 +269,10 @@ def test_a_shrunk_size_keeps_to_its_area_and_never_vanishes(size):
 
 def test_more_pixels_than_a_source_allows_are_a_bomb_to_it():
     data = large("PNG")
-    result = clean_record(picture_record(data), Limits(max_pixels=300 * 500 - 1))
+    result = clean_record(picture_record(data), PictureLimits(max_pixels=300 * 500 - 1))
     assert isinstance(result, Rejected)
     assert result.reason == "decompression_bomb"
-    assert isinstance(clean_record(picture_record(data), Limits(max_pixels=300 * 500)), dict)
+    assert isinstance(clean_record(picture_record(data), PictureLimits(max_pixels=300 * 500)), CleanSample)
 
 
 # The stage, with a plain loop in place of Ray

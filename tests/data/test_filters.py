@@ -26,11 +26,12 @@ from pipelines.data.filter import filters
 from pipelines.data.filter.filters import filter_sources, write_filtered
 from pipelines.data.filter.hash_lists import known_pictures, picture_hash, write_hash_list
 from pipelines.data.store.readers import CleanReader
-from pipelines.data.store.rows import CLEAN_SCHEMA, Media, row_from_sample
+from pipelines.data.store.rows import CLEAN_SCHEMA, Media
 from pipelines.data.store.shard_writing import write_shard
 from pipelines.recipe.filters import Filters
 from tests.support.data.corpus import finevision_row, write_finevision
 from tests.support.data.media import encode
+from tests.support.data.rows import row_of
 
 
 def sample(
@@ -61,9 +62,7 @@ def sample(
         )
         for phash, digest in zip(pictures, digests, strict=True)
     ]
-    return row_from_sample(
-        Sample(source=source, sample_id=f"{source}/{number}", parts=parts), media, meta or {}
-    )
+    return row_of(Sample(source=source, sample_id=f"{source}/{number}", parts=parts), media, meta or {})
 
 
 def artifact(folder: Path, rows: list[dict], rows_per_shard: int = 7) -> CleanReader:

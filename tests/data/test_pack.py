@@ -42,7 +42,7 @@ from pipelines.data.pack.sequences import ENCODED_SCHEMA, documents_of
 from pipelines.data.pack.settings import read_pack_settings
 from pipelines.data.store.quarantine import Tally, read_quarantine
 from pipelines.data.store.readers import CleanReader, PackReader, ShardReader
-from pipelines.data.store.rows import sample_from_row
+from pipelines.data.store.rows import CleanSample
 from pipelines.data.store.shard_writing import CARD
 from pipelines.recipe import load_recipe
 from pipelines.recipe.pack import FRAME_SIDE, IMAGE_TOKEN_SIDES, Mixture, Pack, VideoBudget, frame_side
@@ -114,7 +114,7 @@ def test_every_row_is_packed_in_all_its_pieces_or_quarantined(packed, cleaned):
     expected, rejected = {}, Counter()
     for source, folder in cleaned.items():
         for number, row in enumerate(CleanReader(folder, "train")):
-            result = encode_sample(processor, number, row, sample_from_row(row), LIMITS)
+            result = encode_sample(processor, number, CleanSample.from_row(row), LIMITS)
             if isinstance(result, list):
                 expected |= {(source, number, piece["part"]): piece for piece in result}
             else:

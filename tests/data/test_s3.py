@@ -19,11 +19,12 @@ from casa_core.types import Sample
 from pipelines.dag import artifact
 from pipelines.data.store import ipc_layout, readers, shard_writing
 from pipelines.data.store.readers import CleanReader, PackReader, ShardReader
-from pipelines.data.store.rows import CLEAN_SCHEMA, row_from_sample
+from pipelines.data.store.rows import CLEAN_SCHEMA
 from pipelines.data.store.shard_writing import write_shard
 from pipelines.storage import s3, s3_path
 from pipelines.storage.s3_path import S3Path
 from tests.support.data import shard_writer
+from tests.support.data.rows import row_of
 from tests.support.data.store import CHAT, media_bytes, pack_row, random_media, write_clean, write_pack
 from tests.support.paths import ROOT
 from tests.support.s3 import flaky
@@ -33,7 +34,7 @@ PICTURE = 300_000  # Larger than the gap that is read along with what lies aroun
 
 def picture_row(number: int, sizes=(PICTURE, PICTURE)) -> dict:
     sample = Sample(source="s", sample_id=f"a/b/{number}", parts=CHAT)
-    return row_from_sample(sample, random_media(number, sizes), {"größe": number})
+    return row_of(sample, random_media(number, sizes), {"größe": number})
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from pipelines.data.pack.budgets import Budget, Limits
 from pipelines.data.pack.encode import encode_sample
 from pipelines.data.pack.split import pieces
 from pipelines.data.store.quarantine import Rejected
+from pipelines.data.store.rows import CleanSample, Media
 
 SYSTEM = Text(role="system", text="be kind")
 PICTURES = (Image(media=0), Image(media=1))
@@ -103,13 +104,10 @@ def processor(request) -> CasaProcessor:
 
 
 def encoded(processor: CasaProcessor, sample: Sample, text: int, image: int = 100, split: bool = True):
-    row = {
-        "source": sample.source,
-        "sample_id": sample.sample_id,
-        "media": [{"height": 32, "width": 32, "sha256": "f00"}] * 2,
-    }
+    media = Media(kind="image", data=None, width=32, height=32, sha256="f00")
+    clean = CleanSample(sample=sample, media=(media, media), meta={})
     budget = Budget(text, image)
-    return encode_sample(processor, 7, row, sample, Limits(pictures=budget, video=budget, split=split))
+    return encode_sample(processor, 7, clean, Limits(pictures=budget, video=budget, split=split))
 
 
 def test_pieces_are_conversations_of_their_own_with_all_pictures_and_every_answer_once(processor):
@@ -150,10 +148,11 @@ def test_what_cannot_be_used_is_rejected_with_its_reason(processor):
 
 def test_a_video_has_budgets_of_its_own(processor):
     clip = chat(turn(3), before=(Image(timestamp=0.0), Image(timestamp=0.5)))
-    row = {"source": "s", "sample_id": "v", "media": [{"height": 32, "width": 32, "sha256": ""}]}
+    media = Media(kind="video", data=None, width=32, height=32, sha256="")
+    clean = CleanSample(sample=clip, media=(media,), meta={})
     narrow, wide = Budget(100, 4), Budget(100, 8)
     for pictures, video, fits in ((narrow, wide, True), (wide, narrow, False)):
-        result = encode_sample(processor, 0, row, clip, Limits(pictures=pictures, video=video, split=True))
+        result = encode_sample(processor, 0, clean, Limits(pictures=pictures, video=video, split=True))
         assert isinstance(result, list) == fits
         if fits:
             assert result[0]["video"]

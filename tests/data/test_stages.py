@@ -23,7 +23,7 @@ from pipelines.data.pack.processor import Encoding, load_processor
 from pipelines.data.pack.sequences import documents_of
 from pipelines.data.store.quarantine import read_quarantine
 from pipelines.data.store.readers import CleanReader, PackReader
-from pipelines.data.store.rows import sample_from_row
+from pipelines.data.store.rows import CleanSample
 from pipelines.recipe.pack import Pack
 
 MAKE = {
@@ -212,7 +212,7 @@ def test_every_sample_is_packed_once_and_comes_back_bit_for_bit(packed, cleaned)
             key = (document.source, document.sample_id)
             assert key not in seen
             seen.add(key)
-            sample = sample_from_row(rows[key])
+            sample = CleanSample.from_row(rows[key]).sample
             pictures = [part for part in sample.parts if isinstance(part, Image)]
             sizes = [
                 processor.image_size(*decode_image(part.data).shape[:2])

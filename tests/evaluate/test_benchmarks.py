@@ -11,7 +11,7 @@ import pytest
 from casa_core.errors import DataError
 from casa_core.types import Image, Sample, Text
 from pipelines.data.store.readers import CleanReader
-from pipelines.data.store.rows import sample_from_row
+from pipelines.data.store.rows import CleanSample
 from pipelines.evaluate import HELD_OUT
 from pipelines.evaluate.benchmarks import benchmark_for
 from pipelines.evaluate.benchmarks.base import EvalSample, Settings
@@ -27,8 +27,8 @@ SETTINGS = Settings.of_recipe(EVALUATE)
 
 def held_out(rows):
     return [
-        EvalSample(row=index, sample=sample_from_row(row), meta=json.loads(row["meta"]))
-        for index, row in enumerate(rows)
+        EvalSample(row=index, sample=clean.sample, meta=clean.meta)
+        for index, clean in enumerate(map(CleanSample.from_row, rows))
     ]
 
 
@@ -55,8 +55,8 @@ def examine_all(readers, settings=SETTINGS):
 
 
 def test_a_sample_is_examined_by_the_benchmark_of_its_shape(clips):
-    assert benchmark_for(sample_from_row(vqa_rows(1)[0])).name == "vqa"
-    assert benchmark_for(sample_from_row(clips[0])).name == "live"
+    assert benchmark_for(CleanSample.from_row(vqa_rows(1)[0]).sample).name == "vqa"
+    assert benchmark_for(CleanSample.from_row(clips[0]).sample).name == "live"
     with pytest.raises(DataError, match="neither a trained answer nor live frames"):
         benchmark_for(Sample(source="s", sample_id="1", parts=(Text(role="user", text="hello"),)))
 
@@ -127,7 +127,7 @@ def test_every_line_of_the_score_board_can_be_recounted_from_the_answers(readers
 def test_a_clip_is_pushed_frame_by_frame_and_its_session_is_closed(clips):
     engine = ColourEngine()
     outcome = Live().run(engine, held_out(clips[:1]), SETTINGS)[0]
-    sample = sample_from_row(clips[0])
+    sample = CleanSample.from_row(clips[0]).sample
     assert [f.timestamp for f in outcome.frames] == [image.timestamp for image, _ in live_frames(sample)]
     assert [f.truth for f in outcome.frames] == [
         p.text for p in sample.parts if isinstance(p, Text) and p.trained

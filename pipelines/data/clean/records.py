@@ -1,4 +1,4 @@
-"""One record as a reader found it → a verified row of the clean artifact, or why it is none."""
+"""Verification of one record: every picture and video decoded → a ``CleanSample``, or why it is rejected."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from pipelines.data.clean.perceptual import THUMBNAIL, difference_hash
 from pipelines.data.clean.shrink import shrunk
 from pipelines.data.read import RawMedia, Record
 from pipelines.data.store.quarantine import Rejected
-from pipelines.data.store.rows import Media, Row, row_from_sample
+from pipelines.data.store.rows import CleanSample, Media
 
 SHRUNK = "shrunk"
 """Key of a row's ``meta`` that lists the pictures whose bytes are not the corpus's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class PictureLimits:
     """How large a source's pictures may be.
 
     Attributes:
-        max_pixels: One that claims more is not decoded, but quarantined as ``decompression_bomb``. Decoding
-            takes up to 4 bytes a pixel, a few times over, so this bounds a worker's memory.
-        shrink_above: Side, in pixels, of the square at whose area a larger picture is encoded anew. None:
+        max_pixels: A picture that claims more is not decoded, but quarantined as ``decompression_bomb``.
+            Decoding takes up to 4 bytes per pixel, a few times over, so this bounds a worker's memory.
+        shrink_above: Side, in pixels, of the square to whose area a larger picture is encoded anew. None:
             bytes are always kept.
     """
 
@@ -35,11 +35,11 @@ class Limits:
     shrink_above: int | None = None
 
 
-DEFAULT_LIMITS = Limits()
+DEFAULT_LIMITS = PictureLimits()
 
 
-def clean_record(record: Record, limits: Limits = DEFAULT_LIMITS) -> Row | Rejected:
-    """Decodes every picture once, and every video at all times used: a row, or why not."""
+def clean_record(record: Record, limits: PictureLimits = DEFAULT_LIMITS) -> CleanSample | Rejected:
+    """Decodes every picture once, and every video at all times that the sample uses."""
     media: list[Media] = []
     replaced: list[dict[str, Any]] = []
     for number, raw in enumerate(record.media):
@@ -64,10 +64,11 @@ def clean_record(record: Record, limits: Limits = DEFAULT_LIMITS) -> Row | Rejec
                 detail=f"{raw.name}: {error.what} {error.why}".strip(),
                 sha256=digest,
             )
-    return row_from_sample(record.sample, media, record.meta | ({SHRUNK: replaced} if replaced else {}))
+    meta = record.meta | ({SHRUNK: replaced} if replaced else {})
+    return CleanSample(sample=record.sample, media=tuple(media), meta=meta)
 
 
-def _picture(data: bytes, digest: str, limits: Limits) -> Media:
+def _picture(data: bytes, digest: str, limits: PictureLimits) -> Media:
     found = verify_image(data, max_pixels=limits.max_pixels, thumbnail=THUMBNAIL)
     return Media(
         kind="image",
@@ -79,8 +80,8 @@ def _picture(data: bytes, digest: str, limits: Limits) -> Media:
     )
 
 
-def _shrunk(data: bytes, limits: Limits) -> bytes | None:
-    """The picture's smaller encoding; None where it is not too large."""
+def _shrunk(data: bytes, limits: PictureLimits) -> bytes | None:
+    """The picture's smaller encoding; None where it is within ``limits.shrink_above``."""
     if limits.shrink_above is None:
         return None
     file_format, pixels = image_header(data, max_pixels=limits.max_pixels)

@@ -1,25 +1,26 @@
 """The ``clean`` stage: a corpus in its published layout → verified samples with their bytes, in Arrow shards.
 
-Each shard is written by one Ray task from spans of the corpus that were planned beforehand. So the files are
-the same whatever the number of workers, no picture travels through the object store, and a run that was
-killed goes on with the shards that are missing. Unusable records are listed in ``quarantine.parquet``.
+One Ray task writes each shard, from spans of the corpus that are planned beforehand. So the files do not
+depend on the number of workers, no picture travels through the object store, and a killed run resumes with
+the missing shards. Unusable records are listed in ``quarantine.parquet``.
 """
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from casa_core.errors import ClusterError, ConfigError
 from casa_core.media.decode import MAX_PIXELS
-from pipelines.data.clean.records import DEFAULT_LIMITS, SHRUNK, Limits, clean_record
+from pipelines.dag.settings import read_settings, stage_settings
+from pipelines.data.clean.records import DEFAULT_LIMITS, SHRUNK, PictureLimits, clean_record
 from pipelines.data.read import Reader, Record, Span, open_reader
 from pipelines.data.store.quarantine import QUARANTINE, Rejected, Tally, merge_quarantines, write_quarantine
 from pipelines.data.store.ray_map import ray_map
 from pipelines.data.store.rows import CLEAN_SCHEMA, Row
+from pipelines.data.store.shard_task import REPORTS, write_once
 from pipelines.data.store.shard_writing import CARD, write_json, write_shard
 from pipelines.storage.atomic import remove_leftovers
 from pipelines.storage.transfer import remove_tree
@@ -34,24 +35,56 @@ BYTES_PER_SHARD = 256 << 20
 SMALL_SHARD = 8 << 20
 SHARDS_AT_LEAST = 64
 """Shards that a corpus is cut into before they grow to full size: many workers end at about the same time."""
-_REPORTS = ".reports"
-_STAGE_KEYS = frozenset({"source", "reader", "path", "raw", "max_failures", "max_pixels", "shrink_above"})
+
+
+@stage_settings
+class CleanSettings:
+    """Settings of the clean stage; what a recipe does not give is None.
+
+    Attributes:
+        source: The data source's name in the recipe.
+        reader: Name of its reader, a key of ``READERS``.
+        options: The reader's own settings; the reader has the defaults of those that are absent.
+        path: Folder or URI of the corpus; None where the corpus stage generates it.
+        max_failures: Share of the records that may be quarantined.
+        max_pixels, shrink_above: As in :class:`PictureLimits`.
+    """
+
+    source: str
+    reader: str
+    options: dict[str, Any]
+    path: str | None
+    max_failures: float
+    max_pixels: int | None
+    shrink_above: int | None
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> CleanSettings:
+        """The settings of a context, in which reader options lie among the others.
+
+        A recipe leaves out what it does not give, so that a new option moves no fingerprint. ``raw`` is in
+        the fingerprint alone: it identifies the corpus's files.
+        """
+        names = cls.__dataclass_fields__.keys() - {"options"}
+        options = {name: value for name, value in values.items() if name not in names | {"raw"}}
+        return read_settings(cls, {name: values.get(name) for name in names} | {"options": options})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardTask:
-    """One shard to write: the spans whose records it holds.
+    """One shard to write.
 
     Attributes:
         split: ``train`` or ``test``.
-        number: Of the shard in its split.
-        limits: Of its pictures.
+        number: The shard's number in its split.
+        spans: The corpus's spans whose records it holds.
+        limits: Bounds on its pictures' sizes.
     """
 
     split: str
     number: int
     spans: tuple[Span, ...]
-    limits: Limits = DEFAULT_LIMITS
+    limits: PictureLimits = DEFAULT_LIMITS
 
     @property
     def name(self) -> str:
@@ -60,20 +93,20 @@ class ShardTask:
 
     @property
     def records(self) -> int:
-        """Records the shard is made of, those that will be rejected included."""
+        """Records of the spans, those that will be rejected included."""
         return sum(span.records for span in self.spans)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardReport:
-    """What became of a shard's records; the rejected ones themselves lie in a table beside it.
+    """What became of a shard's records; the rejected ones themselves are in a table beside it.
 
     Attributes:
-        rows: Written.
-        bytes: Of the media written.
-        media: How many pictures and videos, by kind.
+        rows: Rows written.
+        bytes: Bytes of the media written.
+        media: Pictures and videos written, by kind.
         shrunk: Pictures that were encoded anew, and the bytes they had before.
-        rejected: The others, counted.
+        rejected: The rejected records, counted.
     """
 
     split: str
@@ -86,24 +119,23 @@ class ShardReport:
 
 
 def run_stage(context: StageContext) -> dict[str, Any]:
-    """Cleans ``what.source``.
+    """Cleans one source.
 
     Returns:
         Rows of each split, and the quarantined records by reason.
 
     Raises:
-        DataError: Where more than ``what.max_failures`` of the records cannot be used.
+        DataError: Where more than ``max_failures`` of the records cannot be used.
     """
-    what = context.settings
-    root = str(context.inputs["corpus"]) if "corpus" in context.inputs else what["path"]
-    options = {name: value for name, value in what.items() if name not in _STAGE_KEYS}
-    reader = open_reader(what["reader"], root, what["source"], options)
-    limits = Limits(max_pixels=what.get("max_pixels") or MAX_PIXELS, shrink_above=what.get("shrink_above"))
+    settings = CleanSettings.read(context.settings)
+    root = str(context.inputs.get("corpus", settings.path))
+    reader = open_reader(settings.reader, root, settings.source, settings.options)
+    limits = PictureLimits(max_pixels=settings.max_pixels or MAX_PIXELS, shrink_above=settings.shrink_above)
     tasks = plan(reader, limits)
-    reports = _work_off(context, reader, tasks)
-    card = _card(what, tasks, reports)
+    reports = _clean_shards(context, reader, tasks, settings.max_failures)
+    card = _card(settings, tasks, reports)
     write_json(context.output / CARD, card)
-    remove_tree(context.output / _REPORTS)
+    remove_tree(context.output / REPORTS)
     rows = {split: entry["rows"] for split, entry in card["splits"].items()}
     return {
         "headline": " · ".join([*(f"{count:,} {split}" for split, count in rows.items()), _set_aside(card)]),
@@ -113,7 +145,7 @@ def run_stage(context: StageContext) -> dict[str, Any]:
     }
 
 
-def plan(reader: Reader, limits: Limits = DEFAULT_LIMITS) -> list[ShardTask]:
+def plan(reader: Reader, limits: PictureLimits = DEFAULT_LIMITS) -> list[ShardTask]:
     """Groups the corpus's spans into shards; same corpus, same plan.
 
     A shard has up to 4,096 records or about 256 MiB; in a corpus of less than 16 GiB its 64th part.
@@ -152,60 +184,62 @@ def _shard_bytes(total: int) -> int:
 
 
 def clean_shard(reader: Reader, task: ShardTask, output: Folder) -> ShardReport:
-    """Writes one shard and, last, a report of it; where that report exists already, nothing is done.
+    """Writes one shard, its table of rejected records and its report, unless an earlier attempt did.
 
     Raises:
-        ClusterError: Where memory runs out: no record is set aside for that.
+        ClusterError: Where memory runs out: no record is quarantined for that.
     """
-    report_path = output / _REPORTS / f"{task.name}.json"
-    if report_path.is_file():
-        return _report_from_json(report_path.read_text(encoding="utf-8"))
+    values = write_once(output / REPORTS / f"{task.name}.json", lambda: _write_shard(reader, task, output))
+    rejected = Tally.from_json(values.pop("rejected"))
+    return ShardReport(**values, rejected=rejected)
+
+
+def _write_shard(reader: Reader, task: ShardTask, output: Folder) -> dict[str, Any]:
+    """Writes the shard and the table; returns the report as JSON."""
     rejected: list[Rejected] = []
-    kinds: dict[str, int] = {}
+    kinds: Counter[str] = Counter()
     shrunk = {"pictures": 0, "bytes_before": 0}
     size = 0
 
     def rows() -> Iterator[Row]:
         nonlocal size
         for record in _records(reader, task):
-            result = clean_record(record, task.limits) if isinstance(record, Record) else record
-            if isinstance(result, Rejected):
-                rejected.append(result)
+            clean = clean_record(record, task.limits) if isinstance(record, Record) else record
+            if isinstance(clean, Rejected):
+                rejected.append(clean)
                 continue
-            size += _media_bytes(result)
-            for media in result["media"]:
-                kinds[media["kind"]] = kinds.get(media["kind"], 0) + 1
-            for replaced in _replaced(result):
+            row = clean.to_row()
+            size += _media_bytes(row)
+            kinds.update(media.kind for media in clean.media)
+            for replaced in clean.meta.get(SHRUNK, ()):
                 shrunk["pictures"] += 1
                 shrunk["bytes_before"] += replaced["bytes"]
-            yield result
+            yield row
 
     try:
         count = write_shard(output / f"{task.name}.arrow", CLEAN_SCHEMA, rows(), size_of=_media_bytes)
     except MemoryError as error:
         raise ClusterError(
             f"A worker ran out of memory while it wrote the shard {task.name} of {reader.source!r}.",
-            f"{type(error).__name__}: {error}",
+            f"{type(error).__name__}: {error}.",
             "Lower the source's max_pixels, run fewer workers on a node, or give them more memory. Finished "
             "shards are kept.",
         ) from error
     assert count + len(rejected) == task.records, "every record is written or quarantined"
-    write_quarantine(_table_of(output, task.name), rejected)
-    report = ShardReport(
-        split=task.split,
-        name=task.name,
-        rows=count,
-        bytes=size,
-        media=dict(sorted(kinds.items())),
-        shrunk=shrunk,
-        rejected=Tally.of(rejected),
-    )
-    write_json(report_path, _report_to_json(report))
-    return report
+    write_quarantine(_rejected_table(output, task.name), rejected)
+    return {
+        "split": task.split,
+        "name": task.name,
+        "rows": count,
+        "bytes": size,
+        "media": dict(sorted(kinds.items())),
+        "shrunk": shrunk,
+        "rejected": Tally.of(rejected).to_json(),
+    }
 
 
 def _records(reader: Reader, task: ShardTask) -> Iterator[Record | Rejected]:
-    """The records of a shard's spans, each of which must come once."""
+    """The records of a shard's spans; asserts that the reader yields each exactly once."""
     for span in task.spans:
         seen = bytearray(span.records)
         for record in reader.read(span):
@@ -214,10 +248,12 @@ def _records(reader: Reader, task: ShardTask) -> Iterator[Record | Rejected]:
         assert seen.count(1) == span.records, f"{span.file}: every record from {span.start} on comes once"
 
 
-def _work_off(context: StageContext, reader: Reader, tasks: Sequence[ShardTask]) -> list[ShardReport]:
-    """Cleans all shards on Ray, and stops as soon as the failure budget is spent."""
-    what, output = context.settings, context.output
-    (output / _REPORTS).mkdir(parents=True, exist_ok=True)
+def _clean_shards(
+    context: StageContext, reader: Reader, tasks: Sequence[ShardTask], max_failures: float
+) -> list[ShardReport]:
+    """Cleans all shards on Ray, and stops as soon as more records are rejected than may be."""
+    output = context.output
+    (output / REPORTS).mkdir(parents=True, exist_ok=True)
     remove_leftovers(output)
     total = sum(task.records for task in tasks)
     reports: list[ShardReport] = []
@@ -230,11 +266,11 @@ def _work_off(context: StageContext, reader: Reader, tasks: Sequence[ShardTask])
             rejected.add(report.rejected)
             done += report.rows + report.rejected.total
             context.progress(done, total, f"{rejected.total} quarantined")
-            rejected.check(what["source"], total, what["max_failures"])
-    finally:  # also where the budget is spent: what was it?
-        tables = [_table_of(output, report.name) for report in reports if report.rejected.total]
+            rejected.check(reader.source, total, max_failures)
+    finally:  # also where too many were rejected, so that they can be looked at
+        tables = [_rejected_table(output, report.name) for report in reports if report.rejected.total]
         listed = merge_quarantines(output / QUARANTINE, tables)
-    remove_leftovers(output)  # of workers that died in this run, whose shards others have written since
+    remove_leftovers(output)  # of workers that were lost in this run, whose shards others have written since
     assert listed == rejected.total, "every rejected record is listed"
     assert done == total, "every record is written or quarantined"
     return reports
@@ -244,7 +280,9 @@ def _clean_shard(work: tuple[Reader, ShardTask, Folder]) -> ShardReport:
     return clean_shard(*work)
 
 
-def _card(what: dict[str, Any], tasks: Sequence[ShardTask], reports: Sequence[ShardReport]) -> dict[str, Any]:
+def _card(
+    settings: CleanSettings, tasks: Sequence[ShardTask], reports: Sequence[ShardReport]
+) -> dict[str, Any]:
     splits = {}
     rejected = Tally()
     for split in SPLITS:
@@ -265,8 +303,8 @@ def _card(what: dict[str, Any], tasks: Sequence[ShardTask], reports: Sequence[Sh
             rejected.add(report.rejected)
     return {
         "schema": "clean/2",
-        "source": what["source"],
-        "reader": what["reader"],
+        "source": settings.source,
+        "reader": settings.reader,
         "bytes": sum(entry["bytes"] for entry in splits.values()),
         "splits": splits,
         "quarantine": rejected.by_reason(),
@@ -284,22 +322,5 @@ def _media_bytes(row: Row) -> int:
     return sum(len(media["bytes"]) for media in row["media"])
 
 
-def _replaced(row: Row) -> list[dict[str, Any]]:
-    return json.loads(row["meta"]).get(SHRUNK, []) if SHRUNK in row["meta"] else []
-
-
-def _table_of(output: Folder, name: str) -> Folder:
-    return output / _REPORTS / f"{name}.parquet"
-
-
-def _report_to_json(report: ShardReport) -> dict[str, Any]:
-    tally = {"reasons": report.rejected.by_reason(), "examples": report.rejected.examples}
-    return asdict(replace(report, rejected=Tally())) | {"rejected": tally}
-
-
-def _report_from_json(text: str) -> ShardReport:
-    values = json.loads(text)
-    rejected = values.pop("rejected")
-    return ShardReport(
-        **values, rejected=Tally(reasons=Counter(rejected["reasons"]), examples=rejected["examples"])
-    )
+def _rejected_table(output: Folder, name: str) -> Folder:
+    return output / REPORTS / f"{name}.parquet"

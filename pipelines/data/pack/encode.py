@@ -23,7 +23,7 @@ from pipelines.data.pack.sequences import ENCODED_SCHEMA, encoded_row
 from pipelines.data.pack.split import pieces
 from pipelines.data.store.quarantine import Rejected, Tally, write_quarantine
 from pipelines.data.store.readers import CleanReader, ShardReader
-from pipelines.data.store.rows import Row, is_video, sample_from_row
+from pipelines.data.store.rows import CleanSample, Row, is_video
 from pipelines.data.store.shard_writing import write_json, write_shard
 from pipelines.storage.uri import Folder
 
@@ -98,47 +98,42 @@ def encode_rows(task: EncodeTask) -> EncodeReport:
 
 
 def encode_sample(
-    processor: CasaProcessor, number: int, row: Row, sample: Sample, limits: Limits
+    processor: CasaProcessor, number: int, clean: CleanSample, limits: Limits
 ) -> list[Row] | Rejected:
     """One sample as rows of ``ENCODED_SCHEMA``, one per piece; rejected where it cannot be trained on.
 
     Args:
         processor: Template, tokenizer and image sizes.
         number: The sample's row in the clean artifact.
-        row: That row; only the sizes of its media are read.
-        sample: The same as a sample.
+        clean: The sample, with its media's sizes; their bytes are not needed.
         limits: Budgets of a sequence.
     """
+    sample = clean.sample
     try:
-        sizes = _image_sizes(processor, row, sample)
+        sizes = _image_sizes(processor, clean)
     except MediaError as error:
-        return _reject(number, row, error.reason, f"{error.what} {error.why}".strip())
+        return _reject(number, clean, error.reason, f"{error.what} {error.why}".strip())
     budget = limits.video if is_video(sample) else limits.pictures
     image = sum(size.tokens for size in sizes)
     if image > budget.image:
         detail = f"{image} image tokens; a sequence holds {budget.image}"
-        return _reject(number, row, "over_image_budget", detail)
+        return _reject(number, clean, "over_image_budget", detail)
     encoded = processor.encode(sample, sizes)
     if not any(encoded.loss_mask):
-        return _reject(number, row, "nothing_to_train", "no token of an answer is trained")
+        return _reject(number, clean, "nothing_to_train", "no token of an answer is trained")
     if len(encoded.input_ids) <= budget.text:
         return [encoded_row(number, sample, encoded)]
     split = _split(processor, sample, sizes, budget) if limits.split else None
     if split is None:
         detail = f"{len(encoded.input_ids)} text tokens; a sequence holds {budget.text}"
-        return _reject(number, row, "over_text_budget", detail)
+        return _reject(number, clean, "over_text_budget", detail)
     return [encoded_row(number, piece, own, part) for part, (piece, own) in enumerate(split)]
 
 
-def _image_sizes(processor: CasaProcessor, row: Row, sample: Sample) -> list[ImageSize]:
-    images = [part for part in sample.parts if isinstance(part, Image)]
-    media = row["media"]
-    return [
-        processor.image_size(
-            media[image.media]["height"], media[image.media]["width"], frame=image.timestamp is not None
-        )
-        for image in images
-    ]
+def _image_sizes(processor: CasaProcessor, clean: CleanSample) -> list[ImageSize]:
+    images = [part for part in clean.sample.parts if isinstance(part, Image)]
+    shown = [(clean.media[image.media], image.timestamp is not None) for image in images]
+    return [processor.image_size(media.height, media.width, frame=frame) for media, frame in shown]
 
 
 def _split(
@@ -160,9 +155,7 @@ def _write(task: EncodeTask) -> list[Rejected]:
 
     def rows() -> Iterator[Row]:
         for number in (task.start + np.flatnonzero(task.keep)).tolist():
-            row = reader.without_bytes(number)
-            sample = sample_from_row(row, with_bytes=False)
-            result = encode_sample(processor, number, row, sample, task.limits)
+            result = encode_sample(processor, number, reader.sample(number), task.limits)
             if isinstance(result, Rejected):
                 rejected.append(result)
             else:
@@ -196,13 +189,13 @@ def _read_report(task: EncodeTask) -> EncodeReport:
     )
 
 
-def _reject(number: int, row: Row, reason: str, detail: str) -> Rejected:
+def _reject(number: int, clean: CleanSample, reason: str, detail: str) -> Rejected:
     return Rejected(
-        source=row["source"],
+        source=clean.sample.source,
         file=SPLIT,
         row=number,
-        sample_id=row["sample_id"],
+        sample_id=clean.sample.sample_id,
         reason=reason,
         detail=detail,
-        sha256=row["media"][0]["sha256"] if row["media"] else "",
+        sha256=clean.media[0].sha256 if clean.media else "",
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -86,6 +86,15 @@ class Tally:
         """Counts those of another tally, which come after the ones counted here."""
         self.reasons.update(other.reasons)
         self.examples += other.examples[: EXAMPLES - len(self.examples)]
+
+    def to_json(self) -> dict[str, Any]:
+        """As a shard task's report holds it."""
+        return {"reasons": self.by_reason(), "examples": self.examples}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Tally:
+        """The tally that ``to_json`` gave."""
+        return cls(Counter(values["reasons"]), values["examples"])
 
     def by_reason(self) -> dict[str, int]:
         """The counts, by name of the reason."""

@@ -15,7 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from casa_core.errors import StoreError
-from pipelines.data.store.rows import Row
+from pipelines.data.store.rows import CleanSample, Row
 from pipelines.data.store.shard_writing import CARD, INDEX, KINDS, KINDS_FILE
 from pipelines.data.store.shards import Batch, LeaveOut, LRUCache, Shard, open_shard
 from pipelines.storage.s3_path import S3Path
@@ -185,6 +185,10 @@ class CleanReader(ShardReader):
     def without_bytes(self, number: int) -> Row:
         """A row with its media's kinds, sizes and hashes, but ``bytes`` left out: what layout needs."""
         return super().__getitem__(number)
+
+    def sample(self, number: int) -> CleanSample:
+        """A row as a sample, with its media's sizes and hashes but not their bytes."""
+        return CleanSample.from_row(self.without_bytes(number))
 
     def texts(self) -> Iterator[str]:
         """Every text of every sample, in order; no media is touched."""

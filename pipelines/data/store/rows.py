@@ -1,4 +1,4 @@
-"""``Sample`` ↔ a row of the clean artifact, and that row's schema.
+"""The rows of a clean artifact: their schema, and the one conversion between a row and a ``CleanSample``.
 
 The bytes of a sample's pictures and videos lie in ``media``; an image part names its bytes by their index
 there, so that the frames of a clip share one video.
@@ -54,58 +54,70 @@ CLEAN_SCHEMA = pa.schema(
     metadata={"casa.schema": "clean/2"},
 )
 
+_MEDIA_FIELDS = ("kind", "width", "height", "sha256", "phash")
+
 Row = dict[str, Any]
+"""A row of an Arrow table as ``to_pylist`` gives it: column → value."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Media:
-    """Encoded bytes that were decoded once and found good.
+    """One picture or video that was decoded once and found good.
 
     Attributes:
         kind: A still picture, or a video of which image parts pick frames.
-        data: The bytes, as they were found unless the source asks for smaller pictures.
+        data: The encoded bytes, as the corpus has them unless the source asks for smaller pictures; None
+            where the row was read without them.
         width, height: Pixels, upright.
-        sha256: Of the bytes, hexadecimal.
+        sha256: Hash of the bytes, hexadecimal.
         phash: Difference hash of a still picture, see ``perceptual.py``; None for a video.
     """
 
     kind: Literal["image", "video"]
-    data: bytes
+    data: bytes | None
     width: int
     height: int
     sha256: str
     phash: int | None = None
 
 
-def row_from_sample(sample: Sample, media: Sequence[Media], meta: Mapping[str, Any]) -> Row:
-    """A row of ``CLEAN_SCHEMA``; image parts refer to ``media`` by index."""
-    return {
-        "sample_id": sample.sample_id,
-        "source": sample.source,
-        "parts": [_part_to_struct(part) for part in sample.parts],
-        "media": [
-            {
-                "kind": entry.kind,
-                "bytes": entry.data,
-                "width": entry.width,
-                "height": entry.height,
-                "sha256": entry.sha256,
-                "phash": entry.phash,
-            }
-            for entry in media
-        ],
-        "meta": json.dumps(dict(meta), sort_keys=True, ensure_ascii=False),
-    }
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CleanSample:
+    """A sample whose media are verified: what the clean stage writes and every later stage reads.
 
+    Attributes:
+        sample: The conversation; its image parts refer to ``media`` by index.
+        media: Pictures and videos, each with its size and hash.
+        meta: What the corpus states about the sample; JSON values.
+    """
 
-def sample_from_row(row: Mapping[str, Any], with_bytes: bool = True) -> Sample:
-    """The sample a row of ``CLEAN_SCHEMA`` holds; with ``with_bytes``, its image parts carry their bytes."""
-    media = [entry["bytes"] for entry in row["media"]] if with_bytes else None
-    return Sample(
-        source=row["source"],
-        sample_id=row["sample_id"],
-        parts=tuple(_part_from_struct(struct, media) for struct in row["parts"]),
-    )
+    sample: Sample
+    media: tuple[Media, ...]
+    meta: dict[str, Any]
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> CleanSample:
+        """The sample of a row of ``CLEAN_SCHEMA``; its image parts carry bytes where the row has them."""
+        media = tuple(
+            Media(data=entry.get("bytes"), **{name: entry[name] for name in _MEDIA_FIELDS})
+            for entry in row["media"]
+        )
+        parts = tuple(_part_from_struct(struct, media) for struct in row["parts"])
+        sample = Sample(source=row["source"], sample_id=row["sample_id"], parts=parts)
+        return cls(sample=sample, media=media, meta=json.loads(row["meta"] or "{}"))
+
+    def to_row(self) -> Row:
+        """The sample as a row of ``CLEAN_SCHEMA``."""
+        return {
+            "sample_id": self.sample.sample_id,
+            "source": self.sample.source,
+            "parts": [_part_to_struct(part) for part in self.sample.parts],
+            "media": [
+                {"bytes": entry.data, **{name: getattr(entry, name) for name in _MEDIA_FIELDS}}
+                for entry in self.media
+            ],
+            "meta": json.dumps(self.meta, sort_keys=True, ensure_ascii=False),
+        }
 
 
 def is_video(sample: Sample) -> bool:
@@ -125,9 +137,8 @@ def _part_to_struct(part: Part) -> dict[str, Any]:
     }
 
 
-def _part_from_struct(struct: Mapping[str, Any], media: Sequence[bytes] | None) -> Part:
+def _part_from_struct(struct: Mapping[str, Any], media: Sequence[Media]) -> Part:
     if struct["kind"] == "text":
         return Text(role=struct["role"], text=struct["text"], trained=struct["trained"])
     number = struct["media"]
-    data = None if media is None else media[number]
-    return Image(role=struct["role"], data=data, media=number, timestamp=struct["timestamp"])
+    return Image(role=struct["role"], data=media[number].data, media=number, timestamp=struct["timestamp"])

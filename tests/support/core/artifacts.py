@@ -13,10 +13,11 @@ from casa_core.processing.processor import CasaProcessor
 from casa_core.processing.tokenizer import build_tokenizer
 from casa_core.types import Image, ImageSize, Part, Sample, Text
 from pipelines.data.pack.sequences import PACK_SCHEMA, encoded_row
-from pipelines.data.store.rows import CLEAN_SCHEMA, Media, row_from_sample
+from pipelines.data.store.rows import CLEAN_SCHEMA, Media
 from pipelines.data.store.shard_writing import CARD, write_index, write_json, write_shard
 from tests.support.core.engine import png
 from tests.support.data.media import SIDE, counting_video
+from tests.support.data.rows import row_of
 from tests.support.naive.packing import packed_row
 
 WORDS = ["red", "green", "blue", "circle", "square", "moves", "on", "is", "it", "a"]
@@ -93,7 +94,7 @@ def _encoded(processor: CasaProcessor, row: int, sample: Sample, media: list[Med
 
 def _write_clean(folder: Path, samples: list[tuple[Sample, list[Media]]]) -> None:
     folder.mkdir(parents=True)
-    rows = [row_from_sample(sample, media, {}) for sample, media in samples]
+    rows = [row_of(sample, media, {}) for sample, media in samples]
     write_shard(folder / "train-00000.arrow", CLEAN_SCHEMA, rows)
     shards = [{"file": "train-00000.arrow", "rows": len(rows)}]
     write_json(folder / CARD, {"splits": {"train": {"rows": len(rows), "shards": shards}}})

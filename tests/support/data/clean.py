@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from casa_core.types import Image, Part, Sample, Text
-from pipelines.data.store.rows import CLEAN_SCHEMA, Media, row_from_sample
+from pipelines.data.store.rows import CLEAN_SCHEMA, Media
 from pipelines.data.store.shard_writing import CARD, write_json, write_shard
 from tests.support.core.engine import png
 from tests.support.data.media import SIDE, counting_video
+from tests.support.data.rows import row_of
 
 WORDS = ["red", "green", "blue", "circle", "square", "moves", "on", "is", "it", "a"]
 
@@ -21,7 +22,7 @@ WORDS = ["red", "green", "blue", "circle", "square", "moves", "on", "is", "it", 
 def write_clean(folder: Path, samples: Sequence[tuple[Sample, Sequence[Media]]], shards: int = 2) -> Path:
     """A clean artifact with a train split of some samples."""
     folder.mkdir(parents=True)
-    rows = [row_from_sample(sample, media, {}) for sample, media in samples]
+    rows = [row_of(sample, media, {}) for sample, media in samples]
     listed = []
     for number in range(shards):
         start, stop = (len(rows) * at // shards for at in (number, number + 1))

@@ -13,12 +13,13 @@ from typing import Any
 
 from casa_core.types import Sample
 from pipelines.dag import artifact
-from pipelines.data.store.rows import CLEAN_SCHEMA, row_from_sample
+from pipelines.data.store.rows import CLEAN_SCHEMA
 from pipelines.data.store.shard_writing import CARD, write_json, write_shard
 from pipelines.storage import s3_path
 from pipelines.storage.atomic import remove_leftovers
 from pipelines.storage.transfer import remove_tree
 from pipelines.storage.uri import Folder, open_folder
+from tests.support.data.rows import row_of
 from tests.support.data.store import CHAT, media_bytes, random_media
 
 SHARDS, ROWS = 3, 4
@@ -31,7 +32,7 @@ def rows_of(shard: int) -> Iterator[dict[str, Any]]:
     for row in range(ROWS):
         number = shard * ROWS + row
         sample = Sample(source="s", sample_id=f"a/b/{number}", parts=CHAT)
-        yield row_from_sample(sample, random_media(number, [1_450_000 + number, 50_000]), {"n": number})
+        yield row_of(sample, random_media(number, [1_450_000 + number, 50_000]), {"n": number})
 
 
 def make(folder: Folder) -> dict[str, Any]:

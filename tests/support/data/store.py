@@ -11,9 +11,10 @@ import pyarrow as pa
 
 from casa_core.types import Image, Sample, Text
 from pipelines.data.pack.sequences import PACK_SCHEMA
-from pipelines.data.store.rows import CLEAN_SCHEMA, Media, row_from_sample
+from pipelines.data.store.rows import CLEAN_SCHEMA, Media
 from pipelines.data.store.shard_writing import CARD, write_batches, write_index, write_json, write_shard
 from pipelines.storage.uri import Folder
+from tests.support.data.rows import row_of
 
 CHAT = (
     Text(role="system", text="be brief"),
@@ -37,7 +38,7 @@ def media(*contents: bytes, kind="image") -> list[Media]:
 
 def clean_row(number: int, contents=(b"one", b"two!"), parts=CHAT):
     sample = Sample(source="s", sample_id=f"a/b/{number}", parts=parts)
-    return row_from_sample(sample, media(*contents), {"n": number, "größe": "大"})
+    return row_of(sample, media(*contents), {"n": number, "größe": "大"})
 
 
 def random_media(seed: int, sizes: Sequence[int]) -> list[Media]:

@@ -21,12 +21,13 @@ from pipelines.data.generate.moving_shapes import encode_video, frames, make_cli
 from pipelines.data.generate.shapes import draw_ground, draw_shape, render
 from pipelines.data.store.quarantine import Rejected, write_quarantine
 from pipelines.data.store.readers import CleanReader
-from pipelines.data.store.rows import CLEAN_SCHEMA, Media, row_from_sample
+from pipelines.data.store.rows import CLEAN_SCHEMA, Media
 from pipelines.data.store.shard_writing import write_index
 from pipelines.evaluate import HELD_OUT
 from pipelines.evaluate.benchmarks.base import Settings
 from pipelines.evaluate.inference import chunks, predict_chunk
 from pipelines.evaluate.run import score, summary, write
+from tests.support.data.rows import row_of
 from tests.support.evaluate.engine import ColourEngine
 
 SIDE, SECONDS, FPS = 64, 4.0, 10
@@ -87,7 +88,7 @@ def vqa_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
             ),
         )
         media = Media(kind="image", data=buffer.getvalue(), width=SIDE, height=SIDE, sha256="")
-        rows.append(row_from_sample(sample, [media], {"question_type": kind}))
+        rows.append(row_of(sample, [media], {"question_type": kind}))
     return rows
 
 
@@ -108,7 +109,7 @@ def live_rows(count: int, folder: Path, seed: int = 0) -> list[dict[str, Any]]:
             ]
         sample = Sample(source="live", sample_id=f"videos/test-{number}.mp4", parts=tuple(parts))
         media = Media(kind="video", data=path.read_bytes(), width=SIDE, height=SIDE, sha256="")
-        rows.append(row_from_sample(sample, [media], {"category": "shapes"}))
+        rows.append(row_of(sample, [media], {"category": "shapes"}))
     return rows
 
 

@@ -13,8 +13,9 @@ import json
 import platform
 import subprocess
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from casa_core.errors import StoreError
 from pipelines.dag.files import MANIFEST, forget_digests, list_files
@@ -31,7 +32,7 @@ def read_manifest(folder: Folder) -> dict[str, Any] | None:
     """The manifest of a whole artifact; ``None`` where there is none.
 
     Raises:
-        StoreError: If there is a manifest that cannot be read: someone else wrote it.
+        StoreError: If there is a manifest that this code did not write.
     """
     try:
         text = (folder / MANIFEST).read_text()
@@ -40,16 +41,16 @@ def read_manifest(folder: Folder) -> dict[str, Any] | None:
     try:
         manifest = json.loads(text)
     except json.JSONDecodeError as error:
-        manifest, why = None, str(error)
+        manifest, why = None, f"It is not JSON: {error}."
     else:
         why = (
-            f"its format is {manifest.get('format')!r}, and this code reads {FORMAT}"
+            f"Its format is {manifest.get('format')!r}, and this code reads {FORMAT}."
             if manifest
-            else "it is empty"
+            else "It is empty."
         )
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise StoreError(
-            f"{folder / MANIFEST} is not a manifest.", why, f"remove {folder} to have it made again"
+            f"{folder / MANIFEST} is not a manifest.", why, f"Remove {folder} to have it made again."
         )
     return manifest
 
@@ -114,8 +115,8 @@ def _put_first(folder: S3Path, manifest: dict[str, Any], text: str) -> dict[str,
         if standing is None or standing["content_digest"] != manifest["content_digest"]:
             raise StoreError(
                 f"{folder} was committed by another run, with other contents.",
-                "the same settings, inputs and code gave different files",
-                f"remove {folder} to have it made again, and please report this",
+                "The same settings, inputs and code gave different files.",
+                f"Remove {folder} to have it made again, and please report this.",
             ) from None
         return standing
     return manifest
@@ -127,24 +128,50 @@ def content_digest(files: Mapping[str, Mapping[str, Any]]) -> str:
     return hashlib.sha256(canonical_json(listing).encode()).hexdigest()
 
 
-def verify(folder: Folder) -> None:
-    """Compare an artifact's files with its manifest, byte for byte.
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A difference between an artifact's files and its manifest.
+
+    Attributes:
+        file: Name of the file, relative to the artifact's folder.
+        kind: ``missing``, ``added``, ``size`` or ``altered`` (same size, other content).
+        detail: The difference as a sentence.
+    """
+
+    file: str
+    kind: Literal["missing", "added", "size", "altered"]
+    detail: str
+
+
+def verify(folder: Folder) -> list[Fault]:
+    """Compare an artifact's files, local or on S3, with its manifest, byte for byte.
+
+    Returns:
+        The faults by file name; none for an artifact that is as it was committed.
 
     Raises:
-        StoreError: If it has no manifest, or a file is missing, altered or added.
+        StoreError: If it has no manifest, one that cannot be read, or holds links or devices.
     """
     manifest = read_manifest(folder)
     if manifest is None:
-        raise StoreError(f"{folder} is not an artifact.", f"it has no {MANIFEST}", "run its stage again")
+        raise StoreError(f"{folder} is not an artifact.", f"It has no {MANIFEST}.", "Run its stage again.")
     recorded, found = manifest["files"], list_files(folder, known=False)
-    problems = [f"{name} is missing" for name in recorded.keys() - found.keys()]
-    problems += [f"{name} was added" for name in found.keys() - recorded.keys()]
-    problems += [
-        f"{name} was altered" for name in recorded.keys() & found.keys() if recorded[name] != found[name]
-    ]
-    if problems:
-        shown = "; ".join(sorted(problems)[:5]) + (" …" if len(problems) > 5 else "")
-        raise StoreError(f"{folder} is not what its manifest says.", shown, f"remove {folder} and run again")
+    names = sorted(recorded.keys() | found.keys())
+    faults = (_fault(name, recorded.get(name), found.get(name)) for name in names)
+    return [fault for fault in faults if fault is not None]
+
+
+def _fault(name: str, recorded: dict[str, Any] | None, found: dict[str, Any] | None) -> Fault | None:
+    if found is None:
+        return Fault(name, "missing", f"`{name}` is missing.")
+    if recorded is None:
+        return Fault(name, "added", f"`{name}` was added.")
+    if recorded["bytes"] != found["bytes"]:
+        sizes = f"{recorded['bytes']:,} bytes were committed, {found['bytes']:,} are there"
+        return Fault(name, "size", f"`{name}` was altered: {sizes}.")
+    return (
+        None if recorded == found else Fault(name, "altered", f"`{name}` was altered: its SHA-256 differs.")
+    )
 
 
 def provenance() -> dict[str, Any]:

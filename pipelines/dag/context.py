@@ -1,4 +1,4 @@
-"""What a stage's function is given: paths and dicts, so that it can be called without Ray in a test."""
+"""The arguments of a stage function: paths and dicts, so that a test can call it without Ray."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def no_progress(done: float, total: float, message: str = "") -> None:
-    """Progress that nobody watches."""
+    """A ``progress`` that does nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,11 +44,11 @@ class StageContext:
     @property
     def local_output(self) -> Path:
         """``output``, for stages other than those of data: they lie in the store, which is a folder."""
-        assert isinstance(self.output, Path), "only artifacts of data lie on S3"
+        assert isinstance(self.output, Path), "Only artifacts of data lie on S3."
         return self.output
 
     def local_input(self, role: str) -> Path:
         """An input that is not data, likewise."""
         folder = self.inputs[role]
-        assert isinstance(folder, Path), "only artifacts of data lie on S3"
+        assert isinstance(folder, Path), "Only artifacts of data lie on S3."
         return folder

@@ -1,4 +1,4 @@
-"""The files of an artifact: names, sizes and digests, read again only where nobody took them on the way."""
+"""The files of an artifact: names, sizes and digests, read again only where they were not kept at writing."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def list_files(folder: Folder, *, durable: bool = False, known: bool = True) -> 
     if isinstance(folder, S3Path):
         return _list_objects(folder, known)
     files: dict[str, dict[str, Any]] = {}
-    for path in _walk(folder):
+    for path in _paths(folder):
         if path.is_dir():
             if durable:
                 sync(path)
             continue
         if path.is_symlink() or not path.is_file():
             raise StoreError(
-                f"{path} is a link or a device.", "artifacts hold plain files only", "copy the file"
+                f"{path} is a link or a device.", "Artifacts hold plain files only.", "Copy the file."
             )
         if durable:
             sync(path)
@@ -53,14 +53,14 @@ def list_files(folder: Folder, *, durable: bool = False, known: bool = True) -> 
 def forget_digests(folder: Folder) -> None:
     """Removes the digests that were kept beside files, once a manifest has them."""
     if isinstance(folder, Path):
-        for kept in [path for path in _walk(folder, scratch=True) if path.name == DIGESTS]:
+        for kept in [path for path in _paths(folder, scratch=True) if path.name == DIGESTS]:
             remove_tree(kept)
         return
     places = {path.parent for path in folder.rglob("*.json") if path.parent.name == DIGESTS}
     side_by_side(remove_tree, sorted(places), "forget")
 
 
-def _walk(folder: Path, *, scratch: bool = False) -> Iterator[Path]:
+def _paths(folder: Path, *, scratch: bool = False) -> Iterator[Path]:
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
         if name.as_posix() != MANIFEST and (scratch or not _is_scratch(name.parts)):

@@ -102,7 +102,7 @@ def _input_manifest(role: str, folder: Folder) -> dict[str, Any]:
     manifest = artifact.read_manifest(folder)
     if manifest is None:
         raise StoreError(
-            f"Input {role} is not there: {folder}.", "it was removed since the run was planned", "run again"
+            f"Input {role} is not there: {folder}.", "It was removed since the run was planned.", "Run again."
         )
     return manifest
 
@@ -113,8 +113,8 @@ def _as_json(summary: Any, function: str) -> Any:
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"The summary that {function} returned is not JSON.",
-            str(error),
-            "return plain dicts, lists, texts and finite numbers (`.item()` for NumPy and torch scalars)",
+            f"{str(error).capitalize()}.",
+            "Return plain dicts, lists, texts and finite numbers (`.item()` for NumPy and torch scalars).",
         ) from None
 
 

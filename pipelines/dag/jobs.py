@@ -1,4 +1,4 @@
-"""Ray jobs: the only door between the walker and a Ray cluster, our own local head or somebody else's."""
+"""Client of Ray's job API, on a local head of our own or another cluster: submit, watch and stop stages."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class Cluster:
         runtime_env: dict[str, Any] = {}
         if self._ray.get("working_dir"):
             runtime_env["working_dir"] = self._ray["working_dir"]
-        if self.is_local:  # The head may be older than the shell that now knows where S3 is.
+        if self.is_local:  # The head may be older than the shell's settings of S3.
             given = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
             runtime_env |= {"env_vars": given} if given else {}
         metadata = {"stage": spec.stage, "fingerprint": spec.fingerprint}
@@ -98,12 +98,12 @@ class Cluster:
         )
 
     def state(self, job_id: str) -> JobState | None:
-        """State of a job; ``None`` if this cluster never heard of it (a head started since then)."""
+        """State of a job; ``None`` if this cluster has no record of it (a head started since then)."""
         details = self._call(lambda client: _info(client, job_id))
         return None if details is None else _state(details.status.value)
 
     def message(self, job_id: str) -> str:
-        """What Ray says about a job: why it failed to start, the code it ended with."""
+        """Ray's message about a job: why it failed to start, the code it ended with."""
         details = self._call(lambda client: _info(client, job_id))
         return "" if details is None else str(details.message or "")
 
@@ -136,7 +136,7 @@ class Cluster:
         return self.is_local and local_ray.was_stopped(self._session, self._local_session)
 
     def end_serving(self) -> None:
-        """Remove this project's application from Ray Serve; other people's applications stay."""
+        """Remove this project's application from Ray Serve; other applications stay."""
         from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 
         serve = ServeSubmissionClient(self.address())
@@ -153,7 +153,7 @@ class Cluster:
             serve.delete_applications()
 
     def forget(self) -> None:
-        """Drop the connection: the next call looks for the cluster anew, or starts a local head that died."""
+        """Drop the connection: the next call looks for the cluster anew, or starts its local head again."""
         self._client = None
 
     def _call(self, action: Callable[[JobSubmissionClient], T]) -> T:
@@ -168,8 +168,8 @@ class Cluster:
         except (requests.exceptions.RequestException, ConnectionError) as error:
             raise Unreachable(
                 f"The Ray cluster at {self._ray['address']} does not answer.",
-                str(error).splitlines()[0],
-                "`casa status` shows the session; `casa run` starts a local head again and resumes",
+                f"{str(error).splitlines()[0]}.",
+                "`casa status` shows the session; `casa run` starts a local head again and resumes.",
             ) from None
         except RuntimeError as error:
             if isinstance(error, ClusterError):

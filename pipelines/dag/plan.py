@@ -23,16 +23,16 @@ class StageSpec:
 
     Attributes:
         name: Unique in the run, for example ``clean-vqa``.
-        kind: What sort of stage it is, for example ``clean``; names its folder in the store.
+        kind: Kind of stage, for example ``clean``; names its folder in the store.
         settings: JSON settings that decide the output: hashed.
         function: ``package.module:function``, imported inside the stage's job only.
         inputs: Role → name of the stage whose artifact plays it.
-        placement: JSON settings that only say on what it runs: not hashed.
-        location: Further entries of the context's ``what`` that only say where raw input lies: not hashed,
-            because the input's content is.
+        placement: JSON settings that decide only where and on what it runs: not hashed.
+        location: Further entries of the context's settings, which only give the location of raw input: not
+            hashed, because the input's content is.
         state: The stage brings about a state (a running endpoint) rather than files: checked on every run.
-        check: For a state: ``package.module:function`` that looks whether it holds, without Ray:
-            ``check(where, what, fingerprint) -> summary | None``.
+        check: For a state: ``package.module:function`` that checks whether it holds, without Ray:
+            ``check(placement, settings, fingerprint) -> summary | None``.
     """
 
     name: str
@@ -95,8 +95,8 @@ def plan(stages: Sequence[StageSpec], store: Folder, versions: Mapping[str, str]
         if spec.kind not in versions:
             raise ConfigError(
                 f"Stage kind {spec.kind} has no code version.",
-                f"kinds with one: {', '.join(sorted(versions))}",
-                "run `python -m pipelines.dag.code_version --update` and commit stage_versions.json",
+                f"Kinds with one: {', '.join(sorted(versions))}.",
+                "Run `python -m pipelines.dag.code_version --update` and commit stage_versions.json.",
             )
         inputs = {role: planned[name] for role, name in sorted(spec.inputs.items())}
         version = versions[spec.kind]
@@ -126,22 +126,24 @@ def _ordered(stages: Sequence[StageSpec]) -> list[StageSpec]:
         names = [stage.name for stage in stages]
         twice = next(name for name in names if names.count(name) > 1)
         raise ConfigError(
-            f"Two stages are called {twice}.", "a stage's name is its identity in a run", "rename one"
+            f"Two stages are called {twice}.", "A stage's name is its identity in a run.", "Rename one."
         )
     for stage in stages:
         for role, name in stage.inputs.items():
             if name not in by_name:
                 raise ConfigError(
                     f"Stage {stage.name} takes its {role} from {name}, which is not part of the run.",
-                    f"stages of the run: {', '.join(by_name)}",
-                    "add that stage or change the input",
+                    f"Stages of the run: {', '.join(by_name)}.",
+                    "Add that stage or change the input.",
                 )
     try:
         order = graphlib.TopologicalSorter({s.name: set(s.inputs.values()) for s in stages}).static_order()
         rank = {name: index for index, name in enumerate(order)}
     except graphlib.CycleError as error:
         cycle = " → ".join(error.args[1])
-        raise ConfigError(f"Stages wait for each other: {cycle}.", "", "remove one of these inputs") from None
+        raise ConfigError(
+            f"Stages wait for each other: {cycle}.", "", "Remove one of these inputs."
+        ) from None
     return sorted(stages, key=lambda stage: rank[stage.name])
 
 

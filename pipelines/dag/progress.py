@@ -1,4 +1,4 @@
-"""Progress of a stage, from its job to whoever watches: single lines in the job's log."""
+"""Progress of a stage, as single lines in its job's log: writing and reading them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class ProgressPrinter:
         if now < self._next and done < total:
             return
         self._next = now + INTERVAL_S
-        # One write a line: other threads print too.
+        # One write per line: other threads print too.
         print(format_progress(Progress(float(done), float(total), str(message))) + "\n", end="", flush=True)
 
 

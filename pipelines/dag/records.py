@@ -2,7 +2,7 @@
 
 <store>/jobs/<job id>.json           what the job was asked to do
 <store>/jobs/<job id>.log            what it printed
-<store>/jobs/<job id>.outcome.json   how it ended, if it lived to say so
+<store>/jobs/<job id>.outcome.json   how it ended; absent if it was killed
 <store>/session/run.json             the stages of the latest run
 <store>/session/<kind>.json          the state that a state stage last brought about
 <store>/locks/                       held while a stage is being started, and while one writes
@@ -75,13 +75,13 @@ class JobSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How a job ended, in its own words.
+    """How a job ended, as it recorded itself.
 
     Attributes:
         ok: Whether the artifact was committed.
         what, why, remedy: Of the error, otherwise empty.
         retry: Whether another attempt could go better (something was lost, rather than wrong).
-        explained: Whether the error explains itself, so that nobody has to look at the log.
+        explained: Whether the error explains itself, so that the log adds nothing.
     """
 
     ok: bool
@@ -128,7 +128,7 @@ class Records:
         )
 
     def outcome(self, job_id: str) -> Outcome | None:
-        """How a job ended; ``None`` if it did not live to say."""
+        """How a job ended; ``None`` if it was killed, or still runs."""
         path = self.outcome_path(job_id)
         return Outcome(**json.loads(path.read_text())) if path.is_file() else None
 
@@ -168,10 +168,10 @@ class Records:
 
 @contextlib.contextmanager
 def _locked(path: Path, wait_s: float) -> Iterator[None]:
-    """An exclusive lock that the kernel frees when its holder dies.
+    """An exclusive lock that the kernel frees when its holder's process ends.
 
     Raises:
-        ClusterError: If someone else still holds it after ``wait_s`` seconds.
+        ClusterError: If another process still holds it after ``wait_s`` seconds.
     """
     with path.open("a") as file:
         deadline = time.monotonic() + wait_s
@@ -179,8 +179,8 @@ def _locked(path: Path, wait_s: float) -> Iterator[None]:
             if time.monotonic() > deadline:
                 raise ClusterError(
                     f"Another process still holds {path.name}.",
-                    f"waited {wait_s:.0f} s; it is starting the same stage, or still writing its artifact",
-                    "`casa status` shows what runs, `casa stop` ends it",
+                    f"It is starting the same stage, or still writing its artifact; waited {wait_s:.0f} s.",
+                    "`casa status` shows what runs, `casa stop` ends it.",
                 )
             time.sleep(0.05)
         yield

@@ -1,7 +1,7 @@
-"""The walker: takes a plan to its end, one Ray job a stage.
+"""The runner: takes a plan to its end, one Ray job per stage.
 
-It keeps nothing in memory that matters. Killed at any moment, the jobs go on; the next walker skips what is
-done, watches what runs, and starts the rest.
+Its state lies in the store and in Ray. If it is killed, the jobs go on; the next runner skips finished
+stages, follows running ones, and starts the rest.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ class StageFailed(CasaError, RuntimeError):
 
 
 class Observer(Protocol):
-    """Whoever watches a run."""
+    """Receives the events of a run."""
 
     def started(self, stage: PlannedStage, job_id: str, *, attached: bool) -> None:
         """A stage's job was submitted, or found running (``attached``)."""
 
     def progressed(self, stage: PlannedStage, progress: Progress) -> None:
-        """A stage's job told how far it is."""
+        """A stage's job reported its progress."""
 
     def printed(self, stage: PlannedStage, line: str) -> None:
         """A stage's job printed a line."""
@@ -67,7 +67,7 @@ class Runner:
         stages: The plan, inputs before what is made from them.
         records: Of the store.
         cluster: Reached only when a stage has to run.
-        observer: Told what happens.
+        observer: Receives the run's events.
         parallel: Stages that may run side by side.
         retries: Further attempts at a stage whose process or node was lost.
     """
@@ -144,13 +144,13 @@ class Runner:
                 self._waiting.remove(stage)
 
     def _ensure(self, stage: PlannedStage) -> None:
-        """Have the stage's job running: find it, or submit the next attempt. Two walkers submit only one."""
+        """Have the stage's job running: find it, or submit the next attempt. Two runners submit only one."""
         if stage.spec.state and (state := held_state(stage)) is not None:
             self._finish(stage, state, cached=True)
             return
         with self._records.starting(stage):
             manifest = None if stage.spec.state else read_manifest(stage.folder)
-            if manifest is not None:  # Another walker has made it meanwhile.
+            if manifest is not None:  # Another runner has made it meanwhile.
                 self._finish(stage, manifest, cached=True)
                 return
             attempt = self._records.latest_attempt(stage.job_prefix)
@@ -221,7 +221,7 @@ class Runner:
         self._reached, self._silent_since = True, None
 
     def _wait_for_cluster(self, error: Unreachable) -> None:
-        """Look for the cluster anew; a dead local head is started again, and its jobs are new attempts.
+        """Look for the cluster anew; a local head that ended is started again, and its jobs are new attempts.
 
         Raises:
             ClusterError: If the head was stopped on purpose, or there has been no answer for too long.
@@ -229,8 +229,8 @@ class Runner:
         if self._cluster.was_stopped():
             raise ClusterError(
                 "The run was stopped.",
-                "`casa stop` ended the local Ray head",
-                "`casa run` goes on from here; finished stages and checkpoints are kept",
+                "`casa stop` ended the local Ray head.",
+                "`casa run` goes on from here; finished stages and checkpoints are kept.",
             ) from None
         now = time.monotonic()
         self._silent_since = self._silent_since or now
@@ -243,7 +243,7 @@ class Runner:
     def _why_lost(self, running: _Running) -> str:
         message = self._cluster.message(running.job_id)
         message = message.partition(", last available logs")[0]  # The log is shown on its own.
-        return message or "its process ended without a word (killed, out of memory, or its node was lost)"
+        return message or "its process ended without an error (killed, out of memory, or its node was lost)"
 
     def _failure(self, running: _Running, outcome: Outcome | None, reason: str) -> StageFailed:
         stage = running.stage
@@ -251,9 +251,9 @@ class Runner:
         if outcome is not None and outcome.why:
             causes.append(outcome.why)
         if outcome is None or not outcome.explained:
-            causes += ["the end of its log:", *(f"    {line}" for line in self._log_of(running))]
+            causes += ["The end of its log:", *(f"    {line}" for line in self._log_of(running))]
         remedy = outcome.remedy if outcome is not None else ""
-        remedy = remedy or f"`casa logs {stage.name}` shows all of it; run again to resume"
+        remedy = remedy or f"`casa logs {stage.name}` shows all of it; run again to resume."
         attempts = self._lost[stage.name] + 1
         tried = f" after {attempts} attempts" if attempts > 1 else ""
         return StageFailed(f"Stage {stage.name} failed{tried}.", "\n".join(causes), remedy)

@@ -17,6 +17,7 @@ import httpx
 
 from casa_core.errors import ClusterError
 from pipelines.dag.context import StageContext
+from pipelines.storage.atomic import write_whole
 from pipelines.storage.uri import Folder
 
 APP = "casa"
@@ -144,7 +145,7 @@ def copy_demo_clips(clean_artifacts: list[Folder], folder: Path) -> None:
                 part["text"] for part in row["parts"] if part["kind"] == "text" and part["role"] == "user"
             ]
             index[name] = {"title": f"Held-out clip {len(index) + 1}", "query": query[0] if query else ""}
-    (folder / "clips.json").write_text(json.dumps(index, indent=2, ensure_ascii=False), "utf-8")
+    write_whole(folder / "clips.json", json.dumps(index, indent=2, ensure_ascii=False))
 
 
 def is_loopback(host: str) -> bool:

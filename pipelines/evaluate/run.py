@@ -13,7 +13,6 @@ Times are left out of the files, so that the same models give the same bytes; th
 from __future__ import annotations
 
 import json
-import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -34,6 +33,7 @@ from pipelines.evaluate.benchmarks import BENCHMARKS
 from pipelines.evaluate.benchmarks.base import BLIND, MODEL, Scoreboard, Settings
 from pipelines.evaluate.inference import PREDICTION_SCHEMA, chunks, predict, prediction_from_row
 from pipelines.evaluate.metrics.scores import Estimate
+from pipelines.storage.atomic import create, write_whole
 
 ROLES = {"train": MODEL, "blind": BLIND}
 """Input role of the stage → name of the evaluated model, the model first. Other roles are clean artifacts."""
@@ -118,9 +118,8 @@ def write(output: Path, rows: Sequence[Mapping[str, Any]], boards: Mapping[str, 
     results = pa.Table.from_pylist(
         [{name: row[name] for name in RESULT_SCHEMA.names} for row in rows], RESULT_SCHEMA
     )
-    partial = output / "results.parquet.partial"
-    pq.write_table(results, partial)
-    os.replace(partial, output / "results.parquet")
+    with create(output / "results.parquet") as file:
+        pq.write_table(results, file)
     _write_json(output / "captions.json", captions(rows))
     _write_json(output / "metrics.json", {source: asdict(board) for source, board in boards.items()})
 
@@ -170,9 +169,7 @@ def _percent(estimate: Estimate | None) -> str:
 
 
 def _write_json(path: Path, content: Any) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_whole(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def _connect() -> None:

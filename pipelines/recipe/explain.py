@@ -47,7 +47,7 @@ def explain(error: ValidationError, values: Any, model: type[BaseModel], where: 
         problem = _describe(detail, keys, model)
         # The members of a union each complain about the same value; their expectations belong together.
         if not problem.remedy and problem.path:
-            problem = replace(problem, remedy=f"correct it in the recipe, or with `--set {problem.path}=…`")
+            problem = replace(problem, remedy=f"Correct it in the recipe, or with `--set {problem.path}=…`.")
         if (earlier := problems.get(problem.path)) and detail["type"] != "extra_forbidden":
             known = earlier.why.split(" or ")
             why = earlier.why if problem.why in known else f"{earlier.why}, or {problem.why}"
@@ -55,11 +55,11 @@ def explain(error: ValidationError, values: Any, model: type[BaseModel], where: 
         problems[problem.path] = problem
     found = list(problems.values())
     if len(found) == 1:
-        return ConfigError(f"{where}: {found[0].what}", found[0].reason(), found[0].remedy)
+        return ConfigError(f"In {where}: {found[0].what}", found[0].reason(), found[0].remedy)
     return ConfigError(
-        f"{where}: {len(found)} settings cannot work.",
+        f"In {where}: {len(found)} settings cannot work.",
         "\n".join(f"\n  • {p.what}\n    {p.reason()}" for p in found),
-        "; ".join(dict.fromkeys(p.remedy for p in found if p.remedy)),
+        " ".join(dict.fromkeys(p.remedy for p in found if p.remedy)),
     )
 
 

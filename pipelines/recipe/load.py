@@ -45,8 +45,8 @@ class Member:
 
     Attributes:
         variant: Its name in ``sweep.variants``.
-        seed: Of its weights and order.
-        recipe: What it is.
+        seed: Seed of its weights and sample order.
+        recipe: Its complete recipe.
     """
 
     variant: str
@@ -55,7 +55,7 @@ class Member:
 
     @property
     def name(self) -> str:
-        """For stages."""
+        """End of the names of its stages."""
         return f"{self.variant}-{self.seed}"
 
 
@@ -74,8 +74,8 @@ def load_sweep(name_or_path: str | Path, overrides: Sequence[str] = ()) -> tuple
     if recipe.sweep is None:
         raise ConfigError(
             f"The recipe {path.stem} has nothing to sweep.",
-            "`casa sweep` trains the variants of its section `sweep`, and there is none",
-            f"add sweep.variants and sweep.seeds ({RECIPES / 'ablation.yaml'} has them), or `casa run` it",
+            "`casa sweep` trains the variants of its section `sweep`, and there is none.",
+            f"Add sweep.variants and sweep.seeds ({RECIPES / 'ablation.yaml'} has them), or `casa run` it.",
         )
     common = {key: value for key, value in values.items() if key != "sweep"}
     members = []
@@ -107,8 +107,8 @@ def _locate(name_or_path: str | Path) -> Path:
             return path
         raise ConfigError(
             f"There is no recipe file {path}.",
-            f"looked in {path.absolute().parent}",
-            f"give a YAML file or one of the recipes that come with the project: {', '.join(list_recipes())}",
+            f"It would be {path.absolute()}.",
+            f"Give a YAML file or one of the project's recipes: {', '.join(list_recipes())}.",
         )
     embedded = RECIPES / f"{path}.yaml"
     if embedded.is_file():
@@ -116,8 +116,8 @@ def _locate(name_or_path: str | Path) -> Path:
     close = difflib.get_close_matches(str(path), list_recipes(), n=1, cutoff=0.5)
     raise ConfigError(
         f"There is no recipe called {path}.",
-        f"recipes that come with the project: {', '.join(list_recipes())}",
-        f"did you mean `{close[0]}`?" if close else "give one of these names, or the path of a YAML file",
+        f"Recipes that come with the project: {', '.join(list_recipes())}.",
+        f"Did you mean `{close[0]}`?" if close else "Give one of these names, or the path of a YAML file.",
     )
 
 
@@ -126,15 +126,15 @@ def _with_base(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in above:
         raise ConfigError(
             f"The recipe {path} is its own base.",
-            " → ".join(step.name for step in (*above, path.resolve())),
-            "remove `base` from one of them",
+            f"{' → '.join(step.name for step in (*above, path.resolve()))}.",
+            "Remove `base` from one of them.",
         )
     values = _parse(path.read_text(), f"recipe {path}")
     if not isinstance(values, dict):
         raise ConfigError(
             f"The recipe {path} is not a mapping of settings.",
-            f"it holds {type(values).__name__}",
-            f"start from {RECIPES / 'quickstart.yaml'}",
+            f"It holds {type(values).__name__}.",
+            f"Start from {RECIPES / 'quickstart.yaml'}.",
         )
     base = values.pop("base", None)
     if base is None:
@@ -145,7 +145,7 @@ def _with_base(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def _laid_over(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    """Sections merge, other values replace; ``null`` takes away what the base has."""
+    """Sections merge, other values replace; ``null`` removes what the base has."""
     merged = dict(base)
     for key, value in values.items():
         if value is None:
@@ -158,14 +158,14 @@ def _laid_over(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
-    """Set one ``dotted.path=value`` in place. Whether the path exists is for the validation to say."""
+    """Set one ``dotted.path=value`` in place. The validation checks that the path exists."""
     path, separator, text = override.partition("=")
     keys = path.strip().split(".")
     if not separator or not all(keys):
         raise ConfigError(
             f"`--set {override}` is not an override.",
-            "expected `dotted.path=value`",
-            "for example `--set train.steps=200`",
+            "It has the form `dotted.path=value`.",
+            "For example `--set train.steps=200`.",
         )
     section = values
     for depth, key in enumerate(keys[:-1], start=1):
@@ -175,8 +175,8 @@ def _apply(values: dict[str, Any], override: str) -> None:
         if not isinstance(section, dict):
             raise ConfigError(
                 f"`--set {override}`: {'.'.join(keys[:depth])} is a value, not a section.",
-                f"its value is {section!r}",
-                f"set it with `--set {'.'.join(keys[:depth])}=…`",
+                f"Its value is {section!r}.",
+                f"Set it with `--set {'.'.join(keys[:depth])}=…`.",
             )
     section[keys[-1]] = _parse(text, f"the value of `--set {override}`")
 
@@ -210,5 +210,5 @@ def _parse(text: str, what: str) -> Any:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise ConfigError(
-            f"Cannot read {what} as YAML.", str(error), "check quotes, brackets and indentation"
+            f"Cannot read {what} as YAML.", str(error), "Check quotes, brackets and indentation."
         ) from None

@@ -67,8 +67,8 @@ def _filters(recipe: Recipe, cache: Path) -> tuple[dict[str, Any], dict[str, str
         if not path.is_file():
             raise ConfigError(
                 f"There is no list of hashes at {path}.",
-                "data.filters.decontamination.hashes names it.",
-                "Correct its path; it is relative to where you run.",
+                "`data.filters.decontamination.hashes` names it.",
+                "Correct its path; it is relative to the folder you run in.",
             )
     filters["decontamination"]["hashes"] = [identify(path, cache)["digest"] for path in paths]
     return filters, {"hash_lists": json.dumps([str(path) for path in paths])}

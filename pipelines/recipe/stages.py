@@ -36,8 +36,8 @@ def build_stages(recipe: Recipe) -> list[StageSpec]:
     return stages
 
 
-def examined_stages(recipe: Recipe) -> list[StageSpec]:
-    """The stages that train the recipe's model and examine it: a member of a sweep."""
+def evaluated_stages(recipe: Recipe) -> list[StageSpec]:
+    """The stages that train the recipe's model and evaluate it: a member of a sweep."""
     return _with_earlier(recipe, _up_to_evaluation(recipe, where_of(recipe)))
 
 
@@ -47,15 +47,15 @@ def where_of(recipe: Recipe) -> dict[str, Any]:
 
 
 def _up_to_evaluation(recipe: Recipe, where: dict[str, Any]) -> list[StageSpec]:
-    """The stages that train the recipe's model and its baselines and examine them; without an earlier's."""
+    """The stages that train the recipe's model and its baselines and evaluate them; without an earlier's."""
     stages = _up_to_training(recipe, where)
-    examined = {"train": "train", **_clean(recipe)}
+    evaluated = {"train": "train", **_clean(recipe)}
     if "blind" in recipe.evaluate.baselines:
         blind = replace(stages[-1], name="train-blind", settings={**stages[-1].settings, "images": False})
         stages.append(blind)
-        examined["blind"] = "train-blind"
+        evaluated["blind"] = "train-blind"
     what = {"evaluate": _json(recipe.evaluate), "sources": list(recipe.data.sources)}
-    return [*stages, _stage("evaluate", what, examined, "pipelines.evaluate.run", where)]
+    return [*stages, _stage("evaluate", what, evaluated, "pipelines.evaluate.run", where)]
 
 
 def _clean(recipe: Recipe) -> dict[str, str]:
@@ -90,8 +90,8 @@ def _with_earlier(recipe: Recipe, stages: list[StageSpec], above: tuple[str, ...
     if earlier.name in path:
         raise ConfigError(
             f"The recipe {earlier.name} starts from itself.",
-            " ← ".join((*path, earlier.name)),
-            "correct model.weights.recipe in one of them",
+            f"{' ← '.join((*path, earlier.name))}.",
+            "Correct `model.weights.recipe` in one of them.",
         )
     _check_same_model(recipe, earlier)
     first = _with_earlier(earlier, _up_to_training(earlier, stages[0].placement), path)

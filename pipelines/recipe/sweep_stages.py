@@ -1,4 +1,4 @@
-"""The stages of a sweep: what its members have in common once, each member's own, and the comparison."""
+"""The stages of a sweep: shared ones once, each member's own, and the comparison."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import replace
 from pipelines.dag.plan import StageSpec
 from pipelines.recipe.load import Member
 from pipelines.recipe.model import Recipe
-from pipelines.recipe.stages import examined_stages, where_of
+from pipelines.recipe.stages import evaluated_stages, where_of
 
 COMPARE = "compare"
 
@@ -24,7 +24,7 @@ def build_sweep(recipe: Recipe, members: Sequence[Member]) -> list[StageSpec]:
     inputs: dict[str, str] = {}
     for member in members:
         names: dict[str, str] = {}
-        for stage in examined_stages(member.recipe):
+        for stage in evaluated_stages(member.recipe):
             own = replace(stage, inputs={role: names[name] for role, name in stage.inputs.items()})
             same = next((other.name for other in stages.values() if _is_same(own, other)), None)
             name = same or _free_name(stage, member, stages)
@@ -48,6 +48,6 @@ def _is_same(one: StageSpec, other: StageSpec) -> bool:
 
 
 def _free_name(stage: StageSpec, member: Member, taken: dict[str, StageSpec]) -> str:
-    """A data stage keeps its name where it can; what is trained and examined is always the member's."""
+    """A data stage keeps its name where it can; train and evaluate stages always have the member's."""
     shared = stage.kind not in ("train", "evaluate") and stage.name not in taken
     return stage.name if shared else f"{stage.name}-{member.name}"

@@ -1,4 +1,4 @@
-"""S3: the one place that knows endpoints, credentials and retries.
+"""S3 clients: endpoints, credentials, retries, listings and errors.
 
 Whole objects are written and listed with botocore, which can abort an upload, list abandoned ones and put an
 object only where there is none; bulk data is read with Arrow's own client, outside of Python's lock. Both are
@@ -51,7 +51,7 @@ class S3Settings:
         return S3Settings(endpoint or "", region or ("us-east-1" if endpoint else ""))
 
     def query(self) -> str:
-        """As the end of a URI; empty where there is nothing to say."""
+        """As the end of a URI; empty where the environment decides all."""
         given = {"endpoint_override": self.endpoint, "region": self.region}
         return urlencode({name: value for name, value in given.items() if value}, safe=":/")
 
@@ -84,7 +84,7 @@ def parse_uri(uri: str) -> tuple[str, str, S3Settings]:
 
 
 def client(settings: S3Settings) -> Any:
-    """A botocore client, one a process for each place; safe to share between threads."""
+    """A botocore client, one per process and server; safe to share between threads."""
     return _client(settings.resolved(), os.getpid())
 
 
@@ -112,7 +112,7 @@ def _client(settings: S3Settings, process: int) -> Any:
 
 
 def arrow_filesystem(settings: S3Settings, bucket: str) -> fs.S3FileSystem:
-    """Arrow's client for bulk reading, one a process for each place; safe to share between threads."""
+    """Arrow's client for bulk reading, one per process and server; safe to share between threads."""
     resolved = settings.resolved()
     return _arrow_filesystem(resolved, "" if resolved.region else bucket, os.getpid())
 
@@ -152,7 +152,7 @@ def explained(place: str) -> Iterator[None]:
         raise _store_error(place, {code}, str(error)) from error
     except BotoCoreError as error:
         raise _store_error(place, {type(error).__name__}, str(error)) from error
-    except OSError as error:  # Arrow's, which say in words what it was: AWS Error NO_SUCH_BUCKET …
+    except OSError as error:  # Arrow's, which name the cause in the text: AWS Error NO_SUCH_BUCKET …
         raise _store_error(place, set(re.findall(r"[A-Z_]{4,}", str(error))), str(error)) from error
 
 
@@ -175,7 +175,7 @@ _CAUSES = (
     ),
     (
         {"NoSuchUpload"},
-        "its upload was ended by somebody else, most likely another run that makes the same artifact",
+        "its upload was ended from outside, most likely by another run that makes the same artifact",
         "Run again: what either run finished is kept.",
     ),
     (
@@ -205,7 +205,7 @@ class Listed:
 
 
 def list_objects(settings: S3Settings, bucket: str, prefix: str) -> Iterator[Listed]:
-    """Every object whose key starts with ``prefix``, by key; a thousand a request."""
+    """Every object whose key starts with ``prefix``, by key; a thousand per request."""
     with explained(f"s3://{bucket}/{prefix}"):
         pages = client(settings).get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
         for page in pages:

@@ -59,7 +59,7 @@ class S3Path:
 
     @property
     def place(self) -> str:
-        """The URI without settings: for people."""
+        """The URI without settings, for messages."""
         return f"s3://{self.bucket}/{self.key}"
 
     def _identity(self) -> tuple[str, str, s3.S3Settings]:
@@ -144,13 +144,13 @@ class S3Path:
 
     def glob(self, pattern: str) -> Iterator[S3Path]:
         """The objects directly below whose names match; of pathlib's patterns, those without a slash."""
-        assert "/" not in pattern, "a pattern for names, not for paths"
+        assert "/" not in pattern, "expected a pattern of names, without a slash"
         below = map(self._below, self.list_below())
         return (self / path for path in below if len(path.parts) == 1 and fnmatchcase(path.name, pattern))
 
     def rglob(self, pattern: str) -> Iterator[S3Path]:
         """The objects anywhere below whose names match. Folders are none of them."""
-        assert "/" not in pattern, "a pattern for names, not for paths"
+        assert "/" not in pattern, "expected a pattern of names, without a slash"
         below = map(self._below, self.list_below())
         return (self / path for path in below if fnmatchcase(path.name, pattern))
 
@@ -207,8 +207,8 @@ class S3Path:
         return self.write_bytes(text.encode(encoding))
 
     def unlink(self, missing_ok: bool = True) -> None:
-        """Removes the object. S3 does not say whether there was one, so asking for that is refused."""
-        assert missing_ok, "S3 removes what is not there without complaint"
+        """Removes the object, if there is one; ``missing_ok=False`` is refused, as S3 does not report it."""
+        assert missing_ok, "S3 does not report a missing object"
         with s3.explained(self.place):
             s3.client(self.settings).delete_object(Bucket=self.bucket, Key=self.key)
 
@@ -249,7 +249,7 @@ class S3Upload:
         self._under_way: Future[dict[str, Any]] | None = None
 
     def write(self, data: memoryview) -> None:
-        """Takes bytes; sends whole parts as they fill."""
+        """Appends bytes; sends whole parts as they fill."""
         start = 0
         while start < len(data):
             taken = data[start : start + PART_BYTES - len(self._buffer)]
@@ -259,7 +259,7 @@ class S3Upload:
                 self._send_part()
 
     def finish(self) -> str:
-        """Makes the object appear, and returns its tag."""
+        """Makes the object appear; returns its tag."""
         try:
             if self._upload is None:
                 return self._path.write_bytes(bytes(self._buffer))
@@ -271,11 +271,11 @@ class S3Upload:
             self._sender.shutdown()
 
     def abort(self) -> None:
-        """Leaves nothing behind."""
+        """Ends the upload and removes its parts."""
         self._sender.shutdown()
         if self._upload is not None:
-            # Whatever made the writer give up is worth telling; parts that stay behind for want of an answer
-            # are invisible, and the next attempt at the artifact ends them.
+            # The writer's own error is the one to raise; parts that stay behind are invisible, and the next
+            # attempt at the artifact ends them.
             with contextlib.suppress(StoreError):
                 self._call("abort_multipart_upload")
 

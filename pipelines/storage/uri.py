@@ -71,7 +71,7 @@ def filesystem_for(uri: str | Folder) -> tuple[fs.FileSystem, str]:
     except (ValueError, OSError) as error:
         raise ConfigError(
             f"{uri!r} is not a folder that this project can read.",
-            f"{type(error).__name__}: {error}",
+            f"Arrow: {error}.",
             "Use a local folder, s3://bucket/prefix, gs://bucket/prefix or hf://datasets/org/name/path.",
         ) from error
     return filesystem, path.rstrip("/")

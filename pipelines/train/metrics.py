@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+from pipelines.storage.atomic import write_whole
 from pipelines.text_format import duration, number
 
 FILE = "metrics.jsonl"
@@ -69,9 +70,7 @@ class MetricsLog:
     def __init__(self, folder: Path, *, steps_done: int) -> None:
         path = folder / FILE
         kept = [line for line in read_lines(path) if line["step"] <= steps_done]
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        partial.replace(path)
+        write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file: TextIO = path.open("a", buffering=1)  # a line is in the file when the step is over
 
     def write(self, metrics: StepMetrics) -> None:

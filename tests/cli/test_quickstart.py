@@ -83,11 +83,11 @@ def test_moving_the_store_to_another_address_redoes_nothing(whole: Path, tmp_pat
 
 
 @pytest.mark.parametrize("step", [3, 25])
-def test_a_run_whose_walker_is_killed_continues_and_ends_with_the_same_weights(
+def test_a_run_whose_runner_is_killed_continues_and_ends_with_the_same_weights(
     step: int, whole: Path, tmp_path: Path, stores: list[Path]
 ):
     stores.append(tmp_path)
-    quickstart.kill_during_training(tmp_path, step, lambda walker: [walker])
+    quickstart.kill_during_training(tmp_path, step, lambda runner: [runner])
     quickstart.run(tmp_path, {"where.serve.port": "18232"})
     local_ray.stop(tmp_path / "session")
     assert_same_result(tmp_path, whole)
@@ -108,15 +108,15 @@ def test_a_killed_training_worker_is_replaced_and_the_run_ends_with_the_same_wei
     assert_same_result(tmp_path, whole)
 
 
-def test_a_run_that_loses_its_walker_its_head_and_every_worker_continues_from_the_last_checkpoint(
+def test_a_run_that_loses_its_runner_its_head_and_every_worker_continues_from_the_last_checkpoint(
     whole: Path, tmp_path: Path, stores: list[Path]
 ):
     stores.append(tmp_path)
 
-    def everything(walker: int) -> list[int]:
+    def everything(runner: int) -> list[int]:
         session = local_ray.read_session(tmp_path / "session")
         assert session is not None
-        return [walker, session.pid, *quickstart.training_workers(tmp_path)]
+        return [runner, session.pid, *quickstart.training_workers(tmp_path)]
 
     quickstart.kill_during_training(tmp_path, 25, everything)
     output = quickstart.run(tmp_path, {"where.serve.port": "18234"})

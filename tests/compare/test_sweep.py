@@ -107,7 +107,7 @@ def test_a_new_seed_changes_no_other_member():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["sweep=null"], r"(?s)nothing to sweep.*add sweep\.variants"),
+        (["sweep=null"], r"(?s)nothing to sweep.*Add sweep\.variants"),
         (["sweep.seeds=[1, 1]"], "names one twice"),
         (["sweep.variants={a: {}}"], "variants"),
         (["sweep.variants={a: {}, b: {where: {store: x}}}"], "variant b changes where"),

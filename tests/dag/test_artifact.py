@@ -41,7 +41,7 @@ def test_a_manifest_lists_every_file_with_size_and_hash(tmp_path: Path):
     assert manifest["files"].keys() == {"one", "deep/two"}
     assert manifest["files"]["deep/two"] == {"bytes": 2, "sha256": expected}
     assert manifest["summary"] == {"n": 1}
-    artifact.verify(tmp_path / "a")
+    assert artifact.verify(tmp_path / "a") == []
 
 
 def test_the_content_digest_knows_files_and_nothing_of_time_or_place(tmp_path: Path):
@@ -52,17 +52,25 @@ def test_the_content_digest_knows_files_and_nothing_of_time_or_place(tmp_path: P
     assert make(tmp_path / "d", one="1", three="2")["content_digest"] != first
 
 
-@pytest.mark.parametrize("damage", ["altered", "missing", "added"])
-def test_verify_finds_files_that_are_not_what_the_manifest_says(tmp_path: Path, damage: str):
+@pytest.mark.parametrize("damage", ["altered", "size", "missing", "added"])
+def test_verify_finds_files_that_differ_from_the_manifest(tmp_path: Path, damage: str):
     make(tmp_path / "a", one="1", two="2")
     if damage == "altered":
         (tmp_path / "a" / "one").write_text("I")
+    elif damage == "size":
+        (tmp_path / "a" / "one").write_text("11")
     elif damage == "missing":
         (tmp_path / "a" / "one").unlink()
     else:
         (tmp_path / "a" / "three").write_text("3")
-    with pytest.raises(StoreError, match=damage):
-        artifact.verify(tmp_path / "a")
+    (fault,) = artifact.verify(tmp_path / "a")
+    assert (fault.kind, fault.file) == (damage, "three" if damage == "added" else "one")
+    assert "altered" in fault.detail if damage == "size" else damage in fault.detail
+
+
+def test_verify_refuses_a_folder_without_a_manifest(tmp_path: Path):
+    with pytest.raises(StoreError, match="is not an artifact"):
+        artifact.verify(tmp_path)
 
 
 def test_beginning_again_takes_the_manifest_away_and_keeps_the_files(tmp_path: Path):
@@ -117,7 +125,7 @@ def kill_while_writing(folder: Path, delays: list[float]) -> int:
         writer.wait()
         writer.stdout.close()
         if artifact.read_manifest(folder) is not None:
-            artifact.verify(folder)
+            assert artifact.verify(folder) == []
             whole += 1
     return whole
 

@@ -1,4 +1,4 @@
-"""Killing the walker, and killing Ray: the next run goes on where it was."""
+"""Killing the runner, and killing Ray: the next run goes on where it was."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ import pytest
 
 from infra import local_ray
 from pipelines.dag.jobs import Cluster
-from tests.support.dag.walk import RAY, Notes, gated, walker
+from tests.support.dag.runner import RAY, Notes, gated, make_runner
 from tests.support.paths import ROOT
 
 
-def start_walker(store: Path, session: Path) -> tuple[subprocess.Popen[str], str]:
-    """A walker in a process of its own, once its first job has begun; returns the job's id too."""
+def start_runner(store: Path, session: Path) -> tuple[subprocess.Popen[str], str]:
+    """A runner in a process of its own, once its first job has begun; returns the job's id too."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.support.dag.walk", str(store), str(session)],
+        [sys.executable, "-m", "tests.support.dag.runner", str(store), str(session)],
         stdout=subprocess.PIPE,
         text=True,
         cwd=ROOT,
@@ -48,17 +48,17 @@ def kill(process: subprocess.Popen[str]) -> None:
     process.stdout.close()
 
 
-def test_a_killed_walker_leaves_its_job_running_and_the_next_one_watches_it(
+def test_a_killed_runner_leaves_its_job_running_and_the_next_one_watches_it(
     tmp_path: Path, ray_folder: Path, ray_head: local_ray.RaySession
 ):
-    process, job_id = start_walker(tmp_path, ray_folder)
+    process, job_id = start_runner(tmp_path, ray_folder)
     kill(process)
     assert Cluster(RAY, ray_folder).state(job_id) == "active"
     assert not list(tmp_path.glob("wait_for_gate/*/manifest.json"))
 
     (tmp_path / "gate").touch()
     notes = Notes()
-    manifests = walker(gated(tmp_path), tmp_path, ray_folder, notes).run()
+    manifests = make_runner(gated(tmp_path), tmp_path, ray_folder, notes).run()
     assert f"attached {job_id}" in notes.lines or "cached slow" in notes.lines
     assert len((tmp_path / "starts.txt").read_text().splitlines()) == 1
     assert manifests["after"]["summary"] == {"files": 2}
@@ -76,7 +76,7 @@ def own_session(tmp_path: Path) -> Iterator[Path]:
 def test_after_ray_was_killed_the_next_run_starts_a_head_and_the_stage_again(
     tmp_path: Path, own_session: Path
 ):
-    process, job_id = start_walker(tmp_path, own_session)
+    process, job_id = start_runner(tmp_path, own_session)
     head = local_ray.read_session(own_session)
     assert head is not None
     kill(process)
@@ -85,7 +85,7 @@ def test_after_ray_was_killed_the_next_run_starts_a_head_and_the_stage_again(
 
     (tmp_path / "gate").touch()
     notes = Notes()
-    manifests = walker(gated(tmp_path), tmp_path, own_session, notes).run()
+    manifests = make_runner(gated(tmp_path), tmp_path, own_session, notes).run()
     assert not psutil.pid_exists(driver) or psutil.Process(driver).status() == psutil.STATUS_ZOMBIE
     assert manifests["after"]["summary"] == {"files": 2}
     assert local_ray.read_session(own_session) != head
@@ -94,8 +94,8 @@ def test_after_ray_was_killed_the_next_run_starts_a_head_and_the_stage_again(
 
 
 @pytest.mark.slow
-def test_a_walker_outlives_its_ray_head(tmp_path: Path, own_session: Path):
-    process, _ = start_walker(tmp_path, own_session)
+def test_a_runner_outlives_its_ray_head(tmp_path: Path, own_session: Path):
+    process, _ = start_runner(tmp_path, own_session)
     head = local_ray.read_session(own_session)
     assert head is not None
     os.kill(head.pid, signal.SIGKILL)
@@ -108,8 +108,8 @@ def test_a_walker_outlives_its_ray_head(tmp_path: Path, own_session: Path):
 
 
 @pytest.mark.slow
-def test_a_walker_does_not_bring_back_what_was_stopped(tmp_path: Path, own_session: Path):
-    process, _ = start_walker(tmp_path, own_session)
+def test_a_runner_does_not_bring_back_what_was_stopped(tmp_path: Path, own_session: Path):
+    process, _ = start_runner(tmp_path, own_session)
     assert local_ray.stop(own_session)
     output, _ = process.communicate(timeout=60)
     assert process.returncode != 0

@@ -1,4 +1,4 @@
-"""The walker, on a real Ray head with real jobs."""
+"""The runner, on a real Ray head with real jobs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipelines.dag.jobs import Cluster
 from pipelines.dag.plan import StageSpec
 from pipelines.dag.records import Records
 from pipelines.dag.run import StageFailed
-from tests.support.dag.walk import STAGES, Notes, toy, walker
+from tests.support.dag.runner import STAGES, Notes, make_runner, toy
 
 pytestmark = pytest.mark.usefixtures("ray_head")
 
@@ -25,24 +25,26 @@ pytestmark = pytest.mark.usefixtures("ray_head")
 def test_a_chain_runs_once_and_is_cached_afterwards(tmp_path: Path, ray_folder: Path):
     stages = [toy("one", "write_number", number=1), toy("two", "write_number", {"x": "one"}, number=10)]
     notes = Notes()
-    manifests = walker(stages, tmp_path, ray_folder, notes).run()
+    manifests = make_runner(stages, tmp_path, ray_folder, notes).run()
     assert manifests["two"]["summary"] == {"number": 11}
     assert manifests["two"]["inputs"] == {"x": manifests["one"]["fingerprint"]}
     assert "progress two 1/1 written" in notes.lines
     assert "printed two the number is 11" in notes.lines
     for manifest in manifests.values():
-        artifact.verify(tmp_path / manifest["kind"] / manifest["fingerprint"])
+        assert artifact.verify(tmp_path / manifest["kind"] / manifest["fingerprint"]) == []
 
     again = Notes()
     # No cluster is needed for what is done: this one does not exist.
-    assert walker(stages, tmp_path, tmp_path / "no-session", again).run() == manifests
+    assert make_runner(stages, tmp_path, tmp_path / "no-session", again).run() == manifests
     assert again.lines == ["cached one", "cached two"]
     assert not (tmp_path / "no-session").exists()
 
 
 def test_a_job_has_a_readable_id_and_leaves_its_log_in_the_store(tmp_path: Path, ray_folder: Path):
     notes = Notes()
-    manifest = walker([toy("named", "write_number", number=1)], tmp_path, ray_folder, notes).run()["named"]
+    manifest = make_runner([toy("named", "write_number", number=1)], tmp_path, ray_folder, notes).run()[
+        "named"
+    ]
     job_id = f"named-{manifest['fingerprint'][:12]}-a1"
     assert notes.lines[0] == f"started {job_id}"
     assert manifest["provenance"]["job_id"] == job_id
@@ -51,12 +53,12 @@ def test_a_job_has_a_readable_id_and_leaves_its_log_in_the_store(tmp_path: Path,
 
 def test_independent_stages_run_at_the_same_time(tmp_path: Path, ray_folder: Path):
     stages = [toy("left", "meet", other="right"), toy("right", "meet", other="left")]
-    assert walker(stages, tmp_path, ray_folder, Notes()).run().keys() == {"left", "right"}
+    assert make_runner(stages, tmp_path, ray_folder, Notes()).run().keys() == {"left", "right"}
 
 
 def test_a_killed_job_is_tried_again_and_finds_its_files(tmp_path: Path, ray_folder: Path):
     notes = Notes()
-    manifest = walker([toy("mortal", "die_once")], tmp_path, ray_folder, notes).run()["mortal"]
+    manifest = make_runner([toy("mortal", "die_once")], tmp_path, ray_folder, notes).run()["mortal"]
     assert manifest["summary"] == {"resumed_from": "step 7"}
     assert any(line.startswith("retrying mortal: ") and "-9" in line for line in notes.lines)
     assert any(line.startswith("started mortal-") and line.endswith("-a2") for line in notes.lines)
@@ -64,7 +66,7 @@ def test_a_killed_job_is_tried_again_and_finds_its_files(tmp_path: Path, ray_fol
 
 def test_a_killed_job_without_retries_left_fails(tmp_path: Path, ray_folder: Path):
     with pytest.raises(StageFailed, match="mortal failed"):
-        walker([toy("mortal", "die_once")], tmp_path, ray_folder, Notes(), retries=0).run()
+        make_runner([toy("mortal", "die_once")], tmp_path, ray_folder, Notes(), retries=0).run()
     assert not list(tmp_path.glob("die_once/*/manifest.json"))
 
 
@@ -72,7 +74,7 @@ def test_a_failing_stage_stops_what_follows_and_shows_its_log(tmp_path: Path, ra
     stages = [toy("broken", "fail", zero=0), toy("next", "count_inputs", {"x": "broken"})]
     notes = Notes()
     with pytest.raises(StageFailed) as caught:
-        walker(stages, tmp_path, ray_folder, notes).run()
+        make_runner(stages, tmp_path, ray_folder, notes).run()
     assert "Stage broken failed" in caught.value.what
     assert "ZeroDivisionError" in caught.value.why
     assert "about to divide" in caught.value.why
@@ -86,7 +88,7 @@ def test_a_failing_stage_stops_what_follows_and_shows_its_log(tmp_path: Path, ra
 
 def test_a_refused_setting_arrives_with_what_why_and_remedy(tmp_path: Path, ray_folder: Path):
     with pytest.raises(StageFailed) as caught:
-        walker([toy("odd", "refuse")], tmp_path, ray_folder, Notes()).run()
+        make_runner([toy("odd", "refuse")], tmp_path, ray_folder, Notes()).run()
     assert "The number is odd." in caught.value.why
     assert caught.value.remedy == "use 4"
 
@@ -94,14 +96,14 @@ def test_a_refused_setting_arrives_with_what_why_and_remedy(tmp_path: Path, ray_
 def test_a_stage_function_that_does_not_exist_is_named(tmp_path: Path, ray_folder: Path):
     stage = StageSpec(name="gone", kind="gone", settings={}, function="pipelines.nowhere:run_stage")
     with pytest.raises(StageFailed, match=r"no stage function pipelines\.nowhere:run_stage"):
-        walker([stage], tmp_path, ray_folder, Notes()).run()
+        make_runner([stage], tmp_path, ray_folder, Notes()).run()
 
 
-def test_two_walkers_share_one_job(tmp_path: Path, ray_folder: Path):
+def test_two_runners_share_one_job(tmp_path: Path, ray_folder: Path):
     stages = [toy("left", "meet", other="right"), toy("right", "meet", other="left")]
     notes = [Notes(), Notes()]
-    walkers = [walker(stages, tmp_path, ray_folder, each) for each in notes]
-    threads = [threading.Thread(target=each.run) for each in walkers]
+    runners = [make_runner(stages, tmp_path, ray_folder, each) for each in notes]
+    threads = [threading.Thread(target=each.run) for each in runners]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -124,15 +126,15 @@ def test_a_state_is_brought_about_once_and_again_when_it_is_gone(tmp_path: Path,
         check=f"{STAGES}:check_answer",
     )
     first = Notes()
-    pid = walker([stage], tmp_path, ray_folder, first).run()["answer"]["summary"]["pid"]
+    pid = make_runner([stage], tmp_path, ray_folder, first).run()["answer"]["summary"]["pid"]
     second = Notes()
-    summary = walker([stage], tmp_path, tmp_path / "no-session", second).run()["answer"]["summary"]
+    summary = make_runner([stage], tmp_path, tmp_path / "no-session", second).run()["answer"]["summary"]
     assert summary == {"port": port}
     assert second.lines == ["cached answer"]
 
     os.kill(pid, signal.SIGKILL)
     third = Notes()
-    pid = walker([stage], tmp_path, ray_folder, third).run()["answer"]["summary"]["pid"]
+    pid = make_runner([stage], tmp_path, ray_folder, third).run()["answer"]["summary"]["pid"]
     assert third.lines[-1] == "finished answer"
     os.kill(pid, signal.SIGKILL)
 
@@ -141,7 +143,7 @@ def test_ray_knows_the_job_and_refuses_its_id_a_second_time(
     tmp_path: Path, ray_folder: Path, ray_head: RaySession
 ):
     notes = Notes()
-    walker([toy("one", "write_number", number=5)], tmp_path, ray_folder, notes).run()
+    make_runner([toy("one", "write_number", number=5)], tmp_path, ray_folder, notes).run()
     job_id = notes.lines[0].split()[1]
     cluster = Cluster({"address": ray_head.address}, ray_folder)
     assert cluster.state(job_id) == "succeeded"

@@ -17,7 +17,7 @@ from pipelines.recipe import load_recipe
 from pipelines.storage.s3_path import S3Path
 from pipelines.storage.uri import Folder, open_folder
 from tests.data.test_pack import PACK
-from tests.support.dag.walk import toy
+from tests.support.dag.runner import toy
 
 CORPUS = {"generator": "moving_shapes", "train_clips": 3, "test_clips": 1, "seconds": 2.0, "fps": 10}
 
@@ -35,7 +35,11 @@ def data_stages(place: dict[str, Any]) -> list[StageSpec]:
     packing = PACK | {"sources": ["live"], "text_tokens": 200, "image_tokens": 300, "video": None}
     return [
         StageSpec(
-            name=name, kind=name, settings=what, function=f"pipelines.data.{ROOMS[name]}.run:run_stage", inputs=inputs,
+            name=name,
+            kind=name,
+            settings=what,
+            function=f"pipelines.data.{ROOMS[name]}.run:run_stage",
+            inputs=inputs,
             placement=place,
         )
         for name, what, inputs in (
@@ -79,7 +83,7 @@ def test_a_run_with_its_data_on_s3_makes_the_same_artifacts_as_one_in_folders(
         assert on_s3 is not None
         assert on_disk is not None
         assert on_s3["content_digest"] == on_disk["content_digest"]
-        artifact.verify(ours.folder)
+        assert artifact.verify(ours.folder) == []
     assert not (tmp_path / "there" / "clean").exists()
     assert not [path for path in s3_folder.rglob("*") if any(p.startswith(".") for p in path.key.split("/"))]
     clean_folders, pack_folders = ([stages[n].folder for stages in (there, here)] for n in (1, 2))

@@ -192,20 +192,20 @@ def test_the_content_digest_is_the_same_on_s3_as_in_a_folder_and_nothing_is_read
     assert manifests["s3"]["content_digest"] == manifests["disk"]["content_digest"]
     assert manifests["s3"]["files"] == manifests["disk"]["files"]
     assert proxy.sent < 20_000
-    artifact.verify(s3_folder)
+    assert artifact.verify(s3_folder) == []
     assert sorted(path.name for path in s3_folder.rglob("*")) == [
         "card.json", "manifest.json", "train-00000.arrow", "train-00001.arrow",
     ]  # fmt: skip
     (s3_folder / "card.json").write_text("{}")
-    with pytest.raises(StoreError, match="altered"):
-        artifact.verify(s3_folder)
+    (fault,) = artifact.verify(s3_folder)
+    assert (fault.file, fault.kind) == ("card.json", "size")
 
 
 def test_a_file_that_was_written_again_by_other_means_is_read_for_its_digest(s3_folder, pictures):
     write_clean(s3_folder, {"train": pictures})
     (s3_folder / "train-00001.arrow").write_bytes(b"other")
     artifact.commit(s3_folder, {"fingerprint": "f", "kind": "clean"}, {}, {})
-    artifact.verify(s3_folder)
+    assert artifact.verify(s3_folder) == []
 
 
 def test_without_a_manifest_nothing_exists_and_it_comes_last(s3_server, s3_folder):
@@ -269,7 +269,7 @@ def assert_same(folder: S3Path, local: Path) -> None:
     assert ours is not None
     assert theirs is not None
     assert ours["files"] == theirs["files"]
-    artifact.verify(folder)
+    assert artifact.verify(folder) == []
     assert sorted(p.name for p in folder.rglob("*")) == sorted([*theirs["files"], artifact.MANIFEST])
     assert s3.list_uploads(folder.settings, folder.bucket, folder.key) == []
 

@@ -54,7 +54,7 @@ def test_recipes_that_are_each_others_base_are_refused(tmp_path: Path):
 
 
 def test_an_unknown_base_is_refused_with_the_closest_name(tmp_path: Path):
-    with pytest.raises(ConfigError, match="did you mean `quickstart`"):
+    with pytest.raises(ConfigError, match="Did you mean `quickstart`"):
         load_recipe(write(tmp_path, "mine", base="quickstrat"))
 
 

@@ -167,7 +167,7 @@ def test_a_missing_section_is_named(tmp_path: Path):
 
 
 def test_an_unknown_recipe_is_refused_with_the_closest_name():
-    with pytest.raises(ConfigError, match="did you mean `quickstart`"):
+    with pytest.raises(ConfigError, match="Did you mean `quickstart`"):
         load_recipe("quikstart")
     with pytest.raises(ConfigError, match=r"no recipe file .*mine\.yaml"):
         load_recipe("mine.yaml")

@@ -12,7 +12,7 @@ from pipelines.cli import main, session
 from pipelines.dag.plan import StageSpec
 from pipelines.recipe import Recipe
 from pipelines.recipe.stages import store_folder
-from tests.support.dag.walk import gated, toy
+from tests.support.dag.runner import gated, toy
 
 
 def toy_stages(name: str, store: Path) -> list[StageSpec]:

@@ -56,28 +56,28 @@ def plan(store: Path, settings: dict[str, str] | None = None) -> dict[str, bool]
 def kill_during_training(
     store: Path, after_step: int, victims: Callable[[int], list[int]], settings: dict[str, str] | None = None
 ) -> int:
-    """Starts a run, SIGKILLs some of its processes once a step is done; returns the walker's exit code.
+    """Starts a run, SIGKILLs some of its processes once a step is done; returns the runner's exit code.
 
     Args:
         store: A store without a trained model.
         after_step: The step to wait for.
-        victims: From the walker's process id to the ids to kill.
+        victims: From the runner's process id to the ids to kill.
         settings: Beyond ``SMALL``.
     """
     quiet = subprocess.DEVNULL
-    walker = subprocess.Popen(command(store, "run", settings), stdout=quiet, stderr=quiet)
+    runner = subprocess.Popen(command(store, "run", settings), stdout=quiet, stderr=quiet)
     try:
         deadline = time.monotonic() + 300
         while steps_done(store) < after_step:
-            assert walker.poll() is None, "the run ended before it could be killed"
+            assert runner.poll() is None, "the run ended before it could be killed"
             assert time.monotonic() < deadline, "training did not get there"
             time.sleep(0.05)
-        for pid in victims(walker.pid):
+        for pid in victims(runner.pid):
             psutil.Process(pid).send_signal(signal.SIGKILL)
-        return walker.wait(timeout=400)
+        return runner.wait(timeout=400)
     finally:
-        if walker.poll() is None:
-            walker.kill()
+        if runner.poll() is None:
+            runner.kill()
 
 
 def steps_done(store: Path) -> int:

@@ -1,6 +1,6 @@
-"""A run of toy stages in a process of its own, for tests that kill the walker.
+"""A run of toy stages in a process of its own, for tests that kill the runner.
 
-    python -m tests.support.dag.walk <store> <session folder>
+    python -m tests.support.dag.runner <store> <session folder>
 
 It prints `started <job id>`, `finished <stage>` and so on.
 """
@@ -70,12 +70,12 @@ def gated(store: Path) -> list[StageSpec]:
     return [spec, toy("after", "count_inputs", {"slow": "slow"})]
 
 
-def walker(stages: list[StageSpec], store: Path, session: Path, notes: Notes, **options: Any) -> Runner:
-    """A walker over toy stages on the local head of ``session``."""
+def make_runner(stages: list[StageSpec], store: Path, session: Path, notes: Notes, **options: Any) -> Runner:
+    """A runner over toy stages on the local head of ``session``."""
     versions = {stage.kind: "1" for stage in stages}
     return Runner(plan(stages, store, versions), Records(store), Cluster(RAY, session), notes, **options)
 
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
-    walker(gated(folder), folder, Path(sys.argv[2]), Notes(echo=True)).run()
+    make_runner(gated(folder), folder, Path(sys.argv[2]), Notes(echo=True)).run()

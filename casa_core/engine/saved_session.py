@@ -11,7 +11,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from casa_core.atomic import replacing
 from casa_core.decoding.snapshot import SequenceSnapshot
 from casa_core.errors import StoreError
 from casa_core.model import CasaForConditionalGeneration
@@ -90,9 +90,8 @@ class SavedSession:
             "transcript": self.transcript.to_json(),
             "sequence": json.dumps(self.sequence.numbers()),
         }
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        save_file({name: t.contiguous() for name, t in tensors.items()}, partial, metadata)
-        partial.replace(path)
+        with replacing(path) as partial:
+            save_file({name: t.contiguous() for name, t in tensors.items()}, partial, metadata)
 
     @classmethod
     def read(cls, path: str | Path) -> SavedSession:

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from transformers import GenerationConfig
 
+from casa_core.atomic import replacing
 from casa_core.config import CasaConfig
 from casa_core.errors import StoreError
 from casa_core.model import CasaForConditionalGeneration
@@ -47,9 +48,8 @@ def save_checkpoint(
         "template_hash": processor.template_hash(),
         "provenance": provenance or {},
     }
-    partial = folder / f"{MANIFEST}.partial"
-    partial.write_text(json.dumps(manifest, indent=2, sort_keys=True))
-    partial.replace(folder / MANIFEST)
+    with replacing(folder / MANIFEST) as partial:
+        partial.write_text(json.dumps(manifest, indent=2, sort_keys=True))
 
 
 def generation_defaults(model: CasaForConditionalGeneration, processor: CasaProcessor) -> GenerationConfig:

@@ -1,4 +1,4 @@
-"""``casa``: its commands, and how errors reach the user. Each command's work is in a module of its own.
+"""``casa``: its commands, and how errors reach the user. Each command has a module of its name.
 
 Nothing heavy is imported before a command needs it: ``casa --help`` answers at once.
 """
@@ -12,16 +12,32 @@ import typer
 from typer.core import TyperGroup
 
 from casa_core.errors import CasaError, ClusterError
-from pipelines.cli import checkpoint, data, endpoint, inspect, machine, prepare, run, sweep, train
+from pipelines.cli import (
+    ask,
+    caption,
+    data,
+    doctor,
+    export,
+    inspect,
+    logs,
+    plan,
+    prepare,
+    run,
+    status,
+    stop,
+    sweep,
+    train,
+)
 
 FAILED = 1
 USER_ERROR = 2
 
 
 class CasaGroup(TyperGroup):
-    """Turns this project's errors into what, why and what to try, without a traceback."""
+    """Prints this project's errors as what, why and what to try, without a traceback."""
 
     def invoke(self, ctx: Any) -> Any:
+        """Run a command; a ``CasaError`` ends the process with :func:`exit_code`."""
         try:
             return super().invoke(ctx)
         except CasaError as error:
@@ -30,7 +46,7 @@ class CasaGroup(TyperGroup):
 
 
 def exit_code(error: CasaError) -> int:
-    """1 for what failed while it ran, 2 for what was asked wrongly."""
+    """1 for what failed while it ran, 2 for a mistake in what was asked."""
     from pipelines.dag.run import StageFailed
 
     return FAILED if isinstance(error, StageFailed | ClusterError) else USER_ERROR
@@ -93,17 +109,17 @@ def casa(
 app.command("run")(run.run)
 app.command("prepare")(prepare.prepare)
 app.command("train")(train.train)
-app.command("export")(train.export)
+app.command("export")(export.export)
 app.command("sweep")(sweep.sweep)
-app.command("plan")(inspect.plan)
-app.command("status")(inspect.status)
-app.command("logs")(inspect.logs)
-app.command("stop")(inspect.stop)
-app.command("ask")(endpoint.ask)
-app.command("caption")(endpoint.caption)
-app.command("inspect")(checkpoint.inspect)
+app.command("plan")(plan.plan)
+app.command("status")(status.status)
+app.command("logs")(logs.logs)
+app.command("stop")(stop.stop)
+app.command("ask")(ask.ask)
+app.command("caption")(caption.caption)
+app.command("inspect")(inspect.inspect)
 app.add_typer(data.app, name="data")
-app.command("doctor")(machine.doctor)
+app.command("doctor")(doctor.doctor)
 
 
 def main() -> None:

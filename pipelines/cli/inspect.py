@@ -1,225 +1,209 @@
-"""``casa plan``, ``status``, ``logs`` and ``stop``: looking at runs, and ending them."""
+"""``casa inspect``: what a checkpoint is, what it answers, and what it attends to as it generates."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipelines.cli.options import (
-    DEFAULT_RECIPE,
-    DEFAULT_STORE,
-    JsonOption,
-    RecipeArgument,
-    SetOption,
-    StoreOption,
-    print_json,
-)
+from pipelines.cli.shared.options import JsonOption
+from pipelines.cli.show.format import print_json
 
 if TYPE_CHECKING:
-    from pipelines.cli.session import LatestRun
-    from pipelines.dag.plan import PlannedStage
+    from casa_core.analysis.inspection import Examined, Examiner
+    from casa_core.engine.engine import Engine
+    from pipelines.cards.inspection import Inspection
 
-MARKS = {"done": "[green]✓ done", "run": "[yellow]→ run", "check": "[cyan]? check"}
-FOLLOW_S = 0.3
+QUESTION = "what color is the shape?"
+FPS = 2.0
+PAPER_GROUP = 16
+FEWEST_GROUPS = 16
 
 
-def plan(
-    recipe: RecipeArgument = DEFAULT_RECIPE,
-    set_: SetOption = None,
-    json_: JsonOption = False,
-    training: Annotated[
-        bool,
-        typer.Option("--training", help="What training takes instead: memory of a GPU by part, and time."),
-    ] = False,
-    gpu: Annotated[str, typer.Option(help="A100, A100-40, L40S, H100, H200 or B200.")] = "H100",
-    gpus: Annotated[
-        int | None, typer.Option(help="How many; where.train.workers if not given.", min=1)
+def inspect(
+    folder: Annotated[
+        Path, typer.Argument(help="A checkpoint, or the artifact of a train stage.", metavar="MODEL_FOLDER")
+    ],
+    image: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A picture to ask about; a drawn one by default. May be repeated.",
+            exists=True,
+            dir_okay=False,
+        ),
     ] = None,
+    question: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=f'What to ask: one for each --image in order, or one for all. Default: "{QUESTION}"'
+        ),
+    ] = None,
+    clip: Annotated[
+        Path | None, typer.Option(help="A video to watch as a live stream.", exists=True, dir_okay=False)
+    ] = None,
+    query: Annotated[str, typer.Option(help="What to speak about in the clip.")] = "",
+    frames: Annotated[int, typer.Option(help="Frames of the clip to watch, two a second.", min=1)] = 16,
+    max_tokens: Annotated[int, typer.Option(help="Bound on an answer, in tokens.", min=1)] = 32,
+    group: Annotated[
+        int | None,
+        typer.Option(
+            help=f"Image tokens to a point of the chart: {PAPER_GROUP}, or fewer for small pictures.",
+            min=1,
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the random masking.")] = 0,
+    page: Annotated[Path, typer.Option(help="Where the HTML page goes.", dir_okay=False)] = Path(
+        "inspect.html"
+    ),
+    json_: JsonOption = False,
 ) -> None:
-    """Show what a run would do, and why, without doing it; or what its training takes.
+    """Look into a checkpoint: what it is, what it answers, where it looks, and what it cannot do without.
 
-    With --training no data is looked at, and what does not fit a GPU is refused with what would make it fit.
+    Prints the answers and how text divides its attention (the paper's Figure 7).
+
+    For models of kind casa: what is said when a token may not see itself (Table 8).
+
+    Writes a page with charts, and a heat map over the picture for each word.
 
     Examples:
 
-      casa plan
+      casa inspect runs/train/4a84…/model
 
-      casa plan quickstart --set evaluate.batch_size=32
+      casa inspect model --image cat.png --question "What is it?"
 
-      casa plan my.yaml --json
+      casa inspect model --image a.png --image b.png --question "What is it?" --page both.html
 
-      casa plan casa-qwen-image --training --gpu H100 --gpus 64
+      casa inspect model --clip clip.mp4 --query "describe what you see live"
     """
-    if training:
-        _plan_training(recipe, set_ or (), gpu, gpus, as_json=json_)
-        return
-    from pipelines.cli.session import open_run
+    from casa_core.analysis.inspection import Examiner
+    from pipelines.cli.show.inspection import inspection_as_json, show_inspection
 
-    stages = [_with_state(stage) for stage in open_run(recipe, set_ or ()).stages]
+    asked = _pair(image or [], question or []) if image or question or clip is None else []
+    folder = _found(folder)
+    engine = _load(folder)
+    examiner = Examiner(engine, seed, max_tokens)
+    examined = [_ask(examiner, picture, text) for picture, text in asked]
+    if clip is not None:
+        examined.append(examiner.clip(_frames(clip, frames), query, clip.name))
+    inspection = _inspection(folder, examiner, examined, group)
+    _write(page, inspection)
     if json_:
-        print_json([_planned(stage) for stage in stages])
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, header_style="bold")
-    for column in ("stage", "fingerprint", "code", "", "why"):
-        table.add_column(column, no_wrap=column != "why")
-    for stage in stages:
-        table.add_row(
-            stage.name, stage.fingerprint[:12], stage.code_version, MARKS[stage.status], stage.reason
-        )
-    Console().print(table)
-
-
-def _plan_training(
-    recipe: str, overrides: Sequence[str], gpu: str, gpus: int | None, *, as_json: bool
-) -> None:
-    from casa_core.hardware import find_gpu
-    from pipelines.cli.show_training import estimate_json, show_estimate
-    from pipelines.cost.estimate import check_fits, estimate
-    from pipelines.recipe import load_recipe
-
-    loaded = load_recipe(recipe, overrides)
-    found = estimate(loaded, find_gpu(gpu), gpus)
-    if as_json:
-        print_json(estimate_json(found))
+        print_json(inspection_as_json(inspection, page))
     else:
-        show_estimate(found, loaded.name)
-    check_fits(found, loaded)
+        show_inspection(inspection, page)
 
 
-def _with_state(stage: PlannedStage) -> PlannedStage:
-    """A state stage's status as it is right now, rather than "to be checked"."""
-    from dataclasses import replace
-
-    from pipelines.dag.run import held_state
-
-    if not stage.spec.state:
-        return stage
-    if held_state(stage) is not None:
-        return replace(stage, status="done", reason="running, and as asked for")
-    return replace(stage, status="run", reason="not running, or not as asked for")
-
-
-def _planned(stage: PlannedStage) -> dict[str, Any]:
-    return {
-        "stage": stage.name,
-        "kind": stage.spec.kind,
-        "fingerprint": stage.fingerprint,
-        "code_version": stage.code_version,
-        "status": stage.status,
-        "reason": stage.reason,
-        "inputs": stage.spec.inputs,
-        "artifact": str(stage.folder),
-    }
-
-
-def status(store: StoreOption = DEFAULT_STORE, json_: JsonOption = False) -> None:
-    """Show the latest run of a store: its stages, Ray and the endpoint.
-
-    Examples:
-
-      casa status
-
-      casa status --store /data/runs --json
-    """
-    from pipelines.cli.session import latest_run
-    from pipelines.cli.state import look
-
-    seen = look(latest_run(store))
-    if json_:
-        print_json(seen)
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    table = Table(box=None, header_style="bold", title=f"{seen['recipe']}", title_justify="left")
-    for column in ("stage", "state", "attempts", "summary"):
-        table.add_column(column)
-    for stage in seen["stages"]:
-        table.add_row(stage["stage"], stage["state"], str(stage["attempts"]), stage["headline"])
-    console.print(table)
-    console.print(f"Ray       {seen['ray'] or 'not running'}", highlight=False)
-    console.print(f"endpoint  {seen['endpoint'] or 'not running'}", highlight=False)
-
-
-def logs(
-    stage: Annotated[str, typer.Argument(help="A stage's name, as `casa status` shows it.", metavar="STAGE")],
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
-    attempt: Annotated[int | None, typer.Option(help="Which attempt; the latest by default.", min=1)] = None,
-    store: StoreOption = DEFAULT_STORE,
-) -> None:
-    """Print what a stage's job printed. Logs stay in the store, after Ray has ended too.
-
-    Examples:
-
-      casa logs train --follow
-
-      casa logs clean-vqa --attempt 1
-    """
-    from pipelines.cli.session import latest_run
-    from pipelines.dag.progress import LogTail, parse_progress
-
-    run = latest_run(store)
-    job_id = _job_of(run, stage, attempt)
-    tail = LogTail(run.records.log_path(job_id))
-    while True:
-        active = follow and run.cluster.is_reachable() and run.cluster.state(job_id) == "active"
-        for line in tail.read():
-            if parse_progress(line) is None:
-                print(line)
-        if not active:
-            return
-        time.sleep(FOLLOW_S)
-
-
-def _job_of(run: LatestRun, stage: str, attempt: int | None) -> str:
+def _pair(images: Sequence[Path], questions: Sequence[str]) -> list[tuple[Path | None, str]]:
+    """Each picture with its question; ``None`` stands for the drawn picture."""
     from casa_core.errors import ConfigError
-    from pipelines.cli.state import job_prefix
 
-    names = [entry["name"] for entry in run.stages]
-    if stage not in names:
-        import difflib
-
-        close = difflib.get_close_matches(stage, names, n=1)
-        remedy = f"did you mean `{close[0]}`?" if close else f"stages: {', '.join(names)}"
-        raise ConfigError(f"The latest run has no stage {stage}.", f"it is a run of {run.recipe}", remedy)
-    prefix = job_prefix(run.stages[names.index(stage)])
-    latest = run.records.latest_attempt(prefix)
-    if latest == 0:
+    pictures: list[Path | None] = [*images] or [None] * max(len(questions), 1)
+    if len(questions) <= 1:
+        question = questions[0] if questions else QUESTION
+        return [(picture, question) for picture in pictures]
+    if len(questions) != len(pictures):
         raise ConfigError(
-            f"Stage {stage} has not run in this store.",
-            "it is waiting for its inputs, or its artifact was made elsewhere",
-            "`casa status` shows the stages",
+            f"`--image` was given {len(pictures)} times, `--question` {len(questions)} times.",
+            "The first question is about the first picture, and so on.",
+            "Give each --image its --question, or one --question for all.",
         )
-    if attempt is not None and attempt > latest:
-        raise ConfigError(f"Stage {stage} had {latest} attempts.", f"there is no attempt {attempt}", "")
-    return f"{prefix}{attempt or latest}"
+    return list(zip(pictures, questions, strict=True))
 
 
-def stop(store: StoreOption = DEFAULT_STORE, json_: JsonOption = False) -> None:
-    """End the endpoint, the jobs and the local Ray head of a store. Artifacts and checkpoints stay.
+def _found(folder: Path) -> Path:
+    """The checkpoint, or the checkpoint inside a train stage's artifact."""
+    from casa_core.errors import StoreError
 
-    On a cluster that is not ours, only this run's jobs and its endpoint are ended.
+    if not (folder / "config.json").is_file() and (folder / "model" / "config.json").is_file():
+        folder = folder / "model"
+    if not (folder / "config.json").is_file():
+        raise StoreError(
+            f"{folder} is not a checkpoint.",
+            "It has no config.json." if folder.is_dir() else "There is no such folder.",
+            "`casa status --json` names the artifact of a run's train stage.",
+        )
+    return folder
 
-    Examples:
 
-      casa stop
+def _load(folder: Path) -> Engine:
+    from transformers.utils import logging
 
-      casa stop --store /data/runs
-    """
-    from pipelines.cli.state import end
+    from casa_core.engine.engine import Engine
 
-    ended = end(Path(store).expanduser().absolute())
-    if json_:
-        print_json(ended)
-        return
-    parts = [f"{len(ended['processes'])} processes"] if ended["processes"] else []
-    parts += [f"{len(ended['jobs'])} jobs"] if ended["jobs"] else []
-    print(f"Ended {', '.join(parts)}." if parts else "Nothing was running.")
+    logging.disable_progress_bar()
+    return Engine.from_pretrained(folder)
+
+
+def _name(folder: Path) -> str:
+    """A checkpoint's name: its folder's, or the fingerprint of the train stage's artifact that it is in."""
+    folder = folder.absolute()
+    return f"model {folder.parent.name[:12]}" if folder.name == "model" else folder.name
+
+
+def _ask(examiner: Examiner, picture: Path | None, question: str) -> Examined:
+    if picture is None:
+        return examiner.question(_drawn(), question, "a drawn picture")
+    return examiner.question(picture.read_bytes(), question, picture.name)
+
+
+def _drawn() -> bytes:
+    """A red circle on a pale ground, as a PNG."""
+    from casa_core.media.decode import encode_png
+    from pipelines.data.generate.shapes import Shape, render
+
+    side = 256
+    circle = Shape("circle", "red", 0.36 * side, 0.36 * side)
+    return encode_png(render(side, (238, 243, 250), circle, (0.64 * side, 0.36 * side)))
+
+
+def _frames(clip: Path, most: int) -> list[bytes]:
+    from itertools import islice
+
+    from casa_core.errors import MediaError
+    from infra.endpoint_client import encoded_frames
+
+    frames = [frame for _, frame in islice(encoded_frames(clip, FPS), most)]
+    if not frames:
+        what = f"{clip} has no frame that can be shown."
+        raise MediaError("truncated_video", what, "", "Try another file.")
+    return frames
+
+
+def _inspection(
+    folder: Path, examiner: Examiner, examined: Sequence[Examined], group: int | None
+) -> Inspection:
+    from casa_core.analysis.attention_stats import attention_by_kind
+    from casa_core.analysis.forward import delimiter_ids
+    from pipelines.cards.inspection import Inspection
+    from pipelines.cli.show.facts import facts, headline
+
+    engine = examiner.engine
+    sequences = [one.sequence for one in examined]
+    table = None
+    if examiner.unwatched is None:
+        smallest = min(tokens for sequence in sequences for tokens in sequence.image_tokens)
+        table = attention_by_kind(
+            engine.model,
+            sequences,
+            delimiters=delimiter_ids(engine.processor),
+            group=group or max(1, min(PAPER_GROUP, smallest // FEWEST_GROUPS)),
+        )
+    return Inspection(
+        name=_name(folder),
+        headline=headline(engine),
+        facts=facts(engine, folder),
+        examined=examined,
+        table=table,
+        unwatched=examiner.unwatched,
+        unmasked=examiner.unmasked,
+    )
+
+
+def _write(page: Path, inspection: Inspection) -> None:
+    from pipelines.cards.inspection import render
+    from pipelines.storage.atomic import write_whole
+
+    page.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(page, render(inspection))

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
-
-from pipelines.cli.options import DEFAULT_RECIPE, JsonOption, RecipeArgument, SetOption
+from pipelines.cli.shared.options import DEFAULT_RECIPE, JsonOption, PlainOption, RecipeArgument, SetOption
 
 KINDS = frozenset({"corpus", "clean", "pack"})
 """Kinds of stages that prepare data."""
@@ -16,7 +12,7 @@ def prepare(
     recipe: RecipeArgument = DEFAULT_RECIPE,
     set_: SetOption = None,
     json_: JsonOption = False,
-    plain: Annotated[bool, typer.Option("--plain", help="Lines instead of a live table.")] = False,
+    plain: PlainOption = False,
 ) -> None:
     """Prepare a recipe's data: make corpora, clean them, pack them. Nothing is trained.
 
@@ -33,11 +29,10 @@ def prepare(
     """
     from dataclasses import replace
 
-    from pipelines.cli.session import open_run
-    from pipelines.cli.show_prepared import show_prepared
-    from pipelines.cli.walk import walk
+    from pipelines.cli.shared.run_handle import open_run, run_stages
+    from pipelines.cli.show.prepared import show_prepared
 
     opened = open_run(recipe, set_ or ())
     opened = replace(opened, stages=[stage for stage in opened.stages if stage.spec.kind in KINDS])
-    manifests = walk(opened, f"casa prepare {recipe}", as_json=json_, plain=plain)
+    manifests = run_stages(opened, f"casa prepare {recipe}", as_json=json_, plain=plain)
     show_prepared(opened.stages, manifests, as_json=json_)

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
-
-from pipelines.cli.options import DEFAULT_RECIPE, JsonOption, RecipeArgument, SetOption
+from pipelines.cli.shared.options import DEFAULT_RECIPE, JsonOption, PlainOption, RecipeArgument, SetOption
 
 
 def run(
     recipe: RecipeArgument = DEFAULT_RECIPE,
     set_: SetOption = None,
     json_: JsonOption = False,
-    plain: Annotated[bool, typer.Option("--plain", help="Lines instead of a live table.")] = False,
+    plain: PlainOption = False,
 ) -> None:
     """Run a recipe: whatever is not done yet, in order, each stage as a Ray job.
 
@@ -30,10 +26,9 @@ def run(
 
       casa run --json | jq 'select(.event == "result")'
     """
-    from pipelines.cli.results import show_results
-    from pipelines.cli.session import open_run
-    from pipelines.cli.walk import walk
+    from pipelines.cli.shared.run_handle import open_run, run_stages
+    from pipelines.cli.show.results import show_results
 
     opened = open_run(recipe, set_ or ())
-    manifests = walk(opened, f"casa run {recipe}", as_json=json_, plain=plain)
-    show_results(opened, manifests, as_json=json_)
+    manifests = run_stages(opened, f"casa run {recipe}", as_json=json_, plain=plain)
+    show_results(opened.recipe, opened.stages, manifests, as_json=json_)

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-import typer
-
-from pipelines.cli.options import JsonOption, RecipeArgument, SetOption, print_json
+from pipelines.cli.shared.options import JsonOption, PlainOption, RecipeArgument, SetOption
+from pipelines.cli.show.format import print_json_line
 
 
 def sweep(
     recipe: RecipeArgument = "ablation",
     set_: SetOption = None,
     json_: JsonOption = False,
-    plain: Annotated[bool, typer.Option("--plain", help="Lines instead of a live table.")] = False,
+    plain: PlainOption = False,
 ) -> None:
     """Train variants of a recipe with several seeds each, examine all, and compare them.
 
@@ -30,14 +28,13 @@ def sweep(
 
       casa sweep my.yaml --set train.steps=2000
     """
-    from pipelines.cli.session import open_sweep
-    from pipelines.cli.walk import walk
+    from pipelines.cli.shared.run_handle import open_sweep, run_stages
 
     opened = open_sweep(recipe, set_ or ())
-    manifests = walk(opened, f"casa sweep {recipe}", as_json=json_, plain=plain)
+    manifests = run_stages(opened, f"casa sweep {recipe}", as_json=json_, plain=plain)
     compared = manifests["compare"]["summary"]
     folder = Path(compared["path"]).parent
     if json_:
-        print_json({"event": "result", "conclusion": compared["headline"], "folder": str(folder)})
+        print_json_line({"event": "result", "conclusion": compared["headline"], "folder": str(folder)})
         return
     print(f"\n{(folder / 'table.md').read_text()}\n{compared['path']}")

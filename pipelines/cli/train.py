@@ -1,22 +1,19 @@
-"""``casa train`` and ``casa export``: from a recipe, or a training checkpoint, to a model."""
+"""``casa train``: from a recipe to a trained model, and no further."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import StrEnum
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from pipelines.cli.options import DEFAULT_RECIPE, JsonOption, RecipeArgument, SetOption, print_json
-
-if TYPE_CHECKING:
-    from pipelines.storage.uri import Folder
+from pipelines.cli.shared.options import DEFAULT_RECIPE, JsonOption, PlainOption, RecipeArgument, SetOption
+from pipelines.cli.show.format import print_json, print_json_line
 
 
 class Scale(StrEnum):
-    """Of a dry run."""
+    """Size of the model in a dry run."""
 
     small = "small"
     full = "full"
@@ -30,7 +27,7 @@ def train(
     recipe: RecipeArgument = DEFAULT_RECIPE,
     set_: SetOption = None,
     json_: JsonOption = False,
-    plain: Annotated[bool, typer.Option("--plain", help="Lines instead of a live table.")] = False,
+    plain: PlainOption = False,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Two real steps on random data, in this process."),
@@ -59,17 +56,17 @@ def train(
         return
     from dataclasses import replace
 
-    from pipelines.cli.session import open_run
-    from pipelines.cli.walk import walk
+    from pipelines.cli.shared.run_handle import open_run, run_stages
 
     opened = open_run(recipe, set_ or ())
     # The blind baseline is the evaluation's, which compares with it.
     stages = [s for s in opened.stages if s.spec.kind in KINDS and s.spec.settings.get("images") is not False]
-    manifests = walk(replace(opened, stages=stages), f"casa train {recipe}", as_json=json_, plain=plain)
+    opened = replace(opened, stages=stages)
+    manifests = run_stages(opened, f"casa train {recipe}", as_json=json_, plain=plain)
     trained = next(stage for stage in stages if stage.name == "train")
     result = {"model": str(trained.folder / "model"), **manifests["train"]["summary"]}
     if json_:
-        print_json({"event": "result", **result})
+        print_json_line({"event": "result", **result})
     else:
         print(f"\nModel: {result['model']}")
 
@@ -79,7 +76,7 @@ def _dry_run(recipe: str, overrides: Sequence[str], scale: str, *, as_json: bool
     from dataclasses import asdict
     from typing import cast
 
-    from pipelines.cli.show_training import show_dry_run, show_step
+    from pipelines.cli.show.training import show_dry_run, show_step
     from pipelines.recipe import load_recipe
 
     os.environ.setdefault("DS_ACCELERATOR", "cpu" if not _has_gpu() else "cuda")
@@ -101,61 +98,3 @@ def _has_gpu() -> bool:
     import torch
 
     return torch.cuda.is_available()
-
-
-def export(
-    source: Annotated[
-        str,
-        typer.Argument(
-            help="A run's folder of checkpoints (local or s3://), or the recipe of a run.", metavar="SOURCE"
-        ),
-    ],
-    output: Annotated[Path, typer.Argument(help="Folder to write.", file_okay=False)],
-    step: Annotated[
-        int | None, typer.Option(help="Steps done; the newest checkpoint where not given.", min=1)
-    ] = None,
-    set_: SetOption = None,
-    json_: JsonOption = False,
-) -> None:
-    """Make a model of a training checkpoint: a folder that `casa`, and transformers, load.
-
-    Works while the run goes on and after it, on one machine, whatever number of workers trained.
-
-    Examples:
-
-      casa export quickstart model-at-800 --step 800
-
-      casa export runs/checkpoints/4a84… model
-
-      casa export s3://bucket/checkpoints/4a84… model
-    """
-    from pipelines.train.checkpoint.export import export as write
-
-    saved = write(_checkpoints(source, set_ or ()), output, step)
-    if json_:
-        print_json({"model": str(output), "step": saved.steps_done, "checkpoint": str(saved.folder)})
-    else:
-        print(f"{output}: the model after {saved.steps_done} steps, from {saved.folder}")
-
-
-def _checkpoints(source: str, overrides: Sequence[str]) -> Folder:
-    """The folder that is meant: itself, one of its steps, or the one of a recipe's train stage."""
-    from casa_core.errors import ConfigError
-    from pipelines.storage.uri import open_folder
-    from pipelines.train.checkpoint.save import COMPLETE
-
-    if "://" in source or Path(source).is_dir():
-        folder = open_folder(source)
-        if (folder / COMPLETE).is_file():
-            raise ConfigError(
-                f"{source} is one step of a run.",
-                "What training leaves alone lies beside the steps, in the folder above.",
-                f"casa export {folder.parent} … --step {int(folder.name.rpartition('-')[2])}",
-            )
-        return folder
-    from pipelines.cli.session import open_run
-    from pipelines.train.run import checkpoint_root
-
-    opened = open_run(source, overrides)
-    stage = next(stage for stage in opened.stages if stage.name == "train")
-    return checkpoint_root(stage.spec.placement, stage.fingerprint)

@@ -153,7 +153,7 @@ def test_a_checkpoint_is_described_asked_watched_and_masked(casa_checkpoint: Pat
     assert "Where it looked for each word" in drawn.words
 
 
-def test_a_model_without_text_keys_tells_why_nothing_is_masked_and_shows_the_rest(
+def test_a_model_without_text_keys_shows_why_nothing_is_masked_and_shows_the_rest(
     tiny_checkpoint: Path, tmp_path: Path
 ):
     page = tmp_path / "inspect.html"
@@ -222,11 +222,11 @@ def test_mistakes_end_with_2_and_a_way_out(casa_checkpoint: Path, pictures: list
     text = tmp_path / "clip.txt"
     text.write_text("not a clip")
     for arguments, says in [
-        ([tmp_path / "nowhere"], "there is no such folder"),
-        ([tmp_path], "it has no config.json"),
+        ([tmp_path / "nowhere"], "There is no such folder"),
+        ([tmp_path], "It has no config.json"),
         (
             [casa_checkpoint, "--image", pictures[0], "--question", "a", "--question", "b"],
-            "--image was given 1 times, --question 2 times",
+            "`--image` was given 1 times, `--question` 2 times",
         ),
         ([casa_checkpoint, "--image", broken], "not an image"),
         ([casa_checkpoint, "--clip", text], "clip.txt"),

@@ -15,7 +15,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from pipelines.cli.app import app, spare_loopback_the_proxy
-from pipelines.cli.headline import headline
+from pipelines.cli.show.format import headline
 from tests.support.paths import ROOT
 
 COMMANDS = sorted(get_command(app).commands)  # type: ignore[attr-defined]
@@ -40,7 +40,7 @@ def test_there_are_the_documented_commands():
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_explains_itself_with_examples(command: str):
+def test_every_command_has_help_with_examples(command: str):
     text = casa(command, "--help")
     assert "Examples:" in text
     assert re.search(rf"^\W*casa {command}\b", text, re.MULTILINE)
@@ -75,7 +75,7 @@ def test_a_plan_as_json_is_for_scripts(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         (["plan", "--set", "train.stepz=3"], "did you mean `train.steps`?"),
         (["plan", "quikstart"], "did you mean `quickstart`?"),
@@ -84,14 +84,14 @@ def test_a_plan_as_json_is_for_scripts(tmp_path: Path):
         (["logs", "train", "--store", "nowhere-at-all"], "There is no run"),
     ],
 )
-def test_a_mistake_ends_with_2_and_a_way_out_instead_of_a_traceback(arguments: list[str], says: str):
+def test_a_mistake_ends_with_2_and_a_way_out_instead_of_a_traceback(arguments: list[str], message: str):
     text = casa(*arguments, code=2)
-    assert says in text
+    assert message in text
     assert "try: " in text
     assert "Traceback" not in text
 
 
-def test_stopping_when_nothing_runs_says_so(tmp_path: Path):
+def test_stopping_when_nothing_runs_is_no_error(tmp_path: Path):
     assert "Nothing was running." in casa("stop", "--store", str(tmp_path))
     assert "Nothing was running." in casa("stop", "--store", str(tmp_path / "nowhere"))
     assert not (tmp_path / "nowhere").exists()
@@ -110,7 +110,7 @@ def test_asking_an_endpoint_that_is_not_there_ends_with_1(tmp_path: Path):
     assert "Traceback" not in text
 
 
-def test_the_doctor_says_what_is_missing_as_json_too(tmp_path: Path):
+def test_the_doctor_lists_what_is_missing_as_json_too(tmp_path: Path):
     checks = json.loads(casa("doctor", "--json", "--store", str(tmp_path)))
     assert {"name", "level", "found", "cost", "remedy"} == checks[0].keys()
     assert "Python" in casa("doctor", "--store", str(tmp_path))

@@ -13,9 +13,10 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
-from pipelines.cli import data_plan, walk
 from pipelines.cli.app import app
-from pipelines.cli.show_prepared import collect, show_prepared
+from pipelines.cli.shared import run_handle
+from pipelines.cli.show.prepared import collect, show_prepared
+from pipelines.cost import workload
 from pipelines.dag.plan import PlannedStage, StageSpec
 from pipelines.data.pack.sequences import documents_of
 from pipelines.data.store.readers import CleanReader, PackReader
@@ -48,18 +49,18 @@ def packed(store) -> PackReader:
 # inspect
 
 
-def test_a_sequence_is_told_token_for_token(store, packed):
+def test_a_sequence_is_shown_token_for_token(store, packed):
     tokenizer = PreTrainedTokenizerFast.from_pretrained(store["pack"] / "tokenizer")
     for number in [*packed.by_kind["image"][:4].tolist(), *packed.by_kind["video"][:2].tolist()]:
-        told = json.loads(casa("data", "inspect", store["pack"], "--sequence", number, "--json"))
+        shown = json.loads(casa("data", "inspect", store["pack"], "--sequence", number, "--json"))
         row = packed[number]
-        assert (told["kind"], told["text_tokens"], told["image_tokens"]) == (
+        assert (shown["kind"], shown["text_tokens"], shown["image_tokens"]) == (
             row["kind"],
             row["text_tokens"],
             row["image_tokens"],
         )
-        assert told["trained_tokens"] == sum(row["loss_mask"])
-        for own, document in zip(told["documents"], documents_of(row), strict=True):
+        assert shown["trained_tokens"] == sum(row["loss_mask"])
+        for own, document in zip(shown["documents"], documents_of(row), strict=True):
             mask = [span["trained"] for span in own["spans"] for _ in range(span["tokens"])]
             assert mask == list(document.loss_mask)
             starts = np.cumsum([0, *(span["tokens"] for span in own["spans"])]).tolist()
@@ -70,22 +71,22 @@ def test_a_sequence_is_told_token_for_token(store, packed):
 
 def test_windows_are_those_of_the_definition(store, packed):
     for number in [*packed.by_kind["image"][:6].tolist(), int(packed.by_kind["video"][0])]:
-        told = json.loads(casa("data", "inspect", store["pack"], "--sequence", number, "--json"))
-        for own, document in zip(told["documents"], documents_of(packed[number]), strict=True):
+        shown = json.loads(casa("data", "inspect", store["pack"], "--sequence", number, "--json"))
+        for own, document in zip(shown["documents"], documents_of(packed[number]), strict=True):
             outline: list[int] = []
             for at in range(len(document.input_ids)):
                 here = [i for i, position in enumerate(document.image_positions) if position == at]
                 outline += [document.images[i]["tokens"] for i in here] + [0]
-            places, _ = naive_windows([outline])
-            names = list(dict.fromkeys(place.window for place in places if place.window is not None))
-            expected = [0 if p.window is None else names.index(p.window) + 1 for p in places]
+            tokens, _ = naive_windows([outline])
+            names = list(dict.fromkeys(token.window for token in tokens if token.window is not None))
+            expected = [0 if p.window is None else names.index(p.window) + 1 for p in tokens]
             found = [span["window"] for span in own["spans"] for _ in range(span["tokens"])]
             assert found == expected
             pictures = [(picture["row"], picture["media"], picture["tokens"]) for picture in own["pictures"]]
             assert pictures == [(image["row"], image["media"], image["tokens"]) for image in document.images]
 
 
-def test_a_sequence_is_shown_with_its_budgets_documents_and_pictures(store, packed):
+def test_a_sequence_is_printed_with_its_budgets_documents_and_pictures(store, packed):
     number = max(packed.by_kind["image"].tolist(), key=lambda n: len(packed[n]["documents"]))
     row = packed[number]
     text = casa("data", "inspect", store["pack"], "--sequence", number)
@@ -110,9 +111,9 @@ def test_a_row_of_a_clean_artifact_is_shown_without_its_bytes(store):
     reader = CleanReader(store["chats"], "train")
     number = next(n for n in range(len(reader)) if len(reader.without_bytes(n)["media"]) > 1)
     row = reader[number]
-    told = json.loads(casa("data", "inspect", store["chats"], "--row", number, "--json"))
-    assert [media["bytes"] for media in told["media"]] == [len(media["bytes"]) for media in row["media"]]
-    assert [part["text"] for part in told["parts"]] == [part["text"] for part in row["parts"]]
+    shown = json.loads(casa("data", "inspect", store["chats"], "--row", number, "--json"))
+    assert [media["bytes"] for media in shown["media"]] == [len(media["bytes"]) for media in row["media"]]
+    assert [part["text"] for part in shown["parts"]] == [part["text"] for part in row["parts"]]
     text = casa("data", "inspect", store["chats"], "--row", number)
     for media in row["media"]:
         assert media["sha256"][:16] in text
@@ -126,19 +127,19 @@ def test_brackets_in_a_text_are_shown_and_not_obeyed(store):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
-        (["{chats}", "--sequence", "1"], "use --row"),
-        (["{pack}", "--row", "1"], "use --sequence"),
+        (["{chats}", "--sequence", "1"], "Use `--row`."),
+        (["{pack}", "--row", "1"], "Use `--sequence`."),
         (["{pack}", "--sequence", "999999"], "There is no sequence 999999"),
         (["{chats}", "--row", "999999"], "There is no row 999999"),
         (["{root}"], "not an artifact"),
         (["nothing-of-that-name", "--store", "{root}"], "There is no run"),
     ],
 )
-def test_what_cannot_be_shown_is_refused_with_the_reason(store, arguments, said):
+def test_what_cannot_be_shown_is_refused_with_the_reason(store, arguments, message):
     names = {**store, "root": store["pack"].parent}
-    assert said in casa("data", "inspect", *(own.format(**names) for own in arguments), code=2)
+    assert message in casa("data", "inspect", *(own.format(**names) for own in arguments), code=2)
 
 
 # plan
@@ -146,12 +147,12 @@ def test_what_cannot_be_shown_is_refused_with_the_reason(store, arguments, said)
 
 def test_the_papers_mixture_is_planned_for_eight_nodes():
     options = ["--nodes", 8, "--cpus-per-node", 64, "--network-gbps", 25, *GIVEN]
-    told = json.loads(casa("data", "plan", "--listing", PAPER, *options, "--json"))
-    assert told["budgets"] == {"text": 2048, "image": 20_480}
-    assert told["clean"]["bound_by"] in ("cores", "network")
+    shown = json.loads(casa("data", "plan", "--listing", PAPER, *options, "--json"))
+    assert shown["budgets"] == {"text": 2048, "image": 20_480}
+    assert shown["clean"]["bound_by"] in ("cores", "network")
     listed = json.loads(PAPER.read_text())["sources"]
     rows = {own["name"]: sum(file["rows"] for file in own["files"]) for own in listed}
-    assert {own["name"]: own["rows"] for own in told["sources"]} == rows
+    assert {own["name"]: own["rows"] for own in shown["sources"]} == rows
     text = casa("data", "plan", "--listing", PAPER, *options)
     assert "8 x 64 cores, 25 Gbit/s" in text
     assert text.count("as given") == len(RATES)
@@ -165,18 +166,18 @@ def test_a_plan_fits_a_terminal_of_80_columns():
 
 
 def test_rates_come_from_the_committed_benchmark_and_say_so():
-    measured = json.loads(data_plan.RATES.read_text())
-    told = json.loads(casa("data", "plan", "--listing", PAPER, "--json"))
-    for name, rate in told["cluster"]["rates"].items():
+    measured = json.loads(workload.RATES.read_text())
+    shown = json.loads(casa("data", "plan", "--listing", PAPER, "--json"))
+    for name, rate in shown["cluster"]["rates"].items():
         assert rate["value"] == measured["rates"][name]
         assert measured["date"] in rate["source"]
 
 
-def test_a_rate_that_nobody_knows_is_asked_for(tmp_path):
+def test_a_missing_rate_is_asked_for(tmp_path):
     empty = tmp_path / "rates.json"
     empty.write_text("{}")
-    said = casa("data", "plan", "--listing", PAPER, "--rates", empty, *GIVEN[:-2], code=2)
-    assert "give --rate pack_samples=NUMBER" in said
+    output = casa("data", "plan", "--listing", PAPER, "--rates", empty, *GIVEN[:-2], code=2)
+    assert "Give `--rate pack_samples=NUMBER`" in output
     assert "no rate" in casa("data", "plan", "--listing", PAPER, "--rate", "pack_samples=0", code=2)
 
 
@@ -190,16 +191,16 @@ def test_a_recipes_corpora_are_planned_from_their_files(tmp_path):
             "image_video_ratio: [3, 1]", "image_video_ratio: [1, 0]"
         )
     )
-    told = json.loads(casa("data", "plan", tmp_path / "mine.yaml", *GIVEN, "--json"))
-    assert [own["rows"] for own in told["sources"]] == [60]
-    assert told["budgets"] == {"text": 384, "image": 512}
+    shown = json.loads(casa("data", "plan", tmp_path / "mine.yaml", *GIVEN, "--json"))
+    assert [own["rows"] for own in shown["sources"]] == [60]
+    assert shown["budgets"] == {"text": 384, "image": 512}
     twice = ["--set", "pack.mixture.passes={photos: 2}"]
-    told = json.loads(casa("data", "plan", tmp_path / "mine.yaml", *twice, *GIVEN, "--json"))
-    assert [own["samples"] for own in told["sources"]] == [120]
+    shown = json.loads(casa("data", "plan", tmp_path / "mine.yaml", *twice, *GIVEN, "--json"))
+    assert [own["samples"] for own in shown["sources"]] == [120]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ([], "nothing to plan"),
         (["quickstart"], "not there yet"),
@@ -207,8 +208,8 @@ def test_a_recipes_corpora_are_planned_from_their_files(tmp_path):
         (["--listing", "missing.json"], "no listing"),
     ],
 )
-def test_what_cannot_be_planned_is_refused_with_the_remedy(arguments, said):
-    assert said in casa("data", "plan", *arguments, *GIVEN, code=2)
+def test_what_cannot_be_planned_is_refused_with_the_remedy(arguments, message):
+    assert message in casa("data", "plan", *arguments, *GIVEN, code=2)
 
 
 # prepare
@@ -234,20 +235,20 @@ def planned(store: dict[str, Path]) -> list[PlannedStage]:
     return stages
 
 
-def test_only_the_stages_that_prepare_data_are_walked(monkeypatch, tmp_path):
-    walked: list[str] = []
+def test_only_the_stages_that_prepare_data_are_run(monkeypatch, tmp_path):
+    ran: list[str] = []
 
     def stop_here(opened, command, **options):
-        walked.extend(stage.spec.kind for stage in opened.stages)
+        ran.extend(stage.spec.kind for stage in opened.stages)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(walk, "walk", stop_here)
+    monkeypatch.setattr(run_handle, "run_stages", stop_here)
     CliRunner().invoke(app, ["prepare", "quickstart", "--set", f"where.store={tmp_path}"])
-    assert [kind for kind, _ in groupby(sorted(walked))] == ["clean", "corpus", "pack"]
-    assert walked.count("pack") == 1
+    assert [kind for kind, _ in groupby(sorted(ran))] == ["clean", "corpus", "pack"]
+    assert ran.count("pack") == 1
 
 
-def test_the_end_of_preparing_tells_fill_shares_and_what_was_left_out(store, capsys):
+def test_the_end_of_preparing_shows_fill_shares_and_what_was_left_out(store, capsys):
     complete_card(store["chats"], "chats")
     complete_card(store["clips"], "clips")
     stages = planned(store)
@@ -271,10 +272,10 @@ def test_scripts_get_the_same_as_json(store, capsys):
     complete_card(store["clips"], "clips")
     stages = planned(store)
     show_prepared(stages, {"pack": {"content_digest": "d"}}, as_json=True)
-    told = json.loads(capsys.readouterr().out)
-    assert told["event"] == "result"
-    assert told["pack"] == json.loads((store["pack"] / "card.json").read_text())
-    assert told["digests"] == {"pack": "d"}
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["event"] == "result"
+    assert shown["pack"] == json.loads((store["pack"] / "card.json").read_text())
+    assert shown["digests"] == {"pack": "d"}
     assert collect([replace(stage) for stage in stages])["artifacts"]["pack"] == str(store["pack"])
 
 

@@ -37,14 +37,14 @@ def start(stages: str, *arguments: str) -> subprocess.Popen[str]:
 
 
 def casa(stages: str, *arguments: str, code: int = 0) -> tuple[str, str]:
-    """Run ``casa``; returns what it printed and what it complained of."""
+    """Run ``casa``; returns its output and its errors."""
     process = start(stages, *arguments)
     output, errors = process.communicate(timeout=120)
     assert process.returncode == code, output + errors
     return output, errors
 
 
-def test_a_run_tells_what_happens_and_a_second_one_does_nothing(store: Path):
+def test_a_run_prints_what_happens_and_a_second_one_does_nothing(store: Path):
     setting = f"where.store={store}"
     output, _ = casa("chain", "run", "--set", setting)
     lines = [line.split("  ")[0] + " " + line.split("  ")[1].strip() for line in output.splitlines()[:4]]
@@ -65,7 +65,7 @@ def test_a_run_tells_what_happens_and_a_second_one_does_nothing(store: Path):
 
     output, _ = casa("chain", "logs", "two", "--store", str(store), "--follow")
     assert output.splitlines() == ["the number is 111"]
-    assert "did you mean `two`" in casa("chain", "logs", "too", "--store", str(store), code=2)[1]
+    assert "Did you mean `two`?" in casa("chain", "logs", "too", "--store", str(store), code=2)[1]
 
 
 def test_a_run_as_json_lines_is_for_scripts(store: Path):
@@ -86,7 +86,7 @@ def test_a_failed_run_ends_with_1_and_shows_the_log(store: Path):
     assert json.loads(output)["stages"][0]["state"] == "failed"
 
 
-def test_an_interrupted_run_says_what_goes_on_and_how_to_resume(store: Path):
+def test_an_interrupted_run_prints_what_goes_on_and_how_to_resume(store: Path):
     process = start("gated", "run", "--set", f"where.store={store}")
     deadline = time.monotonic() + 60
     while not (store / "starts.txt").exists():

@@ -8,7 +8,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from pipelines.cli import main, session
+from pipelines.cli import main
+from pipelines.cli.shared import run_handle
 from pipelines.dag.plan import StageSpec
 from pipelines.recipe import Recipe
 from pipelines.recipe.stages import store_folder
@@ -30,8 +31,8 @@ if __name__ == "__main__":
     def build(recipe: Recipe) -> list[StageSpec]:
         return toy_stages(which, store_folder(recipe))
 
-    session.build_stages = build
-    session.current_versions = lambda: {
+    run_handle.build_stages = build
+    run_handle.current_versions = lambda: {
         "write_number": "1",
         "wait_for_gate": "1",
         "count_inputs": "1",

@@ -1,4 +1,4 @@
-"""``casa data plan``'s answer, for people and for scripts."""
+"""What ``casa data plan`` prints: a forecast of tokens, bytes and time."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from pipelines.text_format import byte_size, duration, number
 _MEASURES = ("images", "text_tokens", "image_tokens", "read_bytes", "clean_bytes", "pack_bytes")
 
 
-def show_plan(found: Forecast, budgets: Budgets, cluster: Cluster) -> None:
-    """Prints a forecast: each source, then totals with their ranges, then what it rests on."""
+def show_forecast(found: Forecast, budgets: Budgets, cluster: Cluster) -> None:
+    """Print a forecast: each source, then totals with their ranges, then samples and rates behind them."""
     console = Console(markup=False, highlight=False)
     console.print(f"{found.name}\n", style="bold")
     console.print(_counts(found))
@@ -27,7 +27,7 @@ def show_plan(found: Forecast, budgets: Budgets, cluster: Cluster) -> None:
         f"text is {found.fill['text']:.1%} full and images {found.fill['image']:.1%}. "
         f"Videos: {number(found.video_sequences)}, each alone.",
     )
-    where = f"{cluster.nodes} x {cluster.cpus_per_node} cores, {cluster.network_gbps:g} Gbit/s a machine"
+    where = f"{cluster.nodes} x {cluster.cpus_per_node} cores, {cluster.network_gbps:g} Gbit/s per machine"
     console.print(f"\nTimes are of {where}:")
     for name, stage in (("clean", found.clean), ("pack", found.pack)):
         alone = f"cores alone {duration(stage.compute.value)}, network alone {duration(stage.network.value)}"
@@ -40,7 +40,7 @@ def _basis(console: Console, found: Forecast, cluster: Cluster) -> None:
     for source in found.sources:
         console.print(f"  {source.name}: {source.basis or 'as the listing says'}")
     rates = cluster.rates
-    told = (
+    sourced = (
         (
             f"clean, pictures  {number(rates.clean_megapixels.value)} megapixels",
             rates.clean_megapixels.source,
@@ -52,8 +52,8 @@ def _basis(console: Console, found: Forecast, cluster: Cluster) -> None:
         (f"pack, encoding   {number(rates.encode_tokens.value)} text tokens", rates.encode_tokens.source),
         (f"pack, placing    {number(rates.pack_samples.value)} samples", rates.pack_samples.source),
     )
-    console.print("Rates of one core, a second", style="bold")
-    for rate, source in told:
+    console.print("Rates of one core, per second", style="bold")
+    for rate, source in sourced:
         console.print(f"  {rate}: {source}")
     console.print(
         f"Counted on: {NETWORK_SHARE:.0%} of the network's line rate (assumed), cores that all work, "
@@ -63,8 +63,8 @@ def _basis(console: Console, found: Forecast, cluster: Cluster) -> None:
     )
 
 
-def plan_as_json(found: Forecast, budgets: Budgets, cluster: Cluster) -> dict[str, Any]:
-    """The same as plain JSON; estimates as ``value``, ``low``, ``high``."""
+def forecast_as_json(found: Forecast, budgets: Budgets, cluster: Cluster) -> dict[str, Any]:
+    """A forecast as plain JSON; each estimate as ``value``, ``low``, ``high``."""
     values = asdict(found)
     for stage, own in (("clean", found.clean), ("pack", found.pack)):
         values[stage]["bound_by"] = own.bound_by
@@ -76,8 +76,8 @@ def _counts(found: Forecast) -> Table:
     table = _table("samples", "records", "packed", "images", "text tok.", "image tok.")
     for source in found.sources:
         values = (source.images, source.text_tokens, source.image_tokens)
-        told = (number(estimate.value) for estimate in values)
-        table.add_row(source.name, number(source.rows), number(source.samples), *told)
+        counts = (number(estimate.value) for estimate in values)
+        table.add_row(source.name, number(source.rows), number(source.samples), *counts)
     return table
 
 

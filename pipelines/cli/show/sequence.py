@@ -1,4 +1,4 @@
-"""``casa data inspect`` on a terminal: a packed sequence, or a row of a clean artifact."""
+"""What ``casa data inspect`` prints: a packed sequence, or a row of a clean artifact."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from pipelines.data.store.rows import Row
 from pipelines.text_format import byte_size
 
 COLOURS = ("cyan", "magenta", "yellow", "green", "blue", "red")
-"""Of windows, in turns."""
+"""Colours of the windows, in turn."""
 _BAR = 32
 _SHOWN_FRAMES = 3
 
 
 def show_sequence(view: SequenceView) -> None:
-    """Prints a sequence: its budgets, then each document with its pictures and its text by window."""
+    """Print a sequence: its budgets, then each document with its pictures and its text by window."""
     console, count = Console(markup=False, highlight=False), len(view.documents)
     console.print(
         Text.assemble(
@@ -29,14 +29,14 @@ def show_sequence(view: SequenceView) -> None:
             f"{view.trained_tokens:,} of {view.text_tokens:,} text tokens trained",
         )
     )
-    for name, held, budget in (
+    for name, used, budget in (
         ("text", view.text_tokens, view.text_budget),
         ("image", view.image_tokens, view.image_budget),
     ):
-        full = round(_BAR * held / max(budget, 1))
+        full = round(_BAR * used / max(budget, 1))
         bar = Text("█" * full, "green").append("░" * (_BAR - full), "dim")
         console.print(
-            Text(f"  {name:<6}").append_text(bar).append(f"  {held:,} of {budget:,} ({held / budget:.1%})")
+            Text(f"  {name:<6}").append_text(bar).append(f"  {used:,} of {budget:,} ({used / budget:.1%})")
         )
     legend = Text("  ").append("trained", "bold underline").append("  ").append("masked", "dim")
     console.print(legend.append("  [n] window: the images before it and the text up to the next ones"))
@@ -73,24 +73,24 @@ def _show_document(console: Console, number: int, document: DocumentView) -> Non
 
 
 def _pictures(pictures: Sequence[PictureView]) -> str:
-    """``▣ 640x480 → 616x448, 352 tokens``; of many consecutive ones the first few."""
-    told = []
+    """``▣ 640x480 → 616x448, 352 tokens`` per picture; only the first few where there are many."""
+    shown = []
     for picture in pictures[:_SHOWN_FRAMES]:
         time = "" if picture.timestamp is None else f"{picture.timestamp:.1f} s "
         sizes = [f"{width}x{height}" for width, height in (picture.original, picture.resized)]
         size = sizes[0] if sizes[0] == sizes[1] else " → ".join(sizes)
-        told.append(f"▣ {time}{size}, {picture.tokens} tokens")
-    more = len(pictures) - len(told)
-    return " ".join(told) + (f" and {more} more" if more else "")
+        shown.append(f"▣ {time}{size}, {picture.tokens} tokens")
+    more = len(pictures) - len(shown)
+    return " ".join(shown) + (f" and {more} more" if more else "")
 
 
 def show_row(number: int, total: int, row: Row, sizes: Sequence[int]) -> None:
-    """Prints a row of a clean artifact: its media, its parts in order, what else is known of it.
+    """Print a row of a clean artifact: its media, its parts in order, its metadata.
 
     Args:
         number, total: Which row of how many.
         row: Without its media's bytes.
-        sizes: Bytes of each of its media.
+        sizes: Size of each of its media, bytes.
     """
     console = Console(markup=False, highlight=False)
     console.print(

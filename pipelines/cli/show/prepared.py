@@ -1,15 +1,15 @@
-"""What ``casa prepare`` says at its end: where the data lies, how full it is, what was left out."""
+"""What ``casa prepare`` prints at its end: where the data lies, how full it is, what was left out."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from pipelines.cli.show.format import nearby, print_json_line
 from pipelines.dag.plan import PlannedStage
 from pipelines.text_format import number
 
@@ -20,11 +20,11 @@ _KINDS = {"image": "with pictures", "video": "with a video"}
 def show_prepared(
     stages: Sequence[PlannedStage], manifests: Mapping[str, Mapping[str, Any]], *, as_json: bool
 ) -> None:
-    """Prints the pack artifact's card in short, and where everything lies."""
+    """Print the pack artifact's card in short, and where everything lies."""
     found = collect(stages)
     if as_json:
         digests = {name: manifest["content_digest"] for name, manifest in manifests.items()}
-        print(json.dumps({"event": "result", **found, "digests": digests}, ensure_ascii=False), flush=True)
+        print_json_line({"event": "result", **found, "digests": digests})
         return
     console = Console(markup=False, highlight=False)
     card = found["pack"]
@@ -34,8 +34,8 @@ def show_prepared(
     for line in _left_out(card, found["clean"]):
         console.print(line)
     for name, folder in found["artifacts"].items():
-        console.print(f"{name}: {_nearby(folder)}", soft_wrap=True)
-    console.print(f"data cards: casa data card {' | '.join(found['artifacts'])}", soft_wrap=True)
+        console.print(f"{name}: {nearby(folder)}", soft_wrap=True)
+    console.print("data cards: casa data card STAGE", soft_wrap=True)
 
 
 def collect(stages: Sequence[PlannedStage]) -> dict[str, Any]:
@@ -115,9 +115,3 @@ def _counted(counts: Mapping[str, int]) -> str:
     listed = ", ".join(f"{name} {count:,}" for name, count in counts.items())
     total = sum(counts.values())
     return f"{total:,} ({listed})" if listed else "0"
-
-
-def _nearby(place: str) -> str:
-    """A local path relative to the working folder where it lies below it; anything else as it is."""
-    path = Path(place)
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else place

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, get_args
 
 import typer
 
-from pipelines.cli.options import DEFAULT_STORE, JsonOption, StoreOption, print_json
+from pipelines.cli.shared.options import DEFAULT_STORE, JsonOption, StoreOption
+from pipelines.cli.show.format import print_json
 
 if TYPE_CHECKING:
     from infra.doctor import Check
@@ -48,8 +49,8 @@ def doctor(store: StoreOption = DEFAULT_STORE, json_: JsonOption = False) -> Non
 
 
 def _attention() -> list[Check]:
-    """The attention backend of this machine, in the type a model would have here and at the real models' head
-    size; nothing without torch, which the doctor has said by then."""
+    """The attention backend of this machine, for the dtype a model would have here and the real models' head
+    size. Empty without torch, which an earlier check reports."""
     if importlib.util.find_spec("torch") is None:
         return []
     import torch

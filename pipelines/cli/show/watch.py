@@ -1,9 +1,7 @@
-"""Watching a run: a live table on a terminal, plain lines in a log, JSON lines for a script."""
+"""Progress of a run as it happens: a live table, plain lines, or JSON lines for a script."""
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 from collections.abc import Sequence
 from types import TracebackType
@@ -17,7 +15,7 @@ from rich.table import Column
 from rich.text import Text
 
 from casa_core.errors import CasaError
-from pipelines.cli.headline import headline, name_width
+from pipelines.cli.show.format import headline, print_json_line
 from pipelines.dag.plan import PlannedStage
 from pipelines.dag.progress import Progress
 from pipelines.text_format import duration
@@ -26,7 +24,7 @@ PLAIN_EVERY_S = 10.0
 
 
 class Watcher:
-    """What all watchers share: when stages began, and being a context manager."""
+    """An observer of :class:`~pipelines.dag.run.Runner` that shows nothing: what all watchers share."""
 
     def __init__(self, stages: Sequence[PlannedStage]) -> None:
         self.stages = list(stages)
@@ -41,67 +39,67 @@ class Watcher:
         return
 
     def started(self, stage: PlannedStage, job_id: str, *, attached: bool) -> None:
+        """A stage's job was submitted, or found running (``attached``)."""
         self._began.setdefault(stage.name, time.monotonic())
 
     def progressed(self, stage: PlannedStage, progress: Progress) -> None:
-        """Shown by those who can."""
+        """A stage's job has reported how far it is."""
 
     def printed(self, stage: PlannedStage, line: str) -> None:
-        """A stage's own output is for ``casa logs``."""
+        """Ignored: a stage's own output is for ``casa logs``."""
 
     def finished(self, stage: PlannedStage, manifest: dict[str, Any], *, cached: bool) -> None:
-        """Shown by those who can."""
+        """A stage's artifact is whole; ``cached``: it was so before the run."""
 
     def retrying(self, stage: PlannedStage, reason: str) -> None:
-        """Shown by those who can."""
+        """A stage's job was lost and another attempt follows."""
 
     def failed(self, stage: PlannedStage, error: CasaError) -> None:
-        """Shown by those who can; the error itself is reported by the command."""
+        """A stage failed for good; the command reports the error itself."""
 
     def seconds(self, stage: PlannedStage) -> float:
-        """Since the stage's job was started or found."""
+        """Seconds since the stage's job was started or found."""
         return time.monotonic() - self._began.get(stage.name, time.monotonic())
 
 
 class PlainWatcher(Watcher):
-    """A line for each thing that happens; progress every ``PLAIN_EVERY_S`` seconds."""
+    """One line per event; progress every ``PLAIN_EVERY_S`` seconds."""
 
     def __init__(self, stages: Sequence[PlannedStage]) -> None:
         super().__init__(stages)
-        self._width = name_width(self.stages)
-        self._told: dict[str, float] = {}
+        self._width = max(len(stage.name) for stage in self.stages)
+        self._shown_at: dict[str, float] = {}
 
-    def _say(self, stage: PlannedStage, text: str) -> None:
+    def _print(self, stage: PlannedStage, text: str) -> None:
         print(f"{stage.name:<{self._width}}  {text}", flush=True)
 
     def started(self, stage: PlannedStage, job_id: str, *, attached: bool) -> None:
         super().started(stage, job_id, attached=attached)
-        self._say(stage, f"{'still running, watched again' if attached else 'started'}  ({job_id})")
+        self._print(stage, f"{'still running, watched again' if attached else 'started'}  ({job_id})")
 
     def progressed(self, stage: PlannedStage, progress: Progress) -> None:
         now = time.monotonic()
-        if now - self._told.get(stage.name, self._began.get(stage.name, now)) >= PLAIN_EVERY_S:
-            self._told[stage.name] = now
+        if now - self._shown_at.get(stage.name, self._began.get(stage.name, now)) >= PLAIN_EVERY_S:
+            self._shown_at[stage.name] = now
             share = f"{progress.done / progress.total:4.0%}" if progress.total else ""
-            self._say(stage, f"{share}  {progress.message}")
+            self._print(stage, f"{share}  {progress.message}")
 
     def finished(self, stage: PlannedStage, manifest: dict[str, Any], *, cached: bool) -> None:
         took = "already done" if cached else f"done in {duration(self.seconds(stage))}"
-        self._say(stage, f"{took}  {headline(manifest['summary'])}".rstrip())
+        self._print(stage, f"{took}  {headline(manifest['summary'])}".rstrip())
 
     def retrying(self, stage: PlannedStage, reason: str) -> None:
-        self._say(stage, f"lost, trying again: {reason}")
+        self._print(stage, f"lost, trying again: {reason}")
 
     def failed(self, stage: PlannedStage, error: CasaError) -> None:
-        self._say(stage, "failed")
+        self._print(stage, "failed")
 
 
 class JsonWatcher(Watcher):
-    """One JSON object a line: ``event``, ``stage`` and what belongs to the event."""
+    """One JSON object per line: ``event``, ``stage``, ``fingerprint`` and what belongs to the event."""
 
     def _emit(self, event: str, stage: PlannedStage, **values: Any) -> None:
-        line = {"event": event, "stage": stage.name, "fingerprint": stage.fingerprint, **values}
-        print(json.dumps(line, ensure_ascii=False), flush=True)
+        print_json_line({"event": event, "stage": stage.name, "fingerprint": stage.fingerprint, **values})
 
     def started(self, stage: PlannedStage, job_id: str, *, attached: bool) -> None:
         super().started(stage, job_id, attached=attached)
@@ -129,7 +127,7 @@ class _Elapsed(ProgressColumn):
 
 
 class LiveWatcher(Watcher):
-    """A table that lives: one row a stage, with a bar, a message and the time."""
+    """A table that is redrawn: one row per stage, with a bar, a message and the time."""
 
     def __init__(self, stages: Sequence[PlannedStage]) -> None:
         super().__init__(stages)
@@ -141,7 +139,7 @@ class LiveWatcher(Watcher):
             TextColumn(
                 "{task.fields[note]}",
                 style="dim",
-                markup=False,  # a stage's own words: a bracket in them is a bracket
+                markup=False,  # a stage's own text: a bracket in it is a bracket
                 table_column=Column(no_wrap=True, overflow="ellipsis"),
             ),
         )
@@ -170,7 +168,7 @@ class LiveWatcher(Watcher):
         self._update(stage, note="still running, watched again" if attached else "starting")
 
     def progressed(self, stage: PlannedStage, progress: Progress) -> None:
-        # A stage that has done its last step still has to declare its artifact whole.
+        # After its last step a stage still has to commit its artifact.
         done = min(progress.done, progress.total * 0.999)
         self._update(stage, completed=done, total=progress.total or None, note=progress.message)
 
@@ -189,8 +187,3 @@ class LiveWatcher(Watcher):
 
     def _update(self, stage: PlannedStage, **values: Any) -> None:
         self._bars.update(self._rows[stage.name], **values)
-
-
-def is_terminal() -> bool:
-    """Whether a live table can be shown on standard output."""
-    return sys.stdout.isatty()

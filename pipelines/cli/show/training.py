@@ -1,9 +1,14 @@
-"""What training takes and what a dry run found, for people and for scripts."""
+"""What ``casa plan --training`` and ``casa train --dry-run`` print: memory, time, steps."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from pipelines.text_format import byte_size, duration, number
 
 if TYPE_CHECKING:
     from pipelines.cost.dry_run import DryRun, DryStep
@@ -20,12 +25,8 @@ MEANS = {
 
 
 def show_estimate(found: TrainEstimate, name: str) -> None:
-    """Prints memory by part, the verdict, and the time to finish."""
-    from rich.console import Console
-    from rich.table import Table
-
+    """Print memory by part, whether it fits, and the time to finish."""
     from pipelines.cost.estimate import MFU, MFU_RANGE
-    from pipelines.text_format import byte_size, duration, number
 
     console = Console(highlight=False)
     table = Table(box=None, header_style="bold", title=f"Training {name}", title_justify="left")
@@ -59,7 +60,7 @@ def show_estimate(found: TrainEstimate, name: str) -> None:
 
 
 def estimate_json(found: TrainEstimate) -> dict[str, Any]:
-    """The same as plain values."""
+    """What training takes as plain JSON; sizes in bytes, times in seconds."""
     return {
         "memory_bytes": {**asdict(found.memory), "total": found.memory.total},
         "fits": found.fits,
@@ -75,7 +76,7 @@ def estimate_json(found: TrainEstimate) -> dict[str, Any]:
 
 
 def show_step(step: DryStep, number: int) -> None:
-    """One line a step, as it is taken."""
+    """Print one step of a dry run on one line."""
     rates = ", ".join(f"{rate:.1e} {kind}" for kind, rate in step.rates.items())
     print(
         f"step {number}  {step.kind}  {step.forwards} forwards  {step.text_tokens:,} text and "
@@ -86,7 +87,7 @@ def show_step(step: DryStep, number: int) -> None:
 
 
 def show_dry_run(found: DryRun) -> None:
-    """What trains, and when at which rate."""
+    """Print what trains, the learning rates over the run, and the peak memory."""
     print(f"\n{found.trains}\n\nlearning rate at step")
     trained = found.steps[0].rates
     for step, rates in found.schedule.items():

@@ -1,4 +1,4 @@
-"""What a checkpoint is, in words and numbers that a person reads."""
+"""A checkpoint described for people: fusion, parameters, vision tower, template, training."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ PLACEMENTS = {
     "after": "after self-attention",
     "replace": "in the place of self-attention",
 }
-_SAID = ("kind", "placement", "layers")
-"""Fusion settings that the headline and the layers tell already."""
+_SHOWN_ELSEWHERE = ("kind", "placement", "layers")
+"""Fusion settings that the headline and the layers show."""
 
 
 def headline(engine: Engine) -> str:
-    """What the model is, in a sentence."""
+    """The model in one sentence."""
     settings = engine.model.config.fusion_settings
     where = "" if settings.inserts else f", {PLACEMENTS[settings.placement]}"
     blind = " Blind baseline: it is never shown an image." if engine.model.config.images_withheld else ""
@@ -41,11 +41,11 @@ def headline(engine: Engine) -> str:
 
 
 def facts(engine: Engine, folder: Path) -> dict[str, str]:
-    """Label → value, the most telling ones first.
+    """Label → value, the most important ones first.
 
     Args:
         engine: The loaded checkpoint.
-        folder: Where it lies.
+        folder: Its folder.
     """
     model, processor = engine.model, engine.processor
     text, vision = model.config.text_config, model.config.vision_config
@@ -69,8 +69,10 @@ def facts(engine: Engine, folder: Path) -> dict[str, str]:
     manifest = folder / MANIFEST
     provenance = json.loads(manifest.read_text()).get("provenance") if manifest.is_file() else None
     if provenance:
-        told = {name: value for name, value in provenance.items() if isinstance(value, str | int | float)}
-        found["trained"] = ", ".join(f"{name} {value}" for name, value in told.items())
+        shown = (
+            f"{name} {value}" for name, value in provenance.items() if isinstance(value, str | int | float)
+        )
+        found["trained"] = ", ".join(shown)
     return found
 
 
@@ -85,12 +87,12 @@ def _changed(settings: FusionConfig) -> Iterator[str]:
     """Settings that are not the defaults."""
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
-        if field.name not in _SAID and value != field.default:
+        if field.name not in _SHOWN_ELSEWHERE and value != field.default:
             yield f"{field.name} {value}"
 
 
 def _parts(model: CasaForConditionalGeneration) -> Iterator[tuple[str, int]]:
-    """Parameters of each part; those that parts share are counted once, with the first."""
+    """Parameter count of each part; parameters that parts share count once, with the first."""
     fusion = nn.ModuleList(
         layer.fusion for layer in model.language_model.layers if isinstance(layer, FusedBlock)
     )

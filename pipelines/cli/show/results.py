@@ -1,10 +1,10 @@
-"""What ``casa run`` says at its end: the results, the report, the endpoint, and what to do next."""
+"""What ``casa run`` prints at its end: the results, the report, the endpoint, and what to do next."""
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,30 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from pipelines.cli.headline import headline
-from pipelines.cli.session import OpenRun
+from pipelines.cli.show.format import headline, nearby, print_json_line
+from pipelines.dag.plan import PlannedStage
+from pipelines.recipe import Recipe
+from pipelines.recipe.stages import endpoint_url
 
 
-def show_results(opened: OpenRun, manifests: dict[str, dict[str, Any]], *, as_json: bool) -> None:
-    """Print results, where to find them, and how to go on."""
-    found = collect(opened, manifests)
+def show_results(
+    recipe: Recipe,
+    stages: Sequence[PlannedStage],
+    manifests: Mapping[str, Mapping[str, Any]],
+    *,
+    as_json: bool,
+) -> None:
+    """Print results, where to find them, and how to go on.
+
+    Args:
+        recipe: The recipe that ran.
+        stages: Its stages.
+        manifests: Manifest of each stage, by name.
+        as_json: As one JSON object on one line.
+    """
+    found = collect(recipe, stages, manifests)
     if as_json:
-        print(json.dumps({"event": "result", **found}, ensure_ascii=False), flush=True)
+        print_json_line({"event": "result", **found})
         return
     console = Console()
     console.print()
@@ -29,10 +44,10 @@ def show_results(opened: OpenRun, manifests: dict[str, dict[str, Any]], *, as_js
         table = Table(title="Held-out results", title_justify="left", box=None, show_header=False)
         for name, value in results.items():
             if name == "headline":
-                continue  # said when the stage ended, and each of its numbers follows
+                continue  # printed when the stage ended, and each of its numbers follows
             table.add_row(name.replace("_", " "), value if isinstance(value, str) else f"{value:.4g}")
         console.print(table)
-    casa, store = _this_command(), _store_option(opened)
+    casa, store = _this_command(), _store_option(recipe)
     lines = {
         "endpoint": found["endpoint"],
         "live page": found["live_page"],
@@ -43,31 +58,33 @@ def show_results(opened: OpenRun, manifests: dict[str, dict[str, Any]], *, as_js
     text = Text("\n").join(
         Text.assemble((f"{label:<10} ", "bold"), value) for label, value in lines.items() if value
     )
-    console.print(Panel(text, title=opened.recipe.name, title_align="left", expand=False))
+    console.print(Panel(text, title=recipe.name, title_align="left", expand=False))
     if report := found["report"]:
         # Outside the frame and never wrapped, so that a terminal can open it and a person can copy it.
-        console.print(f"report: {_nearby(Path(report))}", soft_wrap=True, highlight=False)
+        console.print(f"report: {nearby(report)}", soft_wrap=True, highlight=False)
 
 
-def collect(opened: OpenRun, manifests: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def collect(
+    recipe: Recipe, stages: Sequence[PlannedStage], manifests: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
     """The run's results as plain JSON."""
-    kinds = {stage.spec.kind: stage.name for stage in opened.stages}
+    kinds = {stage.spec.kind: stage.name for stage in stages}
     evaluate = manifests[kinds["evaluate"]]["summary"] if "evaluate" in kinds else {}
     report = manifests[kinds["report"]]["summary"].get("path", "") if "report" in kinds else ""
-    deployed = "deploy" in kinds
+    endpoint = endpoint_url(recipe) if "deploy" in kinds else ""
     return {
-        "recipe": opened.recipe.name,
+        "recipe": recipe.name,
         "results": {name: value for name, value in evaluate.items() if isinstance(value, int | float | str)},
         "report": report,
-        "endpoint": opened.endpoint if deployed else "",
-        "live_page": f"{opened.endpoint}/" if deployed else "",
+        "endpoint": endpoint,
+        "live_page": f"{endpoint}/" if endpoint else "",
         "stages": {name: {"headline": headline(m["summary"])} for name, m in manifests.items()},
-        "artifacts": {stage.name: str(stage.folder) for stage in opened.stages},
+        "artifacts": {stage.name: str(stage.folder) for stage in stages},
     }
 
 
-def _store_option(opened: OpenRun) -> str:
-    store = opened.recipe.where.store
+def _store_option(recipe: Recipe) -> str:
+    store = recipe.where.store
     return "" if Path(store) == Path("runs") else f" --store {store}"
 
 
@@ -75,10 +92,5 @@ def _this_command() -> str:
     """``casa`` as the reader can type it here: the bare name where the shell finds it."""
     typed = Path(sys.argv[0])
     found = shutil.which("casa")
-    return "casa" if typed.name != "casa" or (found and Path(found).samefile(typed)) else str(_nearby(typed))
-
-
-def _nearby(path: Path) -> Path:
-    """The path relative to the working folder where it lies below it."""
-    path = path.absolute()
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    is_found = typed.name != "casa" or (found and Path(found).samefile(typed))
+    return "casa" if is_found else nearby(typed.absolute())

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -16,13 +15,13 @@ SetOption = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Override a setting: train.steps=200. May be repeated."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+PlainOption = Annotated[bool, typer.Option("--plain", help="Lines instead of a live table.")]
 StoreOption = Annotated[
     Path, typer.Option("--store", help="Folder of artifacts, where.store of the recipe.", file_okay=False)
 ]
+UrlOption = Annotated[
+    str | None,
+    typer.Option(help="The endpoint, http://host:port; by default that of the store's latest run."),
+]
 DEFAULT_RECIPE = "quickstart"
 DEFAULT_STORE = Path("runs")
-
-
-def print_json(value: Any) -> None:
-    """One JSON document on standard output."""
-    print(json.dumps(value, indent=2, ensure_ascii=False, default=str), flush=True)

@@ -1,4 +1,4 @@
-"""What ``casa data plan`` plans with: a listing or a recipe's corpora, and measured rates."""
+"""What a data forecast starts from: a listing's or a recipe's corpora, and rates of one core."""
 
 from __future__ import annotations
 
@@ -21,41 +21,47 @@ RATE_NAMES = tuple(field.name for field in fields(Rates))
 LISTED_BACKBONE = "qwen2_5_vl"
 """A listing is planned for the vision tower of the paper's models."""
 CHARACTERS_PER_TOKEN, CHARACTER_DOUBT = 4.0, 0.25
-"""Assumed of text whose tokenizer is yet to be trained, and how far that may be off."""
+"""Assumed where the tokenizer is yet to be trained, and the relative error of that assumption."""
 TEMPLATE_TOKENS = 3
-"""Around a text, about."""
+"""Tokens that a template adds around a text, about."""
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
-    """What is to be prepared: how much of what, under which budgets, at which resolution."""
+class Workload:
+    """What is to be prepared: the corpora, the budgets of a sequence, the resolution of pictures."""
 
     listing: Listing
     budgets: Budgets
     images: ImageSettings
 
 
-def listed(
+def workload_of_listing(
     path: Path,
     asked: tuple[str | None, Sequence[str]],
     text_tokens: int,
     image_tokens: int,
     max_side: int,
     max_frame_side: int,
-) -> Work:
-    """Work from a listing.
+) -> Workload:
+    """The workload of a listing.
+
+    Args:
+        path: The listing, JSON; see :mod:`pipelines.cost.listing`.
+        asked: Recipe and overrides that were given beside it: none may be.
+        text_tokens, image_tokens: Budgets of a sequence.
+        max_side, max_frame_side: Longest side of pictures and of frames, pixels.
 
     Raises:
-        ConfigError: Where a recipe is given too, or the file is no listing.
+        ConfigError: If a recipe is given too, or the file is no listing.
     """
     if asked[0] is not None or asked[1]:
         raise ConfigError(
-            "A plan is made of a recipe or of a listing, not of both.", "", "leave one of them out"
+            "A plan is made of a recipe or of a listing, not of both.", "", "Leave one of them out."
         )
     from pipelines.data.pack.processor import image_settings
 
     images = image_settings(LISTED_BACKBONE, max_side, max_frame_side)
-    return Work(read_listing(path), Budgets(text=text_tokens, image=image_tokens), images)
+    return Workload(read_listing(path), Budgets(text=text_tokens, image=image_tokens), images)
 
 
 def read_rates(path: Path | None, given: Sequence[str]) -> Rates:
@@ -63,27 +69,27 @@ def read_rates(path: Path | None, given: Sequence[str]) -> Rates:
 
     Args:
         path: ``{"rates": {name: value}, "machine": …}``; the committed benchmark where it is ``None``.
-        given: Rates that were typed, ``name=number`` each.
+        given: Rates as typed, ``name=number`` each.
 
     Raises:
-        ConfigError: Where a rate is neither given nor measured, or what was given is none.
+        ConfigError: If a rate is neither given nor measured, or a given one is not a positive number.
     """
     path = path or RATES
     measured = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    told = f"{path.name}, {measured.get('date', 'undated')}, {measured.get('machine', 'unknown machine')}"
+    origin = f"{path.name}, {measured.get('date', 'undated')}, {measured.get('machine', 'unknown machine')}"
     found = {name: Rate(value=value, source="as given") for name, value in map(_typed_rate, given)}
     for name in RATE_NAMES:
         if name in found:
             continue
         if name not in measured.get("rates", {}):
             raise ConfigError(
-                f"The rate {name} is not known.",
-                f"{path} does not have it",
-                f"give --rate {name}=NUMBER, or --rates FILE",
+                f"There is no rate {name}.",
+                f"{path} does not have it.",
+                f"Give `--rate {name}=NUMBER`, or `--rates FILE`.",
             )
         spread = measured.get("spread", {}).get(name)
         spread = f", rounds within {spread:.0%}" if spread is not None else ""
-        found[name] = Rate(value=measured["rates"][name], source=told + spread)
+        found[name] = Rate(value=measured["rates"][name], source=origin + spread)
     return Rates(**found)
 
 
@@ -96,17 +102,17 @@ def _typed_rate(text: str) -> tuple[str, float]:
     if name not in RATE_NAMES or not 0 < value < math.inf:
         raise ConfigError(
             f"`--rate {text}` is no rate.",
-            f"expected one of {', '.join(RATE_NAMES)}, =, and a number above 0",
-            "for example --rate clean_megapixels=30",
+            f"Expected one of {', '.join(RATE_NAMES)}, =, and a number above 0.",
+            "For example `--rate clean_megapixels=30`.",
         )
     return name, value
 
 
-def planned(name: str | None, overrides: Sequence[str]) -> Work:
-    """Work from a recipe: headers of its corpora, and a bounded sample of their records.
+def workload_of_recipe(name: str | None, overrides: Sequence[str]) -> Workload:
+    """The workload of a recipe, from headers of its corpora and a bounded sample of their records.
 
     Raises:
-        ConfigError: Where no recipe is given, or one of its corpora is yet to be generated.
+        ConfigError: If no recipe is given, or one of its corpora is yet to be generated.
     """
     from pipelines.cost.listing_sample import sample_source
     from pipelines.data.pack.processor import image_settings
@@ -115,7 +121,7 @@ def planned(name: str | None, overrides: Sequence[str]) -> Work:
     from pipelines.recipe.pack import frame_side
 
     if name is None:
-        raise ConfigError("There is nothing to plan.", "", "name a recipe, or give --listing FILE.json")
+        raise ConfigError("There is nothing to plan.", "", "Name a recipe, or give `--listing FILE.json`.")
     recipe = load_recipe(name, overrides)
     count_tokens, doubt = _token_counter(recipe.model.tokenizer.model_dump(mode="json"))
     passes = recipe.pack.mixture.passes
@@ -124,8 +130,8 @@ def planned(name: str | None, overrides: Sequence[str]) -> Work:
         if source.path is None:
             raise ConfigError(
                 f"The corpus of {source_name} is not there yet.",
-                "the recipe generates it",
-                "run `casa prepare`; generated corpora are small",
+                "The recipe generates it.",
+                "Run `casa prepare`; generated corpora are small.",
             )
         known = signature(READERS[source.reader]).parameters.keys() - {"files", "source"}
         options = {
@@ -138,7 +144,7 @@ def planned(name: str | None, overrides: Sequence[str]) -> Work:
             sample_source(reader, count_tokens, passes=passes.get(source_name, 1.0), text_doubt=doubt)
         )
     pack = recipe.pack
-    return Work(
+    return Workload(
         Listing(name=recipe.name, sources=tuple(sources)),
         Budgets(text=pack.text_tokens, image=pack.image_tokens),
         image_settings(recipe.model.backbone, pack.max_side, frame_side(pack.max_side, pack.max_frame_side)),
@@ -146,7 +152,7 @@ def planned(name: str | None, overrides: Sequence[str]) -> Work:
 
 
 def _token_counter(tokenizer: Mapping[str, Any]) -> tuple[Callable[[str], float], float]:
-    """Counts a text's tokens, and how far the count may be off: an existing tokenizer's, or an estimate."""
+    """A function that counts a text's tokens, and its relative error: a tokenizer's, or an estimate."""
     if not tokenizer.get("path"):
         return lambda text: len(text) / CHARACTERS_PER_TOKEN + TEMPLATE_TOKENS, CHARACTER_DOUBT
     from transformers import PreTrainedTokenizerFast

@@ -1,0 +1,107 @@
+"""``casa plan``: what a run would do, or what its training takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipelines.cli.shared.options import DEFAULT_RECIPE, JsonOption, RecipeArgument, SetOption
+from pipelines.cli.show.format import print_json
+
+if TYPE_CHECKING:
+    from pipelines.dag.plan import PlannedStage
+
+MARKS = {"done": "[green]✓ done", "run": "[yellow]→ run", "check": "[cyan]? check"}
+
+
+def plan(
+    recipe: RecipeArgument = DEFAULT_RECIPE,
+    set_: SetOption = None,
+    json_: JsonOption = False,
+    training: Annotated[
+        bool,
+        typer.Option("--training", help="What training takes instead: memory of a GPU by part, and time."),
+    ] = False,
+    gpu: Annotated[str, typer.Option(help="A100, A100-40, L40S, H100, H200 or B200.")] = "H100",
+    gpus: Annotated[
+        int | None, typer.Option(help="How many; where.train.workers if not given.", min=1)
+    ] = None,
+) -> None:
+    """Show what a run would do, and why, without doing it; or what its training takes.
+
+    With --training no data is looked at, and what does not fit a GPU is refused with what would make it fit.
+
+    Examples:
+
+      casa plan
+
+      casa plan quickstart --set evaluate.batch_size=32
+
+      casa plan my.yaml --json
+
+      casa plan casa-qwen-image --training --gpu H100 --gpus 64
+    """
+    if training:
+        _plan_training(recipe, set_ or (), gpu, gpus, as_json=json_)
+        return
+    from pipelines.cli.shared.run_handle import open_run
+
+    stages = [_with_state(stage) for stage in open_run(recipe, set_ or ()).stages]
+    if json_:
+        print_json([_as_json(stage) for stage in stages])
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold")
+    for column in ("stage", "fingerprint", "code", "", "why"):
+        table.add_column(column, no_wrap=column != "why")
+    for stage in stages:
+        table.add_row(
+            stage.name, stage.fingerprint[:12], stage.code_version, MARKS[stage.status], stage.reason
+        )
+    Console().print(table)
+
+
+def _plan_training(
+    recipe: str, overrides: Sequence[str], gpu: str, gpus: int | None, *, as_json: bool
+) -> None:
+    from casa_core.hardware import find_gpu
+    from pipelines.cli.show.training import estimate_json, show_estimate
+    from pipelines.cost.estimate import check_fits, estimate
+    from pipelines.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides)
+    found = estimate(loaded, find_gpu(gpu), gpus)
+    if as_json:
+        print_json(estimate_json(found))
+    else:
+        show_estimate(found, loaded.name)
+    check_fits(found, loaded)
+
+
+def _with_state(stage: PlannedStage) -> PlannedStage:
+    """A state stage's status as it is right now, rather than "to be checked"."""
+    from pipelines.dag.run import held_state
+
+    if not stage.spec.state:
+        return stage
+    if held_state(stage) is not None:
+        return replace(stage, status="done", reason="running, and as asked for")
+    return replace(stage, status="run", reason="not running, or not as asked for")
+
+
+def _as_json(stage: PlannedStage) -> dict[str, Any]:
+    return {
+        "stage": stage.name,
+        "kind": stage.spec.kind,
+        "fingerprint": stage.fingerprint,
+        "code_version": stage.code_version,
+        "status": stage.status,
+        "reason": stage.reason,
+        "inputs": stage.spec.inputs,
+        "artifact": str(stage.folder),
+    }

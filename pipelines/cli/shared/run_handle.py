@@ -1,0 +1,261 @@
+"""The run that a command works on: a recipe planned in its store, or a store's latest run."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from casa_core.errors import ConfigError
+from infra import local_ray
+from pipelines.cli.show.format import headline
+from pipelines.dag.artifact import read_manifest
+from pipelines.dag.code_version import current_versions
+from pipelines.dag.jobs import Cluster
+from pipelines.dag.plan import PlannedStage, StageSpec, plan
+from pipelines.dag.records import Records
+from pipelines.recipe import Recipe, build_stages, load_recipe
+from pipelines.recipe.load import load_sweep
+from pipelines.recipe.stages import endpoint_url, store_folder
+from pipelines.recipe.sweep_stages import build_sweep
+from pipelines.storage.uri import open_folder
+
+INTERRUPTED = 130
+HEALTH_CHECK_S = 3.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenRun:
+    """A recipe, planned in its store."""
+
+    recipe: Recipe
+    stages: list[PlannedStage]
+    records: Records
+    cluster: Cluster
+
+    def record(self) -> None:
+        """Make this the store's latest run, which ``casa status`` and others work on."""
+        self.records.prepare()
+        ray = self.recipe.where.ray.model_dump(mode="json")
+        self.records.write_run(self.recipe.name, ray, endpoint_url(self.recipe), self.stages)
+
+
+def open_run(recipe: str, overrides: Sequence[str]) -> OpenRun:
+    """Load a recipe and plan it.
+
+    Raises:
+        ConfigError: If the recipe is wrong.
+    """
+    loaded = load_recipe(recipe, overrides)
+    return _open(loaded, build_stages(loaded))
+
+
+def open_sweep(recipe: str, overrides: Sequence[str]) -> OpenRun:
+    """Load a recipe's sweep and plan it.
+
+    Raises:
+        ConfigError: If the recipe is wrong, or has no sweep.
+    """
+    loaded, members = load_sweep(recipe, overrides)
+    return _open(loaded, build_sweep(loaded, members))
+
+
+def _open(loaded: Recipe, specs: list[StageSpec]) -> OpenRun:
+    store = store_folder(loaded)
+    stages = plan(specs, store, current_versions())
+    records = Records(store)
+    cluster = Cluster(loaded.where.ray.model_dump(mode="json"), records.session)
+    return OpenRun(recipe=loaded, stages=stages, records=records, cluster=cluster)
+
+
+def run_stages(opened: OpenRun, command: str, *, as_json: bool, plain: bool) -> dict[str, dict[str, Any]]:
+    """Run all stages of a plan, show their progress, and record the plan as the store's latest run.
+
+    Args:
+        opened: The plan.
+        command: The command as typed, without options: how to go on after an interrupt.
+        as_json: One JSON object per line, for scripts.
+        plain: Lines instead of a live table.
+
+    Returns:
+        Manifest of each stage, by name.
+
+    Raises:
+        StageFailed, ClusterError: As :class:`~pipelines.dag.run.Runner` does.
+        Exit: Interrupted from the keyboard; jobs that run go on.
+    """
+    from pipelines.cli.show.watch import JsonWatcher, LiveWatcher, PlainWatcher
+    from pipelines.dag.run import Runner
+
+    live = not (as_json or plain) and sys.stdout.isatty()
+    watcher = (LiveWatcher if live else JsonWatcher if as_json else PlainWatcher)(opened.stages)
+    where = opened.recipe.where
+    runner = Runner(
+        opened.stages,
+        opened.records,
+        opened.cluster,
+        watcher,
+        parallel=where.parallel_stages,
+        retries=where.retries,
+    )
+    opened.record()
+    try:
+        with watcher:
+            return runner.run()
+    except KeyboardInterrupt:
+        _explain_interrupt(runner.active, command)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _explain_interrupt(active: list[str], command: str) -> None:
+    going_on = f"Still running in Ray: {', '.join(active)}." if active else "No stage was running."
+    stop = "casa stop"
+    width = max(len(command), len(stop))
+    print(
+        f"\nInterrupted. {going_on}\n"
+        f"  {command:<{width}}    goes on from here (repeat your --set options)\n"
+        f"  {stop:<{width}}    ends the jobs and Ray; finished stages and checkpoints are kept",
+        file=sys.stderr,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatestRun:
+    """The latest run of a store, as it was recorded.
+
+    Attributes:
+        stages: ``name``, ``kind``, ``fingerprint`` and ``folder`` of each.
+    """
+
+    recipe: str
+    endpoint: str
+    stages: list[dict[str, Any]]
+    records: Records
+    cluster: Cluster
+
+    def stage(self, name: str) -> dict[str, Any]:
+        """The recorded stage of that name.
+
+        Raises:
+            ConfigError: If the run has none.
+        """
+        by_name = {stage["name"]: stage for stage in self.stages}
+        if name not in by_name:
+            close = difflib.get_close_matches(name, by_name, n=1)
+            raise ConfigError(
+                f"The latest run in {self.records.store} has no stage {name}.",
+                f"It is a run of {self.recipe}.",
+                f"Did you mean `{close[0]}`?" if close else f"Its stages are {', '.join(by_name)}.",
+            )
+        return by_name[name]
+
+    def attempts(self, stage: dict[str, Any]) -> int:
+        """How often a recorded stage was started."""
+        return self.records.latest_attempt(job_prefix(stage))
+
+
+def latest_run(store: Path) -> LatestRun:
+    """The latest run of a store.
+
+    Raises:
+        ConfigError: If there is none.
+    """
+    store = store.expanduser().absolute()
+    records = Records(store)
+    run = records.read_run() if store.is_dir() else None
+    if run is None:
+        raise ConfigError(
+            f"There is no run in {store}.",
+            "The store records its latest run, and has none.",
+            "`casa run` starts one; `--store` names another store.",
+        )
+    return LatestRun(
+        recipe=run["recipe"],
+        endpoint=run["endpoint"],
+        stages=run["stages"],
+        records=records,
+        cluster=Cluster(run["ray"], records.session),
+    )
+
+
+def job_prefix(stage: dict[str, Any]) -> str:
+    """Start of the ids of a recorded stage's jobs."""
+    return f"{stage['name']}-{stage['fingerprint'][:12]}-a"
+
+
+def run_state(run: LatestRun) -> dict[str, Any]:
+    """State of a run's stages, Ray and endpoint, as JSON. Asks Ray only if it runs, and starts nothing."""
+    reachable = run.cluster.is_reachable()
+    active = set(run.cluster.active_jobs()) if reachable else set()
+    return {
+        "recipe": run.recipe,
+        "store": str(run.records.store),
+        "ray": run.cluster.address() if reachable else None,
+        "endpoint": run.endpoint if _answers(run.endpoint) else None,
+        "stages": [_stage_state(run, stage, active) for stage in run.stages],
+    }
+
+
+def _stage_state(run: LatestRun, stage: dict[str, Any], active: set[str]) -> dict[str, Any]:
+    folder = open_folder(stage["folder"])
+    manifest = read_manifest(folder)
+    attempts = run.attempts(stage)
+    job_id = f"{job_prefix(stage)}{attempts}"
+    outcome = run.records.outcome(job_id)
+    if job_id in active:
+        state = "running"
+    elif manifest is not None:
+        state = "done"
+    elif outcome is not None and not outcome.ok:
+        state = "failed"
+    else:
+        state = "interrupted" if attempts else "waiting"
+    return {
+        "stage": stage["name"],
+        "kind": stage["kind"],
+        "fingerprint": stage["fingerprint"],
+        "state": state,
+        "attempts": attempts,
+        "headline": headline(manifest["summary"]) if manifest else (outcome.what if outcome else ""),
+        "artifact": str(folder) if manifest else None,
+    }
+
+
+def _answers(url: str) -> bool:
+    """Whether the endpoint's health check answers 200."""
+    try:
+        with urllib.request.urlopen(f"{url}/healthz", timeout=HEALTH_CHECK_S) as response:
+            return response.status == 200
+    except (urllib.error.URLError, TimeoutError, ConnectionError):
+        return False
+
+
+def stop_run(store: Path) -> dict[str, Any]:
+    """End what runs for a store.
+
+    Returns:
+        ``processes``: ids of the local head's ended processes. ``jobs``: ids of ended jobs elsewhere.
+    """
+    store = store.expanduser().absolute()
+    if not store.is_dir():
+        return {"processes": [], "jobs": []}
+    records = Records(store)
+    run = latest_run(store) if records.read_run() is not None else None
+    jobs = [] if run is None or run.cluster.is_local else _stop_remote(run)
+    return {"processes": local_ray.stop(records.session), "jobs": jobs}
+
+
+def _stop_remote(run: LatestRun) -> list[str]:
+    prefixes = tuple(job_prefix(stage) for stage in run.stages)
+    jobs = [job_id for job_id in run.cluster.active_jobs() if job_id.startswith(prefixes)]
+    for job_id in jobs:
+        run.cluster.stop(job_id)
+    run.cluster.end_serving()
+    return jobs

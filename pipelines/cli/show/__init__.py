@@ -1,0 +1,1 @@
+"""What the commands print: tables and results for people, JSON for scripts."""

@@ -1,0 +1,35 @@
+"""``casa status``: the latest run of a store."""
+
+from __future__ import annotations
+
+from pipelines.cli.shared.options import DEFAULT_STORE, JsonOption, StoreOption
+from pipelines.cli.show.format import print_json
+
+
+def status(store: StoreOption = DEFAULT_STORE, json_: JsonOption = False) -> None:
+    """Show the latest run of a store: its stages, Ray and the endpoint.
+
+    Examples:
+
+      casa status
+
+      casa status --store /data/runs --json
+    """
+    from pipelines.cli.shared.run_handle import latest_run, run_state
+
+    found = run_state(latest_run(store))
+    if json_:
+        print_json(found)
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table(box=None, header_style="bold", title=found["recipe"], title_justify="left")
+    for column in ("stage", "state", "attempts", "summary"):
+        table.add_column(column)
+    for stage in found["stages"]:
+        table.add_row(stage["stage"], stage["state"], str(stage["attempts"]), stage["headline"])
+    console.print(table)
+    console.print(f"Ray       {found['ray'] or 'not running'}", highlight=False)
+    console.print(f"endpoint  {found['endpoint'] or 'not running'}", highlight=False)

@@ -1,4 +1,4 @@
-"""One fusion layer's attention beside other ways to compute it and beside its floor, in one run.
+"""Time of one fusion layer's attention, beside other ways to compute it and beside a lower bound.
 
     python -m benchmarks.attention                                  # the paper's Table 11; minutes
     python -m benchmarks.attention --windows 3 --image-tokens 64    # a glance; seconds
@@ -11,7 +11,7 @@ eq. 3). Contenders, which take turns in every round and must agree before they a
 * dense mask: `scaled_dot_product_attention` of all queries over all keys, with a mask;
 * loop: `scaled_dot_product_attention` window by window;
 * insertion: image tokens are queries too, causal over each sample's images and text: what the same layer
-  costs where images are inserted into the text (another result; one sample a window, as in Table 11).
+  costs where images are inserted into the text (another result; one sample per window, as in Table 11).
 
 Rope, projections and everything else of a layer are left out. The floor is the time of the bare matrix
 products, scores and weighted values of visible pairs alone, at the rate of a large fp32 product measured in
@@ -52,7 +52,7 @@ class Shape:
     attends_text: bool
 
     def flops(self) -> float:
-        """Of the bare products, forward: each visible pair is multiplied twice, D values a head."""
+        """Operations of the bare forward products: two per visible pair, D values per head."""
         visible = self.text * self.image + self.attends_text * self.text * (self.text + 1) / 2
         return 4.0 * self.windows * visible * self.heads * self.size
 
@@ -73,7 +73,7 @@ class Tokens:
         self.text_key, self.text_value = draw(shape.text, shape.kv_heads), draw(shape.text, shape.kv_heads)
 
     def forget_gradients(self) -> None:
-        """As an optimiser's step does."""
+        """Set all gradients to ``None``, as an optimizer's step does."""
         for tensor in vars(self).values():
             tensor.grad = None
 

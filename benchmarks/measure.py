@@ -1,4 +1,4 @@
-"""What the benchmarks share: memory, medians taken in turns, slopes with intervals, results as files."""
+"""Measuring for all benchmarks: memory, interleaved timing, slopes with intervals, results as files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def resident_bytes() -> int:
-    """Resident memory of this process (Linux), after unreachable objects and free heap are given back."""
+    """Resident memory of this process (Linux), after garbage collection and return of free heap pages."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     pages = int(Path("/proc/self/statm").read_text().split()[1])
@@ -29,7 +29,7 @@ def resident_bytes() -> int:
 
 
 def machine() -> str:
-    """The machine in a line: processor, cores, how busy, torch."""
+    """The machine on one line: processor, cores, load average, version and threads of torch."""
     cpu = next(
         (
             line.split(":", 1)[1].strip()
@@ -47,15 +47,17 @@ def machine() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """Seconds of a command, one entry a round: by the wall, and of the processor."""
+    """Seconds of a command, one entry per round: wall-clock time and processor time."""
 
     wall: list[float]
     cpu: list[float]
 
 
 def interleaved(commands: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Taken]:
-    """Time commands in turns, so that a drifting machine slows all alike; each round begins with another.
-    The first round warms up and does not count."""
+    """Time commands in turns, so that a machine whose speed drifts slows all alike.
+
+    Each round begins with another command; the first round warms up and does not count.
+    """
     taken = {name: Taken([], []) for name in commands}
     names = list(commands)
     for number in range(rounds + 1):
@@ -77,21 +79,21 @@ class Slope:
     high: float
 
     def scaled(self, factor: float) -> Slope:
-        """The same in another unit."""
+        """The slope in another unit, ``factor`` times this one's value."""
         return Slope(self.value * factor, self.low * factor, self.high * factor)
 
 
 def slope(
     steps: Sequence[float], values: Sequence[float], *, block: int = 25, robust: bool = True, seed: int = 0
 ) -> Slope:
-    """Growth of a series; its interval resamples blocks of neighbours, because neighbours are alike.
+    """Growth of a series, with an interval from a block bootstrap, because neighbours are correlated.
 
     Args:
         steps, values: The series, in order.
-        block: Points a block; a last, smaller one is left out unless it is the only one.
-        robust: Theil–Sen through the blocks' medians, which hiccups of a busy machine do not move; otherwise
+        block: Points per block; a last, smaller block is left out unless it is the only one.
+        robust: Theil–Sen through the blocks' medians, which outliers of a busy machine do not move; otherwise
             least squares through all points, for what grows in rare large steps.
-        seed: Of the bootstrap.
+        seed: Seed of the bootstrap.
     """
     count, block = max(len(steps) // block, 1), min(block, len(steps))
     blocks = lambda series: np.asarray(series, dtype=float)[: count * block].reshape(count, block)  # noqa: E731
@@ -120,7 +122,7 @@ def _least_squares(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def write_result(name: str, payload: Mapping[str, Any], text: str, folder: Path = RESULTS) -> Path:
-    """Write ``name.json`` and ``name.md``; returns the latter."""
+    """Write ``name.json`` and ``name.md``; returns the path of the latter."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.json").write_text(json.dumps(_plain(payload), indent=1, allow_nan=False) + "\n")
     path = folder / f"{name}.md"
@@ -128,9 +130,9 @@ def write_result(name: str, payload: Mapping[str, Any], text: str, folder: Path 
     return path
 
 
-def heading(said: Mapping[str, Any]) -> str:
+def heading(origin: Mapping[str, Any]) -> str:
     """The line below a result's title: how, when and on what it was measured."""
-    return f"`{said['command']}`, {said['date']}, {said['machine']}. Options: {said['options']}.\n"
+    return f"`{origin['command']}`, {origin['date']}, {origin['machine']}. Options: {origin['options']}.\n"
 
 
 def publish(
@@ -139,20 +141,20 @@ def publish(
     """Print a benchmark's result, and write it under its title with what it was measured on.
 
     Args:
-        name: Of the module in ``benchmarks``, and of the files.
-        title: Of the result.
-        options: Of the command.
-        payload: The numbers.
-        text: What they say.
-        folder: Of results.
+        name: Module in ``benchmarks``, and stem of the files.
+        title: Title of the page.
+        options: The command's options.
+        payload: The numbers, as JSON.
+        text: The numbers, as Markdown.
+        folder: Where the files go.
     """
-    said = stamp(f"python -m benchmarks.{name}", options)
-    write_result(name, {**said, **payload}, f"# {title}\n\n{heading(said)}\n{text}", folder)
+    origin = stamp(f"python -m benchmarks.{name}", options)
+    write_result(name, {**origin, **payload}, f"# {title}\n\n{heading(origin)}\n{text}", folder)
     print(text)
 
 
 def _plain(value: Any) -> Any:
-    """JSON knows no NaN."""
+    """The value with ``None`` for numbers that JSON cannot hold: NaN and infinities."""
     if isinstance(value, Mapping):
         return {key: _plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
@@ -161,7 +163,7 @@ def _plain(value: Any) -> Any:
 
 
 def stamp(command: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """What every result says of itself."""
+    """What every result states: command, date, machine, options."""
     return {
         "command": command,
         "date": date.today().isoformat(),

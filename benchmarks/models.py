@@ -1,4 +1,4 @@
-"""Small models with random weights, and pictures to show them: what the benchmarks run on."""
+"""Small models with random weights, and synthetic frames: inputs of the benchmarks."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Size:
 
     Attributes:
         hidden: Width; heads are ``hidden / heads`` wide.
-        layers, heads, kv_heads: Of the language model.
-        side: Of a frame, pixels; an image token covers 16 × 16 of them.
+        layers, heads, kv_heads: Their numbers in the language model.
+        side: Side of a frame, pixels; an image token covers 16 × 16 of them.
         spread: Standard deviation of the weights.
     """
 
@@ -41,7 +41,7 @@ class Size:
 
     @property
     def image_tokens(self) -> int:
-        """Of one frame."""
+        """Image tokens of one frame."""
         return (self.side // 16) ** 2
 
 
@@ -74,8 +74,10 @@ COLOURS = ("red", "lime", "blue", "black", "gray", "teal", "brown", "yellow")
 
 
 def film(side: int, seed: int) -> Iterator[NDArray[np.uint8]]:
-    """Endless (side, side, 3) frames in the look of the quickstart's clips: a shape drifts over a pale ground
-    and every few frames another takes its place."""
+    """Endless (side, side, 3) frames like those of the quickstart's clips.
+
+    A shape drifts over a pale ground; every few frames another shape replaces it.
+    """
     rng = np.random.default_rng(seed)
     ground = tuple(rng.integers(230, 256, 3).tolist())
     shape, colour, left = 0, 0, 0

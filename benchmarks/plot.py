@@ -1,4 +1,4 @@
-"""Line charts as stand-alone SVG files, light, for a reader of the repository."""
+"""Line charts as stand-alone SVG files on a white ground, for the pages in benchmarks/results."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Panel:
-    """One pair of axes; a logarithmic y axis shows what differs tenfold beside what is flat."""
+    """One pair of axes, with its lines; the y axis is linear from 0, or logarithmic."""
 
     title: str
     x: str
@@ -35,7 +35,7 @@ def figure(panels: Sequence[Panel], *, caption: str) -> str:
 
     Args:
         panels: Lines of the same label have the same colour in all.
-        caption: What a screen reader says.
+        caption: Alternative text, for screen readers.
     """
     labels = list(dict.fromkeys(line.label for panel in panels for line in panel.lines))
     colours = dict(zip(labels, COLOURS, strict=False))

@@ -27,6 +27,7 @@ from pipelines.cli import (
     stop,
     sweep,
     train,
+    verify,
 )
 
 FAILED = 1
@@ -115,6 +116,7 @@ app.command("plan")(plan.plan)
 app.command("status")(status.status)
 app.command("logs")(logs.logs)
 app.command("stop")(stop.stop)
+app.command("verify")(verify.verify)
 app.command("ask")(ask.ask)
 app.command("caption")(caption.caption)
 app.command("inspect")(inspect.inspect)

@@ -36,7 +36,9 @@ def nothing_serves() -> list[str]:
 
 
 def test_there_are_the_documented_commands():
-    assert {"run", "plan", "status", "logs", "stop", "ask", "caption", "inspect", "doctor"} <= set(COMMANDS)
+    assert {"run", "plan", "status", "logs", "stop", "verify", "ask", "caption", "inspect", "doctor"} <= set(
+        COMMANDS
+    )
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -1,4 +1,4 @@
-"""``casa data`` and ``casa prepare`` as a user meets them."""
+"""``casa data``, ``casa verify`` and ``casa prepare`` as a user meets them."""
 
 from __future__ import annotations
 
@@ -17,9 +17,12 @@ from pipelines.cli.app import app
 from pipelines.cli.shared import run_handle
 from pipelines.cli.show.prepared import collect, show_prepared
 from pipelines.cost import workload
+from pipelines.dag import artifact
 from pipelines.dag.plan import PlannedStage, StageSpec
+from pipelines.data.filter.hash_lists import known_pictures
 from pipelines.data.pack.sequences import documents_of
 from pipelines.data.store.readers import CleanReader, PackReader
+from tests.support.data.clean import picture
 from tests.support.data.prepared import PACK, make_store, write_photos
 from tests.support.naive.windows import naive_windows
 from tests.support.paths import ROOT
@@ -140,6 +143,51 @@ def test_brackets_in_a_text_are_shown_and_not_obeyed(store):
 def test_what_cannot_be_shown_is_refused_with_the_reason(store, arguments, message):
     names = {**store, "root": store["pack"].parent}
     assert message in casa("data", "inspect", *(own.format(**names) for own in arguments), code=2)
+
+
+# card, hash, verify
+
+
+def test_a_data_card_is_written_as_a_page(store, tmp_path):
+    page = tmp_path / "pages" / "pack.html"
+    assert str(page) in casa("data", "card", store["pack"], "--output", page, columns=400)
+    assert "Data card" in page.read_text()
+    assert "not an artifact" in casa("data", "card", tmp_path, code=2)
+
+
+def test_pictures_are_hashed_into_a_list_that_decontamination_reads(tmp_path):
+    output = tmp_path / "hashes.parquet"
+    (tmp_path / "eval").mkdir()
+    for number in range(3):
+        (tmp_path / "eval" / f"{number}.png").write_bytes(picture(40 + 8 * number, 32).data)
+    assert "3 pictures" in casa("data", "hash", tmp_path / "eval", output)
+    assert len(known_pictures((str(output),), 0).sha256) == 3
+    (tmp_path / "empty").mkdir()
+    assert "no pictures" in casa("data", "hash", tmp_path / "empty", output, code=2)
+
+
+def test_verify_prints_one_line_per_artifact_and_ends_with_1_on_a_fault(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "data").write_text("12")
+        artifact.commit(tmp_path / name, {"kind": name, "fingerprint": name}, {}, {})
+    stages = [
+        {"name": name, "kind": name, "fingerprint": name, "folder": str(tmp_path / name)}
+        for name in ("a", "b", "not-made-yet")
+    ]
+    run = {"recipe": "toy", "ray": {"address": "local"}, "endpoint": "http://127.0.0.1:9", "stages": stages}
+    (tmp_path / "session").mkdir()
+    (tmp_path / "session" / "run.json").write_text(json.dumps(run))
+    assert casa("verify", "--store", tmp_path).splitlines() == ["a: intact", "b: intact"]
+    (tmp_path / "b" / "data").write_text("1x")
+    output = casa("verify", "--store", tmp_path, code=1)
+    assert "a: intact" in output
+    assert "b: `data` was altered" in output
+    found = json.loads(casa("verify", "b", "--store", tmp_path, "--json", code=1))
+    assert [(own["artifact"], list(own["faults"])) for own in found] == [("b", ["data"])]
+    assert "intact" in casa("verify", tmp_path / "a")
+    assert "no stage c" in casa("verify", "c", "--store", tmp_path, code=2)
+    assert "is not an artifact" in casa("verify", tmp_path, code=2)
 
 
 # plan

@@ -78,7 +78,6 @@ def inspect(
       casa inspect model --clip clip.mp4 --query "describe what you see live"
     """
     from casa_core.analysis.inspection import Examiner
-    from pipelines.cli.show.inspection import inspection_as_json, show_inspection
 
     asked = _pair(image or [], question or []) if image or question or clip is None else []
     folder = _found(folder)
@@ -87,12 +86,7 @@ def inspect(
     examined = [_ask(examiner, picture, text) for picture, text in asked]
     if clip is not None:
         examined.append(examiner.clip(_frames(clip, frames), query, clip.name))
-    inspection = _inspection(folder, examiner, examined, group)
-    _write(page, inspection)
-    if json_:
-        print_json(inspection_as_json(inspection, page))
-    else:
-        show_inspection(inspection, page)
+    _present(_inspection(folder, examiner, examined, group), page, as_json=json_)
 
 
 def _pair(images: Sequence[Path], questions: Sequence[str]) -> list[tuple[Path | None, str]]:
@@ -201,9 +195,14 @@ def _inspection(
     )
 
 
-def _write(page: Path, inspection: Inspection) -> None:
+def _present(inspection: Inspection, page: Path, *, as_json: bool) -> None:
     from pipelines.cards.inspection import render
+    from pipelines.cli.show.inspection import inspection_as_json, show_inspection
     from pipelines.storage.atomic import write_whole
 
     page.parent.mkdir(parents=True, exist_ok=True)
     write_whole(page, render(inspection))
+    if as_json:
+        print_json(inspection_as_json(inspection, page))
+    else:
+        show_inspection(inspection, page)

@@ -28,7 +28,7 @@ class StageContext:
         output: Folder to fill; a data stage's may lie on S3. May hold files of an earlier, killed attempt:
             overwrite them or resume.
         manifests: Manifest of each input, by role.
-        fingerprint: Of this stage's output.
+        fingerprint: Fingerprint of this stage's output.
         progress: ``progress(done, total, message="")``, any unit; cheap to call often.
     """
 

@@ -52,10 +52,10 @@ class PlannedStage:
 
     Attributes:
         spec: The stage.
-        fingerprint: Of its output.
+        fingerprint: Fingerprint of its output.
         folder: Its artifact: ``<store>/<kind>/<fingerprint>``, of data in the data store.
         inputs: Role → folder of the input artifact.
-        code_version: Of its kind, part of the fingerprint.
+        code_version: Code version of its kind, part of the fingerprint.
         status: ``done``: a whole artifact is there; ``run``: it would run; ``check``: a state to look at.
         reason: Why, for people.
     """

@@ -32,7 +32,7 @@ class JobSpec:
 
     Attributes:
         job_id: ``<stage>-<fingerprint12>-a<attempt>``.
-        stage, kind, function, fingerprint, code_version, state: Of the stage.
+        stage, kind, function, fingerprint, code_version, state: As in the plan.
         settings: Hashed. ``location``: further ones that are not hashed. ``placement``: on what it runs.
         inputs: Role → folder of the input artifact: a path, or an ``s3://`` URI.
         output: Folder to fill, likewise.
@@ -79,7 +79,7 @@ class Outcome:
 
     Attributes:
         ok: Whether the artifact was committed.
-        what, why, remedy: Of the error, otherwise empty.
+        what, why, remedy: The error's texts; empty without one.
         retry: Whether another attempt could go better (something was lost, rather than wrong).
         explained: Whether the error explains itself, so that the log adds nothing.
     """

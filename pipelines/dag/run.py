@@ -65,7 +65,7 @@ class Runner:
 
     Args:
         stages: The plan, inputs before what is made from them.
-        records: Of the store.
+        records: Job records of the store.
         cluster: Reached only when a stage has to run.
         observer: Receives the run's events.
         parallel: Stages that may run side by side.

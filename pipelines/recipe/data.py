@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from pipelines.recipe.fields import Count, Name, Positive, Section, Share
 from pipelines.recipe.filters import Filters
 
+DEFAULT_VIDEO_FPS = 2.0
 RESERVED_SOURCES = frozenset({"train", "blind", "pack", "evaluate", "deploy", "report", "start"})
 
 
@@ -29,7 +30,7 @@ class MovingShapesCorpus(Section):
     train_clips: Count = Field(default=400, description="Clips to train on.")
     test_clips: Count = Field(default=48, description="Held-out clips.")
     seconds: Positive = Field(default=8.0, description="Length of a clip, seconds.")
-    fps: Count = Field(default=10, description="Frames a second of the written mp4 files.")
+    fps: Count = Field(default=10, description="Frames per second of the written mp4 files.")
 
 
 class ReadingCorpus(Section):
@@ -78,7 +79,8 @@ class Source(Section):
     )
     exclude_subsets: Subsets | None = Field(default=None, description="Subsets to leave out.")
     fps: Positive | None = Field(
-        default=None, description="Frames a second taken from videos (2.0 where not given)."
+        default=None,
+        description=f"Frames per second taken from videos ({DEFAULT_VIDEO_FPS} where not given).",
     )
     max_seconds: Positive | None = Field(
         default=None, description="Longest video that is used (180 where not given); others are quarantined."

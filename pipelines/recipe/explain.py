@@ -55,7 +55,7 @@ def explain(error: ValidationError, values: Any, model: type[BaseModel], where: 
         problems[problem.path] = problem
     found = list(problems.values())
     if len(found) == 1:
-        return ConfigError(f"In {where}: {found[0].what}", found[0].reason(), found[0].remedy)
+        return ConfigError(f"In {where}: {found[0].what.rstrip('.')}.", found[0].reason(), found[0].remedy)
     return ConfigError(
         f"In {where}: {len(found)} settings cannot work.",
         "\n".join(f"\n  • {p.what}\n    {p.reason()}" for p in found),

@@ -11,11 +11,10 @@ from pydantic import BaseModel
 from casa_core.errors import ConfigError
 from pipelines.dag.plan import StageSpec
 from pipelines.dag.raw_inputs import identify, identify_remote
-from pipelines.recipe.data import Source
+from pipelines.recipe.data import DEFAULT_VIDEO_FPS, Source
 from pipelines.recipe.model import Recipe
 from pipelines.recipe.pack_settings import pack_settings
 
-DEFAULT_VIDEO_FPS = 2.0
 START = "train of the earlier recipe"
 """Stands for the train stage of ``model.weights.recipe`` until that recipe's stages are there."""
 

@@ -54,7 +54,7 @@ class Replicas(_Section):
     """How far Ray Serve may scale."""
 
     min: Count = 1
-    max: Count = 2
+    max: Count = 1
 
 
 class ServeSettings(_Section):

@@ -6,11 +6,9 @@ task writes one Arrow shard and, last, a report of it: a killed run resumes with
 
 from __future__ import annotations
 
-import json
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +22,8 @@ from pipelines.data.pack.split import pieces
 from pipelines.data.store.quarantine import Rejected, Tally, write_quarantine
 from pipelines.data.store.readers import CleanReader, ShardReader
 from pipelines.data.store.rows import CleanSample, Row, is_video
-from pipelines.data.store.shard_writing import write_json, write_shard
+from pipelines.data.store.shard_task import write_once
+from pipelines.data.store.shard_writing import write_shard
 from pipelines.storage.uri import Folder
 
 if TYPE_CHECKING:
@@ -88,13 +87,7 @@ class EncodeReport:
 
 def encode_rows(task: EncodeTask) -> EncodeReport:
     """Encodes a task's rows into one Arrow shard of ``ENCODED_SCHEMA``, unless that was done before."""
-    if not task.report.is_file():
-        rejected = _write(task)
-        write_quarantine(task.quarantine, rejected)
-        tally = Tally.of(rejected)
-        values = {"reasons": tally.by_reason(), "examples": tally.examples}
-        write_json(task.report, values | {"rejected": [entry.row for entry in rejected]})
-    return _read_report(task)
+    return _read_report(task, write_once(task.report, lambda: _write(task)))
 
 
 def encode_sample(
@@ -148,7 +141,8 @@ def _split(
     return None if found is None else [(piece, processor.encode(piece, sizes)) for piece in found]
 
 
-def _write(task: EncodeTask) -> list[Rejected]:
+def _write(task: EncodeTask) -> dict[str, Any]:
+    """Writes the shard and the table of rejected samples; returns the report as JSON."""
     processor = load_processor(task.encoding)
     reader = CleanReader(task.clean, SPLIT)
     rejected: list[Rejected] = []
@@ -163,10 +157,11 @@ def _write(task: EncodeTask) -> list[Rejected]:
 
     schema = ENCODED_SCHEMA.with_metadata({**(ENCODED_SCHEMA.metadata or {}), "casa.source": task.source})
     write_shard(task.output, schema, rows())
-    return rejected
+    write_quarantine(task.quarantine, rejected)
+    return Tally.of(rejected).to_json() | {"rejected": [entry.row for entry in rejected]}
 
 
-def _read_report(task: EncodeTask) -> EncodeReport:
+def _read_report(task: EncodeTask, values: Mapping[str, Any]) -> EncodeReport:
     """From the files, whether this attempt wrote them or an earlier one."""
     shard = ShardReader([task.output], ENCODED)
     columns: dict[str, list[NDArray[np.int32]]] = {name: [np.empty(0, np.int32)] for name in _COLUMNS}
@@ -177,7 +172,6 @@ def _read_report(task: EncodeTask) -> EncodeReport:
         for name in _COLUMNS:
             columns[name].append(batch.column(name).to_numpy(zero_copy_only=False).astype(np.int32))
     row, part, text, image, video = (np.concatenate(columns[name]) for name in _COLUMNS)
-    values = json.loads(task.report.read_text(encoding="utf-8"))
     return EncodeReport(
         row_E=row,
         part_E=part,
@@ -185,7 +179,7 @@ def _read_report(task: EncodeTask) -> EncodeReport:
         image_E=image,
         video_E=video.astype(bool),
         rejected=np.array(values["rejected"], np.int32),
-        tally=Tally(Counter(values["reasons"]), values["examples"]),
+        tally=Tally.from_json(values),
     )
 
 

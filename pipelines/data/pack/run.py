@@ -32,7 +32,6 @@ from pipelines.data.pack.processor import Encoding, load_processor, make_tokeniz
 from pipelines.data.pack.settings import PackSettings, read_pack_settings
 from pipelines.data.pack.write import (
     ENCODED_FOLDER,
-    REPORTS,
     WriteTasks,
     Written,
     encoded_path,
@@ -41,6 +40,7 @@ from pipelines.data.pack.write import (
 from pipelines.data.store.quarantine import QUARANTINE, Tally, merge_quarantines
 from pipelines.data.store.ray_map import ray_map
 from pipelines.data.store.readers import CleanReader
+from pipelines.data.store.shard_task import REPORTS
 from pipelines.data.store.shard_writing import CARD, write_index, write_json
 from pipelines.recipe.pack import Mixture, frame_side
 from pipelines.recipe.where import DataWorkers

@@ -5,9 +5,9 @@ Shape suffixes: D documents of a shard, S sequences.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,11 +20,11 @@ from pipelines.data.pack.encode import ENCODED
 from pipelines.data.pack.plan import EncodedSamples, Int32s, Ints, Plan
 from pipelines.data.pack.sequences import PACK_SCHEMA
 from pipelines.data.store.readers import ShardReader
-from pipelines.data.store.shard_writing import write_batches, write_json
+from pipelines.data.store.shard_task import REPORTS, write_once
+from pipelines.data.store.shard_writing import write_batches
 from pipelines.storage.uri import Folder
 
 ENCODED_FOLDER = ".encoded"
-REPORTS = ".reports"
 
 
 def encoded_path(output: Folder, shard: int) -> Folder:
@@ -115,16 +115,15 @@ class WriteTasks(Sequence[WriteTask]):
 
 
 def write_packed(task: WriteTask) -> Written:
-    """Writes one shard and, last, a report of it; where that report exists already, nothing is done."""
-    report = task.output / REPORTS / f"{task.name}.json"
-    if report.is_file():
-        return Written(**json.loads(report.read_text(encoding="utf-8")))
+    """Writes one shard and, last, a report of it, unless an earlier attempt did."""
+    return Written(**write_once(task.output / REPORTS / f"{task.name}.json", lambda: _write(task)))
+
+
+def _write(task: WriteTask) -> dict[str, Any]:
     packed = assemble(_documents(task))
     schema = PACK_SCHEMA.with_metadata({**(PACK_SCHEMA.metadata or {}), **task.metadata})
     write_batches(task.output / task.name, schema, [packed])
-    written = Written(task.name, packed.num_rows, _checksum(packed, task.sources))
-    write_json(report, asdict(written))
-    return written
+    return asdict(Written(task.name, packed.num_rows, _checksum(packed, task.sources)))
 
 
 def _documents(task: WriteTask) -> Documents:

@@ -122,7 +122,7 @@ def _draw_balanced(
     """
     if count % 12:
         raise ConfigError(
-            f"easy_vqa cannot draw {count} rows.",
+            f"The generator easy_vqa cannot draw {count} rows.",
             "Rows are shared equally between colour, shape and yes/no questions, yes as often as no, "
             "and these between both topics.",
             f"Ask for a multiple of 12, for example {round(count / 12) * 12 or 12}.",
@@ -136,7 +136,7 @@ def _draw_balanced(
         share = 3 if kind in ("color", "shape") else 12 if topics else 6
         if len(pool) < count // share:
             raise ConfigError(
-                f"easy_vqa has {len(pool)} questions with a {kind} answer; {count // share} were asked for.",
+                f"The package easy_vqa has {len(pool)} questions with a {kind} answer, not {count // share}.",
                 "Every row is a different question.",
                 f"Ask for at most {len(pool) * share // 12 * 12} rows.",
             )
@@ -150,7 +150,9 @@ def _load(split: Split) -> tuple[list[Question], dict[int, Path]]:
         import easy_vqa  # pyright: ignore[reportMissingTypeStubs]
     except ImportError as error:
         raise ConfigError(
-            "The generator easy_vqa needs the package easy-vqa.", str(error), "pip install 'casa[demo]'"
+            "The generator easy_vqa needs the package easy-vqa.",
+            f"{error}.",
+            "Run `pip install 'casa[demo]'`.",
         ) from error
     root = Path(easy_vqa.__file__).parent / "data" / split
     questions = [Question(*entry) for entry in json.loads((root / "questions.json").read_text())]
@@ -160,7 +162,7 @@ def _load(split: Split) -> tuple[list[Question], dict[int, Path]]:
 
 
 def draw_ratings(rng: random.Random) -> dict[str, Any]:
-    """The four rating lists (one entry a turn) and their minima; now and then null, as in FineVision."""
+    """The four rating lists (one entry per turn) and their minima; now and then null, as in FineVision."""
     columns: dict[str, Any] = {}
     for name in RATINGS:
         rating = None if rng.random() < 0.05 else rng.choice((4, 5))

@@ -57,7 +57,7 @@ class Clip:
 
     Attributes:
         words: ``(start, end, word)``, absolute seconds in the video.
-        previous: What was said before ``start``.
+        previous: The commentary before ``start``.
     """
 
     start: float
@@ -87,7 +87,7 @@ def write_moving_shapes(
         train_clips: Clips to train on.
         test_clips: Held-out clips.
         seconds: Length of each clip's commented part; a multiple of 0.5.
-        fps: Frames a second in the video files; even, so that sampling times fall on frames.
+        fps: Frames per second in the video files; even, so that sampling times fall on frames.
         faults: Adds to the training clips one whose video file is empty.
         progress: Called as ``(done, total, message)``.
 
@@ -123,7 +123,7 @@ def write_moving_shapes(
 
 
 def make_clip(rng: random.Random, seconds: float) -> Clip:
-    """A clip's plot: which shapes appear when, and what is said."""
+    """A clip's plot: which shapes appear when, and the commentary."""
     start = rng.choice((0.0, 0.0, rng.randint(4, 8) * GRID + rng.randrange(2) * 0.1))
     steps = round(seconds / GRID)
     appearances: list[Appearance] = []
@@ -198,13 +198,13 @@ def write_live_whisperx(path: Path, records: Sequence[Any]) -> None:
 def _check_grid(seconds: float, fps: int) -> None:
     if seconds < 2 or seconds % GRID:
         raise ConfigError(
-            f"moving_shapes cannot make clips of {seconds} seconds.",
+            f"The generator moving_shapes cannot make clips of {seconds} seconds.",
             "Clips are sampled every half second, and a shape needs a second to be named.",
             "Use a multiple of 0.5 from 2.0 on.",
         )
     if fps % 2 or fps < 10:
         raise ConfigError(
-            f"moving_shapes cannot make videos of {fps} frames a second.",
+            f"The generator moving_shapes cannot make videos of {fps} frames per second.",
             "Sampling times must fall on frames, and appearances are placed 0.05 to 0.2 s before them.",
             "Use an even number from 10 on.",
         )

@@ -1,12 +1,12 @@
 """Pictures of four digits to be read, written in FineVision's parquet layout.
 
 Each quarter of a picture holds one digit, at a random place and of a random size; no two share a digit or a
-colour. Three kinds of question, equally frequent, one a picture:
+colour. Three kinds of question, equally frequent, one per picture:
 
 * ``place``: "which digit is top left?" One digit, by where it is. Guessing is right once in ten.
 * ``color``: "which digit is red?" One digit, by its colour, which may be in any quarter. Once in ten.
 * ``read``: "read all digits" from top left to bottom right, "3 8 1 0". All four must be right, and for each
-  the model must know how many it has said. Once in 5040.
+  the model must count how many it has read. Once in 5040.
 
 Nothing but the picture tells the answer: digits, colours and places are drawn independently.
 """
@@ -72,6 +72,7 @@ class Digit:
 
     @property
     def width(self) -> int:
+        """Pixels."""
         return self.height * 5 // 7
 
 
@@ -103,8 +104,8 @@ def write_reading(
     for split, count in (("train", train_rows), ("test", test_rows)):
         if count % len(KINDS):
             raise ConfigError(
-                f"reading cannot draw {count} rows.",
-                f"{', '.join(KINDS)} questions are equally frequent.",
+                f"The generator reading cannot draw {count} rows.",
+                f"Questions of the kinds {', '.join(KINDS)} are equally frequent.",
                 f"Ask for a multiple of {len(KINDS)}, for example {count // len(KINDS) * len(KINDS) or 3}.",
             )
         files[split] = write_finevision(output, "reading", split, list(_rows(split, count, seed)))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from casa_core.errors import ConfigError
+from pipelines.dag.settings import read_settings, stage_settings
 from pipelines.data.generate.easy_vqa import write_easy_vqa
 from pipelines.data.generate.moving_shapes import write_moving_shapes
 from pipelines.data.generate.reading import write_reading
@@ -28,20 +29,33 @@ GENERATORS: dict[str, Callable[..., dict[str, list[str]]]] = {
 README = "README.json"
 
 
+@stage_settings
+class CorpusSettings:
+    """Settings of the corpus stage.
+
+    Attributes:
+        make: ``generator`` and its options, as in the recipe.
+        seed: The recipe's seed.
+    """
+
+    make: dict[str, Any]
+    seed: int
+
+
 def run_stage(context: StageContext) -> dict[str, Any]:
-    """Generates ``what.make`` into the output folder.
+    """Generates the corpus ``make`` into the output folder.
 
     Returns:
         Files, bytes and the generator's name.
     """
     # A killed attempt may have left files that this one would not overwrite (fewer shards, say).
     remove_tree(context.output)
-    make = dict(context.settings["make"])
+    settings = read_settings(CorpusSettings, context.settings)
     with local_output(context.output) as folder:
-        splits = generate(folder, make, seed=context.settings["seed"], progress=context.progress)
+        splits = generate(folder, settings.make, seed=settings.seed, progress=context.progress)
         sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
     return {
-        "generator": make["generator"],
+        "generator": settings.make["generator"],
         "files": len(sizes),
         "bytes": sum(sizes),
         "splits": {split: len(names) for split, names in splits.items()},

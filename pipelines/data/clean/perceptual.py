@@ -114,7 +114,7 @@ class HashIndex:
 
 
 def _bucket_starts(columns: Sequence[NDArray[Any]]) -> NDArray[np.int64]:
-    """For each place of a sorted table, the place where its run of equal rows begins."""
+    """For each index of a sorted table, the index where its run of equal rows begins."""
     starts = np.zeros(len(columns[0]), bool)
     starts[:1] = True
     for column in columns:
@@ -146,7 +146,7 @@ def _improve(
 def _block_pairs(distance: int) -> Iterator[np.uint64]:
     """Masks of every two of the ``distance + 2`` blocks that 64 bits are cut into."""
     if not 0 <= distance <= MAX_DISTANCE:
-        raise ValueError(f"a Hamming distance of {distance} is not from 0 to {MAX_DISTANCE}")
+        raise ValueError(f"A Hamming distance of {distance} is not from 0 to {MAX_DISTANCE}.")
     edges = [BITS * number // (distance + 2) for number in range(distance + 3)]
     blocks = [((1 << end) - 1) ^ ((1 << begin) - 1) for begin, end in pairwise(edges)]
     for one, other in combinations(blocks, 2):

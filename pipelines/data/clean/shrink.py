@@ -1,4 +1,4 @@
-"""Pictures larger than a source wants to keep → smaller files: the one place where bytes are not kept."""
+"""Shrinking pictures above a source's size limit: the only step that changes a picture's bytes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def shrunk(data: bytes, file_format: str, side: int, *, max_pixels: int) -> byte
     Args:
         data: The encoded file.
         file_format: Pillow's name of its format.
-        side: Of a square with as many pixels as are kept.
+        side: Side of the square, in pixels, with as many pixels as are kept.
         max_pixels: As for ``decode_image``.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Where things lie in an Arrow IPC file, so that a part of it can be read over a network.
+"""The byte layout of an Arrow IPC file: footer, batches and buffers, to read parts of it over a network.
 
 Arrow's own reader wants a whole record batch, or one request for every buffer of it. Here a batch is laid out
 over memory that nothing has filled yet; the buffers that are wanted are then read into their places, few
@@ -33,10 +33,12 @@ class Block:
 
     @property
     def header_span(self) -> Span:
+        """Bytes of the header in the file."""
         return self.offset, self.offset + self.header
 
     @property
     def span(self) -> Span:
+        """Bytes of the header and the buffers in the file."""
         return self.offset, self.offset + self.header + self.body
 
 
@@ -47,7 +49,7 @@ def footer_size(tail: bytes) -> int:
         ValueError: If they are not the end of an Arrow file.
     """
     if len(tail) < 10 or not tail.endswith(MAGIC):
-        raise ValueError("it does not end as an Arrow file does")
+        raise ValueError("It does not end as an Arrow file does.")
     return struct.unpack("<i", tail[-10:-6])[0] + 10
 
 
@@ -73,11 +75,11 @@ def read_footer(tail: bytes) -> tuple[pa.Schema, list[Block]]:
 
 
 class Sketch:
-    """A record batch whose buffers are in their places and not yet filled.
+    """A record batch whose buffers are laid out in memory and not yet filled.
 
     Args:
-        schema: Of the file.
-        block: Of the batch.
+        schema: The file's schema.
+        block: The batch's offsets.
         header: The bytes of the batch's header.
 
     Attributes:
@@ -102,7 +104,7 @@ class Sketch:
         """Where in the file a buffer of the batch lies."""
         start = buffer.address - self._address
         if not 0 <= start <= start + buffer.size <= len(self._memory):
-            raise ValueError("its buffers are compressed, and cannot be read one by one")
+            raise ValueError("Its buffers are compressed, and cannot be read one by one.")
         return self._block.offset + start, self._block.offset + start + buffer.size
 
     def buffers(self, without: Iterable[pa.Buffer] = ()) -> list[Span]:

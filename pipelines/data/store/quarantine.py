@@ -1,4 +1,4 @@
-"""Rejected records: what they are, where they lie, why they are left out. Nothing is replaced silently."""
+"""The quarantine: a table of rejected records with source, row and reason, and counts by reason."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _ROWS_PER_GROUP = 1 << 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rejected:
-    """One record that is left out.
+    """One rejected record.
 
     Attributes:
         source: Name of the data source in the recipe.
@@ -43,7 +43,7 @@ class Rejected:
         sample_id: Unique within the source.
         reason: A short stable slug, for example ``truncated_image``.
         detail: What exactly was found.
-        sha256: Of the offending bytes; empty where there are none.
+        sha256: Hash of the offending bytes; empty where there are none.
     """
 
     source: str
@@ -57,7 +57,7 @@ class Rejected:
 
 @dataclass(slots=True)
 class Tally:
-    """Rejected records counted: all that a run over millions of records keeps of them in memory.
+    """Counts of rejected records: all that a run over millions of records keeps of them in memory.
 
     Attributes:
         reasons: How many have each reason.
@@ -117,7 +117,7 @@ class Tally:
         raise DataError(
             f"Source {source!r} has too many unusable records: {self.total} of {records}.",
             f"At most {max_failures:.2%} may be left out. Found {reasons}. "
-            f"For example {'; '.join(self.examples)}",
+            f"For example {'; '.join(self.examples)}.",
             "Repair the source, or raise data.max_failures if losing them is acceptable.",
         )
 

@@ -1,4 +1,4 @@
-"""A pure function over a list of work, as Ray tasks: all that data preparation knows of Ray.
+"""A pure function over a list of work, as Ray tasks: the only module of data preparation that uses Ray.
 
 Plain tasks and not a Ray Data pipeline: a piece of work names what to read and where to write, and nothing
 flows between pieces. So there is nothing to stream, and no executor's loop, actors and imports to pay for,
@@ -56,7 +56,7 @@ def ray_map(function: Callable[[Work], Result], work: Sequence[Work], *, workers
     except RayTaskError as error:
         raise original_error(error.cause) from error
     finally:
-        if ray.is_initialized():  # whoever stopped asking may have ended Ray, too
+        if ray.is_initialized():  # the caller may have ended Ray
             for reference in running:
                 ray.cancel(reference)
 

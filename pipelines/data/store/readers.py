@@ -34,8 +34,8 @@ class ShardReader:
 
     Args:
         paths: The files, in order.
-        schema_name: What their ``casa.schema`` metadata must say.
-        rows: Of each file, where that is known; otherwise all are opened now.
+        schema_name: What their ``casa.schema`` metadata must be.
+        rows: Rows of each file, where they are known; otherwise all files are opened now.
         leave_out: Buffers of a batch that are not read with it.
 
     Raises:
@@ -75,7 +75,7 @@ class ShardReader:
 
     @property
     def metadata(self) -> dict[str, str]:
-        """Of the first file's schema; empty where there is no file."""
+        """Metadata of the first file's schema; empty where there is no file."""
         return self._shard(0).metadata if self._paths else {}
 
     def locate(self, number: int) -> tuple[pa.RecordBatch, int]:
@@ -89,7 +89,7 @@ class ShardReader:
 
     def _locate(self, number: int) -> tuple[Batch, int]:
         if not 0 <= number < len(self):
-            raise IndexError(f"row {number} of {len(self)}")
+            raise IndexError(f"There is no row {number}, only {len(self)} in all.")
         place = bisect_right(self._ends, number)
         row = number - (self._ends[place - 1] if place else 0)
         shard = self._shard(place)
@@ -144,7 +144,7 @@ class CleanReader(ShardReader):
         return row | {"media": media}
 
     def locate(self, number: int) -> tuple[pa.RecordBatch, int]:
-        """As of every reader; the batch has no ``bytes`` among its media's fields."""
+        """As :meth:`ShardReader.locate`; the batch has no ``bytes`` among its media's fields."""
         batch, row = self._locate(number)
         return _without_bytes(batch.rows), row
 
@@ -161,9 +161,9 @@ class CleanReader(ShardReader):
         Raises:
             IndexError: If a row has no such media.
         """
-        located = self._for_each(lambda place: self._locate(place[0]), places)
+        batches = self._for_each(lambda place: self._locate(place[0]), places)
         wanted: dict[int, _Wanted] = {}
-        for order, ((batch, row), (number, media)) in enumerate(zip(located, places, strict=True)):
+        for order, ((batch, row), (number, media)) in enumerate(zip(batches, places, strict=True)):
             own = wanted.setdefault(id(batch), _Wanted(batch, [], []))
             own.orders.append(order)
             own.spans.append(_media_span(batch.rows, row, media, number))
@@ -248,7 +248,7 @@ def _media_span(batch: pa.RecordBatch, row: int, media: int, number: int) -> tup
     entries = batch.column("media")
     first, end = entries.offsets[row].as_py(), entries.offsets[row + 1].as_py()
     if not 0 <= media < end - first:
-        raise IndexError(f"media {media} of {end - first} in row {number}")
+        raise IndexError(f"Row {number} has no media {media}, only {end - first} in all.")
     offsets = np.frombuffer(entries.values.field("bytes").buffers()[1], np.int64)
     return int(offsets[first + media]), int(offsets[first + media + 1])
 
@@ -288,6 +288,6 @@ def _read_json(path: Folder) -> Any:
     except ValueError as error:
         raise StoreError(
             f"{path.parent} is not a finished artifact.",
-            f"{path.name} cannot be read: {error}",
+            f"Its {path.name} cannot be read: {error}.",
             "Run the stage that writes it.",
         ) from error

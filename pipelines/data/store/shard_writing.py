@@ -34,7 +34,7 @@ def write_shard(
 
     Args:
         path: The file; an earlier one is replaced.
-        schema: Of every row, with its version in the metadata.
+        schema: Schema of the rows, with its version in the metadata.
         rows: In order; consumed in batches, so that memory does not grow with the shard.
         size_of: Bytes of a row, where rows can be large; a batch ends at the row that takes it to
             ``BYTES_PER_BATCH``.
@@ -85,7 +85,7 @@ def write_batches(
 
 @contextlib.contextmanager
 def _writing(path: Folder, schema: pa.Schema, even: int | None) -> Iterator[Callable[[pa.RecordBatch], int]]:
-    """Opens a shard for writing; batches of ``even`` rows, where they all are, are said to be so."""
+    """Opens a shard for writing; ``even``: rows of each batch but the last, noted in the metadata."""
     metadata = dict(schema.metadata or {})
     if even:
         metadata[BATCH_ROWS.encode()] = str(even).encode()
@@ -111,7 +111,7 @@ def write_index(
 ) -> None:
     """Writes the index of a pack artifact: which shard holds which sequences, and of what kind each is.
 
-    A byte a sequence for the kinds, a line a shard for the rest: some megabytes for 24 million pictures.
+    One byte per sequence for the kinds, one line per shard for the rest: megabytes for 24 million pictures.
 
     Args:
         folder: The artifact.

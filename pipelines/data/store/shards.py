@@ -28,7 +28,7 @@ from pipelines.storage.transfer import side_by_side
 from pipelines.storage.uri import Folder
 
 BATCH_ROWS = "casa.batch_rows"
-"""Of a schema's metadata: every batch but the last has this many rows. Without it, only each batch knows."""
+"""Key of a schema's metadata: rows of every batch but the last, where they are equally long."""
 
 Value = TypeVar("Value")
 LeaveOut = Callable[[pa.RecordBatch], Sequence[pa.Buffer]]
@@ -55,7 +55,7 @@ class Shard(Protocol):
     """An open file of rows.
 
     Attributes:
-        metadata: Of its schema.
+        metadata: Metadata of the schema.
         ends: Number of the row after each batch's last.
     """
 

@@ -1,8 +1,8 @@
-"""Conversations as corpora write them → parts of a sample.
+"""Conversations as corpora encode them → parts of a sample.
 
 A turn is ``{role, content}`` or ``{from, value}``, or has all four fields of which one pair is null. The user
-is called user or human, the assistant assistant or gpt. ``<image>`` in the user's text marks a picture's
-place.
+is called user or human, the assistant assistant or gpt. ``<image>`` in the user's text marks where a picture
+belongs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _ROLES: dict[str, Role] = {
 
 
 class Turn(NamedTuple):
-    """What one side says."""
+    """One message of a conversation."""
 
     role: Role
     text: str
@@ -62,7 +62,7 @@ def turns_from_pairs(pairs: Any) -> list[Turn]:
 
 
 def ordered(turns: Sequence[Turn]) -> list[Turn]:
-    """The turns, where they alternate from the user to an answer that says something; blank system texts go.
+    """The turns, checked to alternate from the user to an answer that is not blank, less blank system texts.
 
     Raises:
         BadRecord: ``bad_turns`` or ``missing_text``.
@@ -87,8 +87,8 @@ def arrange(turns: Sequence[Turn], groups: Sequence[Sequence[Image]]) -> tuple[P
 
     Args:
         turns: In order.
-        groups: Pictures that one marker stands for, in the markers' order: a picture alone, or a video's
-        frames.
+        groups: Pictures that one marker stands for, in the markers' order: one picture, or the frames of a
+            video.
 
     Raises:
         BadRecord: ``missing_image`` where there are more markers than groups.

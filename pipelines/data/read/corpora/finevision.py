@@ -1,7 +1,7 @@
 """FineVision: parquet files of conversations about pictures, ``<subset>/train-*.parquet``.
 
 ``images: list<struct<bytes, path>>, texts: list<struct<user, assistant>>, source: string``, and four ratings
-a turn (``*_ratings: list<int64>`` with ``*_min: int64``), any of which may be null or absent. Docmatix and
+per turn (``*_ratings: list<int64>`` with ``*_min: int64``), any of which may be null or absent. Docmatix and
 the Cauldron have the same layout without ``source``, where a turn may name its own.
 """
 
@@ -19,7 +19,7 @@ from pipelines.data.read.source.subsets import choose_subsets, subset_of
 from pipelines.data.store.quarantine import Rejected
 
 RATINGS = ("relevance", "image_correspondence", "visual_dependency", "formatting")
-"""What each turn is rated for, from 1 to 5."""
+"""Aspects that each turn is rated for, from 1 to 5."""
 _RATING_COLUMNS = tuple(f"{name}_{kind}" for name in RATINGS for kind in ("ratings", "min"))
 _NEEDED = ("images", "texts")
 _WANTED = ("source", *_RATING_COLUMNS)
@@ -29,7 +29,7 @@ _WANTED = ("source", *_RATING_COLUMNS)
 class FineVisionReader:
     """Reads FineVision's layout; one span a row group.
 
-    A sample's meta holds ``subset`` and, where known, ``question_type``, ``<name>_ratings`` (one a turn) and
+    A sample's meta holds ``subset`` and, where known, ``question_type``, ``<name>_ratings`` (per turn) and
     ``<name>_min`` for the four ``RATINGS``.
 
     Attributes:

@@ -1,20 +1,18 @@
-"""Pictures and text of your own: JSONL, parquet or WebDataset tar files, told apart by their suffix.
+"""Reader of users' own pictures and text: JSONL, parquet or WebDataset tar files, by suffix.
 
 A record (a line of ``.jsonl``, a row of ``.parquet``, the ``.json`` of a tar's sample) has
 
-* pictures in ``image`` or ``images`` (a list), or none. Each is the path of a file, relative to the folder of
-the
-  file that names it or to the root; or ``{bytes, path}`` with either; or bytes (parquet); or a ``data:`` URI.
-  Web addresses are refused.
-* text in one of ``texts`` (``[{user, assistant}]``), ``conversations`` (any encoding that LLaVA's corpora
-use),
+* pictures in ``image`` or ``images`` (a list), or none. Each is the path of a file, relative to the root or
+  to the folder of the file that names it; or ``{bytes, path}`` with either; or bytes (parquet); or a
+  ``data:`` URI. Web addresses are refused.
+* text in one of ``texts`` (``[{user, assistant}]``), ``conversations`` (any encoding of LLaVA's corpora),
   ``messages`` (as chat APIs take them: ``{role, content}``, content a text or a list of ``{type: text,
   text}``, ``{type: image, image}`` and ``{type: image_url, image_url: {url}}``), or ``caption`` or ``text``,
-  a caption. ``<image>`` in a question marks a picture's place; unmarked pictures come first.
-* if you like, an ``id``, and an object ``meta`` that is kept beside the sample.
+  a caption. ``<image>`` in a question marks where a picture belongs; unmarked pictures come first.
+* optionally an ``id``, and an object ``meta`` that is kept beside the sample.
 
-In a tar, members with one key (``0001.jpg``, ``0001.json``) are a sample, and lie side by side: pictures by
-their suffix, the record in ``.json``, or a caption in ``.txt``.
+In a tar, neighbouring members with one key (``0001.jpg``, ``0001.json``) are a sample: pictures by their
+suffix, the record in ``.json``, or a caption in ``.txt``.
 """
 
 from __future__ import annotations
@@ -64,7 +62,7 @@ _IMAGE_BYTES = 256 << 10
 class ImageTextReader:
     """Reads users' own pictures and text.
 
-    A sample's id is the record's own (or the tar's key) with its place behind it; its meta is the record's,
+    A sample's id is the record's own (or the tar's key), followed by file and row; its meta is the record's,
     and ``id`` where known.
 
     Attributes:

@@ -43,10 +43,10 @@ class LiveWhisperXReader:
     Attributes:
         files: The folder with the JSONL files; video paths are relative to it.
         source: The data source's name in the recipe.
-        fps: Frames sampled a second, from the clip's start on; each is followed by the words that begin
+        fps: Frames sampled per second, from the clip's start on; each is followed by the words that begin
             before the next.
-        context: What is told to the model before the query, a line each where it is known: ``title``,
-            ``category``, and ``previous``, the commentary before the clip.
+        context: What precedes the query, one line each where it is known: ``title``, ``category``, and
+            ``previous``, the commentary before the clip.
     """
 
     files: Files
@@ -89,8 +89,8 @@ class LiveWhisperXReader:
         )
 
     def _prompt(self, query: dict[str, Any]) -> str:
-        told = [f"{name.capitalize()}: {query[name]}" for name in self.context if query.get(name)]
-        return "\n".join([*told, query["text"]])
+        lines = [f"{name.capitalize()}: {query[name]}" for name in self.context if query.get(name)]
+        return "\n".join([*lines, query["text"]])
 
 
 def words_by_frame(
@@ -101,10 +101,10 @@ def words_by_frame(
     Args:
         words: ``(absolute start in seconds, word)``.
         start, end: The clip, absolute seconds.
-        fps: Frames a second.
+        fps: Frames per second.
 
     Returns:
-        One list a frame: the words that begin from it on and before the next. A word that begins up to one
+        One list per frame: the words that begin from it on and before the next. A word that begins up to one
         frame outside the clip belongs to its nearest frame.
 
     Raises:

@@ -23,7 +23,7 @@ CAPTION_PROMPT = "Describe the image."
 class LlavaMidtrainingReader:
     """Reads the mid-training layout; one span a row group.
 
-    A sample's id is the record's own with its place behind it; its meta holds ``subset`` and ``id``.
+    A sample's id is the record's own, followed by file and row; its meta holds ``subset`` and ``id``.
 
     Attributes:
         files: The folder with the subsets' folders.

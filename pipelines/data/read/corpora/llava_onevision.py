@@ -1,8 +1,8 @@
-"""LLaVA-OneVision-1.5-Instruct: parquet files of conversations about a picture or none, a folder a subset.
+"""LLaVA-OneVision-1.5-Instruct: parquet files of conversations with at most one picture, by subset folder.
 
 ``id: string, image: struct<bytes, path>, conversations: list, data_source: string``. All four encodings of a
-turn occur (:mod:`pipelines.data.read.corpora.conversation`); ``image`` is null where the conversation is about
-none. Large subsets are split into folders ``<subset>-part-01-of-10``, which count as one subset here.
+turn occur (:mod:`pipelines.data.read.corpora.conversation`); ``image`` is null where the conversation has no
+picture. Large subsets are split into folders ``<subset>-part-01-of-10``, which count as one subset here.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pipelines.data.store.quarantine import Rejected
 class LlavaOneVisionReader:
     """Reads LLaVA-OneVision-1.5-Instruct's layout; one span a row group.
 
-    A sample's id is the record's own with its place behind it; its meta holds ``subset``, and ``id`` and
+    A sample's id is the record's own, followed by file and row; its meta holds ``subset``, and ``id`` and
     ``data_source`` where known.
 
     Attributes:

@@ -1,12 +1,12 @@
-"""LLaVA-Video-178K: JSON arrays of conversations about videos, a folder per config.
+"""LLaVA-Video-178K: JSON arrays of conversations about videos, one folder per config.
 
 ``{id, conversations: [{from, value}], data_source, video: relative path}``, the first question holding a raw
 ``<image>`` for the video. The file's name says what is asked: ``*cap*.json`` for a caption, ``*oe*.json``
 open-ended questions, ``*mc*.json`` multiple choice. Paths are relative to the JSON file's folder or to the
 root; the corpus ships its videos in archives, which are to be unpacked beside the JSON files first.
 
-The whole video is one window: all its frames stand before the first question. Two frames a second, 20 frames
-of a video below 10 s; one longer than ``max_seconds`` is set aside as ``over_duration``, because the corpus
+The whole video is one window: all its frames come before the first question. Two frames per second, 20 frames
+of a video below 10 s; one longer than ``max_seconds`` is rejected as ``over_duration``, because the corpus
 promises none and a part of a video may not answer its question.
 """
 
@@ -47,7 +47,7 @@ _ROUNDING = 1.0
 class LlavaVideoReader:
     """Reads LLaVA-Video-178K's layout; spans of up to 64 items of an array.
 
-    A sample's id is the record's own with its place behind it; its meta holds ``subset``, ``kind``,
+    A sample's id is the record's own, followed by file and row; its meta holds ``subset``, ``kind``,
     ``video``, ``duration`` and ``fps``, and ``id`` and ``data_source`` where known.
 
     Attributes:
@@ -55,7 +55,7 @@ class LlavaVideoReader:
         source: The data source's name in the recipe.
         subsets, exclude_subsets: Names or patterns of the configs to read, and to leave out.
         kinds: Which of ``KINDS`` to read.
-        fps: Frames a second.
+        fps: Frames per second.
         max_seconds: The longest video.
     """
 

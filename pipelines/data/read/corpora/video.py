@@ -1,7 +1,7 @@
-"""Which frames of a video are looked at, and cutting a clip out of a video without encoding it again.
+"""Frame sampling times of a video, and cutting a clip out of a video without encoding it again.
 
-The times (paper, B.1 and B.2): two frames a second; of clips shorter than 10 s, 20 frames evenly spread. At
-10 s both give the same times, so nothing jumps there. Live captions always keep to the grid of two a second.
+The times (paper, B.1 and B.2): two frames per second; 20 evenly spread frames of clips shorter than 10 s. At
+10 s both give the same times. Live captions always use the grid of two frames per second.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ def frame_times(start: float, end: float, fps: float) -> list[float]:
 
     Args:
         start, end: The clip, seconds in the video.
-        fps: Frames a second.
+        fps: Frames per second.
     """
     count = max(1, math.ceil((end - start) * fps - _TIME_TOLERANCE))
     return [start + number / fps for number in range(count)]
 
 
 def clip_times(start: float, end: float, fps: float) -> list[float]:
-    """The times at which a clip is looked at as a whole: the grid, or 20 frames if it is shorter than 10 s.
+    """The times at which a whole clip is sampled: the grid, or 20 frames if it is shorter than 10 s.
 
     The 20 lie at ``start + n * (end - start) / 20``: the first at the start, none at the end, where a video
     often has no picture any more.
@@ -71,7 +71,7 @@ def cut_clip(data: bytes, start: float, end: float) -> bytes:
         clip = _remux(template, packets)
         written = [_identity(packet) for packet in _demux(_open(clip))]
     except (FFmpegError, ValueError):
-        return data  # what is wrong with it is for the decoder to say, which sees all of it
+        return data  # the decoder, which reads all of it, reports what is wrong
     same = written == expected and _first_picture(clip) == _first_picture(data, start)
     return clip if same else data
 
@@ -86,7 +86,7 @@ def _packets(data: bytes, start: float, end: float) -> tuple[list[Any], Any]:
     after: Any = None
     for packet in _demux(container):
         if packet.pts is None or packet.dts is None or packet.is_discard:
-            return [], stream  # without its times a packet cannot be told to lie inside
+            return [], stream  # without its times a packet cannot be placed inside the clip
         if after is not None and packet.dts > after:
             break  # pictures are decoded no later than they are shown: all others come after the end
         kept.append(packet)

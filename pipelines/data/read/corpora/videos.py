@@ -1,4 +1,4 @@
-"""Video files of a corpus, as readers fetch them: whole, and once for consecutive records about the same."""
+"""Video files of a corpus, fetched whole, and once for consecutive records about the same video."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pipelines.data.read.source.base import BadRecord
 from pipelines.data.read.source.files import Files
 
 VIDEO_BYTES = 4 << 20
-"""A guess at a video's size, for plans: asking for each would cost a request."""
+"""Assumed size of a video, for plans: asking for each would cost a request."""
 
 
 class Videos:

@@ -1,4 +1,4 @@
-"""What every reader of a corpus layout does: plan spans of records, and read one span."""
+"""The reader protocol: a corpus layout planned as spans of records, and one span read at a time."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Raw = TypeVar("Raw")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Span:
-    """Consecutive records of one file: the smallest unit of work. Plans do not depend on who works them off.
+    """Consecutive records of one file: the smallest unit of work. Plans do not depend on the workers.
 
     Attributes:
         file: Name relative to the source's root.
         start, stop: Record numbers in the file, ``stop`` not included.
-        bytes: About how much there is to read.
+        bytes: Estimated bytes to read.
         begin, end: Where the reader finds them: row groups (parquet) or byte offsets (everything else).
     """
 
@@ -44,7 +44,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RawMedia:
-    """Encoded bytes as found in the corpus, not yet looked at; ``name`` is the corpus's own for them."""
+    """Encoded bytes as the corpus has them, not yet decoded; ``name`` is the corpus's name for them."""
 
     kind: Literal["image", "video"]
     data: bytes
@@ -59,7 +59,7 @@ class Record:
         file, row: Where it was read.
         sample: Its conversation; image parts refer to ``media`` by index.
         media: Bytes of its pictures and videos.
-        meta: What reports and filters may want to know of it; JSON values.
+        meta: What the corpus states about the record, for filters and reports; JSON values.
     """
 
     file: str
@@ -85,7 +85,7 @@ class BadRecord(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where a record was found, and under which name it goes on.
+    """Where a record was read, and the id of its sample.
 
     Attributes:
         source: The data source's name in the recipe.
@@ -101,7 +101,7 @@ class Place:
     def record(
         self, parts: tuple[Part, ...], media: tuple[RawMedia, ...], meta: dict[str, Any] | None = None
     ) -> Record:
-        """The record found here."""
+        """The record that was read here."""
         sample = Sample(source=self.source, sample_id=self.sample_id, parts=parts)
         return Record(file=self.file, row=self.row, sample=sample, media=media, meta=meta or {})
 
@@ -119,7 +119,7 @@ class Reader(Protocol):
         ...
 
     def read(self, span: Span) -> Iterator[Record | Rejected]:
-        """``span.records`` results in order; a record that breaks the layout comes as ``Rejected``."""
+        """``span.records`` results in order; a record that breaks the layout is yielded as ``Rejected``."""
         ...
 
 
@@ -137,12 +137,11 @@ def collect(
         source: The data source's name in the recipe.
         span: Where the rows come from.
         rows: What was read of each record, or why nothing could be. Where they end early, the rest of the
-        span
-            is rejected as ``unreadable_rows``.
+            span is rejected as ``unreadable_rows``.
         parse: The record of a row; raises ``BadRecord``, or ``MediaError`` where it looks into a video.
-        own_id: The corpus's own id of a row, if it has one. Such ids repeat in practice, so a sample's id has
-            the record's place behind it.
-        keep_suffix: Name places by the file with its suffix, where files may differ in nothing else.
+        own_id: The corpus's own id of a row, if it has one. Such ids repeat in practice, so file and row
+            follow it in the sample's id.
+        keep_suffix: Keep the file's suffix in the id, where files may differ in nothing else.
     """
 
     def place_of(row: int) -> Place:
@@ -182,7 +181,7 @@ def reject(place: Place, reason: str, detail: str) -> Rejected:
 
 
 def _storable(record: Record) -> Record:
-    """The record; rejected where a text of it is no Unicode, which JSON can spell (``"\\ud83d"`` alone)."""
+    """The record; ``BadRecord`` where a text of it is no Unicode, as JSON allows (``"\\ud83d"`` alone)."""
     texts = [part.text for part in record.sample.parts if isinstance(part, Text)]
     try:
         for text in (record.sample.sample_id, *texts, json.dumps(record.meta, ensure_ascii=False)):
@@ -195,7 +194,7 @@ def _storable(record: Record) -> Record:
 
 
 def split_files(files: Files, split: str, suffix: str | tuple[str, ...]) -> list[str]:
-    """Files of a split: as ``README.json`` lists them; without it, all that are not named ``test…`` train."""
+    """Files of a split as ``README.json`` lists them; without it, files named ``test…`` are for testing."""
     if files.exists("README.json"):
         return json.loads(files.read("README.json"))["splits"].get(split, [])
     names = files.names(suffix)

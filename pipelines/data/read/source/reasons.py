@@ -1,4 +1,4 @@
-"""Every reason for which a reader or a look at the bytes sets a record aside, and what it means."""
+"""Every reason for which a reader or the decoder rejects a record, and what it means."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ REASONS = MappingProxyType(
         # the clip
         "word_outside_clip": "A spoken word begins more than one frame before or after its clip.",
         "over_duration": "The video is longer than `max_seconds`.",
-        # what a look at the bytes finds (casa_core.media.decode)
+        # what decoding finds (casa_core.media.decode)
         "empty_file": "The picture or video has no bytes.",
         "not_an_image": "The bytes are no picture of a known format.",
         "truncated_image": "The picture is cut or damaged.",

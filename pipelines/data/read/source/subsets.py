@@ -1,4 +1,4 @@
-"""Subsets of a corpus: one folder each, chosen by name or pattern, several parts counting as one."""
+"""Subsets of a corpus: one folder each, chosen by name or pattern; several parts count as one."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def subset_of(file: str) -> str:
 def choose_subsets(
     source: str, files: Sequence[str], subsets: Sequence[str] | None, exclude_subsets: Sequence[str] = ()
 ) -> list[str]:
-    """The files of the subsets that are asked for, in their order.
+    """The files of the requested subsets, in their order.
 
     Args:
         source: The data source's name in the recipe.
         files: Names relative to the root.
-        subsets: Names or shell patterns (``gqa*``); None for all. Capitals do not count, and ``_``, ``-`` and
-            blanks are the same: corpora and papers spell them differently.
+        subsets: Names or shell patterns (``gqa*``); None for all. Case is ignored, and ``_``, ``-`` and
+            blanks are the same: corpora and papers spell names differently.
         exclude_subsets: The same, to be left out.
 
     Raises:
@@ -59,5 +59,5 @@ def _unknown(source: str, pattern: str, present: Sequence[str]) -> ConfigError:
     return ConfigError(
         f"Source {source!r} has no subset {pattern!r}.",
         f"A subset is the folder its files lie in; there are {len(present)}.",
-        f"{'Did you mean' if near else 'Use one of'}: {shown}",
+        f"Did you mean: {shown}?" if near else f"Use one of: {shown}.",
     )

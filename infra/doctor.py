@@ -1,6 +1,6 @@
-"""What this machine has, what it lacks, and what each missing part costs.
+"""Checks of this machine: what a run needs, what is missing, and what each missing part costs.
 
-``check_…`` are pure: facts in, a verdict out. ``examine`` gathers the facts.
+``check_…`` are pure functions from facts to a verdict; ``run_checks`` gathers the facts.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class Check:
     """One verdict.
 
     Attributes:
-        name: What was looked at.
+        name: What was checked.
         level: ``problem``: a run will not work. ``optional``: it works without.
-        found: What is there.
-        cost: What you do without, or what will fail.
+        found: What was found.
+        cost: What is missing without it, or what will fail.
         remedy: What to do about it.
     """
 
@@ -88,13 +88,13 @@ def check_attention(chosen: str, tensors: str, obstacles: Mapping[str, str | Non
 
     Args:
         chosen: The backend that ``auto`` takes.
-        tensors: What for: a type and a device.
-        obstacles: Each backend, and why it cannot run here; ``None`` where it can.
-        has_gpu: Whether a GPU is there to be used well.
+        tensors: Type and device it is chosen for.
+        obstacles: Backend → why it cannot run here; ``None`` where it can.
+        has_gpu: Whether this machine has a GPU.
     """
     able = [name for name, why in obstacles.items() if why is None and name != chosen]
     found = f"{chosen} for {tensors}; can be forced: {', '.join(able)}"
-    unable = "; ".join(f"{name}: {why}" for name, why in obstacles.items() if why is not None)
+    unable = " ".join(f"{name}: {why}" for name, why in obstacles.items() if why is not None)
     if not has_gpu or chosen != "padded":
         return Check("attention", "ok", found, unable)
     remedy = "install torch 2.10 or newer for CUDA, or flash-attn"
@@ -155,8 +155,8 @@ def check_port(port: int, is_free: bool) -> Check:
     return Check(f"port {port}", "optional", "in use", cost, "casa stop, or --set where.serve.port=8001")
 
 
-def examine(store: Path = Path("runs"), port: int = 8000) -> list[Check]:
-    """Look at this machine. Imports torch for the device, which takes a moment."""
+def run_checks(store: Path = Path("runs"), port: int = 8000) -> list[Check]:
+    """Check this machine. Imports torch for the device, which takes seconds."""
     import psutil
 
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""A client of the endpoint, for the command line and for scripts: ask about a picture, caption a video."""
+"""HTTP and WebSocket client of the endpoint: ask about a picture, caption a video."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ _TIME_TOLERANCE = 1e-4
 def ask(
     url: str, image: Path, question: str, *, model: str | None = None, stream: bool = True
 ) -> Iterator[str]:
-    """Ask a question about a picture and yield the answer as it is made.
+    """Ask a question about a picture and yield the answer as it is generated.
 
     Args:
-        url: Of the endpoint, for example `http://127.0.0.1:8000`.
+        url: The endpoint's, for example `http://127.0.0.1:8000`.
         image: A picture file.
-        question: What to ask.
+        question: The question.
         model: Name of a served model; the endpoint's first by default.
         stream: Yield pieces as they come; otherwise the whole answer at once.
 
@@ -75,16 +75,16 @@ def ask(
 def caption(
     url: str, video: Path, *, query: str = "", fps: float = 2.0, realtime: bool = False
 ) -> Iterator[dict[str, Any]]:
-    """Stream a video's frames and yield the endpoint's caption events, one a frame, in order.
+    """Stream a video's frames and yield the endpoint's caption events in order, one per frame.
 
     No frame is dropped: at most as many are under way as the endpoint queues. With `realtime`, frames are
     sent at the pace of the video, as a camera would; a late endpoint then makes the video wait.
 
     Args:
-        url: Of the endpoint.
+        url: The endpoint's.
         video: A video file.
-        query: What the captions should speak of.
-        fps: Frames sent for each second of video.
+        query: The request that steers the captions.
+        fps: Frames sent per second of video.
         realtime: Send at the video's own pace.
 
     Yields:
@@ -124,7 +124,7 @@ def served_model(url: str) -> str:
         raise _unreachable(url, error) from error
     except (ValueError, KeyError, IndexError, TypeError) as error:
         raise ClusterError(
-            f"{url} is not an endpoint of this project.", "it lists no models", "check the address"
+            f"{url} is not an endpoint of this project.", "It lists no models.", "Check the address."
         ) from error
 
 
@@ -138,17 +138,17 @@ def encoded_frames(video: Path, fps: float) -> Iterator[tuple[float, bytes]]:
     from av.error import FFmpegError
 
     if not fps > 0:
-        raise ConfigError(f"fps is {fps}", "it must be above 0", "2.0 is what the models are trained with")
+        raise ConfigError(f"`fps` is {fps}.", "It must be above 0.", "Models are trained with 2.0.")
     try:
         with av.open(str(video)) as container:
             if not container.streams.video:
-                raise MediaError("not_a_video", f"{video} has no pictures", "", "choose a video file")
+                raise MediaError("not_a_video", f"{video} has no pictures.", "", "Choose a video file.")
             yield from _sampled(container.decode(container.streams.video[0]), fps)
     except FileNotFoundError as error:
-        raise MediaError("not_a_video", f"{video} does not exist", "", "check the path") from error
+        raise MediaError("not_a_video", f"{video} does not exist.", "", "Check the path.") from error
     except FFmpegError as error:
         raise MediaError(
-            "not_a_video", f"{video} cannot be decoded", str(error), "try another file"
+            "not_a_video", f"{video} cannot be decoded.", str(error), "Try another file."
         ) from error
 
 
@@ -194,7 +194,7 @@ def _session(
             while True:
                 _event(url, socket, within_s=0.1)
         except ConnectionClosed:
-            raise ClusterError(f"The live session at {url} broke off.", str(closed), "run again") from closed
+            raise ClusterError(f"The live session at {url} broke off.", str(closed), "Run again.") from closed
 
 
 def _exchange(
@@ -263,7 +263,7 @@ def _data_uri(image: Path) -> str:
     try:
         data = image.read_bytes()
     except OSError as error:
-        raise MediaError("not_an_image", f"{image} cannot be read", str(error), "check the path") from error
+        raise MediaError("not_an_image", f"{image} cannot be read.", str(error), "Check the path.") from error
     guessed = mimetypes.guess_type(image.name)[0] or ""
     media_type = guessed if guessed.startswith("image/") else "image/png"  # the endpoint looks at the bytes
     return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
@@ -276,19 +276,19 @@ def _refusal(url: str, response: httpx.Response) -> ClusterError | ConfigError:
         return ClusterError(
             f"{url} answered with HTTP {response.status_code}, not as an endpoint of this project.",
             response.text[:200],
-            "check the address",
+            "Check the address.",
         )
 
 
 def _error(url: str, error: dict[str, Any]) -> ClusterError | ConfigError:
     if error["type"] == "invalid_request_error":
         return ConfigError(f"The endpoint refused the request ({error['code']}).", error["message"])
-    return ClusterError(f"The endpoint at {url} failed ({error['code']}).", error["message"], "try again")
+    return ClusterError(f"The endpoint at {url} failed ({error['code']}).", error["message"], "Try again.")
 
 
 def _unreachable(url: str, error: Exception) -> ClusterError:
     return ClusterError(
         f"No endpoint answers at {url}.",
         str(error) or type(error).__name__,
-        "`casa run` starts one and `casa status` shows where it listens",
+        "`casa run` starts one and `casa status` shows where it listens.",
     )

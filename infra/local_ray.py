@@ -37,10 +37,10 @@ START_TIMEOUT_S = 60.0
 LOOPBACK_ENVIRONMENT = {
     # Ray's core (GCS, raylet, workers) binds to loopback when this is off; on Linux it is on by default.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-    # Nobody outside this machine can reach the head, so it needs no token.
+    # The head is unreachable from outside this machine, so it needs no token.
     "RAY_AUTH_MODE": "disabled",
     "RAY_USAGE_STATS_ENABLED": "0",
-    # Workers for a driver that may never ask for any would cost 80 MB each.
+    # Each worker started in advance would cost 80 MB, whether or not the driver uses it.
     "RAY_prestart_worker_first_driver": "0",
     # torch.distributed's gloo otherwise picks the interface of the host's name.
     "GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo",
@@ -74,7 +74,7 @@ def read_session(folder: Path) -> RaySession | None:
 
 
 def is_healthy(session: RaySession, timeout_s: float = 5.0) -> bool:
-    """Whether the head's process lives and its job API answers."""
+    """Whether the head's process is running and its job API answers."""
     if not is_alive(session.pid, session.started):
         return False
     try:
@@ -96,7 +96,7 @@ def start(
     """Find the head of ``folder``, or start one.
 
     Args:
-        folder: Where the session file and the head's log live; one head a folder.
+        folder: Folder of the session file and the head's log; one head per folder.
         num_cpus: CPUs that Ray may hand out. More than the machine has is fine: stages share them.
         object_store_mb: Size of Ray's shared-memory object store, MiB.
         python_path: Folder that jobs import this project from, where it is not installed.
@@ -107,7 +107,7 @@ def start(
     with _locked(folder):
         if session := find(folder):
             return session
-        _end(folder)  # A head that died can leave workers behind: they must not write beside the new ones.
+        _end(folder)  # A dead head can leave workers behind, which must not write beside the new ones.
         return _launch(folder, num_cpus, object_store_mb, python_path)
 
 
@@ -121,7 +121,7 @@ def stop(folder: Path) -> list[int]:
         return []
     with _locked(folder):
         if session := read_session(folder):
-            # Before anything ends: whoever sees it end must be able to tell a stop from a crash.
+            # Written before anything ends, so that a stop can be distinguished from a crash.
             (folder / STOPPED_FILE).write_text(session.session_id)
         return _end(folder)
 
@@ -177,7 +177,7 @@ def _launch(folder: Path, num_cpus: int, object_store_mb: int, python_path: Path
         started=psutil.Process(head.pid).create_time(),
         folder=str(temporary),
     )
-    # Written before the head is up: should this process die now, the next one still knows what to clean up.
+    # Written before the head is up, so that the session can be cleaned up if this process ends now.
     partial = folder / f"{SESSION_FILE}.partial"
     partial.write_text(json.dumps(asdict(session), indent=2))
     partial.replace(folder / SESSION_FILE)
@@ -198,7 +198,7 @@ def _await_ready(session: RaySession, head: subprocess.Popen[bytes], folder: Pat
     raise ClusterError(
         "The local Ray head did not come up.",
         f"{why}; the end of its log:\n{_tail(log)}",
-        "`casa doctor` checks memory, disk and Ray; `where.ray.object_store_mb` sizes the object store",
+        "`casa doctor` checks memory, disk and Ray; `where.ray.object_store_mb` sizes the object store.",
     )
 
 
@@ -210,8 +210,8 @@ def _short_temporary_folder(session_id: str) -> Path:
             return folder
     raise ClusterError(
         f"No folder for Ray's sockets: {tempfile.gettempdir()} is too long a path.",
-        "a Unix socket's path may have 107 characters at most, and Ray adds 63",
-        "set TMPDIR to a folder with a path of at most 22 characters",
+        "A Unix socket's path may have 107 characters at most, and Ray adds 63.",
+        "Set TMPDIR to a folder with a path of at most 22 characters.",
     )
 
 
@@ -235,7 +235,7 @@ def _tail(text: str, lines: int = 20) -> str:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """One starter or stopper at a time; the kernel frees the lock when its holder dies."""
+    """One starter or stopper at a time; the kernel frees the lock when its process ends."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "ray.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

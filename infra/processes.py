@@ -31,7 +31,7 @@ def is_alive(pid: int, started: float) -> bool:
 
 
 def sessions_of(folder: Path) -> set[str]:
-    """Ids of the sessions that were started for ``folder`` and have living processes, recorded or not."""
+    """Ids of the sessions that were started for ``folder`` and have running processes, recorded or not."""
     found = set()
     for process in psutil.process_iter():
         environment = _environment(process)
@@ -41,7 +41,7 @@ def sessions_of(folder: Path) -> set[str]:
 
 
 def session_processes(session_id: str, folder: Path) -> list[psutil.Process]:
-    """Every living process of a session, this one excepted.
+    """Every running process of a session, except this one.
 
     Args:
         session_id: Value of ``MARK`` in the environment of the session's processes.

@@ -1,4 +1,4 @@
-"""A Ray Train process group whose meeting point listens on the node's own address, and nowhere else.
+"""A Ray Train process group whose rendezvous store listens on the node's own address only.
 
 ``torch.distributed``'s store opens its port on all interfaces, and neither torch nor Ray (2.60) has a setting
 for it. It does take a socket that is bound already: the first worker binds one to its node's address, which
@@ -22,19 +22,20 @@ from ray.train.torch.config import (
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 _hosted: list[TCPStore] = []
-"""Stores that this process keeps for the others, for as long as it lives."""
+"""Stores that this process hosts for the other workers until it ends."""
 
 
 class BoundTorchConfig(TorchConfig):
-    """Ray Train's ``TorchConfig``, with the meeting point bound to one address.
+    """Ray Train's ``TorchConfig``, with the rendezvous store bound to one address.
 
     Args:
         backend: ``gloo`` or ``nccl``; by default nccl where workers have GPUs.
-        timeout_s: Of joining and of collective operations, seconds.
+        timeout_s: Timeout of joining and of collective operations, seconds.
     """
 
     @property
     def backend_cls(self) -> type[_BoundBackend]:
+        """The backend that Ray Train starts."""
         return _BoundBackend
 
 

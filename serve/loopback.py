@@ -27,7 +27,7 @@ def keep_replica_on_loopback() -> None:
     """Rewrite the address this replica's gRPC server is about to bind. Call it in the replica's constructor.
 
     Raises:
-        ClusterError: This Ray binds the port some other way, so the promise cannot be kept.
+        ClusterError: This version of Ray binds the port in another way.
     """
     from ray.serve._private import replica
 
@@ -35,9 +35,9 @@ def keep_replica_on_loopback() -> None:
     bind = getattr(replica, name, None)
     if bind is None:
         raise ClusterError(
-            "cannot keep the replica's internal port on loopback",
-            "this version of Ray Serve binds it in a way this project does not know",
-            "install the Ray version that pyproject.toml names, or serve on an address that is not loopback",
+            "The replica's internal port cannot be kept on loopback.",
+            "This version of Ray Serve binds it in another way than this project expects.",
+            "Install the Ray version that pyproject.toml names, or serve on an address that is not loopback.",
         )
 
     def bind_on_loopback(server: Any, address: str) -> int:

@@ -40,8 +40,8 @@ class KindMean:
     """Average attention to a kind of token.
 
     Attributes:
-        share: Of a query's attention, on all tokens of the kind; 0 to 1.
-        per_token: On one of them; ``None`` where no query ever saw one.
+        share: Share of a query's attention on all tokens of the kind; 0 to 1.
+        per_token: Attention on one token of the kind; ``None`` where no query attends to any.
     """
 
     share: float
@@ -111,7 +111,9 @@ def attention_by_kind(
         DataError: If no text token of any sequence sees an image.
     """
     if group < 1:
-        raise ConfigError(f"group = {group} is too small", "it counts image tokens", "set it to 1 or more")
+        raise ConfigError(
+            f"`group` = {group} is too small.", "It counts image tokens.", "Set it to 1 or more."
+        )
     means = _Means()
     current: list[_Sequence] = []
 
@@ -131,14 +133,14 @@ def attention_by_kind(
 
 @dataclass(frozen=True, slots=True)
 class _Sequence:
-    """What the sequence being read says about the keys of its windows."""
+    """The sequence being read, which decides the kind of each key of its windows."""
 
     sequence: TokenChunk
     delimiters: frozenset[int]
     group: int
 
     def columns(self, part: WindowPart) -> torch.Tensor | None:
-        """(K,) the column of each key; a query's own is told apart later. ``None`` for text without image."""
+        """(K,) the column of each key; the query's own is handled later. ``None`` for text without image."""
         if part.images == 0:
             return None
         text = part.text_T.tolist()
@@ -189,9 +191,9 @@ class _Means:
     def table(self, group: int) -> AttentionTable:
         if not self.by_layer:
             raise DataError(
-                f"no text token of {self.sequences} sequences sees an image",
-                "attention can be averaged only where there is some",
-                "pass conversations with pictures; a blind model has none",
+                f"No text token of {self.sequences} sequences attends to an image.",
+                "There is no attention to average.",
+                "Pass conversations with images; a blind model has none.",
             )
         total = np.sum(list(self.by_layer.values()), axis=0)
         queries = _queries(total)

@@ -1,7 +1,7 @@
 """Whole sequences in one forward, as every analysis here reads them.
 
-A sequence is an :class:`casa_core.decoding.plan.TokenChunk` from a conversation's first token on: the prompt, as
-:func:`casa_core.engine.inputs.prompt_chunk` makes it, and usually what the model answered.
+A sequence is a :class:`casa_core.decoding.plan.TokenChunk` from a conversation's first token on:
+the prompt, as :func:`casa_core.engine.inputs.prompt_chunk` makes it, and usually what the model answered.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from casa_core.processing.processor import CasaProcessor
 
 
 def answered(prompt: TokenChunk, answer: Sequence[int]) -> TokenChunk:
-    """A prompt and the tokens that were said after it."""
+    """A prompt and the tokens generated after it, as one sequence."""
     return dataclasses.replace(prompt, ids=[*prompt.ids, *answer])
 
 
@@ -51,9 +51,9 @@ def read_whole(
     length = len(sequence.ids)
     if counted and not (min(counted) > 0 and max(counted) < length):
         raise DataError(
-            f"tokens {min(counted)} to {max(counted)} of a sequence of {length} were to be counted",
-            "a token is predicted by the one before it",
-            "count indices from 1 to the sequence's last",
+            f"Tokens {min(counted)} to {max(counted)} of a sequence of {length} cannot be counted.",
+            "A token is predicted by the one before it.",
+            "Name indices from 1 to the sequence's last.",
         )
     device = model.device
     images = None
@@ -77,13 +77,13 @@ def read_whole(
 def log_likelihood(
     model: CasaForConditionalGeneration, sequence: TokenChunk, counted: Collection[int]
 ) -> float:
-    """Mean log-probability of some tokens of a sequence, each given all before it; nats a token.
+    """Mean log-probability of some tokens of a sequence, each given all before it; nats per token.
 
     Raises:
         DataError: If there are none, or they are not part of the sequence; see :func:`read_whole`.
     """
     if not counted:
-        raise DataError("no tokens were to be counted", "a mean needs at least one", "name their indices")
+        raise DataError("No tokens are counted.", "A mean needs at least one.", "Name their indices.")
     loss_sum = read_whole(model, sequence, counted).loss_sum
     assert loss_sum is not None
     return -float(loss_sum) / len(counted)

@@ -1,6 +1,6 @@
-"""One question about a picture, or one clip watched live: what is said, where it looks, what masking changes.
+"""Inspection of one answer or live clip: the tokens, their attention maps, and the effect of masking.
 
-The engine answers as it always does; the analyses then read the whole conversation again, in one forward.
+The engine answers as usual; the analyses then read the whole conversation again, in one forward.
 """
 
 from __future__ import annotations
@@ -25,28 +25,29 @@ END, NEXT_FRAME, SILENT = "(end)", "(next frame)", "(silent)"
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
-    """A token that the model chose.
+class GeneratedToken:
+    """A token that the model generated.
 
     Attributes:
-        place: Its index in the conversation; it was chosen at the token before.
+        index: Its index in the conversation; it was chosen at the token before.
         text: Its text, or what it means.
-        picture: The latest image at that point, by number.
+        picture: Number of the latest image before it.
     """
 
-    place: int
+    index: int
     text: str
     picture: int
 
 
 @dataclass(frozen=True, slots=True)
 class MaskedAnswer:
-    """What is said while some attention is masked.
+    """The answer while some attention is masked.
 
     Attributes:
         what: What is masked; ``None`` for nothing.
         text: The answer, or the words about a clip.
-        log_likelihood: Of what is said *without* masking, nats a token: it moves before the words do.
+        log_likelihood: Mean log-likelihood of the answer given *without* masking, nats per token; it changes
+            before the words do.
     """
 
     what: Masking | None
@@ -55,19 +56,18 @@ class MaskedAnswer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Examined:
-    """One conversation, examined.
+class InspectedSample:
+    """One inspected conversation.
 
     Attributes:
-        name: Of the picture or clip.
-        question: What was asked; may be empty for a clip.
-        pictures: The picture, or the frames, as decoded.
-        answer: What was said.
+        name: Name of the picture or clip.
+        question: The question; may be empty for a clip.
+        pictures: Pixels of the picture, or of the frames.
+        answer: The generated text.
         sequence: The whole conversation.
-        said: The tokens of the answer, stop tokens among them.
-        maps: Where each of them was looked for, in the order of ``said``; ``None`` where the model cannot be
-            watched.
-        masked: Nothing masked first, then each masking; empty where the model cannot be masked.
+        generated: The tokens of the answer, stop tokens included.
+        maps: Attention maps in the order of ``generated``; ``None`` if the model has no maps.
+        masked: Nothing masked first, then each masking; empty if the model cannot be masked.
     """
 
     name: str
@@ -75,19 +75,19 @@ class Examined:
     pictures: list[Rgb]
     answer: str
     sequence: TokenChunk
-    said: list[Said]
+    generated: list[GeneratedToken]
     maps: AttentionMaps | None
     masked: list[MaskedAnswer]
 
 
 @dataclass(frozen=True, slots=True)
-class Examiner:
-    """Puts conversations to one engine.
+class Inspector:
+    """Inspects answers and live captions of one engine.
 
     Attributes:
-        engine: The checkpoint.
-        seed: Of random masking.
-        max_new_tokens: Bound on an answer, and on the words about a frame.
+        engine: The checkpoint's.
+        seed: Seed of random masking.
+        max_new_tokens: Upper bound on the tokens of an answer, or of one frame's caption.
     """
 
     engine: Engine
@@ -95,20 +95,20 @@ class Examiner:
     max_new_tokens: int = 32
 
     @property
-    def unwatched(self) -> ConfigError | None:
-        """Why this model's attention to pictures cannot be shown, if so."""
+    def no_maps(self) -> ConfigError | None:
+        """Why this model has no attention maps; ``None`` if it has."""
         return _blindness(self.engine) or watching_refusal(self.engine.model)
 
     @property
-    def unmasked(self) -> ConfigError | None:
-        """Why nothing can be masked in this model, if so."""
+    def no_masking(self) -> ConfigError | None:
+        """Why nothing can be masked in this model; ``None`` if it can."""
         return _blindness(self.engine) or masking_refusal(self.engine.model)
 
-    def question(self, picture: bytes, question: str, name: str) -> Examined:
-        """Ask about a picture.
+    def question(self, picture: bytes, question: str, name: str) -> InspectedSample:
+        """Ask a question about a picture and inspect the answer.
 
         Raises:
-            MediaError: If it cannot be decoded.
+            MediaError: If the picture cannot be decoded.
             DataError: If question and answer do not fit the model's context.
         """
         model, processor = self.engine.model, self.engine.processor
@@ -125,30 +125,32 @@ class Examiner:
         answer, ids = ask()
         prompt = prompt_chunk(sample, processor, images_withheld=model.config.images_withheld)
         start = len(prompt.ids)
-        said = [
-            Said(start + n, END if token == processor.end_id else self._text(token), 0)
+        generated = [
+            GeneratedToken(start + n, END if token == processor.end_id else self._text(token), 0)
             for n, token in enumerate(ids)
         ]
         rgb = decode_image(picture)
-        return self._examined(name, question, [rgb], answer, answered(prompt, ids), said, lambda: ask()[0])
+        return self._inspected(
+            name, question, [rgb], answer, answered(prompt, ids), generated, lambda: ask()[0]
+        )
 
-    def clip(self, frames: Sequence[bytes], query: str, name: str) -> Examined:
-        """Watch frames as a live stream.
+    def clip(self, frames: Sequence[bytes], query: str, name: str) -> InspectedSample:
+        """Caption frames as a live stream and inspect the captions.
 
         Raises:
             MediaError: If a frame cannot be decoded.
             DataError: If the stream's text does not fit the model's context.
         """
         events = self._watch(frames, query)
-        sequence, said = self._transcript(frames, query, events)
+        sequence, generated = self._transcript(frames, query, events)
         pictures = [decode_image(frame) for frame in frames]
-        return self._examined(
+        return self._inspected(
             name,
             query,
             pictures,
             _spoken(events),
             sequence,
-            said,
+            generated,
             lambda: _spoken(self._watch(frames, query)),
         )
 
@@ -161,49 +163,54 @@ class Examiner:
 
     def _transcript(
         self, frames: Sequence[bytes], query: str, events: Sequence[CaptionEvent]
-    ) -> tuple[TokenChunk, list[Said]]:
-        """The stream as one conversation, token for token as the session read it, and what was chosen."""
+    ) -> tuple[TokenChunk, list[GeneratedToken]]:
+        """The stream as one conversation, exactly as the session read it, and the generated tokens."""
         processor = self.engine.processor
-        ids, positions, said = processor.stream_prompt(query), [], []
+        ids, positions, generated = processor.stream_prompt(query), [], []
         for number, event in enumerate(events):
             ids += [*processor.frame_prefix_ids, processor.image_id]
             positions.append(len(ids) - 1)
-            said += [Said(len(ids) + n, self._text(token), number) for n, token in enumerate(event.token_ids)]
+            generated += [
+                GeneratedToken(len(ids) + n, self._text(token), number)
+                for n, token in enumerate(event.token_ids)
+            ]
             ids += [*event.token_ids, processor.frame_end_id]
             if not event.truncated:
-                said.append(Said(len(ids) - 1, NEXT_FRAME if event.token_ids else SILENT, number))
+                generated.append(
+                    GeneratedToken(len(ids) - 1, NEXT_FRAME if event.token_ids else SILENT, number)
+                )
         if self.engine.model.config.images_withheld:
-            return TokenChunk(ids), said
+            return TokenChunk(ids), generated
         images = [prepare_image(decode_image(frame), processor, frame=True) for frame in frames]
-        return image_chunk(ids, positions, images), said
+        return image_chunk(ids, positions, images), generated
 
-    def _examined(
+    def _inspected(
         self,
         name: str,
         question: str,
         pictures: list[Rgb],
         answer: str,
         sequence: TokenChunk,
-        said: list[Said],
+        generated: list[GeneratedToken],
         again: Callable[[], str],
-    ) -> Examined:
-        model, chosen = self.engine.model, [one.place for one in said]
+    ) -> InspectedSample:
+        model, chosen = self.engine.model, [token.index for token in generated]
         maps = None
-        if self.unwatched is None:
-            maps = attention_maps(model, sequence, [place - 1 for place in chosen])
+        if self.no_maps is None:
+            maps = attention_maps(model, sequence, [index - 1 for index in chosen])
         masked = []
-        if self.unmasked is None:
+        if self.no_masking is None:
             masked.append(MaskedAnswer(None, answer, log_likelihood(model, sequence, chosen)))
             for what in MASKINGS:
                 with masked_attention(model, what, self.seed):
                     masked.append(MaskedAnswer(what, again(), log_likelihood(model, sequence, chosen)))
-        return Examined(
+        return InspectedSample(
             name=name,
             question=question,
             pictures=pictures,
             answer=answer,
             sequence=sequence,
-            said=said,
+            generated=generated,
             maps=maps,
             masked=masked,
         )
@@ -220,7 +227,7 @@ def _blindness(engine: Engine) -> ConfigError | None:
     if not engine.model.config.images_withheld:
         return None
     return ConfigError(
-        "the model is a blind baseline",
-        "it was trained with every image left out, and is shown none",
-        "inspect the model it was trained beside",
+        "The model is a blind baseline.",
+        "It was trained with every image left out, and is shown none.",
+        "Inspect the model that it is the baseline of.",
     )

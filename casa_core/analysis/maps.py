@@ -1,7 +1,6 @@
-"""Where in the picture a token looks: fusion layers' attention, laid out as the image's grid.
+"""Attention maps: fusion layers' attention of a text token, laid out as the image's grid of tokens.
 
-The word that follows a token is decided at that token, so what was looked at *for* a word is the attention of
-the token before it.
+A token is predicted at the token before it, so the attention *for* a token is that of the token before it.
 
 Shape suffixes: T query (text) tokens, K keys; R × C rows and columns of an image's grid.
 """
@@ -42,7 +41,7 @@ class AttentionMaps:
 def attention_maps(
     model: CasaForConditionalGeneration, sequence: TokenChunk, tokens: Sequence[int]
 ) -> AttentionMaps:
-    """Read a sequence and keep where some of its tokens looked.
+    """Run a sequence and keep the attention maps of some of its tokens.
 
     Args:
         model: With fusion layers, in evaluation mode.
@@ -55,9 +54,9 @@ def attention_maps(
     """
     if tokens and not (min(tokens) >= 0 and max(tokens) < len(sequence.ids)):
         raise DataError(
-            f"token {max(tokens)} is not part of a sequence of {len(sequence.ids)}",
-            "tokens are counted from 0",
-            "name indices inside the sequence",
+            f"Token {max(tokens)} is not part of a sequence of {len(sequence.ids)}.",
+            "Tokens are counted from 0.",
+            "Name indices inside the sequence.",
         )
     grids = grids_of(model, sequence)
     # layer → token → its weights on the image tokens of its window, in order

@@ -1,4 +1,4 @@
-"""Attention that is missing: what a model says when a token may not attend to itself, or to a random other
+"""Attention masking: what a model answers if tokens may not attend to themselves or to a random other token
 (paper, Table 8).
 
 Inside the fusion layers of eq. 3 every text token loses one token that it may not attend to:
@@ -7,7 +7,7 @@ Inside the fusion layers of eq. 3 every text token loses one token that it may n
 * ``random_text``: one random past text token of its window;
 * ``random_token``: one random past token of its window, image or text.
 
-The paper does not say when the random choice is made. Here it is made once a token: the same for all layers
+The paper does not say when the random choice is made. Here it is made once per token: the same for all layers
 and heads, a function of the seed, the token's place among its window's text, and how many there are to choose
 from. It does not depend on how the text was cut into forwards, so decoding with a cache chooses as one long
 forward does; nor on the document, so that the n-th text token of every window with as many image tokens loses
@@ -56,9 +56,9 @@ def masked_attention(model: CasaForConditionalGeneration, what: Masking, seed: i
     """
     if what not in MASKINGS:
         raise ConfigError(
-            f"what = {what!r} cannot be masked",
-            f"expected one of {', '.join(map(repr, MASKINGS))}",
-            "name one of them",
+            f"`what` = {what!r} is not a masking.",
+            f"It is one of {', '.join(map(repr, MASKINGS))}.",
+            "Name one of them.",
         )
     refusal = masking_refusal(model)
     if refusal is not None:
@@ -77,21 +77,21 @@ def masking_refusal(model: CasaForConditionalGeneration) -> ConfigError | None:
     kind = model.config.fusion_settings.kind
     if kind == "cross_attention":
         return ConfigError(
-            f"nothing can be masked in a model of fusion.kind = {kind!r}",
-            "its text tokens attend to image tokens alone: not to themselves, nor to other text",
-            "mask a model of kind 'casa' (eq. 3)",
+            f"Nothing can be masked in a model of fusion.kind = {kind!r}.",
+            "Its text tokens attend to image tokens alone: not to themselves, nor to other text.",
+            "Mask a model of kind 'casa' (eq. 3).",
         )
     return watching_refusal(model)
 
 
-def masked_place(what: Masking, seed: int, images: int, number: int) -> int | None:
-    """The place in its window that a text token loses.
+def masked_position(what: Masking, seed: int, images: int, number: int) -> int | None:
+    """The position in its window that a text token may not attend to.
 
     Args:
         what: ``self``, ``random_text`` or ``random_token``.
         seed: Of the random choice.
-        images: Image tokens of the window; they take its places 0, 1, …
-        number: The text token's among its window's text, from 0; its own place is ``images + number``.
+        images: Image tokens of the window; they have its positions 0, 1, …
+        number: The text token's among its window's text, from 0; its own position is ``images + number``.
 
     Returns:
         ``None`` where there is no past token to lose.
@@ -106,12 +106,12 @@ def masked_place(what: Masking, seed: int, images: int, number: int) -> int | No
 
 
 def _allowed(part: WindowPart, what: Masking, seed: int) -> torch.Tensor:
-    """(T, K), False at what each token loses; keys stand in the order of their places."""
+    """(T, K), False at what each token may not attend to; keys are in the order of their positions."""
     allowed_TK = torch.ones(len(part.text_T), len(part.key_K), dtype=torch.bool)
     for query in range(len(part.text_T)):
-        place = masked_place(what, seed, part.images, part.seen + query)
-        if place is not None:
-            allowed_TK[query, place] = False
+        position = masked_position(what, seed, part.images, part.seen + query)
+        if position is not None:
+            allowed_TK[query, position] = False
     return allowed_TK.to(part.text_T.device)
 
 

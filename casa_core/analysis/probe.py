@@ -1,4 +1,4 @@
-"""Standing in for the fusion layers' attention, one window at a time.
+"""Replaces the fusion layers' attention by an analysis, one window at a time.
 
 What an analysis needs (every weight, any mask) takes the dense matrix of a window's queries and keys. Windows
 are taken one after the other, so memory is bounded by the largest of them, not by their sum.
@@ -24,9 +24,9 @@ from casa_core.model import CasaForConditionalGeneration
 
 @dataclass(frozen=True, slots=True)
 class WindowPart:
-    """What one forward holds of a window.
+    """The part of a window in one forward.
 
-    A window's tokens in their own order are its image tokens, then its text: *places* 0, 1, … below.
+    A window's tokens are its image tokens, then its text: *positions* 0, 1, … below.
 
     Attributes:
         text_T: The window's new text tokens, as indices into the forward's; they are the queries.
@@ -79,9 +79,9 @@ def watching_refusal(model: CasaForConditionalGeneration) -> ConfigError | None:
     if not model.config.fusion_settings.inserts:
         return None
     return ConfigError(
-        f"fusion.kind = {kind!r} has no fusion layers to look into",
-        "image tokens stand in the text there and pass through self-attention",
-        "analyse a model of kind 'casa' or 'cross_attention'",
+        f"A model of fusion.kind = {kind!r} has no fusion layers to look into.",
+        "Image tokens are part of its text and pass through self-attention.",
+        "Analyse a model of kind 'casa' or 'cross_attention'.",
     )
 
 
@@ -103,9 +103,9 @@ def probing(
         raise refusal
     if model.attention_probe is not None:
         raise ConfigError(
-            "the model is being analysed already",
-            "one analysis at a time stands in for its attention",
-            "end the other one first",
+            "The model is being analysed already.",
+            "Only one analysis at a time can replace its attention.",
+            "End the other one first.",
         )
     model.attention_probe = probe
     try:

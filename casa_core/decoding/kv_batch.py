@@ -1,6 +1,6 @@
-"""Sequences that grow: what each remembers, and the forward that extends them together.
+"""A batch of growing sequences with their KV caches, and the forward that extends them together.
 
-Text KV grows with text; the image KV of a sequence is its current window's only.
+The text KV grows with text; the image KV of a sequence is that of its current window only.
 
 Shape suffixes: B sequences, L new text tokens of a row (padded on the right), V vocabulary.
 """
@@ -33,15 +33,15 @@ _IDLE = TokenChunk(())
 
 @dataclass(slots=True)
 class KVBatch:
-    """B sequences ("slots") that are extended together, in one forward; each may start over at any time.
+    """B sequences (slots) that are extended in one forward; each may start over at any time.
 
     Attributes:
         model: The fused model.
         size: B.
         bounds: Bounds of the text KV; ``None``: it grows with the text.
-        text: Self-attention's keys and values; image tokens are never in it (insertion apart).
+        text: Self-attention's keys and values; holds image tokens for insertion only.
         windows: Keys and values of each sequence's current window.
-        states: The rest.
+        states: Counts, positions and window of each sequence.
     """
 
     model: CasaForConditionalGeneration
@@ -62,9 +62,9 @@ class KVBatch:
         if self.bounds is not None and (fusion.inserts or fusion.positions == "global"):
             name, value = ("kind", fusion.kind) if fusion.inserts else ("positions", fusion.positions)
             raise ConfigError(
-                f"the text KV of a model with fusion.{name} = {value!r} cannot be bounded",
-                "dropping text moves positions, and cached image keys would no longer fit them",
-                "open the stream without bounds",
+                f"The text KV of a model with fusion.{name} = {value!r} cannot be bounded.",
+                "Dropping text moves positions, and cached image keys would no longer fit them.",
+                "Open the stream without bounds.",
             )
 
     @property
@@ -82,28 +82,28 @@ class KVBatch:
         """Append tokens (and images) to the sequences.
 
         Args:
-            rows: One extension a sequence, of any lengths; ``None`` leaves a sequence as it is.
+            rows: One chunk per sequence, of any lengths; ``None`` leaves a sequence as it is.
 
         Returns:
-            (B, V) logits after each sequence's last token; of no meaning for a sequence left as it is.
+            (B, V) logits after each sequence's last token; without meaning for a sequence left as it is.
 
         Raises:
-            DataError: If nothing is to be appended at all, or the tokens do not fit the text KV's bounds.
+            DataError: If no sequence has a new token, or the tokens do not fit the text KV's bounds.
         """
         full = [row or _IDLE for row in rows]
         longest = max(len(row.ids) for row in full)
         if longest == 0:
-            raise DataError("no sequence has a new token", "a forward needs at least one", "pass its ids")
+            raise DataError("No sequence has a new token.", "A forward needs at least one.", "Pass its ids.")
         device = self.model.device
         self._make_room(full)
         ids_BL = torch.tensor([[*row.ids, *[0] * (longest - len(row.ids))] for row in full], device=device)
-        step = plan_forward(full, self.states, self.text.lengths, self._setting)
-        self.text.expect(step.new_tokens, device)
+        plan = plan_forward(full, self.states, self.text.lengths, self._setting)
+        self.text.expect(plan.new_tokens, device)
         patches = [patches for row in full for patches in row.patches_PE]
         lasts = [max(len(row.ids), 1) - 1 for row in full]
         output = self.model(
             ids_BL,
-            layout=step.layout,
+            layout=plan.layout,
             images=ImageInputs(torch.cat(patches).to(device), [grid for row in full for grid in row.grids])
             if patches
             else None,
@@ -111,18 +111,18 @@ class KVBatch:
             window_cache=self.windows,
             last_tokens=torch.tensor(lasts, device=device) if longest > 1 else None,
         )
-        self._remember(full, step)
+        self._advance(full, plan)
         return output.logits[:, -1]
 
     @torch.inference_mode()
     def reset(self, row: int) -> None:
-        """Start a sequence over: its place is free for another."""
+        """Start a sequence over, without text and window."""
         self._keep_windows([self._window_rows(n) for n in range(self.size) if n != row])
         self.states[row] = SequenceState()
         self.text.lengths[row] = 0
 
     def snapshot(self, row: int) -> SequenceSnapshot:
-        """Everything one sequence remembers, copied to main memory."""
+        """Copies of one sequence's caches and counts in main memory."""
         images, text = self._window_rows(row)
         copy = lambda pair: tuple(t.detach().to("cpu", copy=True).contiguous() for t in pair)  # noqa: E731
         return SequenceSnapshot(
@@ -134,10 +134,10 @@ class KVBatch:
 
     @torch.inference_mode()
     def restore(self, row: int, snapshot: SequenceSnapshot) -> None:
-        """Put a snapshot into a place, whatever was there before."""
+        """Replace a sequence by a snapshot."""
         self.reset(row)
-        place = lambda pair: tuple(t.to(self.model.device) for t in pair)  # noqa: E731
-        self.text.restore(row, {n: place(pair) for n, pair in snapshot.text.items()})
+        moved = lambda pair: tuple(t.to(self.model.device) for t in pair)  # noqa: E731
+        self.text.restore(row, {n: moved(pair) for n, pair in snapshot.text.items()})
         before = {n: self._window_rows(n) for n in range(self.size)}
         for store, held, part in (
             (self.windows.images, snapshot.window_images, 0),
@@ -148,44 +148,44 @@ class KVBatch:
                 old = store.get(layer, (pair[0][:0], pair[1][:0]))
                 key, value = (
                     torch.cat([o[:at].to(new), new, o[at:].to(new)])
-                    for o, new in zip(old, place(pair), strict=True)
+                    for o, new in zip(old, moved(pair), strict=True)
                 )
                 store[layer] = key, value
         self.states[row] = replace(snapshot.state)
 
     def _make_room(self, rows: Sequence[TokenChunk]) -> None:
-        """Drop the oldest text beyond the sinks where the new tokens would not fit."""
+        """Drop the oldest text after the sinks where the new tokens would not fit."""
         if self.bounds is None:
             return
-        for row, extension in enumerate(rows):
-            new, held = len(extension.ids), self.text.lengths[row]
+        for row, chunk in enumerate(rows):
+            new, held = len(chunk.ids), self.text.lengths[row]
             if held + new <= self.bounds.limit:
                 continue
             keep = self.bounds.sinks + self.bounds.recent
             count = max(held + new - keep, 0)
             if new > self.bounds.recent or held - count < self.bounds.sinks:
                 raise DataError(
-                    f"{new} tokens at once do not fit a text KV of {self.bounds.recent} recent tokens",
-                    "they would have to be forgotten before they are read",
-                    "raise the bounds' recent, or send less text at once",
+                    f"{new} tokens at once do not fit a text KV of {self.bounds.recent} recent tokens.",
+                    "They would have to be dropped before they are read.",
+                    "Raise the bounds' `recent`, or send less text at once.",
                 )
             self.text.drop(row, self.bounds.sinks, count, self.model.shift_rope)
             self.states[row].position -= count
             self.states[row].dropped += count
 
-    def _remember(self, rows: Sequence[TokenChunk], step: ForwardPlan) -> None:
-        """Advance lengths, positions and windows; drop what belongs to windows that ended."""
-        windows = step.layout.windows
+    def _advance(self, rows: Sequence[TokenChunk], plan: ForwardPlan) -> None:
+        """Advance lengths, positions and windows; drop the caches of windows that ended."""
+        windows = plan.layout.windows
         window_states = windows.window_states() if windows is not None else []
-        for row, extension in enumerate(rows):
+        for row, chunk in enumerate(rows):
             state = self.states[row]
-            state.text_tokens += len(extension.ids)
-            self.text.lengths[row] += step.lengths[row]
-            state.position = step.positions[row] if step.positions else state.position + len(extension.ids)
+            state.text_tokens += len(chunk.ids)
+            self.text.lengths[row] += plan.lengths[row]
+            state.position = plan.positions[row] if plan.positions else state.position + len(chunk.ids)
             if window_states:
-                state.window_state = window_states[step.documents[row]]
+                state.window_state = window_states[plan.documents[row]]
         if windows is not None:
-            self._drop_ended(windows, step.documents)
+            self._drop_ended(windows, plan.documents)
 
     def _drop_ended(self, windows: Windows, documents: Sequence[int]) -> None:
         last = [windows.last_window_D[document] for document in documents]
@@ -197,7 +197,7 @@ class KVBatch:
         return None if index is None else torch.from_numpy(index).to(self.model.device)
 
     def _window_rows(self, row: int) -> tuple[slice, slice]:
-        """Where a sequence's window lies in the flat stores: image tokens, text tokens."""
+        """A sequence's part of the flat window cache: its image tokens, its text tokens."""
         window_states = [state.window_state or WindowState(0, 0, 0) for state in self.states]
         return (
             row_slices([window_state.image_tokens for window_state in window_states])[row],
@@ -214,7 +214,7 @@ class KVBatch:
 
 
 def _kept(window_X: np.ndarray, last: Sequence[int]) -> np.ndarray | None:
-    """Tokens of the windows the sequences are in now, sequence by sequence; ``None``: all, as they stand."""
+    """Indices of the tokens in the sequences' current windows, in order; ``None``: all, unchanged."""
     kept = [np.flatnonzero(window_X == window) for window in last if window >= 0]
     index = np.concatenate(kept) if kept else np.zeros(0, dtype=np.int64)
     unchanged = len(index) == len(window_X) and (index == np.arange(len(index))).all()

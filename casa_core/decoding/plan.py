@@ -1,7 +1,7 @@
-"""One forward over cached sequences, planned on the host: where new tokens go, who sees whom.
+"""Plans one forward over cached sequences on the host: positions, windows, masks and stream indices.
 
 Shape suffixes: B sequences, L new text tokens of a row (padded on the right), S new stream tokens of a row
-(with inserted image tokens), X slots of all rows, A position axes.
+(with inserted image tokens), X entries of all rows, A position axes.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ class TokenChunk:
 
 @dataclass(slots=True)
 class SequenceState:
-    """What one sequence remembers, apart from keys and values.
+    """One sequence's counts and window; keys and values are in the caches.
 
     Attributes:
-        text_tokens: Text tokens it has read.
-        dropped: How many of them its bounded text KV has forgotten.
+        text_tokens: Text tokens read so far.
+        dropped: How many of them its bounded text KV has dropped.
         position: Position of its next token in self-attention.
-        window_state: The window it is in.
+        window_state: Its current window.
     """
 
     text_tokens: int = 0
@@ -57,12 +57,12 @@ class SequenceState:
 
 @dataclass(frozen=True, slots=True)
 class PlanSettings:
-    """What a plan needs to know of the model.
+    """The model's properties that a plan depends on.
 
     Attributes:
         rules: Its layout rules.
         merge: Side of the square of patches merged into one image token.
-        device: Where it runs.
+        device: Its device.
     """
 
     rules: LayoutRules
@@ -77,8 +77,8 @@ class ForwardPlan:
     Attributes:
         layout: For the model.
         new_tokens: Text KV entries written in every row, padding included.
-        lengths: KV entries that stay in each row.
-        positions: Each row's next position, where it is not simply one a token.
+        lengths: KV entries of each row that are kept (padding is not).
+        positions: Each row's next position, where a token does not advance it by one.
         documents: Each row's document in the windows.
     """
 
@@ -96,8 +96,8 @@ def plan_forward(
 
     Args:
         rows: One chunk per sequence; one without ids leaves its sequence as it is.
-        states: What each sequence remembers.
-        lengths: Entries that each uses of the text KV.
+        states: State of each sequence.
+        lengths: Length of each sequence's text KV.
         setting: The model's rules.
     """
     plan = _plan_stream if setting.rules.fusion.inserts else _plan_windows
@@ -107,7 +107,7 @@ def plan_forward(
 def _plan_windows(
     rows: Sequence[TokenChunk], states: Sequence[SequenceState], lengths: Sequence[int], setting: PlanSettings
 ) -> ForwardPlan:
-    """Each row is a document; its padding is another, which nobody sees."""
+    """Each row is a document; its padding is another, which no token attends to."""
     longest = max(len(row.ids) for row in rows)
     starts: list[int] = []
     window_states: list[WindowState | None] = []
@@ -148,14 +148,14 @@ def _plan_windows(
 
 @lru_cache(maxsize=64)
 def _next_word(window_state: WindowState | None, rules: WindowRules) -> Windows:
-    """One more word of a lone stream: every frame's words find the layouts of the frame before again."""
+    """The layout of one more token of a single stream; cached, as every frame repeats the same layouts."""
     return window_layout(text_length=1, document_starts=[0], window_states=[window_state], rules=rules)
 
 
 def _plan_stream(
     rows: Sequence[TokenChunk], states: Sequence[SequenceState], lengths: Sequence[int], setting: PlanSettings
 ) -> ForwardPlan:
-    """Insertion: image tokens stand among the text, so a row's stream is longer than its text."""
+    """Insertion: image tokens are part of the text stream, so a row's stream is longer than its text."""
     news = [len(row.ids) for row in rows]
     longest, size = max(news), len(rows)
     slices = row_slices(news)
@@ -174,32 +174,32 @@ def _plan_stream(
     )
     width = int(stream.length_D.max())
     column_S = np.concatenate([np.arange(length) for length in stream.length_D])
-    slot_S = stream.document_S * width + column_S
+    index_S = stream.document_S * width + column_S
     padded_T = np.concatenate([n * longest + np.arange(length) for n, length in enumerate(news)])
     source_S = stream_source(stream, total)
     is_text_S = source_S < total
     source_X = np.zeros(size * width, dtype=np.int64)
-    source_X[slot_S] = np.where(
+    source_X[index_S] = np.where(
         is_text_S, padded_T[np.minimum(source_S, total - 1)], source_S - total + size * longest
     )
     position_AX = np.zeros((setting.rules.axes, size * width), dtype=np.int64)
-    position_AX[:, slot_S] = stream.position_AS
-    text_slot_X = np.zeros(size * longest, dtype=np.int64)
-    text_slot_X[padded_T] = slot_S[stream.text_index_T]
+    position_AX[:, index_S] = stream.position_AS
+    text_index_X = np.zeros(size * longest, dtype=np.int64)
+    text_index_X[padded_T] = index_S[stream.text_index_T]
     tensor = lambda array: torch.from_numpy(array).to(setting.device)  # noqa: E731
     layout = Layout(
         position_ABS=tensor(position_AX).view(setting.rules.axes, size, width),
-        stream=StreamIndex(tensor(source_X), tensor(text_slot_X), size),
+        stream=StreamIndex(tensor(source_X), tensor(text_index_X), size),
         attention_mask=causal_mask(lengths, width, setting.device),
     )
     return ForwardPlan(layout, width, stream.length_D.tolist(), positions=stream.next_position_D.tolist())
 
 
 def causal_mask(lengths: Sequence[int], new: int, device: torch.device) -> torch.Tensor | None:
-    """(B or 1, 1, new, keys): a token sees its row's slots up to its own; ``None``: all before it."""
+    """(B or 1, 1, new, keys): a token attends to its row up to itself; ``None``: to all before it."""
     together = len(set(lengths)) == 1
     if together and (new == 1 or lengths[0] == 0):
         return None
     past_B = torch.tensor(lengths[:1] if together else lengths, device=device)
-    slot_BL = past_B[:, None] + torch.arange(new, device=device)
-    return (torch.arange(max(lengths) + new, device=device) <= slot_BL[..., None])[:, None]
+    entry_BL = past_B[:, None] + torch.arange(new, device=device)
+    return (torch.arange(max(lengths) + new, device=device) <= entry_BL[..., None])[:, None]

@@ -1,4 +1,4 @@
-"""One sequence's memory as plain tensors and numbers, to be stored and put back.
+"""A snapshot of one sequence's KV caches and counts, as plain tensors and numbers.
 
 Shape suffixes: none; shapes are given where they matter (G key/value heads, D head size).
 """
@@ -17,7 +17,7 @@ from casa_core.fusion.windows import WindowState
 
 @dataclass(frozen=True, slots=True)
 class SequenceSnapshot:
-    """Everything one sequence remembers: exact, so what follows is the same as without the interruption.
+    """An exact copy of one sequence: restored, it continues with the same tokens.
 
     Attributes:
         state: Counts and the window.
@@ -31,7 +31,7 @@ class SequenceSnapshot:
     window_text: dict[int, KeysValues]
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Flat, by name, ready for a safetensors file."""
+        """Name → tensor, ready for a safetensors file."""
         named: dict[str, torch.Tensor] = {}
         for part in ("text", "window_images", "window_text"):
             for layer, (key, value) in getattr(self, part).items():
@@ -39,7 +39,7 @@ class SequenceSnapshot:
         return named
 
     def numbers(self) -> dict[str, Any]:
-        """The rest, as JSON."""
+        """Everything but the tensors, as JSON values."""
         window_state = self.state.window_state
         return {
             "text_tokens": self.state.text_tokens,

@@ -1,4 +1,4 @@
-"""The page of ``casa inspect``: what a checkpoint is, what it said, and what it attended to."""
+"""The page of ``casa inspect``: facts of a checkpoint, its answers, and its attention maps."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from casa_core.analysis.attention_stats import AttentionTable, KindMean, Kinds
-from casa_core.analysis.inspection import END, NEXT_FRAME, SILENT, Examined, Said
+from casa_core.analysis.inspection import END, NEXT_FRAME, SILENT, GeneratedToken, InspectedSample
 from casa_core.analysis.maps import ImageMap
 from casa_core.errors import CasaError
 from casa_core.media.decode import Rgb
@@ -50,18 +50,18 @@ class Inspection:
         name: Of the checkpoint.
         headline: What it is, in a sentence.
         facts: Label → value.
-        examined: The conversations.
+        inspected: The conversations.
         table: Attention by kind over all of them; ``None`` where the model cannot be watched.
-        unwatched, unmasked: Why not, if so.
+        no_maps, no_masking: Why there are none; ``None`` where there are.
     """
 
     name: str
     headline: str
     facts: Mapping[str, str]
-    examined: Sequence[Examined]
+    inspected: Sequence[InspectedSample]
     table: AttentionTable | None
-    unwatched: CasaError | None
-    unmasked: CasaError | None
+    no_maps: CasaError | None
+    no_masking: CasaError | None
 
 
 def render(inspection: Inspection) -> str:
@@ -69,7 +69,7 @@ def render(inspection: Inspection) -> str:
     style = (
         asset("pipelines.html", "report.css")
         + asset("pipelines.cards", "inspection.css")
-        + _picture_styles(inspection.examined)
+        + _picture_styles(inspection.inspected)
     )
     shown = [(name, inspection.facts[name]) for name in TILES if name in inspection.facts]
     header = tag(
@@ -80,7 +80,7 @@ def render(inspection: Inspection) -> str:
         tiles(*(tile(value, name) for name, value in shown)),
     )
     sections = [
-        *(_conversation(one, n) for n, one in enumerate(inspection.examined)),
+        *(_conversation(one, n) for n, one in enumerate(inspection.inspected)),
         _by_kind(inspection),
         section("The checkpoint", "As its files state it.", table(("", ""), list(inspection.facts.items()))),
     ]
@@ -88,8 +88,8 @@ def render(inspection: Inspection) -> str:
     return document(f"{inspection.name}: inspected", style, *body)
 
 
-def _conversation(one: Examined, index: int) -> Html:
-    """What was asked and said, what masking changes, where it looked: side by side as far as they fit."""
+def _conversation(one: InspectedSample, index: int) -> Html:
+    """One conversation, the effect of masking and the attention maps, side by side as far as they fit."""
     blocks = [_exchange(one, index)]
     if one.masked:
         blocks.append(_masked(one))
@@ -104,7 +104,7 @@ def _conversation(one: Examined, index: int) -> Html:
     return section(one.question or "Watched without a question", lead, *body)
 
 
-def _exchange(one: Examined, index: int) -> Html:
+def _exchange(one: InspectedSample, index: int) -> Html:
     if len(one.pictures) == 1:
         picture = tag(
             "div",
@@ -115,9 +115,9 @@ def _exchange(one: Examined, index: int) -> Html:
         )
         return tag("figure", picture, tag("p", one.answer or "(nothing)", class_="reply"), class_="exchange")
     words: list[list[str]] = [[] for _ in one.pictures]
-    for said in one.said:
-        if said.text not in (END, NEXT_FRAME, SILENT):
-            words[said.picture].append(said.text)
+    for token in one.generated:
+        if token.text not in (END, NEXT_FRAME, SILENT):
+            words[token.picture].append(token.text)
     frames = [
         tag(
             "li",
@@ -131,7 +131,7 @@ def _exchange(one: Examined, index: int) -> Html:
     return tag("figure", tag("ol", *frames, class_="frames"), class_="exchange")
 
 
-def _masked(one: Examined) -> Html:
+def _masked(one: InspectedSample) -> Html:
     rows = [
         (
             tag("b", MASKED[answer.what]) if answer.what is None else MASKED[answer.what],
@@ -150,15 +150,17 @@ def _masked(one: Examined) -> Html:
 
 def _because(refused: CasaError | None) -> Html:
     assert refused is not None, "what is missing has a reason"
-    return tag("p", f"{refused.what}: {refused.why}.", class_="note because")
+    return tag("p", f"{refused.what} {refused.why}", class_="note because")
 
 
-def _heat_maps(one: Examined, index: int) -> Html:
+def _heat_maps(one: InspectedSample, index: int) -> Html:
     assert one.maps is not None
     cards = [
-        _heat_card(_word(said), images[said.picture], one.pictures[said.picture], f"p{index}-{said.picture}")
-        for said, images in zip(one.said, one.maps.tokens, strict=True)
-        if said.picture in images
+        _heat_card(
+            _word(token), images[token.picture], one.pictures[token.picture], f"p{index}-{token.picture}"
+        )
+        for token, images in zip(one.generated, one.maps.tokens, strict=True)
+        if token.picture in images
     ]
     note = (
         "Attention of the token before each word, where the word is chosen: mean over heads and fused layers."
@@ -173,7 +175,7 @@ def _heat_maps(one: Examined, index: int) -> Html:
     )
 
 
-def _layer_maps(one: Examined, index: int) -> Html:
+def _layer_maps(one: InspectedSample, index: int) -> Html:
     assert one.maps is not None
     cards = [
         _heat_card(f"layer {layer}", images[0], one.pictures[0], f"p{index}-0")
@@ -205,15 +207,15 @@ def _heat_card(title: object, weights_RC: ImageMap, picture: Rgb, style: str) ->
     )
 
 
-def _word(said: Said) -> object:
-    stop = said.text in (END, NEXT_FRAME, SILENT)
-    return tag("i", said.text) if stop else said.text.strip() or repr(said.text)
+def _word(token: GeneratedToken) -> object:
+    stop = token.text in (END, NEXT_FRAME, SILENT)
+    return tag("i", token.text) if stop else token.text.strip() or repr(token.text)
 
 
 def _by_kind(inspection: Inspection) -> Html:
     title = "Attention by kind of token"
     if inspection.table is None:
-        return section(title, _because(inspection.unwatched))
+        return section(title, _because(inspection.no_maps))
     means = inspection.table
     per_token = tag("span", "The weight of one token ", tag("small", "(mean, logarithmic)"))
     pictures = "a picture" if means.images == 1 else f"one of {means.images} pictures"
@@ -232,8 +234,8 @@ def _by_kind(inspection: Inspection) -> Html:
             figure("How attention is divided", kinds_legend(means), share_rows(means)),
             fold("Weight of one token, by layer", table(("", *LABELS.values()), rows, numeric=range(1, 5))),
         ]
-    if inspection.unmasked is not None:
-        body.append(_because(inspection.unmasked))
+    if inspection.no_masking is not None:
+        body.append(_because(inspection.no_masking))
     return section(
         title, "What a text token's attention in the fusion layers is made of, before any gate.", *body
     )
@@ -244,11 +246,11 @@ def _weight(kinds: Kinds, name: str) -> str:
     return "" if mean.per_token is None else number(mean.per_token)
 
 
-def _picture_styles(examined: Sequence[Examined]) -> str:
+def _picture_styles(inspected: Sequence[InspectedSample]) -> str:
     """Each picture once, as a background that any number of cards share."""
 
     def rules() -> Iterator[str]:
-        for index, one in enumerate(examined):
+        for index, one in enumerate(inspected):
             for n, rgb in enumerate(one.pictures):
                 yield f".p{index}-{n} {{ background-image: url(data:image/png;base64,{_png(rgb)}); }}"
 

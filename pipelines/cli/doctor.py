@@ -26,9 +26,9 @@ def doctor(store: StoreOption = DEFAULT_STORE, json_: JsonOption = False) -> Non
 
       casa doctor --json | jq '.[] | select(.level != "ok")'
     """
-    from infra.doctor import examine
+    from infra.doctor import run_checks
 
-    checks = examine(store)
+    checks = run_checks(store)
     after_device = next(index for index, check in enumerate(checks) if check.name == "device") + 1
     checks[after_device:after_device] = _attention()
     if json_:

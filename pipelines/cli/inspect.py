@@ -12,7 +12,7 @@ from pipelines.cli.shared.options import JsonOption
 from pipelines.cli.show.format import print_json
 
 if TYPE_CHECKING:
-    from casa_core.analysis.inspection import Examined, Examiner
+    from casa_core.analysis.inspection import InspectedSample, Inspector
     from casa_core.engine.engine import Engine
     from pipelines.cards.inspection import Inspection
 
@@ -77,16 +77,16 @@ def inspect(
 
       casa inspect model --clip clip.mp4 --query "describe what you see live"
     """
-    from casa_core.analysis.inspection import Examiner
+    from casa_core.analysis.inspection import Inspector
 
     asked = _pair(image or [], question or []) if image or question or clip is None else []
     folder = _found(folder)
     engine = _load(folder)
-    examiner = Examiner(engine, seed, max_tokens)
-    examined = [_ask(examiner, picture, text) for picture, text in asked]
+    inspector = Inspector(engine, seed, max_tokens)
+    inspected = [_ask(inspector, picture, text) for picture, text in asked]
     if clip is not None:
-        examined.append(examiner.clip(_frames(clip, frames), query, clip.name))
-    _present(_inspection(folder, examiner, examined, group), page, as_json=json_)
+        inspected.append(inspector.clip(_frames(clip, frames), query, clip.name))
+    _present(_inspection(folder, inspector, inspected, group), page, as_json=json_)
 
 
 def _pair(images: Sequence[Path], questions: Sequence[str]) -> list[tuple[Path | None, str]]:
@@ -136,10 +136,10 @@ def _name(folder: Path) -> str:
     return f"model {folder.parent.name[:12]}" if folder.name == "model" else folder.name
 
 
-def _ask(examiner: Examiner, picture: Path | None, question: str) -> Examined:
+def _ask(inspector: Inspector, picture: Path | None, question: str) -> InspectedSample:
     if picture is None:
-        return examiner.question(_drawn(), question, "a drawn picture")
-    return examiner.question(picture.read_bytes(), question, picture.name)
+        return inspector.question(_drawn(), question, "a drawn picture")
+    return inspector.question(picture.read_bytes(), question, picture.name)
 
 
 def _drawn() -> bytes:
@@ -166,17 +166,17 @@ def _frames(clip: Path, most: int) -> list[bytes]:
 
 
 def _inspection(
-    folder: Path, examiner: Examiner, examined: Sequence[Examined], group: int | None
+    folder: Path, inspector: Inspector, inspected: Sequence[InspectedSample], group: int | None
 ) -> Inspection:
     from casa_core.analysis.attention_stats import attention_by_kind
     from casa_core.analysis.forward import delimiter_ids
     from pipelines.cards.inspection import Inspection
     from pipelines.cli.show.facts import facts, headline
 
-    engine = examiner.engine
-    sequences = [one.sequence for one in examined]
+    engine = inspector.engine
+    sequences = [one.sequence for one in inspected]
     table = None
-    if examiner.unwatched is None:
+    if inspector.no_maps is None:
         smallest = min(tokens for sequence in sequences for tokens in sequence.image_tokens)
         table = attention_by_kind(
             engine.model,
@@ -188,10 +188,10 @@ def _inspection(
         name=_name(folder),
         headline=headline(engine),
         facts=facts(engine, folder),
-        examined=examined,
+        inspected=inspected,
         table=table,
-        unwatched=examiner.unwatched,
-        unmasked=examiner.unmasked,
+        no_maps=inspector.no_maps,
+        no_masking=inspector.no_masking,
     )
 
 

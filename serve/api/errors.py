@@ -1,4 +1,4 @@
-"""Every error leaves in OpenAI's shape: {"error": {"message", "type", "param", "code"}}."""
+"""HTTP errors in OpenAI's shape: {"error": {"message", "type", "param", "code"}}."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class ApiError(HTTPException):
 
 
 def internal_error(request_id: str) -> ApiError:
-    """A 500 that tells the client nothing but where to look."""
+    """A 500 that names only the request id, under which the server's log has the details."""
     return ApiError(
         500,
         f"The server failed on this request. Its log has the details under request id {request_id}.",
@@ -83,7 +83,7 @@ def invalid_image(error: MediaError, param: str | None = None) -> ApiError:
 
 
 def as_api_error(error: Exception) -> ApiError | None:
-    """The client's share of the blame, or None when the failure is ours (a 500)."""
+    """The error as a refusal of the request, or `None` for a failure of the server (a 500)."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, Overloaded):
@@ -101,7 +101,7 @@ def as_api_error(error: Exception) -> ApiError | None:
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Give every refusal OpenAI's shape. Unexpected exceptions are the request middleware's business."""
+    """Give every refusal OpenAI's shape. Unexpected exceptions are left to the request middleware."""
 
     async def on_validation_error(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
@@ -136,7 +136,7 @@ def install_error_handlers(app: FastAPI) -> None:
 
 
 def _validation_error(error: RequestValidationError) -> ApiError:
-    """The first thing wrong with a body, with its place written as the client would write it."""
+    """The first error in a body, with the field's path as a client would write it."""
     first = error.errors()[0]
     if first["type"] == "json_invalid":
         reason = first.get("ctx", {}).get("error", "it cannot be parsed")

@@ -1,4 +1,4 @@
-"""What surrounds every HTTP request: an id, a bound on the body, and a 500 in the right shape."""
+"""HTTP middleware: a request id, a bound on the body, and unexpected exceptions as a 500."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class RequestMiddleware:
-    """Give each request an id and turn what nobody expected into a logged 500.
+    """Give each request an id and turn unexpected exceptions into a logged 500.
 
     The id is the client's `x-request-id` where it has a harmless form, else a new one. It is in
     `scope["state"]`, in the response's headers and in the log line of a failure.
@@ -52,7 +52,7 @@ class RequestMiddleware:
         except Exception:
             logger.exception("request %s: %s %s failed", request_id, scope["method"], scope["path"])
             if started:
-                raise  # half an answer is out: only breaking the connection tells the client
+                raise  # half an answer is sent: only a broken connection can signal the failure
             await internal_error(request_id).response()(scope, receive, send_with_id)
 
 

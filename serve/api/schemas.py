@@ -1,6 +1,6 @@
 """The request body of /v1/chat/completions: OpenAI's names, and only what this endpoint honours.
 
-A parameter it cannot honour is refused rather than ignored, so nobody tunes a knob that is not connected.
+A parameter it cannot honour is refused rather than ignored, so that no client relies on it.
 Parameters that merely describe the call (`user`, …), and others at their neutral value, are accepted.
 """
 

@@ -1,4 +1,4 @@
-"""What one deployment serves and within which limits. The deploy stage sends it as JSON."""
+"""Settings and limits of one deployment. The deploy stage sends them as JSON."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Limits(_Section):
     )
     batch_size: Count = Field(default=16, description="Plain requests answered in one engine call.")
     batch_wait_ms: float = Field(
-        default=3.0, ge=0, description="How long a request waits for company to batch with."
+        default=3.0, ge=0, description="How long a request waits for others to batch with, milliseconds."
     )
     sessions: Count = Field(default=16, description="Live connections open at once; beyond: refused.")
     frame_bytes: Count = Field(default=4 * MIB, description="Encoded bytes of one live frame.")
@@ -46,12 +46,12 @@ class Limits(_Section):
     )
     query_characters: Count = Field(default=4000, description="Length of a live session's query.")
     idle_seconds: float = Field(
-        default=60.0, gt=0, description="A live connection that says nothing this long is closed."
+        default=60.0, gt=0, description="A live connection that sends nothing this long is closed, seconds."
     )
 
 
 class Replicas(_Section):
-    """How far Ray Serve may scale."""
+    """Least and largest number of Ray Serve replicas."""
 
     min: Count = 1
     max: Count = 1
@@ -71,11 +71,9 @@ class ServeSettings(_Section):
         description="Longest answer, tokens: when a request names none, and the most it may name.",
     )
     max_tokens_per_frame: Count = Field(
-        default=16, description="Longest words after one live frame, tokens; likewise default and bound."
+        default=16, description="Longest caption of one live frame, tokens; likewise default and bound."
     )
-    live_query: str = Field(
-        default="", description="What a live session is asked where its client names no query."
-    )
+    live_query: str = Field(default="", description="Query of a live session whose client names none.")
     demo_clips: Path | None = Field(default=None, description="Folder of mp4 files the live page offers.")
     engine: str = Field(default="casa_core.engine.engine:Engine", description="Engine class, as module:name.")
     replicas: Replicas = Replicas()

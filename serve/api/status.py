@@ -1,4 +1,4 @@
-"""What is served and whether it is well: /v1/models, /healthz, /readyz."""
+"""Model listing and health checks: /v1/models, /healthz, /readyz."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ READY_WITHIN_S = 5.0
 
 
 def status_router(client: EngineClient, settings: ServeSettings, slots: SessionSlots) -> APIRouter:
-    """The routes that need no body and change nothing."""
+    """The routes of model listing and health checks."""
     router = APIRouter()
     model = {
         "id": settings.model_name,
@@ -40,8 +40,8 @@ def status_router(client: EngineClient, settings: ServeSettings, slots: SessionS
 
     @router.get("/healthz")
     async def healthz() -> dict[str, Any]:
-        """The process answers. `service` tells this endpoint from anything else on the port; `fingerprint` is
-        the deployment's identity and `checkpoint` its training run's."""
+        """200 while the process answers. `service` identifies this project; `fingerprint` is the deployment's
+        identity and `checkpoint` its training run's."""
         return {
             "status": "ok",
             "service": "casa",
@@ -53,7 +53,7 @@ def status_router(client: EngineClient, settings: ServeSettings, slots: SessionS
 
     @router.get("/readyz")
     async def readyz() -> JSONResponse:
-        """200 where the engine's thread gets to a new call within seconds; 503 where it is stuck or gone."""
+        """200 if the engine's thread runs a new call within seconds; 503 if it is stuck or gone."""
         try:
             await asyncio.wait_for(client.ping(), READY_WITHIN_S)
         except (TimeoutError, RuntimeError) as error:

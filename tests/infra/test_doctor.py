@@ -51,8 +51,8 @@ def test_attention_names_the_backend_chosen_the_others_that_can_run_and_why_the_
     assert check.cost == "flash: flash_attn is missing"
 
 
-def test_this_machine_can_be_examined(tmp_path: Path):
-    checks = {check.name: check for check in doctor.examine(tmp_path / "not" / "yet")}
+def test_this_machine_can_be_checked(tmp_path: Path):
+    checks = {check.name: check for check in doctor.run_checks(tmp_path / "not" / "yet")}
     assert checks["Python"].level == "ok"
     assert checks["Ray"].level == "ok"
     assert {"torch", "DeepSpeed", "device", "memory", "disk", "flash-attn", "PyAV (FFmpeg)"} <= checks.keys()
@@ -64,4 +64,4 @@ def test_the_command_says_which_attention_runs_on_this_machine(tmp_path: Path):
     assert "can be forced: reference" in attention["found"]
     if not torch.cuda.is_available():
         assert attention["found"].startswith("padded for fp32 on cpu")
-        assert "varlen: it runs on CUDA devices" in attention["cost"]
+        assert "varlen: It runs on CUDA devices" in attention["cost"]

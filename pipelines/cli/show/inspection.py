@@ -11,14 +11,14 @@ from rich.table import Table
 from rich.text import Text
 
 from casa_core.analysis.attention_stats import AttentionTable
-from casa_core.analysis.inspection import Examined
+from casa_core.analysis.inspection import InspectedSample
 from pipelines.cards.attention import LABELS, kinds_of
 from pipelines.cards.inspection import MASKED, Inspection
 
 
 def inspection_as_json(inspection: Inspection, page: Path) -> dict[str, Any]:
     """What ``casa inspect`` found, as plain JSON."""
-    reasons = {"attention": inspection.unwatched, "masking": inspection.unmasked}
+    reasons = {"attention": inspection.no_maps, "masking": inspection.no_masking}
     return {
         "checkpoint": dict(inspection.facts),
         "conversations": [
@@ -28,10 +28,10 @@ def inspection_as_json(inspection: Inspection, page: Path) -> dict[str, Any]:
                 "answer": one.answer,
                 "masked": [asdict(answer) for answer in one.masked],
             }
-            for one in inspection.examined
+            for one in inspection.inspected
         ],
         "attention": None if inspection.table is None else asdict(inspection.table),
-        "not_possible": {name: f"{why.what}: {why.why}" for name, why in reasons.items() if why is not None},
+        "not_possible": {name: f"{why.what} {why.why}" for name, why in reasons.items() if why is not None},
         "page": str(page.absolute()),
     }
 
@@ -46,18 +46,18 @@ def show_inspection(inspection: Inspection, page: Path) -> None:
         sheet.add_row(name, value)
     console.print(inspection.headline, highlight=False)
     console.print(sheet)
-    for one in inspection.examined:
+    for one in inspection.inspected:
         _print_conversation(console, one)
     if inspection.table is not None:
         _print_attention(console, inspection.table)
-    reasons = {str(why.what): why.why for why in (inspection.unwatched, inspection.unmasked) if why}
+    reasons = {str(why.what): why.why for why in (inspection.no_maps, inspection.no_masking) if why}
     for what, why in reasons.items():
-        console.print(f"[yellow]not possible[/]  {what}: {why}", highlight=False)
+        console.print(f"[yellow]not possible[/]  {what} {why}", highlight=False)
     # Never wrapped, so that a terminal can open it and a person can copy it.
     console.print(f"page: {page}", soft_wrap=True, highlight=False)
 
 
-def _print_conversation(console: Console, one: Examined) -> None:
+def _print_conversation(console: Console, one: InspectedSample) -> None:
     pictures = "" if len(one.pictures) == 1 else f", {len(one.pictures)} frames"
     tokens = sum(one.sequence.image_tokens)
     console.print(Text(f"\n{one.name}{pictures}, {tokens} image tokens", style="dim"))

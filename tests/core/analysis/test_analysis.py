@@ -14,7 +14,7 @@ import torch
 from casa_core.analysis.attention_stats import AttentionTable, attention_by_kind
 from casa_core.analysis.forward import log_likelihood, read_whole
 from casa_core.analysis.maps import attention_maps
-from casa_core.analysis.masking import MASKINGS, Masking, masked_attention, masked_place
+from casa_core.analysis.masking import MASKINGS, Masking, masked_attention, masked_position
 from casa_core.decoding.kv_batch import KVBatch, TokenChunk
 from casa_core.errors import ConfigError, DataError
 from casa_core.model import CasaForConditionalGeneration
@@ -56,7 +56,7 @@ def test_masked_attention_is_attention_without_that_token(what: Masking, name: s
     model, documents = casa(name, backbone), documents_of(OUTLINES)
     with torch.inference_mode(), masked_attention(model, what, seed=3):
         ours = each_documents(logits_of(model, documents), documents)
-    with opened(partial(masked_place, what, 3)):
+    with opened(partial(masked_position, what, 3)):
         expected = [naive_logits_of(model, document) for document in documents]
     for logits_TV, expected_TV in zip(ours, expected, strict=True):
         assert relative(logits_TV, expected_TV) < EXACT
@@ -132,17 +132,17 @@ def test_the_seed_decides_random_masking_alone():
 def test_a_random_place_is_a_past_one_of_the_kind_asked_for():
     for number in range(40):
         for seed in range(5):
-            assert masked_place("self", seed, 3, number) == 3 + number
-            text = masked_place("random_text", seed, 3, number)
+            assert masked_position("self", seed, 3, number) == 3 + number
+            text = masked_position("random_text", seed, 3, number)
             assert text is None if number == 0 else 3 <= text < 3 + number  # type: ignore[operator]
-            token = masked_place("random_token", seed, 3, number)
+            token = masked_position("random_token", seed, 3, number)
             assert token is not None
             assert 0 <= token < 3 + number
-    assert masked_place("random_token", 0, 0, 0) is None
+    assert masked_position("random_token", 0, 0, 0) is None
 
 
 def test_random_places_are_spread_evenly():
-    drawn = Counter(masked_place("random_token", seed, 6, 4) for seed in range(5000))
+    drawn = Counter(masked_position("random_token", seed, 6, 4) for seed in range(5000))
     assert set(drawn) == set(range(10))
     # Each place is binomial with mean 500 and standard deviation 21.
     assert all(abs(count - 500) < 5 * 21.3 for count in drawn.values())
@@ -309,17 +309,17 @@ def test_looking_changes_nothing():
 
 
 @pytest.mark.parametrize(
-    ("name", "outline", "group", "error", "says"),
+    ("name", "outline", "group", "error", "message"),
     [
         ("insertion", LONG, 16, ConfigError, "no fusion layers"),
-        ("CASA ⊕", [0, 0], 16, DataError, "no text token of 1 sequences sees an image"),
-        ("CASA ⊕", LONG, 0, ConfigError, "group = 0"),
+        ("CASA ⊕", [0, 0], 16, DataError, "No text token of 1 sequences attends to an image"),
+        ("CASA ⊕", LONG, 0, ConfigError, "`group` = 0"),
     ],
 )
 def test_what_cannot_be_averaged_is_refused(
-    name: str, outline: Outline, group: int, error: type[Exception], says: str
+    name: str, outline: Outline, group: int, error: type[Exception], message: str
 ):
-    with pytest.raises(error, match=says):
+    with pytest.raises(error, match=message):
         attention_by_kind(casa(name), [extension_of(documents_of([outline])[0])], group=group)
 
 
@@ -362,7 +362,7 @@ def test_a_layers_map_is_the_mean_of_its_tokens():
 
 
 def test_tokens_outside_the_sequence_have_no_map():
-    with pytest.raises(DataError, match="token 9"):
+    with pytest.raises(DataError, match="Token 9"):
         attention_maps(casa(), extension_of(documents_of([SHORT])[0]), [9])
 
 

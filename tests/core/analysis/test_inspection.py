@@ -1,4 +1,4 @@
-"""Conversations examined: the engine's own answers, token for token, masked and not, with a map for each."""
+"""Inspected conversations: the engine's own answers, token for token, masked and not, with a map for each."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from casa_core.analysis.forward import delimiter_ids
-from casa_core.analysis.inspection import NEXT_FRAME, SILENT, Examiner
+from casa_core.analysis.inspection import NEXT_FRAME, SILENT, Inspector
 from casa_core.analysis.masking import MASKINGS, masked_attention
 from casa_core.engine.engine import Engine
 from casa_core.engine.requests import GenerationRequest, SamplingParams
@@ -30,14 +30,14 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
     return Engine.from_pretrained(write(tmp_path_factory.mktemp("casa"), kind="casa"), device="cpu")
 
 
-def test_an_examined_answer_is_the_engines_own_masked_and_not(engine: Engine):
-    one = Examiner(engine, seed=4, max_new_tokens=6).question(png(1), QUESTION, "noise")
+def test_an_inspected_answer_is_the_engines_own_masked_and_not(engine: Engine):
+    one = Inspector(engine, seed=4, max_new_tokens=6).question(png(1), QUESTION, "noise")
     parts = (Image(data=png(1)), Text(role="user", text=QUESTION))
     request = GenerationRequest(
         sample=Sample(source="s", sample_id="s", parts=parts), sampling=SamplingParams(max_new_tokens=6)
     )
     result = engine.generate([request])[0]
-    chosen = [said.place for said in one.said]
+    chosen = [token.index for token in one.generated]
     assert [one.sequence.ids[place] for place in chosen][: len(result.token_ids)] == list(result.token_ids)
     assert chosen[0] == result.prompt_tokens
     expected = [result.text]
@@ -49,26 +49,26 @@ def test_an_examined_answer_is_the_engines_own_masked_and_not(engine: Engine):
     assert one.answer == one.masked[0].text
 
 
-def test_masking_moves_the_likelihood_of_what_was_said(engine: Engine):
-    one = Examiner(engine, max_new_tokens=6).question(png(1), QUESTION, "noise")
+def test_masking_moves_the_likelihood_of_the_answer(engine: Engine):
+    one = Inspector(engine, max_new_tokens=6).question(png(1), QUESTION, "noise")
     free, itself, *_ = one.masked
     assert free.log_likelihood < 0
     assert abs(free.log_likelihood - itself.log_likelihood) > 1e-3
 
 
 def test_each_chosen_token_has_a_map_of_the_pictures_grid(engine: Engine):
-    one = Examiner(engine, max_new_tokens=4).question(png(1), QUESTION, "noise")
+    one = Inspector(engine, max_new_tokens=4).question(png(1), QUESTION, "noise")
     size = engine.processor.image_size(48, 64)
     rows, columns = (n // 2 for n in engine.processor.grid(size))
     assert one.maps is not None
-    assert [images[0].shape for images in one.maps.tokens] == [(rows, columns)] * len(one.said)
+    assert [images[0].shape for images in one.maps.tokens] == [(rows, columns)] * len(one.generated)
     assert all(0 < images[0].sum() < 1 for images in one.maps.tokens)
 
 
 @contextmanager
 def saying_one_word_a_frame(engine: Engine, word: int) -> Iterator[None]:
-    """After an image the model says the word, after the word it waits; but after every third frame's image it
-    waits at once."""
+    """After an image the model generates the word, then waits; after every third frame's image it waits
+    at once."""
     frames = 0
 
     def dictate(_module: object, arguments: tuple[Any, ...], output: CasaOutput) -> CasaOutput:
@@ -77,8 +77,8 @@ def saying_one_word_a_frame(engine: Engine, word: int) -> Iterator[None]:
         if output.logits.dim() == 3:  # choosing, not counting likelihoods
             last = int(arguments[0][0, -1])
             frames += last == engine.processor.image_id
-            speaks = last == engine.processor.image_id and frames % 3
-            token = word if speaks else engine.processor.frame_end_id
+            captions = last == engine.processor.image_id and frames % 3
+            token = word if captions else engine.processor.frame_end_id
             output.logits = torch.zeros_like(output.logits)
             output.logits[..., -1, token] = 1e4
         return output
@@ -92,7 +92,7 @@ def frames_of(count: int) -> list[bytes]:
 
 
 @pytest.mark.parametrize("template", ["casa-1", "qwen-1"])
-def test_a_clip_is_examined_as_the_stream_that_it_was(template: str, tmp_path: Path):
+def test_a_clip_is_inspected_as_the_stream_that_it_was(template: str, tmp_path: Path):
     engine = Engine.from_pretrained(write(tmp_path, template, kind="casa"), device="cpu")
     word = engine.processor.tokenizer.encode(" red")[0]
     with saying_one_word_a_frame(engine, word), recorded(engine.model) as tape:
@@ -100,12 +100,12 @@ def test_a_clip_is_examined_as_the_stream_that_it_was(template: str, tmp_path: P
         for number, frame in enumerate(frames_of(4)):
             session.push_frame(frame, number)
     with saying_one_word_a_frame(engine, word):
-        one = Examiner(engine, max_new_tokens=5).clip(frames_of(4), "describe it live", "clip")
+        one = Inspector(engine, max_new_tokens=5).clip(frames_of(4), "describe it live", "clip")
     # The last frame's stop token waits for a frame that never comes.
     assert list(one.sequence.ids[:-1]) == tape.ids
-    assert [said.picture for said in one.said] == [0, 0, 1, 1, 2, 3, 3]
+    assert [token.picture for token in one.generated] == [0, 0, 1, 1, 2, 3, 3]
     spoken = engine.processor.tokenizer.decode([word])
-    assert [said.text for said in one.said] == [
+    assert [token.text for token in one.generated] == [
         spoken,
         NEXT_FRAME,
         spoken,
@@ -116,14 +116,14 @@ def test_a_clip_is_examined_as_the_stream_that_it_was(template: str, tmp_path: P
     ]
     assert one.answer == " ".join([spoken.strip()] * 3)
     assert one.maps is not None
-    assert [list(images) for images in one.maps.tokens] == [[said.picture] for said in one.said]
+    assert [list(images) for images in one.maps.tokens] == [[token.picture] for token in one.generated]
 
 
 def test_words_cut_off_at_the_limit_have_no_stop_token_of_their_own(engine: Engine):
-    one = Examiner(engine, max_new_tokens=2).clip(frames_of(2), "", "clip")
-    ends = [said.text in (NEXT_FRAME, SILENT) for said in one.said]
+    one = Inspector(engine, max_new_tokens=2).clip(frames_of(2), "", "clip")
+    ends = [token.text in (NEXT_FRAME, SILENT) for token in one.generated]
     assert not any(ends)  # this untrained model never stops
-    assert [said.picture for said in one.said] == [0, 0, 1, 1]
+    assert [token.picture for token in one.generated] == [0, 0, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -138,14 +138,14 @@ def test_words_cut_off_at_the_limit_have_no_stop_token_of_their_own(engine: Engi
 def test_what_a_model_cannot_show_has_a_reason_and_the_rest_is_shown(
     settings: dict[str, Any], watched: str | None, masked: str | None, tmp_path: Path
 ):
-    examiner = Examiner(Engine.from_pretrained(write(tmp_path, **settings), device="cpu"), max_new_tokens=3)
-    one = examiner.question(png(1), QUESTION, "noise")
-    for refused, expected in ((examiner.unwatched, watched), (examiner.unmasked, masked)):
+    inspector = Inspector(Engine.from_pretrained(write(tmp_path, **settings), device="cpu"), max_new_tokens=3)
+    one = inspector.question(png(1), QUESTION, "noise")
+    for refused, expected in ((inspector.no_maps, watched), (inspector.no_masking, masked)):
         assert (refused is None) == (expected is None)
         assert expected is None or expected in refused.why  # type: ignore[union-attr]
     assert (one.maps is None) == (watched is not None)
     assert bool(one.masked) == (masked is None)
-    assert one.said
+    assert one.generated
 
 
 @pytest.mark.parametrize(

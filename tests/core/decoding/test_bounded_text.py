@@ -116,7 +116,7 @@ def test_more_text_at_once_than_the_bounds_keep_is_refused():
     stream.extend([TokenChunk([1] * 6)])
     with pytest.raises(DataError, match="5 tokens at once do not fit a text KV of 4 recent tokens") as caught:
         stream.extend([TokenChunk([1] * 5)])
-    assert "raise the bounds' recent" in caught.value.remedy
+    assert "Raise the bounds' `recent`" in caught.value.remedy
 
 
 @pytest.mark.parametrize("fusion", [{"kind": "insertion"}, {"positions": "global"}])

@@ -77,12 +77,7 @@ class Engine:
         }
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[GenerationResult]:
-        """Answer requests in one batch, in their order.
-
-        Raises:
-            MediaError: If an image cannot be decoded.
-            DataError: If a prompt and its answer do not fit the model's context.
-        """
+        """Answer requests in one batch, in their order; errors as in ``EngineProtocol.generate``."""
         if not requests:
             return []
         slots = SlotPool(self.model, len(requests))
@@ -98,11 +93,7 @@ class Engine:
         return [answer.result(self.processor) for answer in answers.values()]
 
     def stream(self, request: GenerationRequest) -> Iterator[GenerationDelta]:
-        """Answer one request, yielding text as it is generated; the last delta holds the finish reason.
-
-        Raises:
-            MediaError, DataError: As :meth:`generate`.
-        """
+        """Answer one request, yielding text as it is generated; errors as :meth:`generate`."""
         answer = _Answer(request, self._prompt(request))
         slots = SlotPool(self.model, 1)
         slot, unread, sent = self._allocate(slots, request), answer.prompt, ""

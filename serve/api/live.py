@@ -122,6 +122,7 @@ class LiveConnection:
         self._received = 0
         self._last_timestamp = -1.0
         self._totals = SessionTotals()
+        self._started = time.monotonic()
 
     async def run(self) -> None:
         """Serve the connection until the client ends it.
@@ -138,7 +139,9 @@ class LiveConnection:
         try:
             await self._socket.send_json(started_event(self.id, self._settings.model_name, self._limits))
             await _first_failure(self._read_frames(), self._caption_frames(session))
-            await self._socket.send_json(ended_event(self.id, self._totals, session.text_tokens))
+            await self._socket.send_json(
+                ended_event(self.id, self._totals, session.text_tokens, time.monotonic() - self._started)
+            )
         finally:
             self._client.release(session.close)
         await self._socket.close(CLOSE_NORMAL)

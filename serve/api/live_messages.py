@@ -19,8 +19,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -73,13 +72,12 @@ class Frame:
 
 @dataclass(slots=True)
 class SessionTotals:
-    """What `session.ended` reports: counts of frames and tokens, and the start on the monotonic clock."""
+    """The counts that `session.ended` reports."""
 
     frames: int = 0
     dropped: int = 0
     refused: int = 0
     tokens: int = 0
-    started: float = field(default_factory=time.monotonic)
 
 
 class BadFrame(ApiError):
@@ -141,18 +139,10 @@ def caption_event(caption: CaptionEvent, latency_s: float) -> dict[str, Any]:
     }
 
 
-def ended_event(session_id: str, totals: SessionTotals, text_tokens: int) -> dict[str, Any]:
+def ended_event(session_id: str, totals: SessionTotals, text_tokens: int, seconds: float) -> dict[str, Any]:
     """The `session.ended` event; `text_tokens` are those in the stream's KV cache."""
-    return {
-        "type": "session.ended",
-        "session_id": session_id,
-        "frames": totals.frames,
-        "dropped": totals.dropped,
-        "refused": totals.refused,
-        "tokens": totals.tokens,
-        "text_tokens": text_tokens,
-        "seconds": round(time.monotonic() - totals.started, 3),
-    }
+    counts = {**asdict(totals), "text_tokens": text_tokens, "seconds": round(seconds, 3)}
+    return {"type": "session.ended", "session_id": session_id, **counts}
 
 
 def _binary_frame(data: bytes, limits: Limits) -> Frame:

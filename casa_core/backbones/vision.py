@@ -145,7 +145,7 @@ def build_tower(config: CasaConfig) -> VisionTower:
         raise ConfigError(
             f"The vision tower's image tokens are {vision.out_hidden_size} wide, the language model {width}.",
             "Image tokens enter the language model's layers without another projection.",
-            f"Set vision_config.out_hidden_size to {width}, and train the tower's merger for it.",
+            f"Choose a tower with out_hidden_size = {width}, or set it so and train the tower's merger.",
         )
     return QwenVisionTower(vision)
 

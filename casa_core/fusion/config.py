@@ -124,26 +124,11 @@ class FusionConfig:
     def _check_combination(self) -> None:
         """Refuse settings that contradict each other, or that would be ignored."""
         if self.inserts:
-            unused = (
-                "placement",
-                "layers",
-                "shared_projections",
-                "gate",
-                "image_ffn",
-                "image_norm",
-                "text_norm",
-                "positions",
-                "init",
-            )
-            for name in unused:
-                default = type(self).__dataclass_fields__[name].default
-                if getattr(self, name) != default:
-                    raise _contradiction(
-                        name,
-                        getattr(self, name),
-                        f"`kind = {self.kind!r}` has no fusion layers, so it would be ignored.",
-                        default,
-                    )
+            for field in dataclasses.fields(self):
+                value = getattr(self, field.name)
+                if field.name not in ("kind", "qformer_queries", "qformer_depth") and value != field.default:
+                    why = f"`kind = {self.kind!r}` has no fusion layers, so it would be ignored."
+                    raise _contradiction(field.name, value, why, field.default)
             return
         if self.replaces and self.kind != "casa":
             raise _contradiction(

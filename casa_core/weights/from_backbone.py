@@ -114,7 +114,6 @@ def from_backbone(
         vision_config=_tower_config(tower.config, str(name_or_path)),
         fusion=settings,
     )
-    _check_widths(config)
     expected = parameter_shapes(config)
     copies, left_over = _plan(text, tower, config, expected)
     problems = shape_problems(copies, expected)
@@ -184,16 +183,6 @@ def _tower_config(config: Any, source: str) -> Qwen2_5_VLVisionConfig:
         "It is a language model.",
         'Name one: vision="Qwen/Qwen2.5-VL-3B-Instruct".',
     )
-
-
-def _check_widths(config: CasaConfig) -> None:
-    tower, text = config.vision_config.out_hidden_size, config.text_config.hidden_size
-    if tower != text:
-        raise ConfigError(
-            f"The vision tower's image tokens are {tower} wide, the language model is {text}.",
-            "Image tokens enter the language model's layers without another projection.",
-            f"Choose a vision tower with vision_config.out_hidden_size = {text}.",
-        )
 
 
 def _plan(

@@ -237,7 +237,7 @@ def test_a_tower_of_another_width_is_refused(folders: dict[str, Path], tmp_path:
     wide = published_as_released(tmp_path / "wide", qwen(out_hidden_size=48))
     error = refusal(folders["helium"], vision=wide)
     assert isinstance(error, ConfigError)
-    assert "48 wide, the language model is 32" in error.what
+    assert "48 wide, the language model 32" in error.what
 
 
 def test_a_language_model_without_a_tower_asks_for_one(folders: dict[str, Path]):

@@ -200,7 +200,7 @@ CA = "model.layers.1.casa_attn"
         ),
         (renamed("casa_attn.k_proj", "casa_attn.v_other"), "both look like v_proj"),
         (also("casa_attn", "other"), "q, k, v and o are in casa_attn and in other"),
-        (also("enc.visual", "old.visual"), "image_prefix.enc.visual., image_prefix.old.visual.: say which"),
+        (also("enc.visual", "old.visual"), "image_prefix.enc.visual., image_prefix.old.visual.: choose one"),
         (also("lm_head", "old.lm_head"), "the head: several: lm_head.weight, old.lm_head.weight"),
         (
             reshaped("model.layers.0.adapter.weight", 32, 32),

@@ -174,7 +174,9 @@ class TensorBoard:
 
         folder = Path(run.folder) / f"{run.name}-{run.key[:8]}"
         purge = steps_done + 1 if steps_done else None
-        suffix = f".after-{steps_done}"  # names tell seconds apart, and two attempts may begin in one
+        suffix = (
+            f".after-{steps_done}"  # default names have seconds, and two attempts may begin in the same one
+        )
         self._writer = SummaryWriter(str(folder), purge_step=purge, flush_secs=10, filename_suffix=suffix)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:

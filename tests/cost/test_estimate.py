@@ -125,8 +125,8 @@ def test_the_command_shows_memory_by_part_and_the_time(monkeypatch: pytest.Monke
     assert shown.exit_code == 0
     for text in ("parameters", "gradients", "optimizer", "fits H200", "15,000 steps"):
         assert text in shown.stdout
-    told = CliRunner().invoke(app, ["plan", "casa-qwen-video", "--training", "--json", "--gpus", "32"])
-    found = json.loads(told.stdout)
+    answered = CliRunner().invoke(app, ["plan", "casa-qwen-video", "--training", "--json", "--gpus", "32"])
+    found = json.loads(answered.stdout)
     assert found["workers"] == 32
     assert found["memory_bytes"]["activations"] == GIB
     assert found["fits"] is True
@@ -143,7 +143,7 @@ def test_the_command_ends_with_2_where_it_does_not_fit():
 
 
 def dry_run(recipe: str, *overrides: str) -> dict[str, Any]:
-    """What it says in JSON."""
+    """The JSON that a dry run prints."""
     sets = [part for override in overrides for part in ("--set", override)]
     done = casa("train", recipe, "--dry-run", "--json", *sets)
     assert done.returncode == 0, done.stderr

@@ -282,16 +282,16 @@ def test_a_listing_survives_the_way_through_a_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "problem"),
     [
         ({"sizes": (PictureSize(width=1, height=1, share=0.5),)}, "add up to 0.5"),
         ({"files": ()}, "no file"),
         ({"text_tokens_per_row": -1.0}, "negative"),
     ],
 )
-def test_a_listing_that_contradicts_itself_is_refused(tmp_path, change, said):
+def test_a_listing_that_contradicts_itself_is_refused(tmp_path, change, problem):
     write_listing(Listing(name="m", sources=(replace(source(), **change),)), tmp_path / "listing.json")
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=problem):
         read_listing(tmp_path / "listing.json")
 
 

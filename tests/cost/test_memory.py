@@ -19,7 +19,7 @@ from pipelines.recipe.where import TrainWorkers
 from pipelines.train import zero
 from pipelines.train.build import model_config, training_stage
 from pipelines.train.step import accumulate_gradients
-from tests.support.train.state import live_state
+from tests.support.train.state import engine_state
 from tests.support.train.workers import finish, start_group
 
 pytestmark = pytest.mark.slow
@@ -62,7 +62,7 @@ def count_states(rank: int, workers: int, report: str) -> None:
                 accumulate_gradients(engine, [random_batch(SHAPE, 1, 300, generator)], workers)
                 if step == 0:
                     engine.step()
-            found[f"{name} {stage} {precision}"] = dict(live_state(engine))
+            found[f"{name} {stage} {precision}"] = dict(engine_state(engine))
     if rank == 0:
         Path(report).write_text(json.dumps(found))
 
@@ -77,14 +77,14 @@ def states(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, dict
 
 @pytest.mark.parametrize("name", RECIPES)
 @pytest.mark.parametrize(("workers", "stage", "precision"), STATES)
-def test_parameters_gradients_and_optimizer_are_within_15_percent_of_what_lives(
+def test_parameters_gradients_and_optimizer_are_within_15_percent_of_what_is_counted(
     states: dict[int, dict[str, dict[str, int]]], name: str, workers: int, stage: int, precision: str
 ):
     counts = count_parameters(small_config(name), training_stage(load_recipe(name).train))
     estimate = state_memory(counts, zero_stage=stage, workers=workers, precision=precision)
-    lives = states[workers][f"{name} {stage} {precision}"]
+    counted = states[workers][f"{name} {stage} {precision}"]
     for part in ("parameters", "gradients", "optimizer"):
-        assert getattr(estimate, part) == pytest.approx(lives[part], rel=0.15), part
+        assert getattr(estimate, part) == pytest.approx(counted[part], rel=0.15), part
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -98,9 +98,9 @@ def test_activations_are_within_15_percent_of_what_a_larger_model_keeps(
     estimate = ActivationModel(config, stage, precision, checkpointing)
     assert estimate.error < TOLERANCE  # of the small models themselves
     larger = SequenceShape(text_tokens=640, images=5, side=16, patch_values=1176, documents=5)
-    lives = count_kept(config, stage, larger, precision, checkpointing)
-    print(f"{name} {precision} {checkpointing}: {estimate(config, larger) / lives:.3f}")
-    assert estimate(config, larger) == pytest.approx(lives, rel=0.15)
+    counted = count_kept(config, stage, larger, precision, checkpointing)
+    print(f"{name} {precision} {checkpointing}: {estimate(config, larger) / counted:.3f}")
+    assert estimate(config, larger) == pytest.approx(counted, rel=0.15)
 
 
 def test_activations_of_a_small_fusion_are_what_is_counted():
@@ -108,5 +108,5 @@ def test_activations_of_a_small_fusion_are_what_is_counted():
     stage = training_stage(recipe.train)
     estimate = ActivationModel(config, stage, "fp32", checkpointing=True)
     larger = SequenceShape(text_tokens=640, images=5, side=16, patch_values=1176, documents=5)
-    lives = count_kept(config, stage, larger, "fp32", checkpointing=True)
-    assert estimate(config, larger) == pytest.approx(lives, rel=0.15)
+    counted = count_kept(config, stage, larger, "fp32", checkpointing=True)
+    assert estimate(config, larger) == pytest.approx(counted, rel=0.15)

@@ -150,7 +150,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     assert same(weights(engines[1]), expected)
 
 
-def test_where_none_is_sound_the_error_says_what_is_wrong_and_what_to_do(
+def test_where_none_is_sound_the_error_names_the_damage_and_the_remedy(
     engines: list[Any], processor: Any, tmp_path: Path
 ):
     saver(tmp_path).save(engines[0], processor, steps_done=10)
@@ -262,7 +262,7 @@ def test_a_kill_during_the_upload_leaves_the_checkpoint_before_it_and_no_parts_f
     export(s3_folder, tmp_path / "model")
     load_checkpoint(tmp_path / "model")
     again = saving(s3_folder)
-    assert again.communicate(timeout=120)[0].splitlines()[0] == "goes on from 10"
+    assert again.communicate(timeout=120)[0].splitlines()[0] == "resumes from 10"
     assert again.returncode == 0
     assert [saved.steps_done for saved in list_checkpoints(s3_folder)] == [10, 20]
     assert s3.list_uploads(s3_folder.settings, s3_folder.bucket, s3_folder.key) == []

@@ -114,10 +114,10 @@ def same_frozen(output: Path, whole: Path) -> None:
 def test_a_node_that_is_killed_is_replaced_and_the_run_is_the_uninterrupted_one(
     job: TrainJob, whole: dict[int, Path], tmp_path: Path, stage: int
 ):
-    lines, said = train_in_cluster(
+    lines, printed = train_in_cluster(
         tmp_path, job, nodes=2, events=[("kill", 40, 2), ("add", 0, 2)], zero_stage=stage
     )
-    assert "kill after" in said
+    assert "kill after" in printed
     same_training(lines, whole[stage], 1e-6)
     same_frozen(tmp_path / "output", whole[stage])
 
@@ -125,10 +125,10 @@ def test_a_node_that_is_killed_is_replaced_and_the_run_is_the_uninterrupted_one(
 def test_a_run_of_two_to_four_takes_in_a_third_node_and_goes_on_after_losing_one(
     job: TrainJob, whole: dict[int, Path], tmp_path: Path
 ):
-    lines, said = train_in_cluster(
+    lines, printed = train_in_cluster(
         tmp_path, job, nodes=2, events=[("add", 10, 2), ("kill", 12, 3)], workers=[2, 4]
     )
-    assert "kill after" in said
+    assert "kill after" in printed
     sizes = [line["workers"] for line in lines]
     changes = [sizes[0], *(now for before, now in pairwise(sizes) if now != before)]
     assert changes == [2, 3, 2]

@@ -126,7 +126,7 @@ def test_data_packed_under_other_image_settings_is_refused(data: TrainingData):
         deque(reader[number] for number in range(len(reader.pack)))
 
 
-def test_a_loader_that_fails_says_so_in_the_step_that_needs_it(data: TrainingData, tmp_path: Path):
+def test_a_loader_that_fails_raises_in_the_step_that_needs_the_data(data: TrainingData, tmp_path: Path):
     missing = TrainingData(data.pack, {**data.sources, "vqa": tmp_path / "gone"})
     with pytest.raises(StoreError, match="is not a finished artifact"):
         steps(missing)
@@ -186,6 +186,6 @@ def test_a_picture_that_has_changed_since_cleaning_is_named(
     data: TrainingData, monkeypatch: pytest.MonkeyPatch
 ):
     reader = reader_of(data)
-    monkeypatch.setattr(CleanReader, "media_of", lambda self, places: [b"junk" for _ in places])
+    monkeypatch.setattr(CleanReader, "media_of", lambda self, keys: [b"junk" for _ in keys])
     with pytest.raises(DataError, match=r"Media 0 of row \d+ of vqa cannot be decoded"):
         reader.read(int(reader.pack.by_kind["image"][0]))

@@ -58,7 +58,7 @@ ARRANGEMENTS: dict[str, Run] = {
     "2-zero3-offload": (2, 3, OFFLOAD),
     "1-zero2-offload": (1, 2, {"offload": "optimizer"}),
 }
-GOES_ON = [
+RESUMES = [
     *[("2-zero2", to) for to in ("2-zero2", "2-zero3", "1-zero0", "3-zero3", "1-zero2-offload")],
     *[("2-zero3", to) for to in ("2-zero3", "2-zero2", "1-zero1", "3-zero2", "2-zero3-offload")],
     *[("1-zero0", to) for to in ("2-zero0", "3-zero3", "1-zero3")],
@@ -81,7 +81,7 @@ def arranged(job: TrainJob, name: str, output: str | Path, **changes: Any) -> Tr
 
 @pytest.fixture(scope="module")
 def runs(job: TrainJob, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs to the end, and every way to go on from half of them."""
+    """Runs to the end, and every way to resume from half of them."""
     root = tmp_path_factory.mktemp("runs")
     first = {
         workers: [
@@ -95,7 +95,7 @@ def runs(job: TrainJob, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for workers in (1, 2, 3):
         again = [
             Assignment(arranged(job, to, root / f"{source}-then-{to}"), str(root / source))
-            for source, to in GOES_ON
+            for source, to in RESUMES
             if ARRANGEMENTS[to][0] == workers
         ]
         finish(start_workers(workers, again))
@@ -111,7 +111,7 @@ def reports(job: TrainJob, runs: Path) -> Path:
                 arranged(job, to, "", checkpoints=runs / source / "checkpoints"),
                 str(runs / f"{source}-in-{to}.json"),
             )
-            for source, to in GOES_ON
+            for source, to in RESUMES
             if ARRANGEMENTS[to][0] == workers
         ]
         finish(start_group(workers, check_restored, checks))
@@ -122,12 +122,12 @@ def losses(run: Path) -> list[float]:
     return [line["loss"] for line in metrics.read_lines(run / metrics.FILE)]
 
 
-@pytest.mark.parametrize(("source", "to"), GOES_ON)
+@pytest.mark.parametrize(("source", "to"), RESUMES)
 def test_every_weight_and_moment_is_restored_bit_for_bit(reports: Path, source: str, to: str):
     assert json.loads((reports / f"{source}-in-{to}.json").read_text()) == {"done": 6, "differing": []}
 
 
-@pytest.mark.parametrize(("source", "to"), GOES_ON)
+@pytest.mark.parametrize(("source", "to"), RESUMES)
 def test_the_losses_are_those_of_the_uninterrupted_run(runs: Path, source: str, to: str):
     resumed = losses(runs / f"{source}-then-{to}")
     same_arithmetic = source == to
@@ -137,7 +137,7 @@ def test_the_losses_are_those_of_the_uninterrupted_run(runs: Path, source: str, 
     assert resumed[:3] == losses(runs / source)[:3]
 
 
-@pytest.mark.parametrize(("source", "to"), GOES_ON)
+@pytest.mark.parametrize(("source", "to"), RESUMES)
 def test_frozen_parameters_are_the_same_bits_at_the_end(runs: Path, source: str, to: str):
     before, after = (
         TensorFile(runs / name / "checkpoints" / FROZEN) for name in (source, f"{source}-then-{to}")

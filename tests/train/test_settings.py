@@ -1,4 +1,4 @@
-"""The train stage's settings: what the recipe says, typed, and refused where something is missing."""
+"""The train stage's settings: the recipe's sections, refused where something is missing."""
 
 from __future__ import annotations
 

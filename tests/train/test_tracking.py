@@ -65,7 +65,7 @@ def events(folder: Path) -> dict[str, dict[int, float]]:
     return shown
 
 
-def test_names_say_what_is_measured_and_what_was_not_measured_is_left_out():
+def test_every_measured_value_has_a_name_and_others_are_left_out():
     values = scalars(step(3, 1.5, held_out_loss={"image": 1.2, "video": 2.0}, existing_learning_rate=1e-5))
     assert values["loss/image"] == 1.5
     assert values["loss_by_source/vqa"] == 1.5

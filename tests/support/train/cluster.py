@@ -19,7 +19,7 @@ MODULE = "tests.support.train.cluster"
 
 
 def main(path: str) -> int:
-    """Keep the cluster, and do to it what the script says, while another process trains in it.
+    """Keep the cluster, and add and remove nodes as the script lists, while another process trains in it.
 
     A raylet ends with the thread that started it, so this thread has nothing else to do.
     """

@@ -73,7 +73,7 @@ def main(folder: str, *, slowly: bool) -> None:
     with tempfile.TemporaryDirectory() as meeting, process_group(meeting):
         engine = engine_of(processor, 1, hidden=WIDTH)
         done = resume(engine, root, rank=0, world_size=1)
-        print(f"goes on from {done}", flush=True)
+        print(f"resumes from {done}", flush=True)
         saver = Checkpointer(root, rank=0, world_size=1, keep=2, keep_best=1)
         if not done:
             saver.save(engine, processor, steps_done=10)

@@ -1,4 +1,4 @@
-"""A job with two training workers that meet, add up their ranks, and tell what their processes listen on."""
+"""A job with two training workers that add up their ranks, and print the addresses that they listen on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an engine holds in memory, counted tensor by tensor: the judge of the memory estimate."""
+"""Memory of an engine, counted tensor by tensor: the reference of the memory estimate."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from pipelines.train.checkpoint import zero_state
 
 
-def live_state(engine: Any) -> dict[str, int]:
-    """Bytes of an engine's state as they are, between backward and update: the estimate's judge.
+def engine_state(engine: Any) -> dict[str, int]:
+    """Bytes of an engine's state between backward and update: the reference of the estimate.
 
     Returns:
         ``parameters``, ``gradients`` and ``optimizer``; each storage once, in the first that has it.

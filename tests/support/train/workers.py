@@ -80,7 +80,7 @@ def _work(rank: int, world_size: int, meeting: str, work: Callable[..., None], a
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """A job, and the output folder of another one it goes on from, as a kill would have left that folder.
+    """A job, and the output folder of another one it resumes from, as a kill would have left that folder.
 
     ``poisoned``: a sequence whose pictures hold a value that is no number.
     """

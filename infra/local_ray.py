@@ -192,12 +192,14 @@ def _await_ready(session: RaySession, head: subprocess.Popen[bytes], folder: Pat
         if is_healthy(session, timeout_s=1.0):
             return
         time.sleep(0.1)
-    why = f"it ended with code {head.returncode}" if head.poll() is not None else "it did not answer in time"
+    why = (
+        f"It ended with code {head.returncode}." if head.poll() is not None else "It did not answer in time."
+    )
     log = (folder / LOG_FILE).read_text(errors="replace")
     _end(folder)
     raise ClusterError(
         "The local Ray head did not come up.",
-        f"{why}; the end of its log:\n{_tail(log)}",
+        f"{why} The end of its log:\n{_tail(log)}.",
         "`casa doctor` checks memory, disk and Ray; `where.ray.object_store_mb` sizes the object store.",
     )
 

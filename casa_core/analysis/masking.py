@@ -49,7 +49,7 @@ def masked_attention(model: CasaForConditionalGeneration, what: Masking, seed: i
     Args:
         model: Of kind ``casa``.
         what: ``self``, ``random_text`` or ``random_token``; see above.
-        seed: Of the random choice.
+        seed: Seed of the random choice.
 
     Raises:
         ConfigError: If the model's fusion layers have no text keys, or ``what`` is unknown.
@@ -89,7 +89,7 @@ def masked_position(what: Masking, seed: int, images: int, number: int) -> int |
 
     Args:
         what: ``self``, ``random_text`` or ``random_token``.
-        seed: Of the random choice.
+        seed: Seed of the random choice.
         images: Image tokens of the window; they have its positions 0, 1, …
         number: The text token's among its window's text, from 0; its own position is ``images + number``.
 

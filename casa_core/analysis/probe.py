@@ -3,7 +3,8 @@
 What an analysis needs (every weight, any mask) takes the dense matrix of a window's queries and keys. Windows
 are taken one after the other, so memory is bounded by the largest of them, not by their sum.
 
-Shape suffixes: T query (text) tokens, K keys, H/G query/key-value heads, D head size.
+Shape suffixes: T query (text) tokens, K keys, H/G query/key-value heads, D head size, P query heads of
+a group, X any tokens.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The text KV grows with text; the image KV of a sequence is that of its current window only.
 
-Shape suffixes: B sequences, L new text tokens of a row (padded on the right), V vocabulary.
+Shape suffixes: B sequences, L new text tokens of a row (padded on the right), V vocabulary, X tokens.
 """
 
 from __future__ import annotations

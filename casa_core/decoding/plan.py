@@ -1,7 +1,8 @@
 """Plans one forward over cached sequences on the host: positions, windows, masks and stream indices.
 
 Shape suffixes: B sequences, L new text tokens of a row (padded on the right), S new stream tokens of a row
-(with inserted image tokens), X entries of all rows, A position axes.
+(with inserted image tokens), X entries of all rows, A position axes, T text
+tokens of all rows, P patches of an image, E numbers of a patch.
 """
 
 from __future__ import annotations

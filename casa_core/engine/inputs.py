@@ -1,4 +1,7 @@
-"""From a conversation with encoded images to token ids and image patches, ready for the model."""
+"""From a conversation with encoded images to token ids and image patches, ready for the model.
+
+Shape suffixes: P patches of an image, E numbers of a patch.
+"""
 
 from __future__ import annotations
 

@@ -18,7 +18,8 @@ an n-gram may span the frames of a stream. The prompt counts only where it is gi
 
 A step consists of tensor operations of known shapes; nothing is read back to the host.
 
-Shape suffixes: B slots, V vocabulary, W tokens remembered, S stop tokens, K tokens of the longest n-gram.
+Shape suffixes: B slots, V vocabulary, W tokens remembered, S stop tokens, K tokens of the longest
+n-gram, L tokens of a history.
 """
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ class LogitsProcessors:
     Args:
         slots: B.
         vocabulary: V.
-        device: Of the logits.
+        device: Device of the logits.
     """
 
     def __init__(self, slots: int, vocabulary: int, *, device: str | torch.device = "cpu") -> None:

@@ -170,7 +170,7 @@ class Sampler:
     Args:
         slots: B.
         vocabulary: V.
-        device: Of the logits.
+        device: Device of the logits.
     """
 
     def __init__(self, slots: int, vocabulary: int, *, device: str | torch.device = "cpu") -> None:

@@ -62,7 +62,7 @@ def _checkpoints(source: str, overrides: Sequence[str]) -> Folder:
             raise ConfigError(
                 f"{source} is one step of a run.",
                 "What training leaves alone lies beside the steps, in the folder above.",
-                f"`casa export {folder.parent} … --step {int(folder.name.rpartition('-')[2])}`",
+                f"Run `casa export {folder.parent} … --step {int(folder.name.rpartition('-')[2])}`.",
             )
         return folder
     from pipelines.cli.shared.run_handle import open_run

@@ -80,7 +80,7 @@ def test_a_plan_as_json_is_for_scripts(tmp_path: Path):
     ("arguments", "message"),
     [
         (["plan", "--set", "train.stepz=3"], "did you mean `train.steps`?"),
-        (["plan", "quikstart"], "did you mean `quickstart`?"),
+        (["plan", "quikstart"], "Did you mean `quickstart`?"),
         (["run", "--set", "train.steps=none"], "integer"),
         (["status", "--store", "nowhere-at-all"], "`casa run` starts one"),
         (["logs", "train", "--store", "nowhere-at-all"], "There is no run"),

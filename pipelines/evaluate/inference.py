@@ -1,7 +1,7 @@
-"""Held-out samples through every model, as Ray Data batch inference. Ray is a shell around `predict_chunk`.
+"""Batch inference of every model over held-out samples with Ray Data. `predict_chunk` needs no Ray.
 
-What travels is small: references into the clean artifacts go in, words come out. Each actor maps the
-artifacts into its own memory and holds one engine.
+Little travels: references into the clean artifacts go in, texts come out. Each actor maps the artifacts into
+its own memory and holds one engine.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pipelines.data.store.readers import CleanReader
 from pipelines.data.store.rows import CleanSample
 from pipelines.evaluate import HELD_OUT
 from pipelines.evaluate.benchmarks import benchmark_for
-from pipelines.evaluate.benchmarks.base import EvalSample, Prediction, Settings, SpokenFrame
+from pipelines.evaluate.benchmarks.base import BenchmarkSettings, EvalSample, Prediction, SpokenFrame
 from pipelines.storage.uri import Folder
 
 FRAME_TYPE = pa.struct(
@@ -48,18 +48,18 @@ PREDICTION_SCHEMA = pa.schema(
         ("frames", pa.list_(FRAME_TYPE)),  # empty for a question
     ]
 )
-"""What comes out of an actor: one row an `Prediction`, with the model and the source it belongs to."""
+"""An actor's output: one row per `Prediction`, with its model, source and benchmark."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk:
-    """One actor call's work: rows of one source's held-out split."""
+    """The work of one actor call: rows of one source's held-out split."""
 
     source: str
     rows: tuple[int, ...]
 
 
-def chunks(readers: Mapping[str, CleanReader], settings: Settings) -> list[Chunk]:
+def chunks(readers: Mapping[str, CleanReader], settings: BenchmarkSettings) -> list[Chunk]:
     """Cut every source's held-out split into its benchmark's batches; a source without one gives none."""
     work = []
     for source, reader in readers.items():
@@ -74,17 +74,17 @@ def chunks(readers: Mapping[str, CleanReader], settings: Settings) -> list[Chunk
 
 
 def predict_chunk(
-    engine: EngineProtocol, model: str, chunk: Chunk, reader: CleanReader, settings: Settings
+    engine: EngineProtocol, model: str, chunk: Chunk, reader: CleanReader, settings: BenchmarkSettings
 ) -> list[dict[str, Any]]:
-    """Question ``engine`` about the chunk's samples. Returns rows of `PREDICTION_SCHEMA`."""
-    held_out = []
+    """Run ``engine`` on the chunk's samples. Returns rows of `PREDICTION_SCHEMA`."""
+    samples = []
     for index in chunk.rows:
         clean = CleanSample.from_row(reader[index])
-        held_out.append(EvalSample(row=index, sample=clean.sample, meta=clean.meta))
-    benchmark = benchmark_for(held_out[0].sample)
-    outcomes = benchmark.run(engine, held_out, settings)
+        samples.append(EvalSample(row=index, sample=clean.sample, meta=clean.meta))
+    benchmark = benchmark_for(samples[0].sample)
+    predictions = benchmark.run(engine, samples, settings)
     labels = {"model": model, "source": chunk.source, "benchmark": benchmark.name}
-    return [{**labels, **asdict(outcome)} for outcome in outcomes]
+    return [{**labels, **asdict(prediction)} for prediction in predictions]
 
 
 def prediction_from_row(row: Mapping[str, Any]) -> Prediction:
@@ -96,17 +96,17 @@ def prediction_from_row(row: Mapping[str, Any]) -> Prediction:
 
 
 class EvalWorker:
-    """The actor: one engine, one model.
+    """The Ray actor: one model in one engine.
 
     Args:
-        model: Name of the examinee, ``model`` or ``blind``.
+        model: Name of the model, ``model`` or ``blind``.
         checkpoint: Its checkpoint folder.
         sources: Source name → clean artifact folder.
         settings: The recipe's evaluate settings.
     """
 
     def __init__(
-        self, model: str, checkpoint: Path, sources: Mapping[str, Folder], settings: Settings
+        self, model: str, checkpoint: Path, sources: Mapping[str, Folder], settings: BenchmarkSettings
     ) -> None:
         self._model = model
         self._checkpoint = checkpoint
@@ -115,13 +115,13 @@ class EvalWorker:
 
     @cached_property
     def _engine(self) -> EngineProtocol:
-        """Loaded by the first call: an error here is then the stage's own, where one in the constructor would
-        look to Ray like a lost actor, to be started again and again."""
+        """Loaded by the first call: Ray takes an error in the constructor for a lost actor, and starts it
+        again and again."""
         import torch
 
         from casa_core.engine.engine import Engine
 
-        torch.set_num_threads(1)  # as many actors as cores: more threads each would only fight
+        torch.set_num_threads(1)  # as many actors as cores: more threads would compete
         return Engine.from_pretrained(self._checkpoint)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -139,15 +139,15 @@ def predict(
     checkpoints: Mapping[str, Path],
     sources: Mapping[str, Folder],
     work: Sequence[Chunk],
-    settings: Settings,
+    settings: BenchmarkSettings,
     *,
     workers: int,
     on_rows: Callable[[int], None],
 ) -> list[dict[str, Any]]:
-    """Run every model over all the work and gather the outcomes, in an order that does not depend on timing.
+    """Run every model over all the work; the order of the rows does not depend on timing.
 
-    All models run side by side, since each actor spends its first seconds loading. ``workers`` actors in all,
-    but at least one a model.
+    All models run side by side, since each actor spends its first seconds loading: ``workers`` actors in all,
+    but at least one per model.
 
     Args:
         checkpoints: Model name → checkpoint folder.
@@ -155,10 +155,10 @@ def predict(
         work: From `chunks`.
         settings: The recipe's evaluate settings.
         workers: Actors over all models.
-        on_rows: Called with the number of new outcomes as they arrive.
+        on_rows: Called with the number of new rows as they arrive.
 
     Raises:
-        CasaError: Whatever an engine or a benchmark refuses.
+        CasaError: As an engine or a benchmark raises it.
 
     Returns:
         Rows of `PREDICTION_SCHEMA` by model and source (in the orders given), row and turn.
@@ -173,8 +173,8 @@ def predict(
     items = [{"source": chunk.source, "rows": list(chunk.rows)} for chunk in work]
     each = max(1, workers // len(checkpoints))
 
-    def answers(model: str, checkpoint: Path) -> ray.data.Dataset:
-        # One block a chunk: the pool hands a chunk to whichever actor is free.
+    def rows_of(model: str, checkpoint: Path) -> ray.data.Dataset:
+        # One block per chunk: the pool gives a chunk to the first free actor.
         return ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             EvalWorker,
             fn_constructor_args=(model, checkpoint, dict(sources), settings),
@@ -184,7 +184,7 @@ def predict(
             num_cpus=1,
         )
 
-    first, *others = (answers(model, checkpoint) for model, checkpoint in checkpoints.items())
+    first, *others = (rows_of(model, checkpoint) for model, checkpoint in checkpoints.items())
     rows = []
     try:
         for batch in _tables(first.union(*others) if others else first):

@@ -1,8 +1,8 @@
-"""The evaluate stage: every model over every held-out split, then scores, a table and three files.
+"""The evaluate stage: every model on every held-out split; scores, a table and three files.
 
 Files of the artifact:
 
-* ``results.parquet``: one row a question or clip and model (`RESULT_SCHEMA`).
+* ``results.parquet``: one row per model and question or clip (`RESULT_SCHEMA`).
 * ``captions.json``: ``{model: {source: [clip, …]}}``, a clip being ``{sample_id, row, query, frames}`` with
   ``{timestamp, truth, spoken, truncated}`` for each frame.
 * ``metrics.json``: ``{source: Scoreboard}``, see `pipelines.evaluate.benchmarks.base`.
@@ -27,12 +27,13 @@ from rich.table import Table
 
 from casa_core.errors import DataError
 from pipelines.dag.context import StageContext
+from pipelines.dag.settings import read_settings, stage_settings
 from pipelines.data.store.readers import CleanReader
 from pipelines.evaluate import HELD_OUT
 from pipelines.evaluate.benchmarks import BENCHMARKS
-from pipelines.evaluate.benchmarks.base import BLIND, MODEL, Scoreboard, Settings
+from pipelines.evaluate.benchmarks.base import BLIND, MODEL, BenchmarkSettings, Scoreboard
 from pipelines.evaluate.inference import PREDICTION_SCHEMA, chunks, predict, prediction_from_row
-from pipelines.evaluate.metrics.scores import Estimate
+from pipelines.evaluate.metrics.intervals import Estimate
 from pipelines.storage.atomic import create, write_whole
 
 ROLES = {"train": MODEL, "blind": BLIND}
@@ -41,8 +42,21 @@ ROLES = {"train": MODEL, "blind": BLIND}
 RESULT_SCHEMA = pa.schema([field for field in PREDICTION_SCHEMA if field.name != "frames"])
 
 
+@stage_settings
+class EvaluateSettings:
+    """Settings of the stage.
+
+    Attributes:
+        evaluate: The recipe's section.
+        sources: Names of the sources to evaluate on; each is an input role.
+    """
+
+    evaluate: BenchmarkSettings
+    sources: tuple[str, ...]
+
+
 def run_stage(context: StageContext) -> dict[str, Any]:
-    """Examine the models of this run and write what they said and what it is worth.
+    """Evaluate the models of this run; write their predictions and scores.
 
     Inputs: ``train`` (and ``blind``) with a checkpoint in ``model/``; every other role is a clean artifact.
 
@@ -50,19 +64,20 @@ def run_stage(context: StageContext) -> dict[str, Any]:
         The headline numbers, named ``<source>_<measure>``, and the latency of live frames in milliseconds.
 
     Raises:
-        DataError: Where no source has a held-out split.
+        DataError: If no source has a held-out split.
     """
-    settings = Settings.of_recipe(context.settings["evaluate"])
+    own = read_settings(EvaluateSettings, context.settings)
+    settings = own.evaluate
     checkpoints = {
         n: context.local_input(role) / "model" for role, n in ROLES.items() if role in context.inputs
     }
-    sources = {source: context.inputs[source] for source in context.settings["sources"]}
+    sources = {source: context.inputs[source] for source in own.sources}
     work = chunks({source: CleanReader(path, HELD_OUT) for source, path in sources.items()}, settings)
     if not work:
         raise DataError(
-            "there is nothing to evaluate on",
-            f"none of the sources {sorted(sources)} has a held-out split",
-            "give at least one source test rows or test clips",
+            "There is nothing to evaluate on.",
+            f"None of the sources {sorted(sources)} has a held-out split.",
+            "Give at least one source test rows or test clips.",
         )
     total = len(checkpoints) * sum(len(chunk.rows) for chunk in work)
     done = 0
@@ -70,7 +85,7 @@ def run_stage(context: StageContext) -> dict[str, Any]:
     def advance(count: int) -> None:
         nonlocal done
         done += count
-        context.progress(min(done, total), total, "held-out samples answered")
+        context.progress(min(done, total), total, "held-out samples evaluated")
 
     _connect()
     workers = int(context.placement["data"]["workers"])
@@ -82,8 +97,8 @@ def run_stage(context: StageContext) -> dict[str, Any]:
     return summary(rows, boards)
 
 
-def score(rows: Sequence[Mapping[str, Any]], settings: Settings) -> dict[str, Scoreboard]:
-    """One score board a source, in the order of the sources' first rows (of `PREDICTION_SCHEMA`)."""
+def score(rows: Sequence[Mapping[str, Any]], settings: BenchmarkSettings) -> dict[str, Scoreboard]:
+    """One score board per source, in the order of the sources' first rows (of `PREDICTION_SCHEMA`)."""
     by_source: dict[str, dict[str, list]] = defaultdict(lambda: defaultdict(list))
     names = {}
     for row in rows:
@@ -126,7 +141,7 @@ def write(output: Path, rows: Sequence[Mapping[str, Any]], boards: Mapping[str, 
 
 def captions(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[dict[str, Any]]]]:
     """Every clip frame by frame: model → source → clips in row order."""
-    told: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for row in rows:
         if row["frames"]:
             frames = [
@@ -139,8 +154,8 @@ def captions(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[dict
                 "query": row["question"],
                 "frames": frames,
             }
-            told.setdefault(row["model"], {}).setdefault(row["source"], []).append(clip)
-    return told
+            found.setdefault(row["model"], {}).setdefault(row["source"], []).append(clip)
+    return found
 
 
 def print_board(source: str, board: Scoreboard) -> None:

@@ -10,11 +10,12 @@ import pytest
 
 from casa_core.errors import DataError
 from casa_core.types import Image, Sample, Text
+from pipelines.dag.settings import read_settings
 from pipelines.data.store.readers import CleanReader
 from pipelines.data.store.rows import CleanSample
 from pipelines.evaluate import HELD_OUT
 from pipelines.evaluate.benchmarks import benchmark_for
-from pipelines.evaluate.benchmarks.base import EvalSample, Settings
+from pipelines.evaluate.benchmarks.base import BenchmarkSettings, EvalSample
 from pipelines.evaluate.benchmarks.live import Live, live_frames
 from pipelines.evaluate.benchmarks.vqa import Vqa, questions
 from pipelines.evaluate.inference import chunks, predict_chunk
@@ -22,7 +23,7 @@ from pipelines.evaluate.run import captions, print_board, score, summary, write
 from tests.support.evaluate.engine import ColourEngine
 from tests.support.evaluate.run import EVALUATE, live_rows, vqa_rows, write_clean
 
-SETTINGS = Settings.of_recipe(EVALUATE)
+SETTINGS = read_settings(BenchmarkSettings, EVALUATE)
 
 
 def held_out(rows):
@@ -46,7 +47,7 @@ def readers(tmp_path_factory, clips):
     return {name: CleanReader(root / name, HELD_OUT) for name in ("vqa", "live", "empty")}
 
 
-def examine_all(readers, settings=SETTINGS):
+def evaluate_all(readers, settings=SETTINGS):
     rows = []
     for model, engine in (("model", ColourEngine()), ("blind", ColourEngine(blind=True))):
         for chunk in chunks(readers, settings):
@@ -54,7 +55,7 @@ def examine_all(readers, settings=SETTINGS):
     return rows
 
 
-def test_a_sample_is_examined_by_the_benchmark_of_its_shape(clips):
+def test_a_sample_is_evaluated_on_by_the_benchmark_of_its_shape(clips):
     assert benchmark_for(CleanSample.from_row(vqa_rows(1)[0]).sample).name == "vqa"
     assert benchmark_for(CleanSample.from_row(clips[0]).sample).name == "live"
     with pytest.raises(DataError, match="neither a trained answer nor live frames"):
@@ -109,7 +110,7 @@ def test_the_blind_model_gets_the_place_of_a_picture_but_no_bytes():
 
 
 def test_every_line_of_the_score_board_can_be_recounted_from_the_answers(readers):
-    rows = examine_all({"vqa": readers["vqa"]})
+    rows = evaluate_all({"vqa": readers["vqa"]})
     board = score(rows, SETTINGS)["vqa"]
     model, blind, chance = board.lines
     assert (model.name, blind.name, chance.name) == ("model", "blind", "chance")
@@ -148,7 +149,7 @@ def test_a_session_is_closed_even_when_a_frame_fails(clips):
 
 
 def test_the_model_that_sees_beats_the_blind_and_the_silent_one(readers):
-    board = score(examine_all({"live": readers["live"]}), SETTINGS)["live"]
+    board = score(evaluate_all({"live": readers["live"]}), SETTINGS)["live"]
     f1 = {line.name: line.cells["F1"] for line in board.lines}
     assert f1["model"].value > f1["blind"].value > f1["silent"].value == 0.0
     assert f1["model"].low <= f1["model"].value <= f1["model"].high
@@ -156,7 +157,7 @@ def test_the_model_that_sees_beats_the_blind_and_the_silent_one(readers):
 
 
 def test_headlines_are_named_after_the_source(readers):
-    rows = examine_all(readers)
+    rows = evaluate_all(readers)
     numbers = summary(rows, score(rows, SETTINGS))
     assert numbers.keys() == {
         "vqa_accuracy", "vqa_blind_accuracy", "vqa_chance", "live_f1", "live_blind_f1", "live_silent_f1",
@@ -168,12 +169,12 @@ def test_headlines_are_named_after_the_source(readers):
 
 
 def test_without_a_blind_model_there_is_no_blind_line(readers):
-    rows = [row for row in examine_all({"vqa": readers["vqa"]}) if row["model"] == "model"]
+    rows = [row for row in evaluate_all({"vqa": readers["vqa"]}) if row["model"] == "model"]
     assert summary(rows, score(rows, SETTINGS)).keys() == {"headline", "vqa_accuracy", "vqa_chance"}
 
 
 def test_the_files_hold_every_answer_and_are_the_same_whatever_the_clock_says(readers, tmp_path):
-    rows = examine_all(readers)
+    rows = evaluate_all(readers)
     boards = score(rows, SETTINGS)
     later = [{**row, "frames": [{**f, "latency_s": 9.0} for f in row["frames"]]} for row in rows]
     for folder, content in ((tmp_path / "a", rows), (tmp_path / "b", later)):
@@ -192,7 +193,7 @@ def test_the_files_hold_every_answer_and_are_the_same_whatever_the_clock_says(re
 
 
 def test_the_table_names_every_line_and_column(readers, capsys):
-    for source, board in score(examine_all(readers), SETTINGS).items():
+    for source, board in score(evaluate_all(readers), SETTINGS).items():
         print_board(source, board)
     printed = capsys.readouterr().out
     for word in ("model", "blind", "chance", "silent", "color", "yes_no", "mean of types", "F1", "100.0 %"):

@@ -11,18 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.evaluate.metrics.scores import (
-    EventCounts,
-    accuracy_by_type,
-    chance_by_type,
-    equal_weight_mean,
-    event_score,
-    exact_match,
-    normalise,
-    paired_events,
-    wilson,
-    word_events,
-)
+from pipelines.evaluate.metrics.answers import accuracy_by_type, chance_by_type, exact_match, normalise
+from pipelines.evaluate.metrics.captions import EventCounts, event_score, paired_events, word_events
+from pipelines.evaluate.metrics.intervals import equal_weight_mean, wilson
 
 events = st.lists(st.tuples(st.integers(0, 5), st.sampled_from("ab")), max_size=5)
 

@@ -58,15 +58,15 @@ def context(
 
 
 @pytest.fixture(scope="module")
-def examined(local_ray, inputs, tmp_path_factory):
-    """The stage's output folder, its summary, and the progress it told."""
-    output, steps = tmp_path_factory.mktemp("examined"), []
+def evaluated(local_ray, inputs, tmp_path_factory):
+    """The stage's output folder, its summary, and the progress it reported."""
+    output, steps = tmp_path_factory.mktemp("evaluated"), []
     numbers = run_stage(context(inputs, output, progress=lambda *step: steps.append(step)))
     return output, numbers, steps
 
 
-def test_both_models_sit_the_whole_exam_and_the_headlines_follow(examined):
-    output, numbers, steps = examined
+def test_both_models_are_evaluated_on_everything_and_the_headlines_follow(evaluated):
+    output, numbers, steps = evaluated
     for name in (
         "vqa_accuracy",
         "vqa_blind_accuracy",
@@ -84,22 +84,24 @@ def test_both_models_sit_the_whole_exam_and_the_headlines_follow(examined):
         for source, count in (("vqa", QUESTIONS), ("live", CLIPS))
         for row in range(count)
     ]
-    told = json.loads((output / "captions.json").read_text())
-    assert [len(clip["frames"]) for clip in told["blind"]["live"]] == [FRAMES] * CLIPS
+    captions = json.loads((output / "captions.json").read_text())
+    assert [len(clip["frames"]) for clip in captions["blind"]["live"]] == [FRAMES] * CLIPS
 
 
-def test_a_model_says_the_same_however_many_actors_share_its_exam(examined, inputs, tmp_path):
-    """Examined alone, it gets both workers; beside its blind twin it had one."""
+def test_a_models_predictions_do_not_depend_on_the_number_of_actors(evaluated, inputs, tmp_path):
+    """Evaluated alone, it gets both workers; beside its blind twin it had one."""
     alone = {role: folder for role, folder in inputs.items() if role != "blind"}
     run_stage(context(alone, tmp_path))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["captions.json", "metrics.json", "results.parquet"]
     both = [
-        row for row in pq.read_table(examined[0] / "results.parquet").to_pylist() if row["model"] == "model"
+        row for row in pq.read_table(evaluated[0] / "results.parquet").to_pylist() if row["model"] == "model"
     ]
     assert pq.read_table(tmp_path / "results.parquet").to_pylist() == both
-    told = [json.loads((folder / "captions.json").read_text())["model"] for folder in (tmp_path, examined[0])]
-    assert told[0] == told[1]
-    boards = [json.loads((folder / "metrics.json").read_text()) for folder in (tmp_path, examined[0])]
+    captions = [
+        json.loads((folder / "captions.json").read_text())["model"] for folder in (tmp_path, evaluated[0])
+    ]
+    assert captions[0] == captions[1]
+    boards = [json.loads((folder / "metrics.json").read_text()) for folder in (tmp_path, evaluated[0])]
     assert boards[0]["live"]["lines"] == [
         line for line in boards[1]["live"]["lines"] if line["name"] != "blind"
     ]
@@ -113,6 +115,6 @@ def test_what_an_actor_refuses_reaches_the_user_in_its_own_words(inputs, tmp_pat
     assert "train stage" in refused.value.remedy
 
 
-def test_nothing_to_examine_is_refused_with_a_remedy(inputs, tmp_path):
+def test_nothing_to_evaluate_on_is_refused_with_a_remedy(inputs, tmp_path):
     with pytest.raises(DataError, match="nothing to evaluate on"):
         run_stage(context(inputs, tmp_path, sources=("none",)))

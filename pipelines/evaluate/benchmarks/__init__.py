@@ -9,20 +9,20 @@ from pipelines.evaluate.benchmarks.live import Live
 from pipelines.evaluate.benchmarks.vqa import Vqa
 
 BENCHMARKS: tuple[Benchmark, ...] = (Live(), Vqa())
-"""In order of preference: the first that accepts a source's first held-out sample examines that source."""
+"""In order of preference: the first that accepts a source's first held-out sample is that source's."""
 
 
 def benchmark_for(sample: Sample) -> Benchmark:
-    """The benchmark that fits a sample's shape.
+    """The first benchmark that accepts a sample.
 
     Raises:
-        DataError: Where none does.
+        DataError: If none does.
     """
     for benchmark in BENCHMARKS:
         if benchmark.accepts(sample):
             return benchmark
     raise DataError(
-        f"no benchmark can examine a model on samples like {sample.source}/{sample.sample_id}",
-        "it has neither a trained answer nor live frames",
-        "leave the source out of the held-out split, or add a benchmark in pipelines/evaluate/benchmarks",
+        f"No benchmark can evaluate a model on samples like {sample.source}/{sample.sample_id}.",
+        "It has neither a trained answer nor live frames.",
+        "Leave the source out of the held-out split, or add a benchmark in pipelines/evaluate/benchmarks.",
     )

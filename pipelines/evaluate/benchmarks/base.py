@@ -1,44 +1,40 @@
-"""What every benchmark is: a way to question an engine about held-out samples, and to score its answers.
+"""The interface of a benchmark: run an engine on held-out samples, score its predictions.
 
-One benchmark is one small file. A new one subclasses nothing: it offers the members of `Benchmark` and is
-named in ``BENCHMARKS`` (``benchmarks/__init__.py``). Most picture benchmarks differ from `vqa.Vqa` only in
-their prompt, in when an answer counts as right and in what is averaged.
+One benchmark is one small file. A new one subclasses nothing: it has the members of `Benchmark` and an entry
+in ``BENCHMARKS`` (``benchmarks/__init__.py``). Most picture benchmarks differ from `vqa.Vqa` only in their
+prompt, in when an answer counts as right and in what is averaged.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from casa_core.engine.protocol import EngineProtocol
 from casa_core.types import Sample
-from pipelines.evaluate.metrics.scores import Estimate
+from pipelines.dag.settings import stage_settings
+from pipelines.evaluate.metrics.intervals import Estimate
 
 MODEL, BLIND = "model", "blind"
-"""Names of the two examinees: the trained model, and the same recipe trained with every image withheld."""
+"""Names of the evaluated models: the trained model, and the same recipe trained with every image withheld."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+@stage_settings
+class BenchmarkSettings:
     """The recipe's ``evaluate`` section.
 
     Attributes:
         batch_size: Questions an engine answers together.
         max_new_tokens: Limit on an answer's tokens.
         frame_tolerance: How many frames early or late a live word may be.
-        baselines: Further models that sit the same exam; only ``blind`` exists.
+        baselines: Further models to evaluate; only ``blind`` exists.
     """
 
-    batch_size: int = 64
-    max_new_tokens: int = 8
-    frame_tolerance: int = 1
-    baselines: tuple[str, ...] = (BLIND,)
-
-    @classmethod
-    def of_recipe(cls, section: Mapping[str, Any]) -> Settings:
-        """Read the validated section of a recipe; ``baselines`` may be any sequence."""
-        return cls(**{**section, "baselines": tuple(section.get("baselines", (BLIND,)))})
+    batch_size: int
+    max_new_tokens: int
+    frame_tolerance: int
+    baselines: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +48,7 @@ class EvalSample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpokenFrame:
-    """One frame of a live clip: its time in seconds, what should and what was said before the next frame."""
+    """One frame of a live clip: time (s), true and generated words before the next frame, latency (s)."""
 
     timestamp: float
     truth: str
@@ -63,12 +59,12 @@ class SpokenFrame:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """What one model said to one question or one clip.
+    """One model's output for one question or one clip.
 
     Attributes:
-        row: Row of the sample in the clean artifact's held-out split.
-        turn: Which of the sample's questions, from 0.
-        question_type: The group it is averaged in.
+        row: The sample's row in the clean artifact's held-out split.
+        turn: Index of the question in the sample, from 0.
+        question_type: Group in which it is averaged.
         correct: Whether the answer is right; ``None`` where right and wrong is not one bit (a clip).
         frames: The clip frame by frame; empty for a question.
     """
@@ -90,7 +86,7 @@ class ScoreRow:
 
     Attributes:
         name: ``model``, ``blind``, ``chance``, ``silent``…
-        key: What its headline value is called in the stage's summary, after the source's name.
+        key: Name of its headline value in the stage's summary, after the source's name.
         cells: Column → estimate. A constant baseline has no spread: its ``low`` equals its ``high``.
     """
 
@@ -104,13 +100,13 @@ class Scoreboard:
     """The scores of every model and baseline on one source, ready to be printed or drawn.
 
     Attributes:
-        benchmark: Name of the benchmark.
-        title: For a heading.
-        measure: What the numbers are, in words.
+        benchmark: The benchmark's name.
+        title: Heading.
+        measure: Name of the measure, for people.
         columns: In reading order.
         headline: The column that stands for the whole.
         lines: The model first, baselines after it.
-        notes: Further counts worth knowing, in words.
+        notes: Further counts, as text.
     """
 
     benchmark: str
@@ -127,7 +123,7 @@ class Scoreboard:
 
 
 class Benchmark(Protocol):
-    """A way to examine a model."""
+    """A way to evaluate a model on samples of one shape."""
 
     @property
     def name(self) -> str:
@@ -135,24 +131,21 @@ class Benchmark(Protocol):
         ...
 
     def accepts(self, sample: Sample) -> bool:
-        """Whether samples of this shape are what the benchmark asks about."""
+        """Whether the benchmark can evaluate on samples of this shape."""
         ...
 
-    def batch_size(self, settings: Settings) -> int:
+    def batch_size(self, settings: BenchmarkSettings) -> int:
         """How many samples one call of `run` should get."""
         ...
 
     def run(
-        self, engine: EngineProtocol, held_out: Sequence[EvalSample], settings: Settings
+        self, engine: EngineProtocol, samples: Sequence[EvalSample], settings: BenchmarkSettings
     ) -> list[Prediction]:
-        """Question the engine; outcomes follow the order of the samples (and of the turns within one)."""
+        """Run the engine; predictions follow the order of the samples, and of the turns within one."""
         ...
 
-    def score(self, outcomes: Mapping[str, Sequence[Prediction]], settings: Settings) -> Scoreboard:
-        """Score every model's outcomes (by model name; ``model`` is present) and add the fixed baselines."""
+    def score(
+        self, predictions: Mapping[str, Sequence[Prediction]], settings: BenchmarkSettings
+    ) -> Scoreboard:
+        """Score every model's predictions (by model name; ``model`` is present) and add fixed baselines."""
         ...
-
-
-def constant(values: Iterable[tuple[str, float]], count: int) -> dict[str, Estimate]:
-    """Cells of a baseline that does not vary: value, no spread."""
-    return {column: Estimate(value, value, value, count) for column, value in values}

@@ -1,4 +1,4 @@
-"""Live captions: frames are pushed one by one, and each word must be said at its frame, or close to it."""
+"""Live captions: frames are pushed one by one; each word must be generated at its frame, or close to it."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from casa_core.engine.protocol import EngineProtocol
 from casa_core.media.decode import decode_images
 from casa_core.types import Image, Sample, Text
 from pipelines.evaluate.benchmarks.base import (
+    BenchmarkSettings,
     EvalSample,
     Prediction,
     Scoreboard,
     ScoreRow,
-    Settings,
     SpokenFrame,
 )
-from pipelines.evaluate.metrics.scores import Estimate, EventCounts, EventScore, event_score
+from pipelines.evaluate.metrics.captions import EventCounts, EventScore, event_score
+from pipelines.evaluate.metrics.intervals import Estimate, constants
 
 COLUMNS = ("precision", "recall", "F1")
 
 
 class Live:
-    """One stream a clip, exactly as an endpoint serves it: no frame is shown before its turn."""
+    """One session per clip, as an endpoint serves it: the model sees no frame before its time."""
 
     name = "live"
 
@@ -30,28 +31,29 @@ class Live:
         """Samples whose images lie inside the assistant's turn."""
         return any(isinstance(part, Image) and part.role == "assistant" for part in sample.parts)
 
-    def batch_size(self, settings: Settings) -> int:
-        """A clip is a unit of work of its own."""
+    def batch_size(self, settings: BenchmarkSettings) -> int:
+        """One clip."""
         return 1
 
     def run(
-        self, engine: EngineProtocol, held_out: Sequence[EvalSample], settings: Settings
+        self, engine: EngineProtocol, samples: Sequence[EvalSample], settings: BenchmarkSettings
     ) -> list[Prediction]:
         """Stream each clip through a session of its own."""
-        return [_caption(engine, held) for held in held_out]
+        return [_caption(engine, sample) for sample in samples]
 
-    def score(self, outcomes: Mapping[str, Sequence[Prediction]], settings: Settings) -> Scoreboard:
-        """Word-event F1 of every model, beside a model that never speaks."""
+    def score(
+        self, predictions: Mapping[str, Sequence[Prediction]], settings: BenchmarkSettings
+    ) -> Scoreboard:
+        """Word-event F1 of every model, beside a baseline that generates nothing."""
         lines = []
-        for model, clips in outcomes.items():
-            score = event_score([_count(clip, settings.frame_tolerance) for clip in clips])
+        for model, own in predictions.items():
+            score = event_score([_count(clip, settings.frame_tolerance) for clip in own])
             lines.append(
                 ScoreRow(name=model, key="f1" if model == "model" else f"{model}_f1", cells=_cells(score))
             )
-        silent = event_score(
-            [_count(clip, settings.frame_tolerance, silent=True) for clip in outcomes["model"]]
-        )
-        frames = [frame for clip in outcomes["model"] for frame in clip.frames]
+        clips = predictions["model"]
+        silent = event_score([_count(clip, settings.frame_tolerance, silent=True) for clip in clips])
+        frames = [frame for clip in clips for frame in clip.frames]
         cut = sum(frame.truncated for frame in frames)
         return Scoreboard(
             benchmark=self.name,
@@ -61,14 +63,14 @@ class Live:
             headline="F1",
             lines=(*lines, ScoreRow(name="silent", key="silent_f1", cells=_cells(silent))),
             notes=(
-                f"{len(outcomes['model'])} held-out clips, {len(frames)} frames, {silent.true} words to say",
+                f"{len(clips)} held-out clips, {len(frames)} frames, {silent.true} words to say",
                 f"{cut} frames ended by the token limit instead of the model's own stop",
             ),
         )
 
 
 def live_frames(sample: Sample) -> list[tuple[Image, str]]:
-    """The frames of a live sample, each with the words to be said before the next one."""
+    """The frames of a live sample, each with the words due before the next one."""
     frames: list[tuple[Image, str]] = []
     for part in sample.parts:
         if isinstance(part, Image) and part.role == "assistant":
@@ -79,11 +81,11 @@ def live_frames(sample: Sample) -> list[tuple[Image, str]]:
     return frames
 
 
-def _caption(engine: EngineProtocol, held: EvalSample) -> Prediction:
+def _caption(engine: EngineProtocol, own: EvalSample) -> Prediction:
     blind = bool(engine.info["blind"])
-    query = " ".join(p.text for p in held.sample.parts if isinstance(p, Text) and p.role == "user")
-    frames = live_frames(held.sample)
-    shown = replace(held.sample, parts=tuple(image for image, _ in frames))
+    query = " ".join(p.text for p in own.sample.parts if isinstance(p, Text) and p.role == "user")
+    frames = live_frames(own.sample)
+    shown = replace(own.sample, parts=tuple(image for image, _ in frames))
     pictures = [None] * len(frames) if blind else decode_images(shown)
     session = engine.open_session(query)
     spoken = []
@@ -103,9 +105,9 @@ def _caption(engine: EngineProtocol, held: EvalSample) -> Prediction:
     finally:
         session.close()
     return Prediction(
-        row=held.row,
+        row=own.row,
         turn=0,
-        sample_id=held.sample.sample_id,
+        sample_id=own.sample.sample_id,
         question_type="live",
         question=query,
         truth=" ".join(f.truth for f in spoken if f.truth),
@@ -121,8 +123,6 @@ def _count(clip: Prediction, tolerance: int, *, silent: bool = False) -> EventCo
 
 
 def _cells(score: EventScore) -> dict[str, Estimate]:
-    """Precision and recall come without an interval: the one that is claimed is F1's."""
-    count = score.f1.count
-    precision = Estimate(score.precision, score.precision, score.precision, count)
-    recall = Estimate(score.recall, score.recall, score.recall, count)
-    return {"precision": precision, "recall": recall, "F1": score.f1}
+    """Precision and recall have no interval: F1's is the one that is claimed."""
+    plain = constants([("precision", score.precision), ("recall", score.recall)], score.f1.count)
+    return {**plain, "F1": score.f1}

@@ -1,1 +1,1 @@
-"""Scores of answers and captions, with their confidence intervals."""
+"""Scores of answers and live captions, with confidence intervals."""

@@ -1,4 +1,4 @@
-"""Live captions on a timeline: under each frame the words that were due and the words that were said."""
+"""Section on live captions: a timeline of frames with the words that were due and those generated."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from casa_core.media.decode import decode_pictures
 from pipelines.data.store.readers import CleanReader
 from pipelines.evaluate import HELD_OUT
-from pipelines.evaluate.metrics.scores import Event, EventCounts, event_score, paired_events, word_events
+from pipelines.evaluate.metrics.captions import Event, EventCounts, event_score, paired_events, word_events
 from pipelines.html.layout import section
 from pipelines.html.pictures import picture
 from pipelines.html.tags import Html, tag
@@ -18,10 +18,9 @@ SIDE = 96
 
 
 def captions(run: Run) -> Html:
-    """The section; a run without live clips has one sentence instead."""
+    """Timelines of live captions; one sentence for a run without live clips."""
     stage = run.get("evaluate")
-    told = (stage.json("captions.json") if stage else None) or {}
-    sources = told.get("model", {})
+    sources = ((stage.json("captions.json") if stage else None) or {}).get("model", {})
     if stage is None or not sources:
         return section("Live captions", "This run captioned no clips.")
     tolerance = int(stage.settings["evaluate"]["frame_tolerance"])
@@ -46,12 +45,12 @@ def captions(run: Run) -> Html:
 def _examples(
     clips: Sequence[dict[str, Any]], tolerance: int, count: int
 ) -> list[tuple[str, dict[str, Any]]]:
-    """Clips evenly spaced from the worst to the best by F1: not picked by hand."""
+    """Clips evenly spaced from the worst to the best by F1, each with a name."""
     ranked = sorted(clips, key=lambda clip: (_f1(clip, tolerance), clip["row"]))
     last = len(ranked) - 1
-    places = sorted({round(index * last / max(count - 1, 1)) for index in range(count)})
+    ranks = sorted({round(index * last / max(count - 1, 1)) for index in range(count)})
     names = {0: "worst clip", last: "best clip"}
-    return [(names.get(at, f"clip {at + 1} of {len(ranked)} from the worst"), ranked[at]) for at in places]
+    return [(names.get(at, f"clip {at + 1} of {len(ranked)} from the worst"), ranked[at]) for at in ranks]
 
 
 def _f1(clip: dict[str, Any], tolerance: int) -> float:
@@ -66,7 +65,7 @@ def _texts(clip: dict[str, Any]) -> tuple[list[str], list[str]]:
 def _strip(stage: Stage | None, source: str, name: str, clip: dict[str, Any], tolerance: int) -> Html:
     spoken, truth = (word_events(texts) for texts in _texts(clip))
     pairs = paired_events(spoken, truth, tolerance)
-    said = _marked(spoken, [pair[0] for pair in pairs], "extra")
+    generated = _marked(spoken, [pair[0] for pair in pairs], "extra")
     due = _marked(truth, [pair[1] for pair in pairs], "missed")
     thumbnails = _thumbnails(stage, clip)
     frames = [
@@ -75,7 +74,7 @@ def _strip(stage: Stage | None, source: str, name: str, clip: dict[str, Any], to
             thumbnails[index] if thumbnails else tag("span"),
             tag("time", f"{frame['timestamp']:.1f} s"),
             tag("div", *due.get(index, []), class_="due"),
-            tag("div", *said.get(index, []), class_="said"),
+            tag("div", *generated.get(index, []), class_="said"),
         )
         for index, frame in enumerate(clip["frames"])
     ]
@@ -103,7 +102,7 @@ def _marked(events: Sequence[Event], paired: Sequence[Event], otherwise: str) ->
 
 
 def _thumbnails(stage: Stage | None, clip: dict[str, Any]) -> list[Html]:
-    """The clip's frames; none without the clean artifact, or where one stream cuts between several videos."""
+    """The clip's frames; none without the clean artifact, or where a clip has several videos."""
     if stage is None:
         return []
     reader = CleanReader(stage.folder, HELD_OUT)
@@ -112,4 +111,4 @@ def _thumbnails(stage: Stage | None, clip: dict[str, Any]) -> list[Html]:
     times = [frame["timestamp"] for frame in clip["frames"]]
     video = reader.media(clip["row"], 0)
     shown = zip(decode_pictures([(video, time) for time in times]), times, strict=True)
-    return [picture(pixels, alt=f"frame at {time:.1f} s", side=SIDE) for pixels, time in shown]
+    return [picture(rgb, alt=f"frame at {time:.1f} s", side=SIDE, loading="lazy") for rgb, time in shown]

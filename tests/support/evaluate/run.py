@@ -17,6 +17,7 @@ from PIL import Image as PILImage
 
 from casa_core.types import Image, Sample, Text
 from pipelines.dag.context import StageContext
+from pipelines.dag.settings import read_settings
 from pipelines.data.generate.moving_shapes import encode_video, frames, make_clip, pick_codec
 from pipelines.data.generate.shapes import draw_ground, draw_shape, render
 from pipelines.data.store.quarantine import Rejected, write_quarantine
@@ -24,7 +25,7 @@ from pipelines.data.store.readers import CleanReader
 from pipelines.data.store.rows import CLEAN_SCHEMA, Media
 from pipelines.data.store.shard_writing import write_index
 from pipelines.evaluate import HELD_OUT
-from pipelines.evaluate.benchmarks.base import Settings
+from pipelines.evaluate.benchmarks.base import BenchmarkSettings
 from pipelines.evaluate.inference import chunks, predict_chunk
 from pipelines.evaluate.run import score, summary, write
 from tests.support.data.rows import row_of
@@ -165,7 +166,7 @@ REJECTED = (
 def write_evaluation(folder: Path, clean: dict[str, Path]) -> dict[str, Any]:
     """What the colour engine and its blind twin say, scored and written. Returns the summary."""
     folder.mkdir(parents=True, exist_ok=True)
-    settings = Settings.of_recipe(EVALUATE)
+    settings = read_settings(BenchmarkSettings, EVALUATE)
     readers = {source: CleanReader(path, HELD_OUT) for source, path in clean.items()}
     rows = []
     for model, engine in (("model", ColourEngine()), ("blind", ColourEngine(blind=True))):

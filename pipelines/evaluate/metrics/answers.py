@@ -1,0 +1,43 @@
+"""Exact-match accuracy of short answers, by question type. Pure functions.
+
+An answer is right when it equals the truth after `normalise`. Question types are weighted equally, because
+raw test sets are lopsided (three of four easy-vqa questions are yes/no).
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+
+from pipelines.evaluate.metrics.intervals import Estimate, wilson
+
+
+def normalise(text: str) -> str:
+    """Text without outer white space, case and one trailing full stop: ``"Yes. "`` → ``"yes"``."""
+    return text.strip().lower().removesuffix(".").rstrip()
+
+
+def exact_match(answer: str, truth: str) -> bool:
+    """Whether the two are equal after `normalise`."""
+    return normalise(answer) == normalise(truth)
+
+
+def accuracy_by_type(outcomes: Iterable[tuple[str, bool]]) -> dict[str, Estimate]:
+    """``(question type, correct)`` pairs → one estimate per type, in alphabetical order of the types."""
+    right: Counter[str] = Counter()
+    total: Counter[str] = Counter()
+    for question_type, correct in outcomes:
+        total[question_type] += 1
+        right[question_type] += int(correct)
+    return {name: wilson(right[name], total[name]) for name in sorted(total)}
+
+
+def chance_by_type(truths: Iterable[tuple[str, str]]) -> dict[str, float]:
+    """Accuracy of always giving a type's most frequent held-out answer, from ``(type, truth)`` pairs.
+
+    This is the strongest constant guess: it reads the truths, which a model cannot.
+    """
+    answers: dict[str, Counter[str]] = defaultdict(Counter)
+    for question_type, truth in truths:
+        answers[question_type][normalise(truth)] += 1
+    return {name: max(answers[name].values()) / answers[name].total() for name in sorted(answers)}

@@ -1,7 +1,7 @@
-"""The deploy stage: a running endpoint, which is a state to bring about and not a file to cache.
+"""The deploy stage: starts the endpoint on Ray Serve. Its result is a running service, not a file to cache.
 
 It starts Ray Serve by the import string ``serve.app:build`` with JSON settings, through the dashboard's Serve
-API, so the endpoint outlives the job. What runs is known by its ``/healthz`` alone: ``check`` needs no Ray.
+API, so the endpoint outlives the job. ``check`` needs no Ray: it reads the endpoint's ``/healthz``.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import ipaddress
 import json
 import logging
 import time
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -17,6 +19,7 @@ import httpx
 
 from casa_core.errors import ClusterError
 from pipelines.dag.context import StageContext
+from pipelines.dag.settings import read_settings, stage_settings
 from pipelines.storage.atomic import write_whole
 from pipelines.storage.uri import Folder
 
@@ -29,8 +32,40 @@ DEMO_CLIPS = 4
 Health = Literal["absent", "foreign", "different", "same"]
 
 
+@stage_settings
+class Replicas:
+    """Bounds of the endpoint's autoscaling, replicas."""
+
+    min: int
+    max: int
+
+
+@stage_settings
+class Endpoint:
+    """The recipe's ``deploy`` section.
+
+    Attributes:
+        model_name: Name that clients put in ``model``.
+        max_new_tokens: Longest answer, tokens.
+        live_query: Query of a live session whose client names none.
+        replicas: Bounds of autoscaling.
+    """
+
+    model_name: str
+    max_new_tokens: int
+    live_query: str
+    replicas: Replicas
+
+
+@stage_settings
+class DeploySettings:
+    """Settings of the stage: the recipe's section."""
+
+    deploy: Endpoint
+
+
 def run_stage(context: StageContext) -> dict[str, Any]:
-    """Bring the endpoint into the state that the recipe asks for.
+    """Bring the endpoint into the state that the recipe describes.
 
     Inputs: ``train`` (a train artifact), and any clean artifacts, whose held-out videos the live page offers.
 
@@ -38,9 +73,9 @@ def run_stage(context: StageContext) -> dict[str, Any]:
         The summary of ``check``.
 
     Raises:
-        ClusterError: The port belongs to something else, or the endpoint does not come up.
+        ClusterError: If something else listens on the port, or the endpoint does not start.
     """
-    running = check(context, context.settings, context.fingerprint)
+    running = check(context.placement, context.settings, context.fingerprint)
     if running is not None:
         return running
     context.progress(0, 3, "collecting demo clips")
@@ -51,28 +86,27 @@ def run_stage(context: StageContext) -> dict[str, Any]:
     cluster, runtime_env = _connect()
     start(cluster, context.placement["serve"], arguments, runtime_env)
     context.progress(3, 3, "the endpoint answers")
-    summary = check(context, context.settings, context.fingerprint)
+    summary = check(context.placement, context.settings, context.fingerprint)
     if summary is None:
         raise ClusterError(
-            f"The endpoint at {endpoint_url(context.placement)} came up and does not answer any more.",
-            "its replica may have been ended, for lack of memory for example",
-            "run again; `casa logs deploy` has its output",
+            f"The endpoint at {endpoint_url(context.placement)} started and does not answer any more.",
+            "Its replica may have been ended, for lack of memory for example.",
+            "Run again; `casa logs deploy` has its output.",
         )
     return summary
 
 
 def check(
-    context_or_where: StageContext | dict[str, Any], what: dict[str, Any], fingerprint: str
+    placement: Mapping[str, Any], settings: Mapping[str, Any], fingerprint: str
 ) -> dict[str, Any] | None:
-    """The endpoint's summary if it is healthy and exactly what is asked for, else None. Plain HTTP.
+    """The endpoint's summary if it is healthy and has this fingerprint, otherwise ``None``. Plain HTTP.
 
     Args:
-        context_or_where: The stage's context, or the recipe's ``where``.
-        what: The stage's own settings, ``{"deploy": {...}}``.
-        fingerprint: Of the deploy stage: it stands for the checkpoint and all settings of the endpoint.
+        placement: The stage's placement.
+        settings: The stage's settings, see `DeploySettings`.
+        fingerprint: The deploy stage's: it identifies the checkpoint and all settings of the endpoint.
     """
-    where = context_or_where.placement if isinstance(context_or_where, StageContext) else context_or_where
-    url = endpoint_url(where)
+    url = endpoint_url(placement)
     if endpoint_health(url, fingerprint) != "same":
         return None
     return {
@@ -80,21 +114,21 @@ def check(
         "live_page": f"{url}/",
         "chat_completions": f"{url}/v1/chat/completions",
         "live_captions": f"{url.replace('http', 'ws', 1)}/v1/live",
-        "model_name": what["deploy"]["model_name"],
+        "model_name": read_settings(DeploySettings, settings).deploy.model_name,
         "fingerprint": fingerprint,
     }
 
 
-def endpoint_url(where: dict[str, Any]) -> str:
-    """Where a client on this machine reaches the endpoint."""
-    host, port = where["serve"]["host"], where["serve"]["port"]
+def endpoint_url(placement: Mapping[str, Any]) -> str:
+    """URL under which a client on this machine reaches the endpoint."""
+    host, port = placement["serve"]["host"], placement["serve"]["port"]
     if host in ("0.0.0.0", "::"):  # every interface: loopback is one of them
         host = "127.0.0.1" if host == "0.0.0.0" else "::1"
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def endpoint_health(url: str, expected_fingerprint: str) -> Health:
-    """What answers at a URL: nothing, something that is not ours, another deployment, or the expected one."""
+    """What answers at a URL: nothing, another program, another deployment of ours, or the expected one."""
     try:
         answer = httpx.get(f"{url}/healthz", timeout=PROBE_TIMEOUT_S, trust_env=False)
         health = answer.json()
@@ -110,15 +144,12 @@ def endpoint_health(url: str, expected_fingerprint: str) -> Health:
 
 def serve_arguments(context: StageContext, clips: Path) -> dict[str, Any]:
     """The JSON settings of ``serve.app:build``."""
-    deploy = context.settings["deploy"]
+    own = read_settings(DeploySettings, context.settings).deploy
     return {
         "model_folder": str(context.local_input("train") / "model"),
-        "model_name": deploy["model_name"],
+        **asdict(own),
         "fingerprint": context.fingerprint,
         "checkpoint": context.manifests["train"]["fingerprint"],
-        "max_new_tokens": deploy["max_new_tokens"],
-        "live_query": deploy.get("live_query", ""),
-        "replicas": deploy["replicas"],
         "demo_clips": str(clips),
         "loopback_only": is_loopback(context.placement["serve"]["host"]),
     }
@@ -126,8 +157,7 @@ def serve_arguments(context: StageContext, clips: Path) -> dict[str, Any]:
 
 def copy_demo_clips(clean_artifacts: list[Folder], folder: Path) -> None:
     """Write up to four held-out videos as mp4 files, and ``clips.json`` with each one's title and query."""
-    # Late: Arrow is not needed to look at an endpoint's health.
-    from pipelines.data.store.readers import CleanReader
+    from pipelines.data.store.readers import CleanReader  # late: `check` needs no Arrow
 
     folder.mkdir(parents=True, exist_ok=True)
     index: dict[str, dict[str, str]] = {}
@@ -149,7 +179,7 @@ def copy_demo_clips(clean_artifacts: list[Folder], folder: Path) -> None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address to listen on is reached from this machine only."""
+    """Whether an address to listen on can be reached from this machine only."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -159,9 +189,17 @@ def is_loopback(host: str) -> bool:
 class ServeClient(Protocol):
     """The part of Ray's Serve REST client that is used here."""
 
-    def get_serve_details(self) -> dict[str, Any]: ...
-    def deploy_applications(self, config: dict[str, Any]) -> None: ...
-    def delete_applications(self) -> None: ...
+    def get_serve_details(self) -> dict[str, Any]:
+        """Serve's state: ``applications``, ``proxies`` and ``http_options``."""
+        ...
+
+    def deploy_applications(self, config: dict[str, Any]) -> None:
+        """Replace all applications by those of ``config``."""
+        ...
+
+    def delete_applications(self) -> None:
+        """Shut Serve down."""
+        ...
 
 
 def start(
@@ -173,10 +211,10 @@ def start(
         cluster: Serve's REST API.
         address: ``{"host": …, "port": …}`` to listen on.
         arguments: Settings of the application.
-        runtime_env: With which replicas import it.
+        runtime_env: Ray's runtime environment, from which replicas import it.
 
     Raises:
-        ClusterError: See ``run_stage``.
+        ClusterError: As ``run_stage``.
     """
     url = endpoint_url({"serve": address})
     details = cluster.get_serve_details()
@@ -222,9 +260,9 @@ def _await_running(cluster: ServeClient, url: str, fingerprint: str) -> None:
             break
         time.sleep(0.25)
     raise ClusterError(
-        "The endpoint did not come up.",
-        f"Ray Serve reports {status}: {reason or 'no reason given'}",
-        "`casa logs deploy` and the Serve page of Ray's dashboard have the replica's own output",
+        "The endpoint did not start.",
+        f"Ray Serve reports {status}: {reason or 'no reason given'}.",
+        "`casa logs deploy` and the Serve page of Ray's dashboard have the replica's own output.",
     )
 
 
@@ -232,35 +270,35 @@ def _require_free_port(url: str, address: dict[str, Any]) -> None:
     health = endpoint_health(url, "")
     if health == "absent":
         return
-    what = "another endpoint of this project" if health in ("same", "different") else "another program"
+    what = "Another endpoint of this project" if health in ("same", "different") else "Another program"
     raise ClusterError(
         f"Port {address['port']} on {address['host']} is taken.",
-        f"{what} answers at {url}",
-        "stop it, or choose another port: --set where.serve.port=8001",
+        f"{what} answers at {url}.",
+        "Stop it, or choose another port: `--set where.serve.port=8001`.",
     )
 
 
 def _stop_serve(cluster: ServeClient, listening: dict[str, Any], others: list[dict[str, Any]]) -> None:
-    """Serve cannot change its address while it runs: end it, unless somebody else's applications use it."""
+    """Shut Serve down, since it cannot change its address while it runs, unless other applications use it."""
     if others:
         names = ", ".join(application["name"] for application in others)
         raise ClusterError(
             f"Ray Serve already listens on {listening['host']}:{listening['port']} of this cluster.",
-            f"its address cannot change while it serves other applications: {names}",
-            f"--set where.serve.host={listening['host']} --set where.serve.port={listening['port']}",
+            f"Its address cannot change while it serves other applications: {names}.",
+            f"Use where.serve.host={listening['host']} and where.serve.port={listening['port']} (`--set`).",
         )
     cluster.delete_applications()
     deadline = time.monotonic() + START_TIMEOUT_S
     while (details := cluster.get_serve_details())["applications"] or details["proxies"]:
         if time.monotonic() > deadline:
             raise ClusterError(
-                "Ray Serve did not shut down.", "its old address is still in use", "`casa stop`"
+                "Ray Serve did not shut down.", "Its old address is still in use.", "Run `casa stop`."
             )
         time.sleep(0.25)
 
 
 def _other_applications(details: dict[str, Any]) -> list[dict[str, Any]]:
-    """Deploying replaces the whole list, so other people's applications are sent along unchanged."""
+    """Configurations of other applications, to be sent along unchanged: deploying replaces all."""
     configs = {
         name: app.get("deployed_app_config") for name, app in details["applications"].items() if name != APP
     }
@@ -268,7 +306,7 @@ def _other_applications(details: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _connect() -> tuple[ServeClient, dict[str, Any]]:
-    """The REST API of the cluster this job runs on, and what the job's code was shipped with.
+    """The REST API of the cluster that this job runs on, and the runtime environment of the job.
 
     Replicas get the same ``working_dir`` and ``py_modules`` as the job, so that they import the same code.
     """

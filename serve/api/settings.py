@@ -53,8 +53,8 @@ class Limits(_Section):
 class Replicas(_Section):
     """Least and largest number of Ray Serve replicas."""
 
-    min: Count = 1
-    max: Count = 1
+    min: Count
+    max: Count
 
 
 class ServeSettings(_Section):
@@ -67,16 +67,15 @@ class ServeSettings(_Section):
     fingerprint: str = Field(default="", description="Identity of this deployment; /healthz reports it.")
     checkpoint: str = Field(default="", description="Fingerprint of the training run the weights come from.")
     max_new_tokens: Count = Field(
-        default=128,
         description="Longest answer, tokens: when a request names none, and the most it may name.",
     )
     max_tokens_per_frame: Count = Field(
         default=16, description="Longest caption of one live frame, tokens; likewise default and bound."
     )
-    live_query: str = Field(default="", description="Query of a live session whose client names none.")
+    live_query: str = Field(description="Query of a live session whose client names none.")
     demo_clips: Path | None = Field(default=None, description="Folder of mp4 files the live page offers.")
     engine: str = Field(default="casa_core.engine.engine:Engine", description="Engine class, as module:name.")
-    replicas: Replicas = Replicas()
+    replicas: Replicas
     num_cpus: float = Field(default=0.5, ge=0, description="CPUs that Ray reserves for each replica.")
     num_gpus: float = Field(default=0.0, ge=0, description="GPUs that Ray reserves for each replica.")
     loopback_only: bool = Field(

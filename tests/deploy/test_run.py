@@ -1,4 +1,4 @@
-"""The deploy stage knows by HTTP alone what runs, and starts, replaces or refuses accordingly."""
+"""The deploy stage finds out over HTTP what runs, and starts, replaces or refuses accordingly."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ import pytest
 from casa_core.errors import ClusterError
 from pipelines.dag.context import StageContext
 from pipelines.deploy import run as deploy
+from pipelines.recipe.model import Deploy, Replicas
 from serve.api.settings import ServeSettings
 from tests.support.serve.fakes import FakeEngine
 from tests.support.serve.server import MODEL, running, settings_with
 
-WHAT = {"deploy": {"model_name": MODEL, "max_new_tokens": 32, "replicas": {"min": 1, "max": 2}}}
+REPLICAS = Replicas(max=2)
+SETTINGS = {"deploy": Deploy(model_name=MODEL, max_new_tokens=32, replicas=REPLICAS).model_dump(mode="json")}
 FINGERPRINT = "f" * 16
 
 
@@ -38,7 +40,7 @@ def free_url() -> str:
 
 @contextmanager
 def foreign_server(status: int = 200, body: bytes = b"<html>hello</html>") -> Iterator[str]:
-    """Somebody else's web server."""
+    """A web server that is not ours."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
@@ -86,7 +88,7 @@ class FakeServe:
 def arguments(tmp_path: Path) -> dict[str, Any]:
     context = StageContext(
         name="deploy",
-        settings=WHAT,
+        settings=SETTINGS,
         placement={"serve": {"host": "127.0.0.1", "port": 8000}},
         output=tmp_path / "out",
         inputs={"train": tmp_path / "train"},
@@ -118,20 +120,20 @@ def test_health_tells_nothing_something_else_another_and_the_same_apart(free_url
 
 
 def test_check_gives_the_summary_of_a_healthy_identical_endpoint_only(free_url: str):
-    assert deploy.check(where(free_url), WHAT, FINGERPRINT) is None
+    assert deploy.check(where(free_url), SETTINGS, FINGERPRINT) is None
     with running(FakeEngine(), settings_with()) as url:
-        summary = deploy.check(where(url), WHAT, FINGERPRINT)
+        summary = deploy.check(where(url), SETTINGS, FINGERPRINT)
         assert summary is not None
         assert summary["url"] == url
         assert summary["model_name"] == MODEL
         assert summary["live_captions"] == f"{url.replace('http', 'ws')}/v1/live"
-        assert deploy.check(where(url), WHAT, "other") is None
+        assert deploy.check(where(url), SETTINGS, "other") is None
 
 
 def test_an_endpoint_that_runs_already_is_left_alone(tmp_path: Path):
     with running(FakeEngine(), settings_with()) as url:
         context = StageContext(
-            name="deploy", settings=WHAT, placement=where(url), output=tmp_path, fingerprint=FINGERPRINT
+            name="deploy", settings=SETTINGS, placement=where(url), output=tmp_path, fingerprint=FINGERPRINT
         )
         assert deploy.run_stage(context)["url"] == url
 
@@ -140,12 +142,12 @@ def test_a_port_that_something_else_holds_is_named_with_the_way_out(tmp_path: Pa
     cluster = FakeServe()
     with (
         foreign_server() as url,
-        pytest.raises(ClusterError, match=r"another program.*\n.*where\.serve\.port"),
+        pytest.raises(ClusterError, match=r"Another program.*\n.*where\.serve\.port"),
     ):
         deploy.start(cluster, where(url)["serve"], arguments(tmp_path), {})
     with (
         running(FakeEngine(), settings_with()) as url,
-        pytest.raises(ClusterError, match="another endpoint of this project"),
+        pytest.raises(ClusterError, match="Another endpoint of this project"),
     ):
         deploy.start(cluster, where(url)["serve"], arguments(tmp_path), {})
     assert cluster.deployed == []

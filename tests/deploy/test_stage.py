@@ -24,6 +24,7 @@ from pipelines.dag.context import StageContext
 from pipelines.data.store.rows import CLEAN_SCHEMA
 from pipelines.data.store.shard_writing import write_json, write_shard
 from pipelines.deploy import run as deploy
+from pipelines.recipe.model import Deploy
 from tests.support.serve.checkpoint import write_checkpoint
 from tests.support.serve.server import picture, question, write_clip
 
@@ -78,7 +79,7 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> StageContext:
         port = free.getsockname()[1]
     return StageContext(
         name="deploy",
-        settings={"deploy": {"model_name": MODEL, "max_new_tokens": 8, "replicas": {"min": 1, "max": 1}}},
+        settings={"deploy": Deploy(model_name=MODEL, max_new_tokens=8).model_dump(mode="json")},
         placement={"serve": {"host": "127.0.0.1", "port": port}},
         output=store / "deploy",
         inputs={"train": store / "train", "live": clean},
@@ -108,8 +109,8 @@ def summary(
 def test_the_endpoint_outlives_its_job_and_is_what_was_asked_for(
     summary: dict[str, Any], context: StageContext
 ):
-    assert summary == deploy.check(context, context.settings, context.fingerprint)
-    assert deploy.check(context, context.settings, "another") is None
+    assert summary == deploy.check(context.placement, context.settings, context.fingerprint)
+    assert deploy.check(context.placement, context.settings, "another") is None
     health = httpx.get(f"{summary['url']}/healthz").json()
     assert (health["model"], health["checkpoint"]) == (MODEL, "t" * 16)
 

@@ -46,6 +46,7 @@ def arguments(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "fingerprint": "first",
         "checkpoint": "c",
         "max_new_tokens": 32,
+        "live_query": "",
         "replicas": {"min": 1, "max": 2},
         "demo_clips": str(clips),
         "loopback_only": True,

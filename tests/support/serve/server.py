@@ -19,6 +19,7 @@ import uvicorn
 from PIL import Image as Picture
 
 from casa_core.engine.protocol import EngineProtocol
+from pipelines.recipe.model import Deploy
 from serve.api.app import build_app
 from serve.api.settings import ServeSettings
 from serve.app import client_for
@@ -29,8 +30,9 @@ MODEL = "casa-test"
 
 def settings_with(**changes: Any) -> ServeSettings:
     """Settings of a test deployment; `limits` may be a plain dict."""
+    deploy = Deploy(model_name=MODEL).model_dump()
     return ServeSettings.model_validate(
-        {"model_folder": ".", "model_name": MODEL, "fingerprint": "f" * 16, "checkpoint": "c" * 16, **changes}
+        {**deploy, "model_folder": ".", "fingerprint": "f" * 16, "checkpoint": "c" * 16, **changes}
     )
 
 

@@ -1,4 +1,4 @@
-"""A sweep's members put side by side: every number that the table, the plot and the page show."""
+"""The comparison of a sweep's variants: every number that the table, the plot and the page show."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class Row:
 
     Attributes:
         variant: Its name.
-        members: Its trainings, by seed.
+        members: Its trained models, by seed.
         scores: Column → mean over seeds.
-        differences: Column → paired difference to the first variant; of the first one itself, none.
-        parameters: Of its model.
-        loss, seconds, operations_per_token: Means over seeds.
+        differences: Column → paired difference from the first variant; empty for the first itself.
+        parameters: Number of the model's parameters.
+        loss, seconds, operations_per_token: Means over seeds, as in `Trained`.
     """
 
     variant: str
@@ -34,14 +34,14 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """A sweep.
+    """A sweep's variants, side by side.
 
     Attributes:
-        name: Of its recipe.
-        columns: What was scored, the headline first.
+        name: The recipe's name.
+        columns: Names of the scores, the headline first.
         chance: Column → score of guessing.
-        questions: How many each model was asked.
-        rows: Variants in the recipe's order; the first is what differences are to.
+        questions: Number of questions that each model answered.
+        rows: Variants in the recipe's order; differences are taken from the first.
     """
 
     name: str
@@ -52,15 +52,15 @@ class Comparison:
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """Of every variant."""
+        """The seeds of each variant."""
         return tuple(member.seed for member in self.rows[0].members)
 
 
 def compare(name: str, trained: Sequence[Trained]) -> Comparison:
-    """Put members side by side.
+    """Compare the members of a sweep.
 
     Args:
-        name: Of the sweep.
+        name: The sweep's name.
         trained: Every variant with every seed, variants in order.
     """
     variants = list(dict.fromkeys(member.variant for member in trained))

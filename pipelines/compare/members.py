@@ -1,4 +1,4 @@
-"""What each member of a sweep did, read from its artifacts."""
+"""Scores and training figures of each member of a sweep, read from its artifacts."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ LAST = 50
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trained:
-    """One training of a sweep.
+    """One trained model of a sweep.
 
     Attributes:
-        variant, seed: Which.
+        variant, seed: Identify it.
         scores: Column → share of right answers; the headline first.
-        chance: The same for always giving a question's most frequent answer.
-        questions: How many were asked.
-        parameters: Of the model.
-        loss: Mean of the last steps, nats an answer token.
-        seconds: Of all training steps, wall clock.
-        operations_per_token: Of the model in training, a text token.
+        chance: Column → the same for always giving a question type's most frequent answer.
+        questions: Number of held-out questions.
+        parameters: Number of the model's parameters.
+        loss: Mean loss of the last `LAST` steps, nats per answer token.
+        seconds: Wall-clock time of all training steps.
+        operations_per_token: Floating-point operations of training per text token.
     """
 
     variant: str
@@ -42,25 +42,25 @@ class Trained:
     operations_per_token: float
 
 
-def read_member(variant: str, seed: int, trained: Path, examined: Path) -> Trained:
+def read_member(variant: str, seed: int, trained: Path, evaluated: Path) -> Trained:
     """Read one member's artifacts.
 
     Args:
-        variant, seed: Which it is.
+        variant, seed: Identify the member.
         trained: Its train artifact.
-        examined: Its evaluate artifact.
+        evaluated: Its evaluate artifact.
 
     Raises:
-        StoreError: If a file of theirs is missing.
+        StoreError: If a file of either is missing.
     """
     try:
-        boards = json.loads((examined / "metrics.json").read_text())
+        boards = json.loads((evaluated / "metrics.json").read_text())
         manifest = json.loads((trained / "model" / "manifest.json").read_text())
     except FileNotFoundError as error:
         raise StoreError(
-            f"{error.filename} is not there",
-            f"variant {variant} with seed {seed} is compared from it",
-            "remove that artifact's folder and run the sweep again",
+            f"`{error.filename}` is missing.",
+            f"Variant {variant} with seed {seed} is compared from it.",
+            "Remove that artifact's folder and run the sweep again.",
         ) from error
     steps = metrics.read_lines(trained / metrics.FILE)
     scores, chance, questions = _scores(boards)
@@ -79,7 +79,10 @@ def read_member(variant: str, seed: int, trained: Path, examined: Path) -> Train
 
 
 def _scores(boards: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, float], int]:
-    """Columns of every source's board, headlines first; with more than one source, by its name."""
+    """Scores and chance by column, headlines first, and the number of questions.
+
+    With more than one source, a column's name begins with the source's.
+    """
     scores: dict[str, float] = {}
     chance: dict[str, float] = {}
     questions = 0

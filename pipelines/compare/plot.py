@@ -1,4 +1,4 @@
-"""A comparison as one SVG: a panel a column, a row a variant; dots are seeds, bars are intervals."""
+"""A comparison as one SVG: one panel per column, one row per variant; dots are seeds, bars are intervals."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ text { font: 13px system-ui, sans-serif; fill: #222 } .title { font-weight: 600 
 
 
 def draw(found: Comparison) -> str:
-    """The SVG document; light and dark."""
+    """The SVG document, with colours for light and dark pages."""
     height = TOP + PITCH * len(found.rows) + 34
     width = NAMES + (PANEL + GAP) * len(found.columns)
     parts = [tag("style", Html(STYLE)), tag("rect", width="100%", height="100%", class_="ground")]

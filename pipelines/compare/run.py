@@ -1,4 +1,4 @@
-"""The compare stage: a sweep's members in; a table, a plot and a page out.
+"""The compare stage: a table, a plot and a page about a sweep's members.
 
 Files of the artifact: ``table.md``, ``comparison.svg``, ``index.html`` and ``comparison.json``, which has
 every number of the others and of each member.
@@ -13,23 +13,42 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.compare import text as words
+from pipelines.compare import text
 from pipelines.compare.comparison import Comparison, compare
 from pipelines.compare.members import read_member
 from pipelines.compare.plot import draw
 from pipelines.dag.context import StageContext
+from pipelines.dag.settings import read_settings, stage_settings
 from pipelines.html.document import asset, document
 from pipelines.html.layout import table
 from pipelines.html.tags import Html, tag
 from pipelines.storage.atomic import write_whole
 
 
+@stage_settings
+class CompareSettings:
+    """Settings of the stage.
+
+    Attributes:
+        sweep: Name of the sweep's recipe.
+        members: Variant and seed of each member; its artifacts are the inputs ``train-VARIANT-SEED`` and
+            ``evaluate-VARIANT-SEED``.
+    """
+
+    sweep: str
+    members: tuple[tuple[str, int], ...]
+
+
 def run_stage(context: StageContext) -> dict[str, Any]:
-    """Compare.
+    """Compare the members and write the artifact's files.
 
     Returns:
-        The conclusion, and where the page is.
+        The conclusion as ``headline``, and the ``path`` of the page.
+
+    Raises:
+        StoreError: If a file of a member's artifacts is missing.
     """
+    settings = read_settings(CompareSettings, context.settings)
     members = [
         read_member(
             variant,
@@ -37,16 +56,16 @@ def run_stage(context: StageContext) -> dict[str, Any]:
             context.local_input(f"train-{variant}-{seed}"),
             context.local_input(f"evaluate-{variant}-{seed}"),
         )
-        for variant, seed in context.settings["members"]
+        for variant, seed in settings.members
     ]
-    found = compare(context.settings["sweep"], members)
+    found = compare(settings.sweep, members)
     output = context.local_output
-    write_whole(output / "table.md", words.markdown(found), durable=True)
-    write_whole(output / "comparison.svg", draw(found) + "\n", durable=True)
-    write_whole(output / "comparison.json", json.dumps(asdict(found), indent=1) + "\n", durable=True)
-    write_whole(output / "index.html", page(found), durable=True)
+    write_whole(output / "table.md", text.markdown(found))
+    write_whole(output / "comparison.svg", draw(found) + "\n")
+    write_whole(output / "comparison.json", json.dumps(asdict(found), indent=1) + "\n")
+    write_whole(output / "index.html", page(found))
     print_table(found)
-    return {"headline": words.conclusion(found), "path": str(output / "index.html")}
+    return {"headline": text.conclusion(found), "path": str(output / "index.html")}
 
 
 def page(found: Comparison) -> str:
@@ -55,29 +74,29 @@ def page(found: Comparison) -> str:
         "header",
         tag("p", "Comparison", class_="kicker"),
         tag("h1", found.name),
-        tag("p", words.conclusion(found), class_="subtitle"),
+        tag("p", text.conclusion(found), class_="subtitle"),
     )
-    rows = [[_cell(cell) for cell in words.cells(row, found)] for row in found.rows]
-    scores = table(words.heading(found), rows)
-    section = tag("section", Html(draw(found)), scores, tag("p", words.explanation(found), class_="note"))
+    rows = [[_cell(cell) for cell in text.cells(row, found)] for row in found.rows]
+    scores = table(text.heading(found), rows)
+    section = tag("section", Html(draw(found)), scores, tag("p", text.explanation(found), class_="note"))
     return document(
         f"{found.name}: comparison", asset("pipelines.html", "report.css"), header, tag("main", section)
     )
 
 
 def _cell(content: str) -> str:
-    """Bold as Markdown marks it."""
+    """A cell whose Markdown bold is a tag."""
     return tag("strong", content.strip("*")) if content.startswith("**") else content
 
 
 def print_table(found: Comparison) -> None:
-    """For the terminal: scores and differences."""
+    """Print scores and differences as a table on the terminal."""
     shown = Table(title=found.name, title_justify="left", title_style="bold")
     kept = len(found.columns) + 2
-    for number, name in enumerate(words.heading(found)[:kept]):
+    for number, name in enumerate(text.heading(found)[:kept]):
         shown.add_column(name, justify="left" if number == 0 else "right")
     for row in found.rows:
-        shown.add_row(*(cell.strip("*") for cell in words.cells(row, found)[:kept]))
+        shown.add_row(*(cell.strip("*") for cell in text.cells(row, found)[:kept]))
     console = Console(width=140)
     console.print(shown)
-    console.print(words.conclusion(found), highlight=False)
+    console.print(text.conclusion(found), highlight=False)

@@ -1,4 +1,4 @@
-"""Means over few seeds, and how sure one may be of them. Pure functions."""
+"""Means over few seeds with 95 % confidence intervals (Student's t). Pure functions."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Interval:
     """A mean with its 95 % interval.
 
     Attributes:
-        mean: Over the values.
-        low, high: Ends; without bound where one value says nothing of its spread.
-        values: How many.
+        mean: Mean of the values.
+        low, high: Ends; infinite for a single value.
+        values: Number of values.
     """
 
     mean: float
@@ -30,19 +30,19 @@ class Interval:
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether the values differ from zero by more than chance would often make them."""
+        """Whether the mean differs from zero at the 5 % level."""
         return not self.low <= 0 <= self.high
 
 
 def t_interval(values: Sequence[float]) -> Interval:
-    """Student's interval for the mean of values that scatter normally: wide for three.
+    """Student's interval for the mean of normally distributed values.
 
     Raises:
-        ValueError: For no values.
+        ValueError: If there are no values.
     """
     count = len(values)
     if not count:
-        raise ValueError("no values")
+        raise ValueError("An interval needs at least one value.")
     mean = math.fsum(values) / count
     if count == 1:
         return Interval(mean, -math.inf, math.inf, 1)
@@ -52,9 +52,9 @@ def t_interval(values: Sequence[float]) -> Interval:
 
 
 def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> Interval:
-    """Of two variants, seed by seed: what both owe to a seed's luck cancels.
+    """Interval of the mean difference of two variants; paired, so that a seed's influence on both cancels.
 
     Args:
-        values, baseline: In the order of the seeds.
+        values, baseline: One value per seed, in the same order of seeds.
     """
     return t_interval([value - base for value, base in zip(values, baseline, strict=True)])

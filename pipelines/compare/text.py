@@ -1,4 +1,4 @@
-"""A comparison in words and as Markdown."""
+"""Texts of a comparison: table cells, explanation, conclusion, and all as Markdown."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipelines.text_format import duration, number
 
 
 def heading(found: Comparison) -> list[str]:
-    """The table's columns."""
+    """Names of the table's columns."""
     first = found.rows[0].variant
     return [
         "variant",
@@ -24,7 +24,7 @@ def heading(found: Comparison) -> list[str]:
 
 
 def cells(row: Row, found: Comparison) -> list[str]:
-    """A variant's row of it."""
+    """Cells of a variant's row, in the order of `heading`."""
     difference = row.differences.get(found.columns[0])
     return [
         row.variant,
@@ -38,7 +38,7 @@ def cells(row: Row, found: Comparison) -> list[str]:
 
 
 def share(interval: Interval) -> str:
-    """``93.1 % [90.0 to 96.2]``."""
+    """A share in percent with its interval, such as ``93.1 % [90.0 to 96.2]``."""
     mean = f"{100 * interval.mean:.1f} %"
     if math.isinf(interval.high):
         return mean
@@ -56,37 +56,38 @@ def points(interval: Interval) -> str:
 
 
 def explanation(found: Comparison) -> str:
-    """What the numbers are, and what they are not."""
+    """What the numbers are and where they do not apply, in a paragraph."""
     seeds, first = found.seeds, found.rows[0].variant
     chance = ", ".join(f"{column} {100 * value:.1f} %" for column, value in found.chance.items())
     spread = (
         "Brackets are 95 % intervals of the mean over seeds (Student's t). Differences are taken seed by "
         "seed, and are bold where their interval leaves out 0; one in twenty does so by chance."
         if len(seeds) > 1
-        else "One seed tells nothing of the spread, so there are no intervals."
+        else "One seed has no spread, so there are no intervals."
     )
     trained = f"{len(found.rows)} variants, {len(seeds)} seed{'s' if len(seeds) > 1 else ''} each"
     return (
         f"{trained} ({', '.join(map(str, seeds))}), {found.questions} held-out questions. "
         f"Guessing gives {chance}. {spread} "
         f"All differ from `{first}` in their own settings alone: data, order, steps, batch, budgets and "
-        "learning rates are the same, and none was tuned. Small models trained from scratch do not "
-        "tell how large pretrained ones would rank."
+        "learning rates are the same, and none was tuned. The order of small models trained from scratch "
+        "need not be that of large pretrained ones."
     )
 
 
 def conclusion(found: Comparison) -> str:
-    """Which variants differ from the first by more than their seeds do."""
+    """Which variants differ from the first by more than their seeds do, in a sentence or two."""
     column, first = found.columns[0], found.rows[0].variant
     sure = [row for row in found.rows[1:] if row.differences[column].excludes_zero]
     if not sure:
         return f"By {column}, no variant differs from {first} by more than seeds do."
-    told = ", ".join(f"{row.variant} {100 * row.differences[column].mean:+.1f}" for row in sure)
-    return f"By {column}, beside {first}, in percentage points: {told}. The others are within what seeds do."
+    differences = ", ".join(f"{row.variant} {100 * row.differences[column].mean:+.1f}" for row in sure)
+    lead = f"By {column}, beside {first}, in percentage points"
+    return f"{lead}: {differences}. The others are within what seeds do."
 
 
 def markdown(found: Comparison) -> str:
-    """The table with what it is."""
+    """The comparison as a Markdown document."""
     head = heading(found)
     lines = [
         f"# {found.name}",

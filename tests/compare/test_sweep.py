@@ -154,7 +154,7 @@ def test_an_interval_is_numpys_standard_error_times_the_quantile():
 def test_one_value_has_no_interval_and_none_is_no_mean():
     assert (t_interval([0.5]).low, t_interval([0.5]).high) == (-math.inf, math.inf)
     assert not t_interval([0.5]).excludes_zero
-    with pytest.raises(ValueError, match="no values"):
+    with pytest.raises(ValueError, match="at least one value"):
         t_interval([])
 
 
@@ -249,7 +249,7 @@ def test_a_member_is_read_from_its_artifacts_and_a_missing_file_is_named(tmp_pat
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "manifest.json").write_text(json.dumps(model))
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
-    with pytest.raises(StoreError, match=r"(?s)metrics\.json is not there.*variant ca with seed 1"):
+    with pytest.raises(StoreError, match=r"(?s)metrics\.json` is missing\..*Variant ca with seed 1"):
         read_member("ca", 1, tmp_path, tmp_path)
     (tmp_path / "metrics.json").write_text(json.dumps({"reading": board}))
     found = asdict(read_member("ca", 1, tmp_path, tmp_path))

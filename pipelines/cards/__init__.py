@@ -1,1 +1,1 @@
-"""HTML views made on demand: data cards, one packed sequence, what a checkpoint attends to."""
+"""HTML pages made on demand: data cards, one packed sequence, inspection of a checkpoint."""

@@ -1,4 +1,4 @@
-"""Drawings of attention: average weights by kind of token, shares by layer, and heat over a picture.
+"""Attention charts: average weights by kind of token, shares by layer, heat maps over a picture.
 
 Coordinates are SVG user units, y downwards. Colours of kinds are classes of ``inspection.css``.
 
@@ -7,18 +7,16 @@ Shape suffixes: R × C rows and columns of image tokens, 4 colour channels with 
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from casa_core.analysis.attention_stats import AttentionTable, KindMean, Kinds
 from casa_core.analysis.maps import ImageMap
 from pipelines.html.charts import line, svg, text
+from pipelines.html.pictures import picture
 from pipelines.html.scale import Scale, linear, log_ticks, logarithmic
 from pipelines.html.tags import Html, tag
 from pipelines.text_format import number
@@ -31,11 +29,11 @@ LABELS = {
 }
 _TOP, _LEFT, _RIGHT, _WIDTH, _HEIGHT = 24.0, 62.0, 20.0, 960.0, 300.0
 _LABELLED = 0.09
-"""A share from this size on has room for its number."""
+"""Smallest share that has room for its number."""
 
 
 def kinds_of(kinds: Kinds) -> Iterator[tuple[str, KindMean]]:
-    """The kinds that some query saw, in the order of Figure 7."""
+    """The kinds that some query attends to, in the order of the paper's Figure 7."""
     for name in LABELS:
         mean: KindMean = getattr(kinds, name)
         if mean.per_token is not None:
@@ -43,9 +41,9 @@ def kinds_of(kinds: Kinds) -> Iterator[tuple[str, KindMean]]:
 
 
 def kinds_chart(table: AttentionTable) -> Html:
-    """Average weight of one token of each kind on a logarithmic axis, image tokens by group (Figure 7)."""
-    slots = _slots(table)
-    weights = [weight for _, points in slots for _, weight in points if weight > 0]
+    """Average weight per token of each kind on a logarithmic axis, image tokens by group (Figure 7)."""
+    columns = _columns(table)
+    weights = [weight for _, points in columns for _, weight in points if weight > 0]
     low, high = _decades([*weights, table.even])
     y = logarithmic(low, high, _TOP + _HEIGHT, _TOP)
     parts = [line(_LEFT, _TOP + _HEIGHT, _WIDTH - _RIGHT, _TOP + _HEIGHT, "axis")]
@@ -56,7 +54,7 @@ def kinds_chart(table: AttentionTable) -> Html:
         parts.append(line(_LEFT, y(mark), _WIDTH - _RIGHT, y(mark), "grid"))
         parts.append(text(_LEFT - 10, y(mark) + 4, number(mark), anchor="end", class_="tick"))
     parts.append(line(_LEFT, y(table.even), _WIDTH - _RIGHT, y(table.even), "even"))
-    for (name, points), (start, end) in zip(slots, _spans(slots), strict=True):
+    for (name, points), (start, end) in zip(columns, _spans(columns), strict=True):
         parts += _column(name, points, linear(-0.5, len(points) - 0.5, start, end), y)
         label = LABELS[name]
         if len(points) > 1:
@@ -73,12 +71,12 @@ def kinds_chart(table: AttentionTable) -> Html:
     )
 
 
-# Kind → its points: what a point is called, and its weight.
-_Slot = tuple[str, list[tuple[str, float]]]
+# A kind, and its points: label and weight.
+_Column = tuple[str, list[tuple[str, float]]]
 
 
-def _slots(table: AttentionTable) -> list[_Slot]:
-    slots: list[_Slot] = []
+def _columns(table: AttentionTable) -> list[_Column]:
+    found: list[_Column] = []
     for name, mean in kinds_of(table.whole):
         assert mean.per_token is not None, "kinds_of leaves the others out"
         points = [(LABELS[name], mean.per_token)]
@@ -95,18 +93,18 @@ def _slots(table: AttentionTable) -> list[_Slot]:
                 for start, weight in zip(first, groups, strict=True)
                 if weight is not None
             ]
-        slots.append((name, points))
-    return slots
+        found.append((name, points))
+    return found
 
 
-def _spans(slots: Sequence[_Slot]) -> list[tuple[float, float]]:
-    """Left and right end of each kind: the image's share grows with its groups, the others stay readable."""
+def _spans(columns: Sequence[_Column]) -> list[tuple[float, float]]:
+    """Left and right end of each kind: image groups share what the fixed widths of single points leave."""
     single = 120.0
-    total, singles = _WIDTH - _RIGHT - _LEFT, sum(len(points) == 1 for _, points in slots)
-    if singles == len(slots):
-        widths = [total / len(slots)] * len(slots)
+    total, singles = _WIDTH - _RIGHT - _LEFT, sum(len(points) == 1 for _, points in columns)
+    if singles == len(columns):
+        widths = [total / len(columns)] * len(columns)
     else:
-        widths = [single if len(points) == 1 else total - singles * single for _, points in slots]
+        widths = [single if len(points) == 1 else total - singles * single for _, points in columns]
     ends = [_LEFT + sum(widths[: n + 1]) for n in range(len(widths))]
     return [(end - width, end) for end, width in zip(ends, widths, strict=True)]
 
@@ -123,7 +121,7 @@ def _column(name: str, points: Sequence[tuple[str, float]], x: Scale, y: Scale) 
         parts = [line(x(n), floor, x(n), y(weight), f"stem stroke-{name}"), dot]
         if alone:
             parts.append(text(x(n), y(weight) - 12, number(weight), anchor="middle", class_="value"))
-        yield tag("g", *parts, data_tip=f"{what}: {weight:.3g} a token", tabindex="0")
+        yield tag("g", *parts, data_tip=f"{what}: {weight:.3g} per token", tabindex="0")
 
 
 def _decades(weights: Sequence[float]) -> tuple[float, float]:
@@ -134,7 +132,7 @@ def _decades(weights: Sequence[float]) -> tuple[float, float]:
 
 
 def share_rows(table: AttentionTable) -> Html:
-    """How a text token's attention is divided among the kinds: over all fused layers, and in each."""
+    """Bars of how a text token's attention is divided among the kinds: over all fused layers, and in each."""
     rows = [
         ("all layers", table.whole),
         *((f"layer {layer}", kinds) for layer, kinds in table.layers.items()),
@@ -159,7 +157,7 @@ def share_rows(table: AttentionTable) -> Html:
 
 
 def kinds_legend(table: AttentionTable) -> Html:
-    """The kinds' colours."""
+    """Legend of the kinds' colours."""
     keys = [
         tag("span", tag("i", class_=f"key back-{name}"), LABELS[name]) for name, _ in kinds_of(table.whole)
     ]
@@ -171,14 +169,14 @@ _HEAT = np.array([(72, 30, 160), (200, 45, 120), (250, 130, 40), (255, 240, 140)
 
 
 def heat(weights_RC: ImageMap, *, alt: str) -> Html:
-    """A transparent picture of one pixel an image token, to be laid over the image: the hotter, the more."""
+    """Transparent picture of one pixel per image token, to be laid over an image; hottest at the maximum."""
     top = weights_RC.max()
-    return _embedded(_heat_colors(weights_RC / top if top > 0 else weights_RC), alt=alt, class_="heat")
+    return picture(_heat_colors(weights_RC / top if top > 0 else weights_RC), alt=alt, class_="heat")
 
 
 def heat_legend() -> Html:
-    """The heat scale as a strip."""
-    strip = _embedded(_heat_colors(np.linspace(0, 1, 64)[None]), alt="from none to most", class_="strip-heat")
+    """Legend of the heat scale."""
+    strip = picture(_heat_colors(np.linspace(0, 1, 64)[None]), alt="from none to most", class_="strip-heat")
     return tag("p", "none ", strip, " most, for each word by itself", class_="legend")
 
 
@@ -188,10 +186,3 @@ def _heat_colors(level_RC: NDArray[np.float64]) -> NDArray[np.uint8]:
     channels = [np.interp(level_RC, stops, _HEAT[:, channel]) for channel in range(3)]
     opacity = 225 * level_RC**0.8
     return np.stack([*channels, opacity], axis=-1).round().astype(np.uint8)
-
-
-def _embedded(pixels_RC4: NDArray[np.uint8], *, alt: str, class_: str) -> Html:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels_RC4).save(buffer, "PNG")
-    data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    return tag("img", src=f"data:image/png;base64,{data}", alt=alt, class_=class_)

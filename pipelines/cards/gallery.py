@@ -1,18 +1,15 @@
-"""Sample pictures of the data cards: chosen evenly over the rows, shrunk, and embedded in the page."""
+"""Sample pictures of the data cards: evenly spaced rows, shrunk and embedded in the page."""
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from PIL import Image
-
 from casa_core.media.decode import Rgb, decode_image, decode_pictures
 from pipelines.data.store.readers import CleanReader
 from pipelines.data.store.rows import Row
+from pipelines.html.pictures import picture
 from pipelines.html.tags import Html, tag
 
 PICTURES, CLIPS = 12, 3
@@ -25,26 +22,20 @@ MOST_PICTURES = 4
 """Pictures shown of one sample."""
 _CHARACTERS = 220
 _CANDIDATES = 48
-_QUALITY = 80
 
 
 def spaced(total: int, count: int) -> list[int]:
-    """Up to ``count`` numbers below ``total``, evenly spaced: picked by nobody, and the same each time."""
+    """Up to ``count`` numbers below ``total``, evenly spaced and the same each time."""
     return [index * total // count for index in range(count)] if total > count else list(range(total))
 
 
 def thumbnail(pixels: Rgb, *, alt: str, side: int) -> Html:
-    """An ``<img>`` of a uint8 array (height, width, 3), as a JPEG with a longest side of at most ``side``."""
-    image = Image.fromarray(pixels)
-    image.thumbnail((side, side))
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=_QUALITY, optimize=True)
-    data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    return tag("img", src=f"data:image/jpeg;base64,{data}", alt=alt, loading="lazy")
+    """A JPEG of a uint8 array (height, width, 3) with a longest side of at most ``side`` pixels."""
+    return picture(pixels, alt=alt, side=side, kind="jpeg", loading="lazy")
 
 
 def gallery(reader: CleanReader, *, pictures: int = PICTURES, clips: int = CLIPS) -> Html:
-    """Samples of a clean artifact, with their pictures or frames and what is said about them."""
+    """Samples of a clean artifact: pictures or frames, with the texts that go with them."""
     rows = [(number, reader.without_bytes(number)) for number in spaced(len(reader), _CANDIDATES)]
     moving = [entry for entry in rows if _is_video(entry[1])]
     still = [entry for entry in rows if not _is_video(entry[1])]
@@ -54,7 +45,7 @@ def gallery(reader: CleanReader, *, pictures: int = PICTURES, clips: int = CLIPS
 
 
 def still_sample(reader: CleanReader, number: int, row: Row) -> Html:
-    """One sample with still pictures, or with none."""
+    """One sample with still pictures or without any: its first question and answer."""
     shown = list(row_pictures(reader, number, row, side=SIDE, at_most=MOST_PICTURES))
     texts = [part for part in row["parts"] if part["kind"] == "text"]
     question = next((part["text"] for part in texts if not part["trained"]), "")
@@ -111,7 +102,7 @@ def row_pictures(reader: CleanReader, number: int, row: Row, *, side: int, at_mo
 
 
 def row_thumbnail(readers: Mapping[str, CleanReader], source: str, number: int, *, side: int) -> Html:
-    """A row's first still picture, or a video's first used frame, small; nothing where it has none."""
+    """A row's first still picture, or a video's first used frame; empty where it has none."""
     reader = readers[source]
     row = reader.without_bytes(number)
     for part in row["parts"]:
@@ -132,7 +123,7 @@ def shortened(text: str, characters: int = _CHARACTERS) -> str:
 
 
 def subset(row: Row) -> str:
-    """The subset a row's metadata names, if it names one."""
+    """The ``subset`` in a row's metadata; empty where there is none."""
     meta: Any = json.loads(row["meta"]) if row["meta"] else {}
     return str(meta.get("subset", "")) if isinstance(meta, dict) else ""
 
@@ -142,7 +133,7 @@ def _is_video(row: Row) -> bool:
 
 
 def _frames(parts: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], str]]:
-    """Each frame with what the assistant says between it and the next, where frames stand in its turn."""
+    """Each frame with the assistant's text between it and the next, where frames are in its turn."""
     frames: list[tuple[Mapping[str, Any], str]] = []
     for part in parts:
         if part["kind"] == "image":

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-
-from PIL import Image
 
 from casa_core.analysis.attention_stats import AttentionTable, KindMean, Kinds
 from casa_core.analysis.inspection import END, NEXT_FRAME, SILENT, GeneratedToken, InspectedSample
@@ -24,6 +20,7 @@ from pipelines.cards.attention import (
 )
 from pipelines.html.document import asset, document, script
 from pipelines.html.layout import figure, fold, section, table, tile, tiles
+from pipelines.html.pictures import data_uri
 from pipelines.html.tags import Html, tag
 from pipelines.text_format import number
 
@@ -39,15 +36,15 @@ MASKED = {
     "random_text": "a random text token",
     "random_token": "a random token",
 }
-"""What is masked → in words."""
+"""Kind of masking → label."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inspection:
-    """Everything the page tells.
+    """Content of the page.
 
     Attributes:
-        name: Of the checkpoint.
+        name: The checkpoint's name.
         headline: What it is, in a sentence.
         facts: Label → value.
         inspected: The conversations.
@@ -144,7 +141,7 @@ def _masked(one: InspectedSample) -> Html:
         "With attention masked in every fusion layer",
         table(("no token attends to", "then it says", "log-likelihood"), rows, numeric=[2]),
         note="Table 8 of the paper, on this conversation. Log-likelihood: of what was said with nothing "
-        "masked, in nats a token; the further below the first row, the more the masking disturbs.",
+        "masked, in nats per token; the further below the first row, the more the masking disturbs.",
     )
 
 
@@ -252,17 +249,9 @@ def _picture_styles(inspected: Sequence[InspectedSample]) -> str:
     def rules() -> Iterator[str]:
         for index, one in enumerate(inspected):
             for n, rgb in enumerate(one.pictures):
-                yield f".p{index}-{n} {{ background-image: url(data:image/png;base64,{_png(rgb)}); }}"
+                yield f".p{index}-{n} {{ background-image: url({data_uri(rgb, side=SIDE)}); }}"
 
     return "\n".join(rules())
-
-
-def _png(rgb: Rgb) -> str:
-    image = Image.fromarray(rgb)
-    image.thumbnail((SIDE, SIDE))
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
-    return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def _aspect(rgb: Rgb) -> str:

@@ -1,4 +1,4 @@
-"""Parts of a pack artifact's card: the fill of both budgets beside the best possible, and the mixture."""
+"""Parts of a pack artifact's pages: fill of both budgets beside the best possible, and the mixture."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def pack_tiles(card: Mapping[str, Any]) -> Html:
         tile(
             number(card["sequences"]), "sequences", f"{over:.2%} above the bound of {card['lower_bound']:,}"
         ),
-        tile(number(samples), "samples packed", f"{samples / max(card['sequences'], 1):.1f} a sequence"),
+        tile(number(samples), "samples packed", f"{samples / max(card['sequences'], 1):.1f} per sequence"),
         tile(number(card["text_tokens"]), "text tokens", _mean(card, "text_tokens")),
         tile(number(card["image_tokens"]), "image tokens", _mean(card, "image_tokens")),
     )
 
 
 def budget_line(card: Mapping[str, Any]) -> str:
-    """What a sequence holds at most, in a sentence."""
+    """The budgets of a sequence, as a sentence."""
     budget, video = card["budget"], card["budget"].get("video")
     line = f"Sequences of up to {budget['text']:,} text and {budget['image']:,} image tokens"
     if video and card["by_kind"]["video"]["sequences"]:
@@ -41,7 +41,7 @@ def budget_line(card: Mapping[str, Any]) -> str:
 
 
 def fill_section(card: Mapping[str, Any]) -> Html:
-    """How full both budgets are, by kind, beside the fill of the lower bound's number of sequences."""
+    """Fill of both budgets, by kind, beside the fill that the fewest possible sequences would have."""
     lead = (
         "Samples share sequences under two budgets; a video has a sequence of its own. No packing needs "
         "fewer sequences than tokens divided by budget, the larger of the two: the stroke marks the fill "
@@ -59,7 +59,7 @@ def fill_section(card: Mapping[str, Any]) -> Html:
                 meter(f"{KINDS.get(kind, kind)}, {budget}", reached, reached * ratio, tip, style=style)
             )
     legend = tag("p", tag("span", tag("i", class_="key line"), "best possible"), class_="legend")
-    return section("Fill", lead, figure("Budgets by kind of sequence", *rows, legend), _histograms(card))
+    return section("Fill", lead, figure("Budgets by kind of sequence", *rows, legend), fill_histograms(card))
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +68,8 @@ class Share:
 
     Attributes:
         source: Its name.
-        asked: As the recipe wants it; ``None`` where it wants none in particular.
-        realised: Of what was packed.
+        asked: Share that the recipe requests; ``None`` where it requests none.
+        realised: Share of what was packed.
     """
 
     source: str
@@ -78,7 +78,7 @@ class Share:
 
 
 def shares(card: Mapping[str, Any]) -> list[Share]:
-    """The sources' shares of what the card's ``mixture.measure`` names, of samples where it names nothing."""
+    """The sources' shares, in the measure of `basis`."""
     measure, asked = basis(card), (card.get("mixture") or {}).get("sources", {})
     total = sum(own[measure] for own in card["sources"].values())
     return [
@@ -88,12 +88,12 @@ def shares(card: Mapping[str, Any]) -> list[Share]:
 
 
 def basis(card: Mapping[str, Any]) -> str:
-    """What shares are counted in: ``samples``, ``text_tokens`` or ``image_tokens``."""
+    """The measure of shares, as the mixture names it: an item of `MEASURES`, by default ``samples``."""
     return (card.get("mixture") or {}).get("measure", "samples")
 
 
 def mixture_section(card: Mapping[str, Any]) -> Html:
-    """Samples and tokens of each source, and its share asked for beside the one reached."""
+    """Samples and tokens of each source, and its requested share beside the realised one."""
     lead = "What each source contributes to the sequences, repeated samples counted as often as they occur."
     rows = [
         [
@@ -110,7 +110,8 @@ def mixture_section(card: Mapping[str, Any]) -> Html:
     return section("Mixture", lead, table(head, rows, numeric=range(1, 6)))
 
 
-def _histograms(card: Mapping[str, Any]) -> Html:
+def fill_histograms(card: Mapping[str, Any]) -> Html:
+    """Histograms of the sequences' fill, one per budget; empty where the card has none."""
     drawings = []
     for budget, style in BUDGETS.items():
         found = card.get("histograms", {}).get(budget)
@@ -122,4 +123,4 @@ def _histograms(card: Mapping[str, Any]) -> Html:
 
 
 def _mean(card: Mapping[str, Any], measure: str) -> str:
-    return f"{number(card[measure] / max(card['sequences'], 1))} a sequence"
+    return f"{number(card[measure] / max(card['sequences'], 1))} per sequence"

@@ -1,4 +1,4 @@
-"""What the data cards measure themselves: sizes of samples, on evenly spaced rows."""
+"""Histograms of sample sizes for the data cards, over evenly spaced rows."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from pipelines.html.layout import figure
 from pipelines.html.tags import Html, tag
 
 ROWS, RUN = 2048, 32
-"""Rows looked at, in evenly spaced runs of neighbours, which lie in few record batches: a card is made as
-quickly for a million rows as for two thousand."""
+"""Rows read, in evenly spaced runs of neighbours, which lie in few record batches: the time that a card takes
+does not grow with the artifact."""
 _STYLES = {"text": "model", "image": "video"}
 
 
@@ -32,7 +32,7 @@ def clean_histograms(reader: CleanReader) -> tuple[str, Html]:
     """Sizes of pictures, text and conversations of a clean artifact.
 
     Returns:
-        How many rows were looked at, in words, and the drawings.
+        The rows that were read, as text, and the histograms.
     """
     rows = [reader.without_bytes(number) for number in sampled(len(reader))]
     kilopixels = [
@@ -56,14 +56,14 @@ def clean_histograms(reader: CleanReader) -> tuple[str, Html]:
         for title, values, style, unit in measures
         if values
     ]
-    return _seen(len(rows), len(reader)), tag("div", *drawings, class_="columns")
+    return _scope(len(rows), len(reader)), tag("div", *drawings, class_="columns")
 
 
 def token_histograms(reader: Rows, sources: Sequence[str]) -> tuple[str, Html]:
     """Text and image tokens of the documents of each source of a pack artifact.
 
     Returns:
-        How many sequences were looked at, in words, and the drawings, two a source.
+        The sequences that were read, as text, and the histograms, two per source.
     """
     text: dict[str, list[int]] = defaultdict(list)
     image: dict[str, list[int]] = defaultdict(list)
@@ -80,7 +80,7 @@ def token_histograms(reader: Rows, sources: Sequence[str]) -> tuple[str, Html]:
                     powers_of_two(found), style=_STYLES[measure], unit=f"{measure} tokens", label=title
                 )
                 drawings.append(figure(title, chart))
-    return _seen(len(chosen), len(reader)), tag("div", *drawings, class_="columns")
+    return _scope(len(chosen), len(reader)), tag("div", *drawings, class_="columns")
 
 
 def _documents(reader: Rows, chosen: Sequence[int]) -> Iterator[tuple[str, int, int]]:
@@ -95,9 +95,9 @@ def sampled(total: int) -> list[int]:
     if total <= ROWS:
         return list(range(total))
     runs = spaced(total // RUN, ROWS // RUN)
-    return [run * RUN + place for run in runs for place in range(RUN)]
+    return [run * RUN + offset for run in runs for offset in range(RUN)]
 
 
-def _seen(looked: int, total: int) -> str:
-    runs = looked // RUN
-    return f"all {total:,}" if looked == total else f"{looked:,} of {total:,}, in {runs} evenly spaced runs"
+def _scope(read: int, total: int) -> str:
+    runs = read // RUN
+    return f"all {total:,}" if read == total else f"{read:,} of {total:,}, in {runs} evenly spaced runs"

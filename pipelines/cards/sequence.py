@@ -1,4 +1,4 @@
-"""One packed sequence as an HTML page, its pictures inside: what the model sees, window by window."""
+"""One packed sequence as an HTML page: text and pictures, one attention window after the other."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SIDE = 260
 
 
 def sequence_page(view: SequenceView, clean: Mapping[str, CleanReader]) -> str:
-    """The page.
+    """The page as one HTML document.
 
     Args:
         view: The sequence.

@@ -1,4 +1,4 @@
-"""Parts that the cards of clean and pack artifacts share: quarantine, filters, settings."""
+"""Sections common to the cards of clean and pack artifacts: quarantine, filters, settings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pipelines.html.tags import Html, tag
 from pipelines.storage.uri import Folder, filesystem_for
 
 EXAMPLES = 5
-"""Examples shown of each reason and of each filter."""
+"""Examples per reason and per filter."""
 _PICTURE_SIDE = 96
 
 PACK_REASONS = {
@@ -31,11 +31,11 @@ PACK_REASONS = {
     "over_text_budget": "The sample has more text tokens than a sequence holds, and cannot be split.",
     "over_image_budget": "The sample has more image tokens than a sequence holds, and cannot be split.",
 }
-"""Every reason for which the pack stage sets a sample aside, and what it means."""
+"""Reason for which the pack stage sets a sample aside → what it means."""
 
 
 def read_filtered(path: Folder) -> pa.Table:
-    """The samples that filters removed, as ``filters.FILTERED_SCHEMA``; none where no filter ran."""
+    """The samples that filters removed, as ``FILTERED_SCHEMA``; an empty table where no filter ran."""
     if not path.is_file():
         return FILTERED_SCHEMA.empty_table()
     filesystem, inside = filesystem_for(path)
@@ -44,11 +44,11 @@ def read_filtered(path: Folder) -> pa.Table:
 
 
 def quarantine_section(rejected: Sequence[Rejected], records: int) -> Html:
-    """Counts by reason, and some examples of each.
+    """Number of records by reason, and some examples of each.
 
     Args:
-        rejected: All that was set aside.
-        records: Out of how many.
+        rejected: All records that were set aside.
+        records: Number of all records.
     """
     if not rejected:
         return section("Quarantine", f"None of {records:,} records had to be set aside.")
@@ -84,12 +84,12 @@ def _rejected_table(entries: Sequence[Rejected]) -> Html:
 
 
 def filters_section(filtered: pa.Table, readers: Mapping[str, CleanReader], declared: Iterable[str]) -> Html:
-    """What each filter removed, with examples and their pictures.
+    """Number of samples that each filter removed, with examples and their pictures.
 
     Args:
-        filtered: All that filters removed, as ``FILTERED_SCHEMA``.
-        readers: Clean artifact of each source, to take pictures from.
-        declared: Names of the filters that ran, those included that removed nothing.
+        filtered: All samples that filters removed, as ``FILTERED_SCHEMA``.
+        readers: Source → clean artifact, for the pictures.
+        declared: Names of the filters that ran, including those that removed nothing.
     """
     grouped = filtered.group_by(["filter", "source"]).aggregate([([], "count_all")]).to_pylist()
     counts = {(row["filter"], row["source"]): row["count_all"] for row in grouped}
@@ -136,7 +136,7 @@ def _examples(filtered: pa.Table, name: str, readers: Mapping[str, CleanReader])
 
 
 def settings_section(settings: Mapping[str, Any], schema: str) -> Html:
-    """What decided the artifact: its settings word for word, and its rows' schema.
+    """Settings that decided the artifact, and its rows' schema.
 
     Args:
         settings: The stage's part of the recipe.

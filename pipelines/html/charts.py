@@ -1,4 +1,4 @@
-"""SVG drawings. Colours come from classes of ``report.css``: light, dark and print each have their own.
+"""SVG charts: grouped bars, loss curves, legends. Colours are classes of ``report.css``: light, dark, print.
 
 Coordinates are SVG user units, y downwards. ``data-tip`` texts are shown by ``report.js`` on hover and focus.
 """
@@ -16,7 +16,7 @@ from pipelines.text_format import number
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bar:
-    """A bar of a grouped chart: a share, its interval (``low == high``: none) and its colour's class."""
+    """A bar of a grouped chart: a share, its interval (``low == high``: none), colour class and hint."""
 
     value: float
     low: float
@@ -27,7 +27,7 @@ class Bar:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
-    """Points of one kind over a common x axis, drawn as faint dots with a line through their moving mean."""
+    """Points over a common x axis, drawn as faint dots, and their moving mean, drawn as a line."""
 
     label: str
     style: str
@@ -39,18 +39,18 @@ class Series:
 def svg(
     width: float, height: float, *children: object, label: str, class_: str = "chart", **extra: object
 ) -> Html:
-    """An SVG element that scales with its container; ``label`` is what a screen reader says."""
+    """An SVG element that scales with its container; ``label`` is for screen readers."""
     box = f"0 0 {width:g} {height:g}"
     return tag("svg", *children, viewBox=box, role="img", aria_label=label, class_=class_, **extra)
 
 
 def text(x: float, y: float, content: object, *, anchor: str = "start", class_: str = "") -> Html:
-    """A line of text at a point."""
+    """One line of text at a point."""
     return tag("text", content, x=x, y=y, text_anchor=anchor, class_=class_ or None)
 
 
 def line(x1: float, y1: float, x2: float, y2: float, class_: str) -> Html:
-    """A straight stroke."""
+    """A straight line."""
     return tag("line", x1=x1, y1=y1, x2=x2, y2=y2, class_=class_)
 
 
@@ -95,12 +95,16 @@ def _bar(item: Bar, x: float, width: float, y: Scale) -> Html:
 
 
 def loss_chart(series: Sequence[Series], rate: Sequence[tuple[float, float]], *, label: str) -> Html:
-    """Loss over steps on a logarithmic axis, and under it the learning rate over the same steps."""
+    """Loss over steps on a logarithmic axis, and under it the learning rate over the same steps.
+
+    Raises:
+        ValueError: If no loss is positive.
+    """
     width, left, right, top, height, strip = 960.0, 54.0, 20.0, 14.0, 260.0, 56.0
     values = [value for one in series for _, value in one.points if value > 0]
     steps = [step for one in series for step, _ in one.points]
     if not values:
-        raise ValueError("a loss curve needs at least one positive loss")
+        raise ValueError("A loss curve needs at least one positive loss.")
     low, high = min(values) * 0.9, max(values) * 1.1
     x = linear(min(steps), max(steps), left, width - right)
     y = logarithmic(low, high, top + height, top)
@@ -146,23 +150,6 @@ def _rate_strip(
     ]
 
 
-def histogram(counts: Sequence[int], edges: Sequence[float], *, style: str, label: str) -> Html:
-    """Columns over ``len(counts) + 1`` bin edges between 0 and 1."""
-    width, left, top, height = 420.0, 8.0, 16.0, 90.0
-    x = linear(0, 1, left, width - left)
-    y = linear(0, max([*counts, 1]), top + height, top)
-    parts = [line(left, top + height, width - left, top + height, "axis")]
-    for count, start, end in zip(counts, edges, edges[1:], strict=False):
-        if count:
-            tip = f"{count} sequences filled {start:.0%} to {end:.0%}"
-            bar = tag("rect", x=x(start) + 0.5, y=y(count), width=max(x(end) - x(start) - 1, 0.5),
-                      height=top + height - y(count), rx=1, class_=f"fill-{style}")  # fmt: skip
-            parts.append(tag("g", bar, data_tip=tip, tabindex="0"))
-    for share, anchor in ((0.0, "start"), (0.5, "middle"), (1.0, "end")):
-        parts.append(text(x(share), top + height + 16, f"{share:.0%}", anchor=anchor, class_="tick"))
-    return svg(width, top + height + 22, *parts, label=label)
-
-
 def moving_mean(points: Sequence[tuple[float, float]], window: int) -> list[tuple[float, float]]:
     """The centred mean of up to ``window`` neighbours of each point; narrower at both ends."""
     half = window // 2
@@ -182,7 +169,7 @@ def _points(points: Sequence[tuple[float, float]]) -> str:
 
 
 def _thin(points: Sequence[tuple[float, float]], at_most: int = 400) -> list[tuple[float, float]]:
-    """Every n-th point, with four significant digits: hovering cannot tell more apart."""
+    """Every n-th point, with four significant digits: more cannot be distinguished on hover."""
     every = max(1, len(points) // at_most)
     return [(step, float(f"{value:.4g}")) for step, value in points[::every]]
 

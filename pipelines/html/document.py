@@ -1,4 +1,4 @@
-"""The frame of every page: one HTML document with style and script inside, and nothing from anywhere else."""
+"""The frame of every page: one HTML document with its style and script inside, which needs no network."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pipelines.html.tags import Html, tag
 
 
 def document(title: str, style: str, *body: object) -> str:
-    """A page.
+    """One HTML document.
 
     Args:
-        title: Of the window.
-        style: Its style sheet.
-        body: What it shows, in order.
+        title: Title of the window.
+        style: Style sheet.
+        body: Content in order; plain strings are escaped.
     """
     head = tag(
         "head",
@@ -26,10 +26,10 @@ def document(title: str, style: str, *body: object) -> str:
 
 
 def script() -> Html:
-    """What pages do on hover and focus; the last of a body."""
+    """The script for hints on hover and focus; the last element of a body."""
     return tag("script", Html(asset("pipelines.html", "report.js")))
 
 
 def asset(package: str, name: str) -> str:
-    """A style sheet or script that lies in the folder of ``package``."""
+    """Text of a style sheet or script in the folder of ``package``."""
     return resources.files(package).joinpath(name).read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The frame every section shares."""
+"""Layout elements: sections, tiles, tables, figures, folds."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from pipelines.html.tags import Html, join, tag
 
 
 def anchor(title: str) -> str:
-    """The id of the section of that title."""
+    """The id of the section with that title."""
     return title.lower().replace(" ", "-")
 
 
 def section(title: str, lead: object, *body: object) -> Html:
-    """A titled part of the page with one sentence that says what is to be seen."""
+    """A titled part of the page; ``lead`` states what it shows."""
     return tag("section", tag("h2", title), tag("p", lead, class_="lead"), *body, id=anchor(title))
 
 
 def tile(value: object, label: object, note: object = "", *, style: str = "") -> Html:
-    """A number to be read at a glance."""
+    """A large number with its label, and a note below."""
     return tag(
         "div",
         tag("b", value),

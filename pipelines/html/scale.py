@@ -1,4 +1,4 @@
-"""From data to drawing units, and the round numbers to write beside an axis."""
+"""Axis scales, and round numbers to write beside an axis."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Markup that cannot forget to escape: plain strings become text, and only `tag` makes elements."""
+"""HTML elements with escaping: plain strings become text, and only `tag` makes markup."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class Html(str):
-    """A string that is markup already; every other string is escaped where it meets one."""
+    """A string that is markup; every other string is escaped when joined to one."""
 
     __slots__ = ()
 

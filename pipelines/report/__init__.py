@@ -1,1 +1,1 @@
-"""One self-contained HTML file that shows what a run did, how well, and where each part of it came from."""
+"""The report of a run: results, data, training and lineage as one HTML page, with data cards beside it."""

@@ -1,4 +1,4 @@
-"""The whole page: sections in reading order, with style and script inside, and nothing from anywhere else."""
+"""The report as one HTML page: header, sections in reading order, footer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipelines.report.sections.captions import captions
 from pipelines.report.sections.gallery import gallery
 from pipelines.report.sections.lineage import lineage
 from pipelines.report.sections.packing import packing
-from pipelines.report.sections.provenance import making
+from pipelines.report.sections.provenance import provenance
 from pipelines.report.sections.quarantine import quarantine
 from pipelines.report.sections.results import headline, results
 from pipelines.report.sections.run_artifacts import Run
@@ -25,7 +25,7 @@ SECTIONS: dict[str, Callable[[Run], Html]] = {
     "Packing": packing,
     "Quarantine": quarantine,
     "Lineage": lineage,
-    "How it was made": making,
+    "How it was made": provenance,
 }
 """Title → section, in reading order."""
 

@@ -1,1 +1,1 @@
-"""The parts of the report: each turns a run into markup, and knows what to say without its artifact."""
+"""Sections of the report: each is a function from `Run` to `Html`, also for a run without its artifact."""

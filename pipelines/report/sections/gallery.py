@@ -1,4 +1,4 @@
-"""Held-out pictures with what was asked, what the model said and what is true: right and wrong ones."""
+"""Section of example answers: held-out pictures with question, answer and truth, right and wrong ones."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SIDE = 160
 
 
 def gallery(run: Run) -> Html:
-    """The section; a run without answered questions has one sentence instead."""
+    """Example answers; one sentence for a run without questions about pictures."""
     stage = run.get("evaluate")
     path = stage.folder / "results.parquet" if stage else None
     answers = pq.read_table(path).to_pylist() if path and path.is_file() else []
@@ -43,7 +43,7 @@ def gallery(run: Run) -> Html:
 
 
 def spread(rows: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-    """``count`` rows that take turns over the question types, evenly spaced within each."""
+    """``count`` rows that alternate between question types, evenly spaced within each."""
     by_type: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         by_type[row["question_type"]].append(row)
@@ -81,7 +81,10 @@ def _images(reader: CleanReader, row: dict[str, Any]) -> Iterator[Html]:
     for index, media in enumerate(reader.without_bytes(row["row"])["media"]):
         if media["kind"] == "image":
             yield picture(
-                decode_image(reader.media(row["row"], index)), alt="the picture asked about", side=SIDE
+                decode_image(reader.media(row["row"], index)),
+                alt="the picture asked about",
+                side=SIDE,
+                loading="lazy",
             )
 
 

@@ -1,4 +1,4 @@
-"""Where everything came from: from the endpoint back to the raw files, with times and sizes."""
+"""Section on lineage: the graph of artifacts from raw files to the endpoint, with times and sizes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Node:
 
 
 def lineage(run: Run) -> Html:
-    """The section: the graph, then one line a stage."""
+    """The graph of artifacts, then one line per stage and one per data card."""
     if not run.stages:
         return section("Lineage", "The report was made from no artifact at all.")
     lead = (
@@ -41,7 +41,7 @@ def lineage(run: Run) -> Html:
 
 
 def nodes(run: Run) -> list[Node]:
-    """The run's artifacts with what lies before and after them."""
+    """The run's artifacts, raw files before them and the endpoint after them; parents come first."""
     names = {stage.fingerprint: name for name, stage in run.stages.items()}
     found: list[Node] = []
     for name, stage in run.stages.items():
@@ -61,7 +61,7 @@ def nodes(run: Run) -> list[Node]:
 
 
 def _raw(stage: Stage) -> Node:
-    """What a stage without inputs reads: a generator's product, or files."""
+    """Input of a stage without input artifacts: a generator's product, or files."""
     make = stage.settings.get("make")
     if isinstance(make, Mapping):
         lines: tuple[str, ...] = (str(make.get("generator", "generated")), "generator")
@@ -79,7 +79,7 @@ def columns(found: Sequence[Node]) -> dict[str, int]:
 
 
 def direct_edges(found: Sequence[Node]) -> list[tuple[str, Node]]:
-    """Edges that no longer path implies: data that reaches training through packing is not drawn twice."""
+    """Edges that no longer path implies, so that data that reaches training through packing is drawn once."""
     above: dict[str, set[str]] = {}
     for node in found:  # parents come first
         above[node.name] = set(node.parents).union(*(above[parent] for parent in node.parents))
@@ -99,21 +99,21 @@ def _draw(found: Sequence[Node]) -> Html:
     tallest = max(len(nodes) for nodes in members.values())
     height = 2 * MARGIN + tallest * (BOX_HEIGHT + GAP_Y) - GAP_Y
     width = 2 * MARGIN + len(members) * (BOX_WIDTH + GAP_X) - GAP_X
-    place: dict[str, tuple[float, float]] = {}
+    corner: dict[str, tuple[float, float]] = {}
     for index in sorted(members):
-        ordered = sorted(members[index], key=lambda node: _mean_height(node, place))
+        ordered = sorted(members[index], key=lambda node: _mean_height(node, corner))
         used = len(ordered) * (BOX_HEIGHT + GAP_Y) - GAP_Y
         for row, node in enumerate(ordered):
             top = (height - used) / 2 + row * (BOX_HEIGHT + GAP_Y)
-            place[node.name] = (MARGIN + index * (BOX_WIDTH + GAP_X), top)
-    edges = [_edge(place[parent], place[node.name]) for parent, node in direct_edges(found)]
-    boxes = [_box(node, *place[node.name]) for node in found]
+            corner[node.name] = (MARGIN + index * (BOX_WIDTH + GAP_X), top)
+    edges = [_edge(corner[parent], corner[node.name]) for parent, node in direct_edges(found)]
+    boxes = [_box(node, *corner[node.name]) for node in found]
     return svg(width, height, *edges, *boxes, label="lineage of the run", class_="chart graph")
 
 
-def _mean_height(node: Node, place: Mapping[str, tuple[float, float]]) -> float:
-    """Boxes stand near their parents, so that few edges cross."""
-    heights = [place[parent][1] for parent in node.parents]
+def _mean_height(node: Node, corner: Mapping[str, tuple[float, float]]) -> float:
+    """Mean height of a node's parents: sorting boxes by it lets few edges cross."""
+    heights = [corner[parent][1] for parent in node.parents]
     return sum(heights) / len(heights) if heights else 0.0
 
 
@@ -139,7 +139,7 @@ def _clip(word: str, length: int) -> str:
 
 
 def _times(run: Run) -> Html:
-    """A line a stage, with a bar at the time it ran."""
+    """One line per stage, with a bar at the time it ran."""
     begun = [stage.started for stage in run.stages.values() if stage.started]
     first = min(begun) if begun else None
     spans = {}

@@ -1,22 +1,19 @@
-"""How full the packed sequences are: both budgets against the fewest sequences that could hold the corpus."""
+"""Section on packing: fill of both budgets, lower bound on sequences, shares of the sources."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines.html.charts import histogram
+from pipelines.cards.pack import BUDGETS, KINDS, MEASURES, fill_histograms
 from pipelines.html.layout import figure, section, table, tile, tiles
 from pipelines.html.tags import Html, tag
 from pipelines.report.sections.run_artifacts import Run
 from pipelines.text_format import number
 
-BUDGETS = {"text": "model", "image": "video"}
-"""Budget → colour class."""
-
 
 def packing(run: Run) -> Html:
-    """The section; a run without packed sequences has one sentence instead."""
+    """Fill of packed sequences; one sentence for a run without any."""
     stage = run.get("pack")
     card = stage.json("card.json") if stage else None
     if not card:
@@ -25,7 +22,7 @@ def packing(run: Run) -> Html:
         "Samples share sequences under two budgets, text tokens and image tokens; a video has a sequence "
         "of its own. No packing could beat the lower bound: tokens divided by budget, the larger of the two."
     )
-    return section("Packing", lead, _tiles(card), _kinds(card), _shares(card), _histograms(card))
+    return section("Packing", lead, _tiles(card), _kinds(card), _shares(card), fill_histograms(card))
 
 
 def _tiles(card: Mapping[str, Any]) -> Html:
@@ -48,11 +45,10 @@ def _tiles(card: Mapping[str, Any]) -> Html:
 
 
 def _kinds(card: Mapping[str, Any]) -> Html:
-    """Sequences of packed pictures and of single videos, apart."""
-    names = {"image": "pictures", "video": "videos"}
+    """Table of sequences with packed pictures and with single videos."""
     rows = [
         [
-            names.get(kind, kind),
+            KINDS.get(kind, kind),
             number(entry["sequences"]),
             number(entry["lower_bound"]),
             *(f"{100 * entry['fill'][budget]:.1f} %" for budget in BUDGETS),
@@ -65,10 +61,10 @@ def _kinds(card: Mapping[str, Any]) -> Html:
 
 
 def _shares(card: Mapping[str, Any]) -> Html:
-    """One bar a measure, split by source."""
+    """One bar per measure, split by source."""
     sources = card["sources"]
     bars = []
-    for measure in ("samples", "text_tokens", "image_tokens"):
+    for measure in MEASURES:
         total = sum(entry[measure] for entry in sources.values())
         if total == 0:
             continue
@@ -93,15 +89,3 @@ def _shares(card: Mapping[str, Any]) -> Html:
             )
         )
     return figure("Shares by source", *bars)
-
-
-def _histograms(card: Mapping[str, Any]) -> Html:
-    drawings = []
-    for name, style in BUDGETS.items():
-        found = card.get("histograms", {}).get(name)
-        if found:
-            chart = histogram(
-                found["counts"], found["edges"], style=style, label=f"fill of the {name} budget"
-            )
-            drawings.append(figure(f"Sequences by fill of the {name} budget", chart))
-    return tag("div", *drawings, class_="columns") if drawings else Html()

@@ -1,4 +1,4 @@
-"""How the run can be made again: settings, seed, packages, machine."""
+"""Section on reproducing the run: settings, seed, packages, machine."""
 
 from __future__ import annotations
 
@@ -10,24 +10,22 @@ from pipelines.html.tags import Html, tag
 from pipelines.report.sections.run_artifacts import Run
 
 
-def making(run: Run) -> Html:
-    """The section; folds stay closed until asked for."""
+def provenance(run: Run) -> Html:
+    """Settings of every stage, packages and machine, folded."""
     if not run.stages:
-        return section("How it was made", "There is no artifact to tell it.")
+        return section("How it was made", "There is no artifact.")
     seeds = {stage.settings["seed"] for stage in run.stages.values() if "seed" in stage.settings}
-    said = f"The seed was {', '.join(map(str, sorted(seeds)))}. " if seeds else ""
-    lead = (
-        f"{said}What each stage was told is below, word for word: the same words give the same fingerprints."
-    )
+    seed = f"The seed was {', '.join(map(str, sorted(seeds)))}. " if seeds else ""
+    lead = f"{seed}Each stage's settings, as the recipe gave them; equal settings give equal fingerprints."
     settings = [
         fold(name, tag("pre", json.dumps(stage.settings, indent=2, ensure_ascii=False)))
         for name, stage in run.stages.items()
     ]
-    return section("How it was made", lead, *settings, *_surroundings(run))
+    return section("How it was made", lead, *settings, *_environment(run))
 
 
-def _surroundings(run: Run) -> list[Html]:
-    """Packages and machine, from the stage that has most to do with the result."""
+def _environment(run: Run) -> list[Html]:
+    """Packages and machine of training, or of the first stage where nothing was trained."""
     stage = run.get("train") or next(iter(run.stages.values()))
     packages = stage.provenance.get("packages", {})
     folds = []

@@ -1,4 +1,4 @@
-"""Every record that a stage set aside: where it came from and why."""
+"""Section on the quarantine: the records that stages set aside, with source and reason."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COLUMNS = ("stage", "source", "file", "row", "sample_id", "reason", "detail")
 
 
 def quarantine(run: Run) -> Html:
-    """The section; it also says so when nothing was set aside."""
+    """Quarantined records by source and reason; one sentence where there are none."""
     stages = run.of_kind("clean")
     if not stages:
         return section("Quarantine", "This run cleaned no data.")

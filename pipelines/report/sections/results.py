@@ -1,4 +1,4 @@
-"""What the model is worth: every benchmark's scores beside the baselines, with confidence intervals."""
+"""Section of scores: every benchmark's results beside the baselines, with confidence intervals."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipelines.report.sections.run_artifacts import Run
 from pipelines.text_format import number
 
 STYLES = {"model": "model", "blind": "blind"}
-"""EvalWorker → colour class; every fixed baseline shares ``baseline``."""
+"""Evaluated model → colour class; fixed baselines have ``baseline``."""
 
 NAMES = {
     "blind": "blind: the same recipe, trained without images",
@@ -22,11 +22,11 @@ NAMES = {
 
 
 COLUMNS = {"yes_no": "yes/no"}
-"""Columns whose name in the corpus is not what one would print."""
+"""Column's name in the corpus → name to print, where they differ."""
 
 
 def results(run: Run) -> Html:
-    """The section; a run without evaluation has one sentence instead."""
+    """Score charts and tables; one sentence for a run without evaluation."""
     stage = run.get("evaluate")
     boards = stage.json("metrics.json") if stage else None
     if not boards:
@@ -40,7 +40,7 @@ def results(run: Run) -> Html:
 
 
 def headline(run: Run) -> Html:
-    """The numbers at the top of the page."""
+    """Tiles at the top of the page: each benchmark's headline, and the latency of a live frame."""
     stage = run.get("evaluate")
     boards: Mapping[str, Any] = (stage.json("metrics.json") if stage else None) or {}
     items = []

@@ -1,20 +1,37 @@
-"""What the report knows: the run's artifacts and their manifests, behind a few names."""
+"""The run's artifacts and their manifests, as the report's sections read them."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
 from pipelines.dag.context import StageContext
+from pipelines.dag.settings import read_settings, stage_settings
 from pipelines.storage.uri import Folder
+
+
+@stage_settings
+class Sizes:
+    """The recipe's ``report`` section: numbers of examples, see `Run`."""
+
+    gallery: int
+    timelines: int
+
+
+@stage_settings
+class ReportSettings:
+    """Settings of the report stage: the recipe's section, and the name under which the model is served."""
+
+    report: Sizes
+    model_name: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """One finished stage: its artifact folder and what its manifest tells.
+    """One finished stage: its artifact folder, and the content of its manifest.
 
     Attributes:
         name: Unique in the run, such as ``clean-vqa``.
@@ -25,10 +42,10 @@ class Stage:
         inputs: Role → fingerprint of the artifact it was made from.
         summary: The numbers the stage reported.
         code_version: Version of the stage's code.
-        started: When the attempt that finished began; ``None`` when the manifest does not say.
-        seconds: How long it took; ``None`` when the manifest does not say.
+        started: When the attempt that finished began; ``None`` if unknown.
+        seconds: How long it took; ``None`` if unknown.
         size: Bytes of all its files.
-        provenance: Everything else that is true of the making but not of the result.
+        provenance: Host, packages, times: what differs between runs with equal results.
     """
 
     name: str
@@ -57,13 +74,13 @@ class Stage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """Every stage the report may speak of.
+    """The stages of the run that the report is about.
 
     Attributes:
         stages: By name, in the order the stages depend on one another.
         model_name: Name under which the endpoint serves the model.
-        gallery: How many pictures to show.
-        timelines: How many live clips of a source to show.
+        gallery: Number of example answers to show.
+        timelines: Number of live clips to show per source.
     """
 
     stages: Mapping[str, Stage]
@@ -88,12 +105,8 @@ class Run:
 def gather(context: StageContext) -> Run:
     """The run behind a report stage's inputs (role = stage name)."""
     stages = {name: _stage(name, folder, context.manifests[name]) for name, folder in context.inputs.items()}
-    return Run(
-        stages=_in_order(stages),
-        model_name=context.settings["model_name"],
-        gallery=context.settings["report"]["gallery"],
-        timelines=context.settings["report"]["timelines"],
-    )
+    settings = read_settings(ReportSettings, context.settings)
+    return Run(stages=_in_order(stages), model_name=settings.model_name, **asdict(settings.report))
 
 
 def _stage(name: str, folder: Folder, manifest: Mapping[str, Any]) -> Stage:

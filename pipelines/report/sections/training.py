@@ -1,4 +1,4 @@
-"""How training went: the loss of each kind of step, the learning rate, and where the time went."""
+"""Section on training: loss by kind of step, learning rate, tokens and time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipelines.report.sections.run_artifacts import Run, Stage
 from pipelines.text_format import duration, number
 
 LAST = 30
-"""Steps whose mean is called the final loss."""
+"""Number of last steps whose mean is the final loss."""
 
 KINDS = {"image": "picture sequences", "video": "video sequences"}
 
@@ -21,7 +21,7 @@ Steps = Sequence[Mapping[str, Any]]
 
 
 def training(run: Run) -> Html:
-    """The section; a run without training has one sentence instead."""
+    """Loss curves and totals; one sentence for a run without training."""
     stage = run.get("train")
     steps = _steps(stage)
     if not steps:
@@ -78,12 +78,14 @@ def _accounts(steps: Steps) -> Html:
         wait = sum(step["loader_wait_s"] for step in steps) / seconds
         items += [
             tile(
-                number(text / seconds), "text tokens a second", f"and {number(image / seconds)} image tokens"
+                number(text / seconds),
+                "text tokens per second",
+                f"and {number(image / seconds)} image tokens",
             ),
             tile(
                 duration(seconds),
                 "in steps",
-                f"{1000 * seconds / len(steps):.0f} ms a step, {wait:.1%} waiting for data",
+                f"{1000 * seconds / len(steps):.0f} ms per step, {wait:.1%} waiting for data",
             ),
         ]
     return tiles(*items)

@@ -129,12 +129,13 @@ class ImageSettings:
             MediaError: ``empty_image`` or ``extreme_aspect_ratio``.
         """
         if height < 1 or width < 1:
-            raise MediaError("empty_image", f"An image of {width} by {height} pixels has nothing to see.")
+            # The words of both errors lie in packs' quarantine tables: other words would be other bytes.
+            raise MediaError("empty_image", f"an image of {width} by {height} pixels has nothing to see")
         if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
             raise MediaError(
                 "extreme_aspect_ratio",
-                f"An image of {width} by {height} pixels is too elongated.",
-                f"Its longer side is more than {MAX_ASPECT_RATIO} times the shorter.",
+                f"an image of {width} by {height} pixels is too elongated",
+                f"its longer side is more than {MAX_ASPECT_RATIO} times the shorter",
                 "Crop it.",
             )
         factor, unit = self.factor, self.factor**2

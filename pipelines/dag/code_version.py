@@ -41,8 +41,9 @@ STAGE_MODULES = {
     "compare": "pipelines.compare.run",
 }
 
-PLUMBING = ("pipelines.dag", "pipelines.recipe", "infra", "casa_core.errors")
-"""Modules that carry a stage's settings and files about without deciding its result."""
+PLUMBING = ("pipelines.dag", "infra", "casa_core.errors")
+"""Modules that carry a stage's settings and files about without deciding its result. Of the recipe, what a stage
+imports counts: rules such as a video's frame size stand there."""
 
 ASSET_SUFFIXES = frozenset({".css", ".html", ".js", ".svg"})
 

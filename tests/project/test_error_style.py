@@ -23,7 +23,7 @@ STORED = ("has nothing to see", "is too elongated", "times the shorter")
 
 
 def texts(node: ast.expr) -> Iterator[str]:
-    """The texts that an argument can be; what is only known at run time is ``{}``, unknown texts are left out."""
+    """The texts that an argument can be; what is known at run time only is ``{}``."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         yield node.value
     elif isinstance(node, ast.JoinedStr):

@@ -13,6 +13,8 @@ from tests.support.source import OURS, name_of, sources, tree_of
 
 DOCUMENTED = 0.9
 """Share of the public names of a package that have a docstring."""
+PRIVATE = re.compile(r"\b(seats?|whoever|examinees?|walkers?|token chooser)\b", re.IGNORECASE)
+"""Words that this project once had for what the field calls slot, model, runner and sampler."""
 SUFFIX = re.compile(r"[a-z][a-z0-9_]*_([A-Z][A-Z0-9]*)$")
 LEGEND = re.compile(r"[Ss]hape suffixes?:?(.*)", re.DOTALL)
 
@@ -69,3 +71,8 @@ def test_shape_suffixes_have_a_legend_atop_the_file(path: Path):
     assert legend, f"{name_of(path)} uses {sorted(used)} and has no legend"
     explained = set(re.findall(r"\b([A-Z])\b", legend[1]))
     assert used <= explained, f"{name_of(path)} does not explain {sorted(used - explained)}"
+
+
+@pytest.mark.parametrize("path", sources(*OURS), ids=name_of)
+def test_code_speaks_the_fields_words(path: Path):
+    assert not PRIVATE.findall(path.read_text(encoding="utf-8"))

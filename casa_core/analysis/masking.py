@@ -47,7 +47,7 @@ def masked_attention(model: CasaForConditionalGeneration, what: Masking, seed: i
             engine.generate(requests)
 
     Args:
-        model: Of kind ``casa``.
+        model: A model of kind ``casa``.
         what: ``self``, ``random_text`` or ``random_token``; see above.
         seed: Seed of the random choice.
 

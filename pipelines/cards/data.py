@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from casa_core.errors import StoreError
+from casa_core.errors import StoreError, cause
 from pipelines.cards.gallery import CLIPS, PICTURES, gallery
 from pipelines.cards.pack import budget_line, fill_section, mixture_section, pack_tiles
 from pipelines.cards.samples import clean_histograms, token_histograms
@@ -195,6 +195,6 @@ def _read_card(folder: Folder) -> dict[str, Any]:
     except (FileNotFoundError, ValueError) as error:
         raise StoreError(
             f"{folder} is not a finished artifact.",
-            f"{CARD} cannot be read: {error}",
+            f"{CARD} cannot be read ({cause(error)}).",
             "Run the stage that writes it.",
         ) from error

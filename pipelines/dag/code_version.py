@@ -42,8 +42,8 @@ STAGE_MODULES = {
 }
 
 PLUMBING = ("pipelines.dag", "infra", "casa_core.errors")
-"""Modules that carry a stage's settings and files about without deciding its result. Of the recipe, what a stage
-imports counts: rules such as a video's frame size stand there."""
+"""Modules that carry a stage's settings and files without deciding its result. What a stage imports from the
+recipe counts: rules such as a video's frame size stand there."""
 
 ASSET_SUFFIXES = frozenset({".css", ".html", ".js", ".svg"})
 

@@ -274,7 +274,7 @@ def test_a_shortened_text_is_its_beginning_on_one_line(text, characters):
 
 def test_every_reason_of_the_pack_stage_is_explained():
     source = Path(encode.__file__).read_text()
-    named = set(re.findall(r'_reject\(number, row, "(\w+)"', source))
+    named = set(re.findall(r'_reject\(number, clean, "(\w+)"', source))
     assert named
     assert named <= PACK_REASONS.keys()
 

@@ -25,7 +25,9 @@ def defaults(tree: ast.Module) -> Iterator[str]:
             )
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "get":
             owner = node.func.value
-            name = owner.id if isinstance(owner, ast.Name) else getattr(owner, "attr", "")
+            name = owner.id if isinstance(owner, ast.Name) else ""
+            if isinstance(owner, ast.Attribute) and ast.unparse(owner.value) in {"context", "self", "job"}:
+                name = owner.attr  # another artifact's settings, out of its manifest, may lack a key
             if name in SETTINGS and node.args and isinstance(node.args[0], ast.Constant):
                 yield ast.unparse(node)
 

@@ -153,8 +153,8 @@ def test_hostile_words_stay_words(finished, tmp_path):
     (evaluate / "metrics.json").write_text(json.dumps(metrics))
     inputs = {**context.inputs, "evaluate": evaluate, "clean-vqa": clean}
     hostile = type(context)(
-        name="report", settings={**context.settings, "model_name": attack}, placement={}, output=tmp_path, inputs=inputs,
-        manifests=context.manifests,
+        name="report", settings={**context.settings, "model_name": attack}, placement={}, output=tmp_path,
+        inputs=inputs, manifests=context.manifests,
     )  # fmt: skip
     page = render(gather(hostile))
     outline = Outline(page)

@@ -189,7 +189,7 @@ class _Columns:
 
     @property
     def meta(self) -> list[dict[str, Any]]:
-        """Of each row, parsed."""
+        """The parsed meta of each row."""
         if self._parsed is None:
             self._parsed = [json.loads(text) for text in self._meta.to_pylist()]
         return self._parsed

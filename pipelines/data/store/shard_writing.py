@@ -66,7 +66,8 @@ def write_batches(
     """As :func:`write_shard`, from rows that are in columns already; returns how many there were.
 
     Args:
-        rows_per_batch: Of the file, however the given batches are cut; by default ``PACKED_ROWS_PER_BATCH``.
+        rows_per_batch: Rows per batch in the file, whatever those of the given batches; by default
+            ``PACKED_ROWS_PER_BATCH``.
     """
     count, each = 0, rows_per_batch or PACKED_ROWS_PER_BATCH
     with _writing(path, schema, each) as write:

@@ -56,6 +56,11 @@ class ApiError(HTTPException):
         return JSONResponse(self.body(), status_code=self.status_code, headers=self.headers)
 
 
+def bad_request(message: str, param: str, code: str = "invalid_value") -> ApiError:
+    """400 for a field whose value this endpoint does not accept."""
+    return ApiError(400, message, code=code, param=param)
+
+
 def internal_error(request_id: str) -> ApiError:
     """A 500 that names only the request id, under which the server's log has the details."""
     return ApiError(
@@ -64,6 +69,11 @@ def internal_error(request_id: str) -> ApiError:
         code="internal_error",
         kind=SERVER_ERROR,
     )
+
+
+def too_many(message: str, code: str) -> ApiError:
+    """429 for what a replica has no room for."""
+    return ApiError(429, message, code=code, kind="rate_limit_error")
 
 
 def model_not_found(asked: str, served: str) -> ApiError:
@@ -87,12 +97,7 @@ def as_api_error(error: Exception) -> ApiError | None:
     if isinstance(error, ApiError):
         return error
     if isinstance(error, Overloaded):
-        return ApiError(
-            429,
-            f"The server is busy: {error} Try again shortly.",
-            code="overloaded",
-            kind="rate_limit_error",
-        )
+        return too_many(f"The server is busy: {error} Try again shortly.", "overloaded")
     if isinstance(error, MediaError):
         return invalid_image(error)
     if isinstance(error, ConfigError | DataError):
@@ -111,17 +116,13 @@ def install_error_handlers(app: FastAPI) -> None:
         if isinstance(error, ApiError):
             return error.response()
         assert isinstance(error, HTTPException)
-        if error.status_code == 404:
-            return ApiError(404, f"There is nothing at {request.url.path}.", code="not_found").response()
-        if error.status_code == 405:
-            refusal = ApiError(
-                405, f"{request.method} is not allowed at {request.url.path}.", code="method_not_allowed"
-            )
-        else:
-            refusal = ApiError(error.status_code, str(error.detail), code="invalid_request")
-        response = refusal.response()
-        response.headers.update(error.headers or {})
-        return response
+        path = request.url.path
+        message, code = {
+            404: (f"There is nothing at {path}.", "not_found"),
+            405: (f"{request.method} is not allowed at {path}.", "method_not_allowed"),
+        }.get(error.status_code, (str(error.detail), "invalid_request"))
+        headers = dict(error.headers or {})
+        return ApiError(error.status_code, message, code=code, headers=headers).response()
 
     async def on_known_error(_: Request, error: Exception) -> JSONResponse:
         refusal = as_api_error(error)

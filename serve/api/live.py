@@ -25,7 +25,16 @@ from casa_core.engine.protocol import StreamProtocol
 from casa_core.errors import DataError, MediaError
 from casa_core.media.decode import decode_image
 from serve.api.engine_client import EngineClient
-from serve.api.errors import ApiError, as_api_error, internal_error, invalid_image, model_not_found, one_line
+from serve.api.errors import (
+    ApiError,
+    as_api_error,
+    bad_request,
+    internal_error,
+    invalid_image,
+    model_not_found,
+    one_line,
+    too_many,
+)
 from serve.api.live_messages import (
     BadFrame,
     Frame,
@@ -64,12 +73,8 @@ class SessionSlots:
             ApiError: 429 if none is free.
         """
         if self.open >= self._limit:
-            raise ApiError(
-                429,
-                f"{self.open} live sessions are open, the most this server keeps. Try again later.",
-                code="too_many_sessions",
-                kind="rate_limit_error",
-            )
+            message = f"{self.open} live sessions are open, the most this server keeps. Try again later."
+            raise too_many(message, "too_many_sessions")
         self.open += 1
         try:
             yield
@@ -164,20 +169,11 @@ class LiveConnection:
         if message.model is not None and message.model != self._settings.model_name:
             raise model_not_found(message.model, self._settings.model_name)
         if len(message.query) > self._limits.query_characters:
-            raise ApiError(
-                400,
-                f"The query is longer than {self._limits.query_characters} characters.",
-                code="invalid_value",
-                param="query",
-            )
+            most = self._limits.query_characters
+            raise bad_request(f"The query is longer than {most} characters.", "query")
         ceiling = self._settings.max_tokens_per_frame
         if (message.max_tokens_per_frame or 0) > ceiling:
-            raise ApiError(
-                400,
-                f"At most {ceiling} tokens per frame are accepted.",
-                code="invalid_value",
-                param="max_tokens_per_frame",
-            )
+            raise bad_request(f"At most {ceiling} tokens per frame are accepted.", "max_tokens_per_frame")
         return message
 
     async def _receive(self) -> Message:
@@ -186,11 +182,8 @@ class LiveConnection:
         try:
             while not (await asyncio.wait({waiting}, timeout=self._limits.idle_seconds))[0]:
                 if not self._queue and not self._captioning:
-                    raise ApiError(
-                        408,
-                        f"Nothing was sent for {self._limits.idle_seconds:g} seconds.",
-                        code="session_idle",
-                    )
+                    message = f"Nothing was sent for {self._limits.idle_seconds:g} seconds."
+                    raise ApiError(408, message, code="session_idle")
             message = waiting.result()
         finally:
             waiting.cancel()
@@ -221,20 +214,16 @@ class LiveConnection:
 
     async def _enqueue(self, frame: Frame) -> None:
         if frame.timestamp <= self._last_timestamp:
-            refusal = ApiError(
-                400,
+            refusal = bad_request(
                 f"Timestamps must increase: {frame.timestamp:g} came after {self._last_timestamp:g}. "
                 "Open a new session to start over.",
-                code="timestamp_not_increasing",
-                param="timestamp",
+                "timestamp",
+                "timestamp_not_increasing",
             )
             raise BadFrame(refusal, frame.timestamp)
         if self._received >= self._limits.session_frames:
-            raise _SessionOver(
-                400,
-                f"A session takes at most {self._limits.session_frames} frames. Open a new one.",
-                code="frame_limit",
-            )
+            message = f"A session takes at most {self._limits.session_frames} frames. Open a new one."
+            raise _SessionOver(400, message, code="frame_limit")
         self._received += 1
         self._last_timestamp = frame.timestamp
         if len(self._queue) >= self._limits.queued_frames:

@@ -22,40 +22,38 @@ import struct
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from starlette.types import Message
 
 from casa_core.engine.requests import CaptionEvent
-from serve.api.errors import ApiError, field_path
+from serve.api.errors import ApiError, bad_request, field_path
 from serve.api.request_conversion import image_bytes
+from serve.api.schemas import Body
 from serve.api.settings import Limits
 
 _HEADER = struct.Struct("<d")
 
 
-class SessionStart(BaseModel):
+class SessionStart(Body):
     """Opens the session. The query steers the captions; without one, the deployment's own query does."""
 
-    model_config = ConfigDict(strict=True, extra="forbid")
     type: Literal["session.start"]
     query: str = ""
     model: str | None = None
     max_tokens_per_frame: Annotated[int, Field(ge=1)] | None = None
 
 
-class FrameText(BaseModel):
+class FrameText(Body):
     """A frame in JSON; `image` is a data URI."""
 
-    model_config = ConfigDict(strict=True, extra="forbid")
     type: Literal["frame"]
     timestamp: float
     image: str
 
 
-class SessionEnd(BaseModel):
+class SessionEnd(Body):
     """Ends the session: waiting frames are captioned, then the totals are reported."""
 
-    model_config = ConfigDict(strict=True, extra="forbid")
     type: Literal["session.end"]
 
 
@@ -147,11 +145,8 @@ def ended_event(session_id: str, totals: SessionTotals, text_tokens: int, second
 
 def _binary_frame(data: bytes, limits: Limits) -> Frame:
     if len(data) < _HEADER.size:
-        raise ApiError(
-            400,
-            "A binary message is a little-endian float64 timestamp followed by the encoded image.",
-            code="invalid_message",
-        )
+        message = "A binary message is a little-endian float64 timestamp followed by the encoded image."
+        raise ApiError(400, message, code="invalid_message")
     timestamp = _checked_time(_HEADER.unpack_from(data)[0])
     _check_length(len(data) - _HEADER.size, timestamp, limits)
     return Frame(timestamp, data[_HEADER.size :])
@@ -159,24 +154,14 @@ def _binary_frame(data: bytes, limits: Limits) -> Frame:
 
 def _checked_time(timestamp: float) -> float:
     if not math.isfinite(timestamp) or timestamp < 0:
-        raise ApiError(
-            400,
-            "A timestamp is a finite number of seconds, 0 or more.",
-            code="invalid_value",
-            param="timestamp",
-        )
+        raise bad_request("A timestamp is a finite number of seconds, 0 or more.", "timestamp")
     return timestamp
 
 
 def _check_length(length: int, timestamp: float, limits: Limits, slack: int = 0) -> None:
     if length > limits.frame_bytes + slack:
-        refusal = ApiError(
-            413,
-            f"The frame is larger than {limits.frame_bytes} bytes.",
-            code="frame_too_large",
-            param="image",
-        )
-        raise BadFrame(refusal, timestamp)
+        message = f"The frame is larger than {limits.frame_bytes} bytes."
+        raise BadFrame(ApiError(413, message, code="frame_too_large", param="image"), timestamp)
 
 
 def _malformed(error: Exception) -> ApiError:

@@ -12,7 +12,7 @@ from casa_core.engine.requests import GenerationRequest, SamplingParams
 from casa_core.errors import MediaError
 from casa_core.media.decode import decode_image
 from casa_core.types import Image, Part, Role, Sample, Text
-from serve.api.errors import ApiError, invalid_image
+from serve.api.errors import bad_request, invalid_image
 from serve.api.schemas import ChatCompletionRequest, ImagePart, Message, TextPart
 from serve.api.settings import Limits, ServeSettings
 
@@ -29,28 +29,16 @@ async def to_generation_request(
     """
     limits = settings.limits
     if len(body.messages) > limits.messages_per_request:
-        raise ApiError(
-            400,
-            f"{len(body.messages)} messages; at most {limits.messages_per_request} are accepted.",
-            code="too_many_messages",
-            param="messages",
-        )
+        message = f"{len(body.messages)} messages; at most {limits.messages_per_request} are accepted."
+        raise bad_request(message, "messages", "too_many_messages")
     if body.messages[-1].role != "user":
-        raise ApiError(
-            400,
-            "The conversation must end with a user message.",
-            code="invalid_value",
-            param=f"messages[{len(body.messages) - 1}].role",
-        )
+        last = f"messages[{len(body.messages) - 1}].role"
+        raise bad_request("The conversation must end with a user message.", last)
     parts = [part for index, message in enumerate(body.messages) for part in _parts(message, index)]
     images = [(param, part.data) for param, part in parts if isinstance(part, Image)]
     if len(images) > limits.images_per_request:
-        raise ApiError(
-            400,
-            f"{len(images)} images; at most {limits.images_per_request} are accepted.",
-            code="too_many_images",
-            param="messages",
-        )
+        message = f"{len(images)} images; at most {limits.images_per_request} are accepted."
+        raise bad_request(message, "messages", "too_many_images")
     for param, data in images:
         await check_image(data or b"", limits, param)
     sample = Sample(source="request", sample_id=request_id, parts=tuple(part for _, part in parts))
@@ -75,28 +63,22 @@ def image_bytes(url: str, param: str) -> bytes:
     match = _DATA_URI.match(url)
     if match is None:
         scheme = url.split(":", 1)[0][:12] if ":" in url[:12] else "a relative"
-        raise ApiError(
-            400,
+        raise bad_request(
             f"Images must be sent as data URIs (data:image/png;base64,…), not as {scheme} URLs: "
             "this server never fetches remote addresses.",
-            code="unsupported_image_url",
-            param=param,
+            param,
+            "unsupported_image_url",
         )
     media_type = match["type"].lower()
     if not media_type.startswith("image/") or "base64" not in match["params"].lower().split(";"):
-        raise ApiError(
-            400,
-            "Expected a data URI of the form data:image/…;base64,… and got "
-            f"data:{match['type']}{match['params']}.",
-            code="invalid_image",
-            param=param,
-        )
+        got = f"data:{match['type']}{match['params']}"
+        message = f"Expected a data URI of the form data:image/…;base64,… and got {got}."
+        raise bad_request(message, param, "invalid_image")
     try:
         return base64.b64decode(url[match.end() :], validate=True)
     except (binascii.Error, ValueError) as error:
-        raise ApiError(
-            400, f"The data URI does not hold valid base64: {error}.", code="invalid_image", param=param
-        ) from error
+        message = f"The data URI does not hold valid base64: {error}."
+        raise bad_request(message, param, "invalid_image") from error
 
 
 def _parts(message: Message, index: int) -> Iterator[tuple[str, Part]]:
@@ -105,11 +87,11 @@ def _parts(message: Message, index: int) -> Iterator[tuple[str, Part]]:
     place = f"messages[{index}].content"
     if isinstance(message.content, str):
         if not message.content and role == "user":
-            raise ApiError(400, "A user message must not be empty.", code="invalid_value", param=place)
+            raise bad_request("A user message must not be empty.", place)
         yield place, Text(role=role, text=message.content)
         return
     if not message.content:
-        raise ApiError(400, "A message must not be empty.", code="invalid_value", param=place)
+        raise bad_request("A message must not be empty.", place)
     for number, part in enumerate(message.content):
         match part:
             case TextPart():
@@ -117,9 +99,7 @@ def _parts(message: Message, index: int) -> Iterator[tuple[str, Part]]:
             case ImagePart():
                 param = f"{place}[{number}].image_url.url"
                 if role != "user":
-                    raise ApiError(
-                        400, "Images are accepted in user messages only.", code="invalid_value", param=param
-                    )
+                    raise bad_request("Images are accepted in user messages only.", param)
                 yield param, Image(role=role, data=image_bytes(part.image_url.url, param))
 
 
@@ -128,19 +108,10 @@ def _sampling(body: ChatCompletionRequest, settings: ServeSettings) -> SamplingP
     limit_name = "max_completion_tokens" if body.max_completion_tokens is not None else "max_tokens"
     asked = body.max_completion_tokens or body.max_tokens
     if asked is not None and asked > settings.max_new_tokens:
-        raise ApiError(
-            400,
-            f"{limit_name} is {asked}; this deployment answers with at most {settings.max_new_tokens}.",
-            code="invalid_value",
-            param=limit_name,
-        )
+        message = f"{limit_name} is {asked}; this deployment answers with at most {settings.max_new_tokens}."
+        raise bad_request(message, limit_name)
     if len(body.stop_strings) > limits.stop_strings:
-        raise ApiError(
-            400,
-            f"At most {limits.stop_strings} stop strings are accepted.",
-            code="invalid_value",
-            param="stop",
-        )
+        raise bad_request(f"At most {limits.stop_strings} stop strings are accepted.", "stop")
     return SamplingParams(
         max_new_tokens=asked or settings.max_new_tokens,
         temperature=0.0 if body.temperature is None else body.temperature,

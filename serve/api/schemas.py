@@ -35,25 +35,27 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 
 
-class _Body(BaseModel):
+class Body(BaseModel):
+    """A JSON object of a client: no unknown fields, no silent conversions."""
+
     model_config = ConfigDict(strict=True, extra="forbid")
 
 
-class TextPart(_Body):
+class TextPart(Body):
     """Words inside a message."""
 
     type: Literal["text"]
     text: str
 
 
-class ImageUrl(_Body):
+class ImageUrl(Body):
     """A picture; `url` must be a `data:image/…;base64,` URI. `detail` changes nothing here."""
 
     url: str
     detail: Literal["auto", "low", "high"] = "auto"
 
 
-class ImagePart(_Body):
+class ImagePart(Body):
     """A picture inside a message."""
 
     type: Literal["image_url"]
@@ -79,7 +81,7 @@ Content = Annotated[
 ]
 
 
-class Message(_Body):
+class Message(Body):
     """One turn. `developer` is OpenAI's newer name for `system`; `name` is not shown to the model."""
 
     role: Literal["system", "developer", "user", "assistant"]
@@ -87,14 +89,14 @@ class Message(_Body):
     name: str | None = None
 
 
-class StreamOptions(_Body):
+class StreamOptions(Body):
     """What a stream carries besides the words."""
 
     include_usage: bool = False
     include_obfuscation: bool = False
 
 
-class ChatCompletionRequest(_Body):
+class ChatCompletionRequest(Body):
     """A conversation to continue."""
 
     model: str

@@ -44,43 +44,35 @@ class Check:
     remedy: str = ""
 
 
+def _check(name: str, is_ok: bool, found: str, level: Level, cost: str, remedy: str) -> Check:
+    """``ok``, or ``level`` with its cost and remedy."""
+    return Check(name, "ok", found) if is_ok else Check(name, level, found, cost, remedy)
+
+
 def check_python(version: tuple[int, int, int]) -> Check:
     """Python's version against the oldest that works."""
-    found = ".".join(map(str, version))
-    if version[:2] >= PYTHON:
-        return Check("Python", "ok", found)
-    needed = ".".join(map(str, PYTHON))
-    return Check("Python", "problem", found, "the project does not import", f"use Python {needed} or newer")
+    found, needed = (".".join(map(str, numbers)) for numbers in (version, PYTHON))
+    remedy = f"use Python {needed} or newer"
+    return _check("Python", version[:2] >= PYTHON, found, "problem", "the project does not import", remedy)
 
 
 def check_package(name: str, version: str | None, cost: str) -> Check:
     """A package that every run needs."""
-    if version is not None:
-        return Check(name, "ok", version)
-    return Check(name, "problem", "missing", cost, "pip install -e . -c constraints.txt")
+    remedy = "pip install -e . -c constraints.txt"
+    return _check(name, version is not None, version or "missing", "problem", cost, remedy)
 
 
 def check_optional(name: str, version: str | None, cost: str, remedy: str) -> Check:
     """A package or program that only some things need."""
-    return (
-        Check(name, "ok", version)
-        if version is not None
-        else Check(name, "optional", "missing", cost, remedy)
-    )
+    return _check(name, version is not None, version or "missing", "optional", cost, remedy)
 
 
 def check_device(gpus: list[str], cpus: int) -> Check:
     """GPUs that torch can use, or none."""
-    if gpus:
-        return Check("device", "ok", f"{len(gpus)} x {gpus[0]}")
+    found = f"{len(gpus)} x {gpus[0]}" if gpus else f"no GPU, {cpus} CPU cores"
     cost = "the quickstart needs no GPU; models of billions of parameters do"
-    return Check(
-        "device",
-        "optional",
-        f"no GPU, {cpus} CPU cores",
-        cost,
-        "install a CUDA build of torch on a GPU machine",
-    )
+    remedy = "install a CUDA build of torch on a GPU machine"
+    return _check("device", bool(gpus), found, "optional", cost, remedy)
 
 
 def check_attention(chosen: str, tensors: str, obstacles: Mapping[str, str | None], has_gpu: bool) -> Check:
@@ -103,29 +95,24 @@ def check_attention(chosen: str, tensors: str, obstacles: Mapping[str, str | Non
 
 def check_cpus(cpus: int) -> Check:
     """Cores against the two that the quickstart's times are given for."""
-    if cpus >= 2:
-        return Check("CPU cores", "ok", str(cpus))
-    return Check(
-        "CPU cores", "optional", str(cpus), "stages take turns: about twice the time", "use two cores or more"
-    )
+    cost = "stages take turns: about twice the time"
+    return _check("CPU cores", cpus >= 2, str(cpus), "optional", cost, "use two cores or more")
 
 
 def check_memory(total_bytes: int, available_bytes: int) -> Check:
     """Memory against the quickstart's peak."""
     found = f"{available_bytes / GIB:.1f} GiB free of {total_bytes / GIB:.1f} GiB"
-    if available_bytes >= MEMORY_GIB * GIB:
-        return Check("memory", "ok", found)
     cost = f"the quickstart peaks below {MEMORY_GIB:.0f} GiB; less may end a worker"
-    return Check("memory", "optional", found, cost, "close programs, or --set where.parallel_stages=1")
+    remedy = "close programs, or --set where.parallel_stages=1"
+    return _check("memory", available_bytes >= MEMORY_GIB * GIB, found, "optional", cost, remedy)
 
 
 def check_disk(folder: Path, free_bytes: int) -> Check:
     """Free disk where artifacts go."""
     found = f"{free_bytes / GIB:.1f} GiB free at {folder}"
-    if free_bytes >= DISK_GIB * GIB:
-        return Check("disk", "ok", found)
     cost = f"a run keeps up to {DISK_GIB:.0f} GiB of artifacts, checkpoints and logs"
-    return Check("disk", "problem", found, cost, "free some, or --set where.store=/another/disk")
+    remedy = "free some, or --set where.store=/another/disk"
+    return _check("disk", free_bytes >= DISK_GIB * GIB, found, "problem", cost, remedy)
 
 
 def check_shared_memory(free_bytes: int | None) -> Check:
@@ -141,18 +128,17 @@ def check_shared_memory(free_bytes: int | None) -> Check:
 
 def check_temporary_folder(path: str) -> Check:
     """Length of the temporary folder's path: Ray's sockets lie below it."""
-    if len(path) <= 22 or os.path.isdir("/tmp"):
-        return Check("temporary folder", "ok", path)
+    fits = len(path) <= 22 or os.path.isdir("/tmp")
     cost = "the paths of Ray's sockets would pass 107 characters"
-    return Check("temporary folder", "problem", path, cost, "set TMPDIR to a shorter path")
+    return _check("temporary folder", fits, path, "problem", cost, "set TMPDIR to a shorter path")
 
 
 def check_port(port: int, is_free: bool) -> Check:
     """The endpoint's port."""
-    if is_free:
-        return Check(f"port {port}", "ok", "free")
+    found = "free" if is_free else "in use"
     cost = "the endpoint cannot listen there, unless what does is an earlier run of it"
-    return Check(f"port {port}", "optional", "in use", cost, "casa stop, or --set where.serve.port=8001")
+    remedy = "casa stop, or --set where.serve.port=8001"
+    return _check(f"port {port}", is_free, found, "optional", cost, remedy)
 
 
 def run_checks(store: Path = Path("runs"), port: int = 8000) -> list[Check]:

@@ -9,6 +9,7 @@ import mimetypes
 import struct
 import time
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,8 +35,7 @@ def ask(
 
     Args:
         url: The endpoint's, for example `http://127.0.0.1:8000`.
-        image: A picture file.
-        question: The question.
+        image, question: A picture file, and what to ask about it.
         model: Name of a served model; the endpoint's first by default.
         stream: Yield pieces as they come; otherwise the whole answer at once.
 
@@ -81,8 +81,7 @@ def caption(
     sent at the pace of the video, as a camera would; a late endpoint then makes the video wait.
 
     Args:
-        url: The endpoint's.
-        video: A video file.
+        url, video: The endpoint's, and a video file.
         query: The request that steers the captions.
         fps: Frames sent per second of video.
         realtime: Send at the video's own pace.
@@ -104,7 +103,8 @@ def caption(
     address = f"{url.replace('http', 'ws', 1)}/v1/live"
     try:
         with connect(address, open_timeout=CONNECT_S, max_size=None, proxy=None) as socket:
-            yield from _session(url, socket, query, _chain(first, frames), realtime)
+            sent = chain(() if first is None else (first,), frames)
+            yield from _session(url, socket, query, sent, realtime)
     except (OSError, TimeoutError, InvalidHandshake) as error:
         raise _unreachable(url, error) from error
 
@@ -243,14 +243,6 @@ def _words(url: str, lines: Iterator[str]) -> Iterator[str]:
         for choice in chunk["choices"]:
             if text := choice["delta"].get("content"):
                 yield text
-
-
-def _chain(
-    first: tuple[float, bytes] | None, rest: Iterator[tuple[float, bytes]]
-) -> Iterator[tuple[float, bytes]]:
-    if first is not None:
-        yield first
-        yield from rest
 
 
 def _jpeg(frame: VideoFrame) -> bytes:

@@ -77,8 +77,13 @@ def is_healthy(session: RaySession, timeout_s: float = 5.0) -> bool:
     """Whether the head's process is running and its job API answers."""
     if not is_alive(session.pid, session.started):
         return False
+    return answers(f"{session.address}/api/version", timeout_s)
+
+
+def answers(url: str, timeout_s: float) -> bool:
+    """Whether a GET of ``url`` is answered with 200."""
     try:
-        with urllib.request.urlopen(f"{session.address}/api/version", timeout=timeout_s) as response:
+        with urllib.request.urlopen(url, timeout=timeout_s) as response:
             return response.status == 200
     except (urllib.error.URLError, TimeoutError, ConnectionError):
         return False

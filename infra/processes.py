@@ -7,9 +7,10 @@ session's id in its environment, the session's folder in its command line, or an
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import psutil
@@ -32,12 +33,8 @@ def is_alive(pid: int, started: float) -> bool:
 
 def sessions_of(folder: Path) -> set[str]:
     """Ids of the sessions that were started for ``folder`` and have running processes, recorded or not."""
-    found = set()
-    for process in psutil.process_iter():
-        environment = _environment(process)
-        if environment.get(FOLDER_MARK) == str(folder) and MARK in environment:
-            found.add(environment[MARK])
-    return found
+    environments = map(_environment, psutil.process_iter())
+    return {e[MARK] for e in environments if e.get(FOLDER_MARK) == str(folder) and MARK in e}
 
 
 def session_processes(session_id: str, folder: Path) -> list[psutil.Process]:
@@ -47,21 +44,18 @@ def session_processes(session_id: str, folder: Path) -> list[psutil.Process]:
         session_id: Value of ``MARK`` in the environment of the session's processes.
         folder: The session's own temporary folder.
     """
-    found = []
-    for process in psutil.process_iter():
-        if process.pid != os.getpid() and _belongs(process, session_id, str(folder)):
-            found.append(process)
-    return found
+    others = (process for process in psutil.process_iter() if process.pid != os.getpid())
+    return [process for process in others if _belongs(process, session_id, str(folder))]
 
 
 def end_processes(processes: Iterable[psutil.Process], grace_s: float = 3.0) -> None:
     """Ask processes to end, then kill those that have not after ``grace_s`` seconds."""
     remaining = list(processes)
     for process in remaining:
-        _signal(process, kill=False)
+        _signal(process.terminate)
     _, remaining = psutil.wait_procs(remaining, timeout=grace_s)
     for process in remaining:
-        _signal(process, kill=True)
+        _signal(process.kill)
     psutil.wait_procs(remaining, timeout=grace_s)
 
 
@@ -103,11 +97,6 @@ def _belongs(process: psutil.Process, session_id: str, folder: str) -> bool:
         return False  # Gone meanwhile, or another user's: not ours either way.
 
 
-def _signal(process: psutil.Process, *, kill: bool) -> None:
-    try:
-        if kill:
-            process.kill()
-        else:
-            process.terminate()
-    except psutil.NoSuchProcess:
-        return
+def _signal(send: Callable[[], None]) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        send()

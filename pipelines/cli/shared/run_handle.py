@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import difflib
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -198,7 +196,7 @@ def run_state(run: LatestRun) -> dict[str, Any]:
         "recipe": run.recipe,
         "store": str(run.records.store),
         "ray": run.cluster.address() if reachable else None,
-        "endpoint": run.endpoint if _answers(run.endpoint) else None,
+        "endpoint": run.endpoint if local_ray.answers(f"{run.endpoint}/healthz", HEALTH_CHECK_S) else None,
         "stages": [_stage_state(run, stage, active) for stage in run.stages],
     }
 
@@ -226,15 +224,6 @@ def _stage_state(run: LatestRun, stage: dict[str, Any], active: set[str]) -> dic
         "headline": headline(manifest["summary"]) if manifest else (outcome.what if outcome else ""),
         "artifact": str(folder) if manifest else None,
     }
-
-
-def _answers(url: str) -> bool:
-    """Whether the endpoint's health check answers 200."""
-    try:
-        with urllib.request.urlopen(f"{url}/healthz", timeout=HEALTH_CHECK_S) as response:
-            return response.status == 200
-    except (urllib.error.URLError, TimeoutError, ConnectionError):
-        return False
 
 
 def stop_run(store: Path) -> dict[str, Any]:

@@ -43,11 +43,8 @@ def read_manifest(folder: Folder) -> dict[str, Any] | None:
     except json.JSONDecodeError as error:
         manifest, why = None, f"It is not JSON: {error}."
     else:
-        why = (
-            f"Its format is {manifest.get('format')!r}, and this code reads {FORMAT}."
-            if manifest
-            else "It is empty."
-        )
+        form = manifest.get("format") if isinstance(manifest, dict) else None
+        why = f"Its format is {form!r}, and this code reads {FORMAT}."
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise StoreError(
             f"{folder / MANIFEST} is not a manifest.", why, f"Remove {folder} to have it made again."

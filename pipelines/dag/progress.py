@@ -32,13 +32,8 @@ class ProgressPrinter:
             return
         self._next = now + INTERVAL_S
         # One write per line: other threads print too.
-        print(format_progress(Progress(float(done), float(total), str(message))) + "\n", end="", flush=True)
-
-
-def format_progress(progress: Progress) -> str:
-    """The line that stands for ``progress`` in a log."""
-    values = [progress.done, progress.total, progress.message]
-    return PREFIX + json.dumps(values, ensure_ascii=False)
+        values = json.dumps([float(done), float(total), str(message)], ensure_ascii=False)
+        print(f"{PREFIX}{values}\n", end="", flush=True)
 
 
 def parse_progress(line: str) -> Progress | None:

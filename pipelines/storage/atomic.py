@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 from collections.abc import Iterator
@@ -26,10 +27,7 @@ LEFTOVERS_AFTER = timedelta(days=1)
 def write_whole(path: Folder, data: bytes | str, *, durable: bool = False) -> None:
     """Replaces a file or an object in one step: readers see the old one or the new one, whole.
 
-    Args:
-        path: The file or object.
-        data: Its new content; text is encoded as UTF-8.
-        durable: Also survives a loss of power: see :func:`create`.
+    Text is encoded as UTF-8; ``durable`` as of :func:`create`.
     """
     content = data.encode("utf-8") if isinstance(data, str) else data
     with create(path, durable=durable) as output:
@@ -51,10 +49,9 @@ class Written:
     stamp: str
 
 
-class Output:
-    """A file being written, local or on S3, with the methods that Arrow calls on one. See :func:`create`."""
-
-    closed = False
+class Output(io.RawIOBase):
+    """A file being written, local or on S3. See :func:`create`: the end of its block, and not ``close``,
+    decides whether the file appears."""
 
     def __init__(self, path: Folder, *, durable: bool = False) -> None:
         self.path = path
@@ -85,23 +82,9 @@ class Output:
         """Bytes written so far."""
         return self._size
 
-    def flush(self) -> None:
-        """Does nothing: the file is whole or not there."""
-
     def writable(self) -> bool:
         """Always true."""
         return True
-
-    def readable(self) -> bool:
-        """Always false."""
-        return False
-
-    def seekable(self) -> bool:
-        """Always false."""
-        return False
-
-    def close(self) -> None:
-        """Does nothing: the end of the ``with`` block decides whether the file appears."""
 
     def finish(self) -> None:
         """Makes the file appear under its name."""

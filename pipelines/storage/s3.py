@@ -204,13 +204,19 @@ class Listed:
     etag: str
 
 
-def list_objects(settings: S3Settings, bucket: str, prefix: str) -> Iterator[Listed]:
-    """Every object whose key starts with ``prefix``, by key; a thousand per request."""
+def _pages(
+    settings: S3Settings, method: str, bucket: str, prefix: str, **options: str
+) -> Iterator[dict[str, Any]]:
+    """The answers to a listing, up to a thousand entries each."""
     with explained(f"s3://{bucket}/{prefix}"):
-        pages = client(settings).get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
-        for page in pages:
-            for entry in page.get("Contents", ()):
-                yield Listed(entry["Key"], entry["Size"], entry["ETag"].strip('"'))
+        yield from client(settings).get_paginator(method).paginate(Bucket=bucket, Prefix=prefix, **options)
+
+
+def list_objects(settings: S3Settings, bucket: str, prefix: str) -> Iterator[Listed]:
+    """Every object whose key starts with ``prefix``, by key."""
+    for page in _pages(settings, "list_objects_v2", bucket, prefix):
+        for entry in page.get("Contents", ()):
+            yield Listed(entry["Key"], entry["Size"], entry["ETag"].strip('"'))
 
 
 def has_objects(settings: S3Settings, bucket: str, prefix: str) -> bool:
@@ -222,30 +228,20 @@ def has_objects(settings: S3Settings, bucket: str, prefix: str) -> bool:
 
 def list_names(settings: S3Settings, bucket: str, prefix: str) -> Iterator[str]:
     """What follows ``prefix`` in keys, up to the next slash: the names in a folder, each once."""
-    with explained(f"s3://{bucket}/{prefix}"):
-        pages = (
-            client(settings)
-            .get_paginator("list_objects_v2")
-            .paginate(Bucket=bucket, Prefix=prefix, Delimiter="/")
-        )
-        for page in pages:
-            names = [entry["Key"] for entry in page.get("Contents", ())]
-            names += [entry["Prefix"].rstrip("/") for entry in page.get("CommonPrefixes", ())]
-            yield from sorted(name[len(prefix) :] for name in names if name != prefix)
+    for page in _pages(settings, "list_objects_v2", bucket, prefix, Delimiter="/"):
+        names = [entry["Key"] for entry in page.get("Contents", ())]
+        names += [entry["Prefix"].rstrip("/") for entry in page.get("CommonPrefixes", ())]
+        yield from sorted(name[len(prefix) :] for name in names if name != prefix)
 
 
 def list_uploads(settings: S3Settings, bucket: str, prefix: str) -> list[tuple[str, str, datetime]]:
     """Uploads under a prefix that were begun and neither completed nor aborted: key, id, when begun."""
-    with explained(f"s3://{bucket}/{prefix}"):
-        pages = (
-            client(settings).get_paginator("list_multipart_uploads").paginate(Bucket=bucket, Prefix=prefix)
-        )
-        return [
-            (entry["Key"], entry["UploadId"], entry["Initiated"])
-            for page in pages
-            for entry in page.get("Uploads", ())
-            if entry["Key"].startswith(prefix)
-        ]
+    return [
+        (entry["Key"], entry["UploadId"], entry["Initiated"])
+        for page in _pages(settings, "list_multipart_uploads", bucket, prefix)
+        for entry in page.get("Uploads", ())
+        if entry["Key"].startswith(prefix)
+    ]
 
 
 def read_object(settings: S3Settings, bucket: str, key: str, wanted: str = "") -> bytes:

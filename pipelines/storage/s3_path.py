@@ -144,9 +144,7 @@ class S3Path:
 
     def glob(self, pattern: str) -> Iterator[S3Path]:
         """The objects directly below whose names match; of pathlib's patterns, those without a slash."""
-        assert "/" not in pattern, "expected a pattern of names, without a slash"
-        below = map(self._below, self.list_below())
-        return (self / path for path in below if len(path.parts) == 1 and fnmatchcase(path.name, pattern))
+        return (path for path in self.rglob(pattern) if path.parent == self)
 
     def rglob(self, pattern: str) -> Iterator[S3Path]:
         """The objects anywhere below whose names match. Folders are none of them."""

@@ -12,7 +12,6 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
-from urllib.parse import urlencode
 
 from casa_core.errors import ConfigError
 from pipelines.storage import s3
@@ -108,7 +107,6 @@ def recipe_folder(uri: str, placement: Mapping[str, Any]) -> Folder:
     """A folder that a recipe names; on S3, reached as its ``where.s3`` states."""
     if uri.startswith("s3://") and "?" not in uri:
         server = placement.get("s3") or {}
-        given = {"endpoint_override": server.get("endpoint"), "region": server.get("region")}
-        query = urlencode({name: value for name, value in given.items() if value}, safe=":/")
+        query = s3.S3Settings(server.get("endpoint") or "", server.get("region") or "").query()
         uri += f"?{query}" if query else ""
     return open_folder(uri).absolute()

@@ -112,9 +112,6 @@ def update(
     """Record the source as it is now.
 
     Args:
-        path: The file of versions.
-        modules: Kind of stage → its entry module.
-        root: Folder that holds the packages.
         same_results: Keep the versions: the results stay the same, and so do artifacts already made.
         only: Restrict it to these kinds.
 

@@ -79,12 +79,7 @@ class PlannedStage:
 
 
 def plan(stages: Sequence[StageSpec], store: Folder, versions: Mapping[str, str]) -> list[PlannedStage]:
-    """Order stages, compute their fingerprints and look up which are done.
-
-    Args:
-        stages: In any order.
-        store: Folder of artifacts.
-        versions: Code version of each kind of stage.
+    """Order stages, compute their fingerprints and look up which are done in a store.
 
     Raises:
         ConfigError: For a duplicate name, an unknown input, a cycle, a kind without a version or a setting

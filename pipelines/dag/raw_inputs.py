@@ -46,6 +46,24 @@ def identify(path: Path, cache: Path | None = None) -> dict[str, Any]:
     return _identity(listing)
 
 
+def local_folder(name: str | None, what: str, setting: str, *, may_be_on_hub: bool = True) -> Path | None:
+    """The folder that a setting names; ``None`` where it names a repository on the hub, or nothing.
+
+    Raises:
+        ConfigError: If the folder is not there; the texts begin with ``what`` and name the setting.
+    """
+    folder = Path(name or "").expanduser().absolute()
+    if not name or folder.is_dir():
+        return folder if name else None
+    if may_be_on_hub and not name.startswith(("/", ".", "~")) and name.count("/") <= 1:
+        return None
+    raise ConfigError(
+        f"{what} at {name!r}.",
+        f"{folder} is no folder, and a repository on the hub is called owner/name.",
+        f"Correct {setting}.",
+    )
+
+
 def identify_remote(uri: str) -> dict[str, Any]:
     """What lies at a remote URI, as :func:`identify`, with etags in place of SHA-256; nothing is downloaded.
 

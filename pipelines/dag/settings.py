@@ -22,11 +22,7 @@ def stage_settings(kind: Class) -> Class:
 
 
 def read_settings(kind: type[Settings], values: Mapping[str, Any]) -> Settings:
-    """A stage's settings, from the JSON that its context carries.
-
-    Args:
-        kind: A class made by :func:`stage_settings`.
-        values: Field → value, JSON.
+    """A stage's settings, of a class made by :func:`stage_settings`, from the JSON in its context.
 
     Raises:
         ConfigError: If a field is missing, unknown or of the wrong type; names all of them.

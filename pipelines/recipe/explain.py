@@ -33,13 +33,9 @@ class Problem:
 
 
 def explain(error: ValidationError, values: Any, model: type[BaseModel], where: str) -> ConfigError:
-    """One error for everything that is wrong with ``values``.
+    """One error for everything that is wrong with ``values``: what ``model`` refused, in words of the recipe.
 
-    Args:
-        error: What pydantic raised for ``model.model_validate(values)``.
-        values: The settings as read.
-        model: The root model.
-        where: What was read, for example "recipe quickstart".
+    ``where`` names what was read, for example "recipe quickstart".
     """
     problems: dict[str, Problem] = {}
     for detail in error.errors(include_url=False):

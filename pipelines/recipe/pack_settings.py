@@ -8,7 +8,7 @@ from typing import Any
 
 from casa_core.errors import ConfigError
 from casa_core.fusion.config import fusion_config
-from pipelines.dag.raw_inputs import identify
+from pipelines.dag.raw_inputs import identify, local_folder
 from pipelines.recipe.model import Recipe
 
 
@@ -17,10 +17,6 @@ def pack_settings(recipe: Recipe, cache: Path) -> tuple[dict[str, Any], dict[str
 
     The second, ``tokenizer_path`` and ``hash_lists`` (JSON), are put back by
     :func:`pipelines.data.pack.settings.read_pack_settings`.
-
-    Args:
-        recipe: The run.
-        cache: Known hashes of raw files.
 
     Raises:
         ConfigError: For a tokenizer or a list of hashes that is not there.
@@ -44,18 +40,10 @@ def pack_settings(recipe: Recipe, cache: Path) -> tuple[dict[str, Any], dict[str
 
 def _tokenizer(recipe: Recipe, cache: Path) -> tuple[dict[str, Any], dict[str, str]]:
     tokenizer = recipe.model.tokenizer
-    if tokenizer.path is None:
+    folder = local_folder(tokenizer.path, "There is no tokenizer", "model.tokenizer.path")
+    if folder is None:
         return tokenizer.model_dump(mode="json"), {}
-    folder = Path(tokenizer.path).expanduser().absolute()
-    if folder.is_dir():
-        return {"raw": identify(folder, cache)}, {"tokenizer_path": str(folder)}
-    if tokenizer.path.startswith(("/", ".", "~")) or tokenizer.path.count("/") > 1:
-        raise ConfigError(
-            f"There is no tokenizer at {tokenizer.path!r}.",
-            f"{folder} is no folder, and a repository on the hub is called owner/name.",
-            "Correct model.tokenizer.path.",
-        )
-    return tokenizer.model_dump(mode="json"), {}
+    return {"raw": identify(folder, cache)}, {"tokenizer_path": str(folder)}
 
 
 def _filters(recipe: Recipe, cache: Path) -> tuple[dict[str, Any], dict[str, str]]:

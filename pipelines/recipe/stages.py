@@ -9,8 +9,9 @@ from typing import Any
 from pydantic import BaseModel
 
 from casa_core.errors import ConfigError
+from pipelines.dag.code_version import STAGE_MODULES
 from pipelines.dag.plan import StageSpec
-from pipelines.dag.raw_inputs import identify, identify_remote
+from pipelines.dag.raw_inputs import identify, identify_remote, local_folder
 from pipelines.recipe.data import DEFAULT_VIDEO_FPS, Source
 from pipelines.recipe.model import Recipe
 from pipelines.recipe.pack_settings import pack_settings
@@ -31,7 +32,7 @@ def build_stages(recipe: Recipe) -> list[StageSpec]:
     everything = {stage.name: stage.name for stage in stages}
     stages = _with_earlier(recipe, stages)
     stages.append(_deploy(recipe, where))
-    stages.append(_stage("report", report, everything, "pipelines.report.run", where))
+    stages.append(stage_spec("report", report, everything, where))
     return stages
 
 
@@ -54,7 +55,7 @@ def _up_to_evaluation(recipe: Recipe, where: dict[str, Any]) -> list[StageSpec]:
         stages.append(blind)
         evaluated["blind"] = "train-blind"
     what = {"evaluate": _json(recipe.evaluate), "sources": list(recipe.data.sources)}
-    return [*stages, _stage("evaluate", what, evaluated, "pipelines.evaluate.run", where)]
+    return [*stages, stage_spec("evaluate", what, evaluated, where)]
 
 
 def _clean(recipe: Recipe) -> dict[str, str]:
@@ -133,6 +134,10 @@ def store_folder(recipe: Recipe) -> Path:
     return Path(recipe.where.store).expanduser().absolute()
 
 
+def _hash_cache(recipe: Recipe) -> Path:
+    return store_folder(recipe) / "session" / "raw_hashes.json"
+
+
 def _source_stages(recipe: Recipe, name: str, source: Source, where: dict[str, Any]) -> list[StageSpec]:
     """``corpus-<name>`` where the source is made, and ``clean-<name>``."""
     clean: dict[str, Any] = {
@@ -147,10 +152,8 @@ def _source_stages(recipe: Recipe, name: str, source: Source, where: dict[str, A
     if source.make is not None:
         corpus = {"make": _json(source.make), "seed": recipe.seed}
         return [
-            _stage("corpus", corpus, {}, "pipelines.data.generate.run", where, suffix=name),
-            _stage(
-                "clean", clean, {"corpus": f"corpus-{name}"}, "pipelines.data.clean.run", where, suffix=name
-            ),
+            stage_spec("corpus", corpus, {}, where, suffix=name),
+            stage_spec("clean", clean, {"corpus": f"corpus-{name}"}, where, suffix=name),
         ]
     assert source.path is not None  # The recipe has checked that a source has one origin.
     if "://" in source.path:
@@ -158,15 +161,13 @@ def _source_stages(recipe: Recipe, name: str, source: Source, where: dict[str, A
         clean["raw"] = identify_remote(path)
     else:
         path = str(Path(source.path).expanduser().absolute())
-        clean["raw"] = identify(Path(path), cache=store_folder(recipe) / "session" / "raw_hashes.json")
-    return [
-        _stage("clean", clean, {}, "pipelines.data.clean.run", where, suffix=name, location={"path": path})
-    ]
+        clean["raw"] = identify(Path(path), cache=_hash_cache(recipe))
+    return [stage_spec("clean", clean, {}, where, suffix=name, location={"path": path})]
 
 
 def _pack(recipe: Recipe, where: dict[str, Any]) -> StageSpec:
-    what, location = pack_settings(recipe, cache=store_folder(recipe) / "session" / "raw_hashes.json")
-    return _stage("pack", what, _clean(recipe), "pipelines.data.pack.run", where, location=location)
+    what, location = pack_settings(recipe, cache=_hash_cache(recipe))
+    return stage_spec("pack", what, _clean(recipe), where, location=location)
 
 
 def _train(recipe: Recipe, where: dict[str, Any]) -> StageSpec:
@@ -183,7 +184,7 @@ def _train(recipe: Recipe, where: dict[str, Any]) -> StageSpec:
     if recipe.model.weights is not None and recipe.model.weights.recipe is not None:
         inputs["start"] = START
     named = where | {"recipe": recipe.name}  # what trackers call the run
-    return _stage("train", what, inputs, "pipelines.train.run", named, location=location)
+    return stage_spec("train", what, inputs, named, location=location)
 
 
 def _weights(recipe: Recipe) -> tuple[dict[str, Any], dict[str, str]]:
@@ -194,25 +195,19 @@ def _weights(recipe: Recipe) -> tuple[dict[str, Any], dict[str, str]]:
         return {}, {}
     what, location = weights.model_dump(mode="json", exclude_none=True), {}
     for name in ("language_model", "vision_tower", "checkpoint"):
-        given = getattr(weights, name)
-        folder = Path(given or "").expanduser().absolute()
-        if given and folder.is_dir():
-            what[name] = identify(folder, cache=store_folder(recipe) / "session" / "raw_hashes.json")
+        setting, on_hub = f"model.weights.{name}", name != "checkpoint"
+        folder = local_folder(getattr(weights, name), "There are no weights", setting, may_be_on_hub=on_hub)
+        if folder is not None:
+            what[name] = identify(folder, cache=_hash_cache(recipe))
             location[name] = str(folder)
-        elif given and (name == "checkpoint" or given.startswith(("/", ".", "~")) or given.count("/") > 1):
-            raise ConfigError(
-                f"There are no weights at {given!r}.",
-                f"{folder} is no folder, and a repository on the hub is called owner/name.",
-                f"Correct model.weights.{name}.",
-            )
     return what, location
 
 
 def _deploy(recipe: Recipe, where: dict[str, Any]) -> StageSpec:
     """The endpoint, with the clean artifacts' held-out clips for its live page to play."""
     what = {"deploy": _json(recipe.deploy)}
-    spec = _stage("deploy", what, {"train": "train", **_clean(recipe)}, "pipelines.deploy.run", where)
-    return replace(spec, state=True, check="pipelines.deploy.run:check")
+    spec = stage_spec("deploy", what, {"train": "train", **_clean(recipe)}, where)
+    return replace(spec, state=True, check=f"{STAGE_MODULES['deploy']}:check")
 
 
 def endpoint_url(recipe: Recipe) -> str:
@@ -222,22 +217,22 @@ def endpoint_url(recipe: Recipe) -> str:
     return deploy.endpoint_url(_json(recipe.where))
 
 
-def _stage(
+def stage_spec(
     kind: str,
     what: dict[str, Any],
     inputs: dict[str, str],
-    module: str,
     where: dict[str, Any],
     *,
     suffix: str = "",
     location: dict[str, str] | None = None,
 ) -> StageSpec:
+    """A stage of a kind, named as its kind and, where it is one of several, a suffix."""
     return StageSpec(
         name=f"{kind}-{suffix}" if suffix else kind,
         kind=kind,
         settings=what,
         inputs=inputs,
-        function=f"{module}:run_stage",
+        function=f"{STAGE_MODULES[kind]}:run_stage",
         placement=where,
         location=location or {},
     )

@@ -8,18 +8,11 @@ from dataclasses import replace
 from pipelines.dag.plan import StageSpec
 from pipelines.recipe.load import Member
 from pipelines.recipe.model import Recipe
-from pipelines.recipe.stages import evaluated_stages, where_of
-
-COMPARE = "compare"
+from pipelines.recipe.stages import evaluated_stages, stage_spec, where_of
 
 
 def build_sweep(recipe: Recipe, members: Sequence[Member]) -> list[StageSpec]:
-    """The stages of all members, each stage that several have in common once, and the comparison of all.
-
-    Args:
-        recipe: The sweep's own recipe.
-        members: From :func:`pipelines.recipe.load.load_sweep`.
-    """
+    """The stages of all members, each stage that several have in common once, and the comparison of all."""
     stages: dict[str, StageSpec] = {}
     inputs: dict[str, str] = {}
     for member in members:
@@ -32,15 +25,7 @@ def build_sweep(recipe: Recipe, members: Sequence[Member]) -> list[StageSpec]:
             stages.setdefault(name, replace(own, name=name))
         inputs |= {f"{kind}-{member.name}": names[kind] for kind in ("train", "evaluate")}
     what = {"sweep": recipe.name, "members": [[member.variant, member.seed] for member in members]}
-    compare = StageSpec(
-        name=COMPARE,
-        kind=COMPARE,
-        settings=what,
-        inputs=inputs,
-        function="pipelines.compare.run:run_stage",
-        placement=where_of(recipe),
-    )
-    return [*stages.values(), compare]
+    return [*stages.values(), stage_spec("compare", what, inputs, where_of(recipe))]
 
 
 def _is_same(one: StageSpec, other: StageSpec) -> bool:

@@ -54,11 +54,7 @@ def client_for(engine: EngineProtocol, settings: ServeSettings) -> EngineClient:
 @ray_serve.deployment(name=DEPLOYMENT_NAME)
 @ray_serve.ingress()
 class Endpoint:
-    """One replica: one engine, one worker thread, one ASGI app.
-
-    Args:
-        settings: `ServeSettings` as JSON.
-    """
+    """One replica: one engine, one worker thread, one ASGI app. Takes `ServeSettings` as JSON."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self._settings = ServeSettings.model_validate(settings)
@@ -73,11 +69,7 @@ class Endpoint:
 
 
 def build(args: dict[str, Any]) -> Application:
-    """Build the application that Ray Serve runs.
-
-    Args:
-        args: `ServeSettings` as JSON.
-    """
+    """Build the application that Ray Serve runs, from `ServeSettings` as JSON."""
     settings = ServeSettings.model_validate(args)
     limits = settings.limits
     # A live connection counts as one ongoing request for as long as it is open, so the bound covers both.

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from pipelines.cli.shared.options import DEFAULT_RECIPE, JsonOption, PlainOption, RecipeArgument, SetOption
 
-KINDS = frozenset({"corpus", "clean", "pack"})
-"""Kinds of stages that prepare data."""
-
 
 def prepare(
     recipe: RecipeArgument = DEFAULT_RECIPE,
@@ -27,12 +24,10 @@ def prepare(
 
       casa prepare my.yaml --json | jq 'select(.event == "result")'
     """
-    from dataclasses import replace
-
     from pipelines.cli.shared.run_handle import open_run, run_stages
     from pipelines.cli.show.prepared import show_prepared
+    from pipelines.dag.plan import DATA_KINDS
 
-    opened = open_run(recipe, set_ or ())
-    opened = replace(opened, stages=[stage for stage in opened.stages if stage.spec.kind in KINDS])
+    opened = open_run(recipe, set_ or (), DATA_KINDS)
     manifests = run_stages(opened, f"casa prepare {recipe}", as_json=json_, plain=plain)
     show_prepared(opened.stages, manifests, as_json=json_)

@@ -19,10 +19,6 @@ class Scale(StrEnum):
     full = "full"
 
 
-KINDS = frozenset({"corpus", "clean", "pack", "train"})
-"""Kinds of stages that a trained model takes."""
-
-
 def train(
     recipe: RecipeArgument = DEFAULT_RECIPE,
     set_: SetOption = None,
@@ -57,10 +53,11 @@ def train(
     from dataclasses import replace
 
     from pipelines.cli.shared.run_handle import open_run, run_stages
+    from pipelines.dag.plan import DATA_KINDS
 
-    opened = open_run(recipe, set_ or ())
+    opened = open_run(recipe, set_ or (), DATA_KINDS | {"train"})
     # The blind baseline is the evaluation's, which compares with it.
-    stages = [s for s in opened.stages if s.spec.kind in KINDS and s.spec.settings.get("images") is not False]
+    stages = [stage for stage in opened.stages if stage.spec.settings.get("images") is not False]
     opened = replace(opened, stages=stages)
     manifests = run_stages(opened, f"casa train {recipe}", as_json=json_, plain=plain)
     trained = next(stage for stage in stages if stage.name == "train")
@@ -76,10 +73,12 @@ def _dry_run(recipe: str, overrides: Sequence[str], scale: str, *, as_json: bool
     from dataclasses import asdict
     from typing import cast
 
+    import torch
+
     from pipelines.cli.show.training import show_dry_run, show_step
     from pipelines.recipe import load_recipe
 
-    os.environ.setdefault("DS_ACCELERATOR", "cpu" if not _has_gpu() else "cuda")
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     from pipelines.cost.dry_run import DryRun
     from pipelines.cost.dry_run import dry_run as run
@@ -92,9 +91,3 @@ def _dry_run(recipe: str, overrides: Sequence[str], scale: str, *, as_json: bool
             show_dry_run(found)
         else:
             show_step(found, number)
-
-
-def _has_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()

@@ -55,11 +55,7 @@ CLOSE_NORMAL, CLOSE_POLICY, CLOSE_INTERNAL, CLOSE_TRY_LATER = 1000, 1008, 1011, 
 
 
 class SessionSlots:
-    """Counts open live connections of one replica; used from its event loop only.
-
-    Args:
-        limit: Connections open at once.
-    """
+    """Counts the open live connections of one replica, `limit` at most; used from its event loop only."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -108,10 +104,7 @@ def live_router(client: EngineClient, settings: ServeSettings, slots: SessionSlo
 class LiveConnection:
     """One client: one task reads and queues frames, another captions them in order.
 
-    Args:
-        socket: Accepted already.
-        client: Shared by all requests of the replica; the session opened on it belongs to this connection.
-        settings: The deployment's name and limits.
+    The socket is accepted already; the session that is opened on `client` belongs to this connection.
     """
 
     def __init__(self, socket: WebSocket, client: EngineClient, settings: ServeSettings) -> None:

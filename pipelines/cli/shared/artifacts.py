@@ -57,10 +57,6 @@ def find_data_artifact(artifact: str, store: Path) -> tuple[Folder, dict[str, An
 def clean_folders(folder: Folder, manifest: Mapping[str, Any]) -> dict[str, Folder]:
     """Source → the clean artifact in the same store that a pack artifact refers to.
 
-    Args:
-        folder: The pack artifact.
-        manifest: Its manifest.
-
     Raises:
         ConfigError: If one is no longer there.
     """

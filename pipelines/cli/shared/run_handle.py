@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,21 +38,16 @@ class OpenRun:
     records: Records
     cluster: Cluster
 
-    def record(self) -> None:
-        """Make this the store's latest run, which ``casa status`` and others work on."""
-        self.records.prepare()
-        ray = self.recipe.where.ray.model_dump(mode="json")
-        self.records.write_run(self.recipe.name, ray, endpoint_url(self.recipe), self.stages)
 
-
-def open_run(recipe: str, overrides: Sequence[str]) -> OpenRun:
-    """Load a recipe and plan it.
+def open_run(recipe: str, overrides: Sequence[str], kinds: frozenset[str] | None = None) -> OpenRun:
+    """Load a recipe and plan it: all of it, or its stages of some kinds.
 
     Raises:
         ConfigError: If the recipe is wrong.
     """
     loaded = load_recipe(recipe, overrides)
-    return _open(loaded, build_stages(loaded))
+    opened = _open(loaded, build_stages(loaded))
+    return replace(opened, stages=[s for s in opened.stages if kinds is None or s.spec.kind in kinds])
 
 
 def open_sweep(recipe: str, overrides: Sequence[str]) -> OpenRun:
@@ -77,10 +72,8 @@ def run_stages(opened: OpenRun, command: str, *, as_json: bool, plain: bool) -> 
     """Run all stages of a plan, show their progress, and record the plan as the store's latest run.
 
     Args:
-        opened: The plan.
         command: The command as typed, without options: how to go on after an interrupt.
-        as_json: One JSON object per line, for scripts.
-        plain: Lines instead of a live table.
+        as_json, plain: One JSON object per event, or one line, instead of a live table.
 
     Returns:
         Manifest of each stage, by name.
@@ -95,15 +88,12 @@ def run_stages(opened: OpenRun, command: str, *, as_json: bool, plain: bool) -> 
     live = not (as_json or plain) and sys.stdout.isatty()
     watcher = (LiveWatcher if live else JsonWatcher if as_json else PlainWatcher)(opened.stages)
     where = opened.recipe.where
-    runner = Runner(
-        opened.stages,
-        opened.records,
-        opened.cluster,
-        watcher,
-        parallel=where.parallel_stages,
-        retries=where.retries,
+    limits = {"parallel": where.parallel_stages, "retries": where.retries}
+    runner = Runner(opened.stages, opened.records, opened.cluster, watcher, **limits)
+    opened.records.prepare()
+    opened.records.write_run(
+        opened.recipe.name, where.ray.model_dump(mode="json"), endpoint_url(opened.recipe), opened.stages
     )
-    opened.record()
     try:
         with watcher:
             return runner.run()

@@ -41,12 +41,7 @@ def headline(engine: Engine) -> str:
 
 
 def facts(engine: Engine, folder: Path) -> dict[str, str]:
-    """Label → value, the most important ones first.
-
-    Args:
-        engine: The loaded checkpoint.
-        folder: Its folder.
-    """
+    """Label → value of a loaded checkpoint, the most important ones first."""
     model, processor = engine.model, engine.processor
     text, vision = model.config.text_config, model.config.vision_config
     settings = model.config.fusion_settings

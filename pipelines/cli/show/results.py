@@ -26,14 +26,7 @@ def show_results(
     *,
     as_json: bool,
 ) -> None:
-    """Print results, where to find them, and how to go on.
-
-    Args:
-        recipe: The recipe that ran.
-        stages: Its stages.
-        manifests: Manifest of each stage, by name.
-        as_json: As one JSON object on one line.
-    """
+    """Print results, where to find them, and how to go on; or all of it as one JSON object on one line."""
     found = collect(recipe, stages, manifests)
     if as_json:
         print_json_line({"event": "result", **found})

@@ -18,13 +18,14 @@ from casa_core.errors import CasaError
 from pipelines.cli.show.format import headline, print_json_line
 from pipelines.dag.plan import PlannedStage
 from pipelines.dag.progress import Progress
+from pipelines.dag.run import Observer
 from pipelines.text_format import duration
 
 PLAIN_EVERY_S = 10.0
 
 
-class Watcher:
-    """An observer of :class:`~pipelines.dag.run.Runner` that shows nothing: what all watchers share."""
+class Watcher(Observer):
+    """Shows nothing: what all watchers share. A stage's own output is for ``casa logs``."""
 
     def __init__(self, stages: Sequence[PlannedStage]) -> None:
         self.stages = list(stages)
@@ -39,23 +40,7 @@ class Watcher:
         return
 
     def started(self, stage: PlannedStage, job_id: str, *, attached: bool) -> None:
-        """A stage's job was submitted, or found running (``attached``)."""
         self._began.setdefault(stage.name, time.monotonic())
-
-    def progressed(self, stage: PlannedStage, progress: Progress) -> None:
-        """A stage's job has reported how far it is."""
-
-    def printed(self, stage: PlannedStage, line: str) -> None:
-        """Ignored: a stage's own output is for ``casa logs``."""
-
-    def finished(self, stage: PlannedStage, manifest: dict[str, Any], *, cached: bool) -> None:
-        """A stage's artifact is whole; ``cached``: it was so before the run."""
-
-    def retrying(self, stage: PlannedStage, reason: str) -> None:
-        """A stage's job was lost and another attempt follows."""
-
-    def failed(self, stage: PlannedStage, error: CasaError) -> None:
-        """A stage failed for good; the command reports the error itself."""
 
     def seconds(self, stage: PlannedStage) -> float:
         """Seconds since the stage's job was started or found."""

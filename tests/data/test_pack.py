@@ -46,7 +46,7 @@ from pipelines.data.store.rows import CleanSample
 from pipelines.data.store.shard_writing import CARD
 from pipelines.recipe import load_recipe
 from pipelines.recipe.pack import FRAME_SIDE, IMAGE_TOKEN_SIDES, Mixture, Pack, VideoBudget, frame_side
-from pipelines.recipe.pack_settings import pack_settings
+from pipelines.recipe.stages import pack_settings
 from tests.support.core.qwen_tokenizer import qwen_tokenizer
 from tests.support.data.clean import chats, clips, write_clean
 from tests.support.naive.packing import packed_row

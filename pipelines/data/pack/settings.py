@@ -56,7 +56,7 @@ def read_pack_settings(values: Mapping[str, Any]) -> PackSettings:
     """The stage's settings, with the paths of files that the fingerprint has by content only.
 
     Args:
-        values: As :func:`pipelines.recipe.pack_settings.pack_settings` makes them, ``tokenizer_path`` and
+        values: As :func:`pipelines.recipe.stages.pack_settings` makes them, ``tokenizer_path`` and
             ``hash_lists`` (JSON) beside the settings that they replace.
 
     Raises:

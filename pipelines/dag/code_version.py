@@ -243,16 +243,13 @@ def load_function(path: str) -> Callable[..., Any]:
     module_name, _, name = path.partition(":")
     try:
         return getattr(importlib.import_module(module_name), name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not module_name.startswith(error.name):
+    except (ModuleNotFoundError, AttributeError) as error:
+        in_module = isinstance(error, AttributeError)
+        if not in_module and (error.name is None or not module_name.startswith(error.name)):
             raise  # The module is there, and something that it imports is not.
-        raise ConfigError(
-            f"There is no stage function {path}.", f"{str(error).capitalize()}.", "Check the module's name."
-        ) from None
-    except AttributeError as error:
-        raise ConfigError(
-            f"There is no stage function {path}.", f"{str(error).capitalize()}.", "Define it in the module."
-        ) from None
+        remedy = "Define it in the module." if in_module else "Check the module's name."
+        why = f"{str(error).capitalize()}."
+        raise ConfigError(f"There is no stage function {path}.", why, remedy) from None
 
 
 def main() -> int:

@@ -13,7 +13,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from casa_core.engine.requests import GenerationDelta, GenerationRequest
+from casa_core.engine.requests import GenerationDelta, GenerationRequest, GenerationResult
 from serve.api.engine_client import EngineClient
 from serve.api.errors import as_api_error, internal_error, model_not_found
 from serve.api.request_conversion import to_generation_request
@@ -88,9 +88,7 @@ async def _complete(client: EngineClient, generation: GenerationRequest, answer:
         "logprobs": None,
         "finish_reason": result.finish_reason,
     }
-    return answer.completion(
-        choice, usage(result.prompt_tokens, result.image_tokens, result.completion_tokens)
-    )
+    return answer.completion(choice, usage(result))
 
 
 async def _events(
@@ -120,22 +118,20 @@ async def _events(
             return
         yield _event(answer.chunk({}, (last.finish_reason if last else None) or "stop"))
         if include_usage and last is not None:
-            yield _event(
-                answer.usage_chunk(usage(last.prompt_tokens, last.image_tokens, last.completion_tokens))
-            )
+            yield _event(answer.usage_chunk(usage(last)))
         yield "data: [DONE]\n\n"
 
 
-def usage(text_tokens: int, image_tokens: int, completion_tokens: int) -> dict[str, Any]:
+def usage(done: GenerationResult | GenerationDelta) -> dict[str, Any]:
     """OpenAI's token account. `prompt_tokens` counts text; image tokens never enter the text sequence here,
     so they stand apart in `prompt_tokens_details`."""
     return {
-        "prompt_tokens": text_tokens,
-        "completion_tokens": completion_tokens,
-        "total_tokens": text_tokens + completion_tokens,
+        "prompt_tokens": done.prompt_tokens,
+        "completion_tokens": done.completion_tokens,
+        "total_tokens": done.prompt_tokens + done.completion_tokens,
         "prompt_tokens_details": {
-            "text_tokens": text_tokens,
-            "image_tokens": image_tokens,
+            "text_tokens": done.prompt_tokens,
+            "image_tokens": done.image_tokens,
             "cached_tokens": 0,
             "audio_tokens": 0,
         },

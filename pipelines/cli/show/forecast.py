@@ -40,21 +40,15 @@ def _basis(console: Console, found: Forecast, cluster: Cluster) -> None:
     for source in found.sources:
         console.print(f"  {source.name}: {source.basis or 'as the listing says'}")
     rates = cluster.rates
-    sourced = (
-        (
-            f"clean, pictures  {number(rates.clean_megapixels.value)} megapixels",
-            rates.clean_megapixels.source,
-        ),
-        (
-            f"clean, frames    {number(rates.video_megapixels.value)} megapixels",
-            rates.video_megapixels.source,
-        ),
-        (f"pack, encoding   {number(rates.encode_tokens.value)} text tokens", rates.encode_tokens.source),
-        (f"pack, placing    {number(rates.pack_samples.value)} samples", rates.pack_samples.source),
-    )
+    shown = {
+        "clean, pictures  {} megapixels": rates.clean_megapixels,
+        "clean, frames    {} megapixels": rates.video_megapixels,
+        "pack, encoding   {} text tokens": rates.encode_tokens,
+        "pack, placing    {} samples": rates.pack_samples,
+    }
     console.print("Rates of one core, per second", style="bold")
-    for rate, source in sourced:
-        console.print(f"  {rate}: {source}")
+    for text, rate in shown.items():
+        console.print(f"  {text.format(number(rate.value))}: {rate.source}")
     console.print(
         f"Counted on: {NETWORK_SHARE:.0%} of the network's line rate (assumed), cores that all work, "
         f"sequences {PACKING_OVERHEAD:.1%} above the lower bound. Not counted: start-up, stragglers, "

@@ -55,11 +55,16 @@ def _card(stage: PlannedStage) -> dict[str, Any]:
     return json.loads((stage.folder / CARD).read_text(encoding="utf-8"))
 
 
-def _fill(card: Mapping[str, Any]) -> Table:
-    table = Table(box=None, header_style="bold", title="Sequences", title_justify="left")
-    table.add_column("")
-    for name in ("count", "at best", "above", "text full", "images full"):
+def _table(title: str, names: Sequence[str]) -> Table:
+    """A table whose first column names its rows."""
+    table = Table("", box=None, header_style="bold", title=title, title_justify="left")
+    for name in names:
         table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def _fill(card: Mapping[str, Any]) -> Table:
+    table = _table("Sequences", ("count", "at best", "above", "text full", "images full"))
     for kind, own in card["by_kind"].items():
         if not own["sequences"]:
             continue
@@ -82,11 +87,8 @@ def _sources(card: Mapping[str, Any], clean: Mapping[str, Mapping[str, Any]]) ->
 
     rows = shares(card)
     wanted = any(row.asked is not None for row in rows)
-    table = Table(box=None, header_style="bold", title="Sources", title_justify="left")
-    table.add_column("")
     names = ("records", "samples", "text tok.", "image tok.", *(("asked",) if wanted else ()), "share")
-    for name in names:
-        table.add_column(name, justify="right", no_wrap=True)
+    table = _table("Sources", names)
     for row in rows:
         own = card["sources"][row.source]
         asked = ("" if row.asked is None else f"{row.asked:.2%}",) if wanted else ()

@@ -7,55 +7,30 @@ the Cauldron have the same layout without ``source``, where a turn may name its 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
+from pipelines.data.read.corpora.base import ParquetReader
 from pipelines.data.read.corpora.conversation import arrange, pictures, turns_from_pairs
-from pipelines.data.read.formats.parquet import Row, parquet_rows, parquet_spans, still_picture
-from pipelines.data.read.source.base import BadRecord, Place, RawMedia, Record, Span, collect, split_files
-from pipelines.data.read.source.files import Files
-from pipelines.data.read.source.subsets import choose_subsets, subset_of
-from pipelines.data.store.quarantine import Rejected
+from pipelines.data.read.formats.parquet import Row, still_picture
+from pipelines.data.read.source.base import BadRecord, Place, RawMedia, Record
+from pipelines.data.read.source.subsets import subset_of
 
 RATINGS = ("relevance", "image_correspondence", "visual_dependency", "formatting")
 """Aspects that each turn is rated for, from 1 to 5."""
 _RATING_COLUMNS = tuple(f"{name}_{kind}" for name in RATINGS for kind in ("ratings", "min"))
-_NEEDED = ("images", "texts")
-_WANTED = ("source", *_RATING_COLUMNS)
 
 
-@dataclass(frozen=True, kw_only=True)
-class FineVisionReader:
-    """Reads FineVision's layout; one span a row group.
+class FineVisionReader(ParquetReader):
+    """Reads FineVision's layout.
 
     A sample's meta holds ``subset`` and, where known, ``question_type``, ``<name>_ratings`` (per turn) and
     ``<name>_min`` for the four ``RATINGS``.
-
-    Attributes:
-        files: The folder with the subsets' folders, or with parquet files.
-        source: The data source's name in the recipe.
-        subsets: Names or patterns of the subsets to read; None for all.
-        exclude_subsets: Subsets to leave out.
     """
 
-    files: Files
-    source: str
-    subsets: tuple[str, ...] | None = None
-    exclude_subsets: tuple[str, ...] = ()
+    needed = ("images", "texts")
+    wanted = ("source", *_RATING_COLUMNS)
 
-    def spans(self, split: str) -> list[Span]:
-        """One span a row group, from the footers; a file without a readable footer is one bad record."""
-        names = split_files(self.files, split, ".parquet")
-        chosen = choose_subsets(self.source, names, self.subsets, self.exclude_subsets)
-        return parquet_spans(self.files, chosen)
-
-    def read(self, span: Span) -> Iterator[Record | Rejected]:
-        """The rows of one row group; where its pages are broken, its rows from there on are rejected."""
-        rows = parquet_rows(self.files, span, needed=_NEEDED, wanted=_WANTED)
-        return collect(self.source, span, rows, self._parse)
-
-    def _parse(self, place: Place, row: Row) -> Record:
+    def parse(self, place: Place, row: Row) -> Record:
         turns = turns_from_pairs(row["texts"])
         media = _pictures(row["images"] or [])
         return place.record(arrange(turns, pictures(len(media))), media, _meta(place.file, row))

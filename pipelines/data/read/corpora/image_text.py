@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
+from pipelines.data.read.corpora.base import CorpusReader
 from pipelines.data.read.corpora.conversation import (
     IMAGE_MARKER,
     arrange,
@@ -45,7 +46,6 @@ from pipelines.data.read.source.base import (
     inner_path,
     split_files,
 )
-from pipelines.data.read.source.files import Files
 from pipelines.data.store.quarantine import Rejected
 
 SUFFIXES = (".jsonl", ".parquet", ".tar")
@@ -59,20 +59,16 @@ _IMAGE_BYTES = 256 << 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageTextReader:
+class ImageTextReader(CorpusReader):
     """Reads users' own pictures and text.
 
     A sample's id is the record's own (or the tar's key), followed by file and row; its meta is the record's,
     and ``id`` where known.
 
     Attributes:
-        files: The folder with the files.
-        source: The data source's name in the recipe.
         caption_prompt: The user's turn before a caption; empty for none.
     """
 
-    files: Files
-    source: str
     caption_prompt: str = CAPTION_PROMPT
 
     def spans(self, split: str) -> list[Span]:

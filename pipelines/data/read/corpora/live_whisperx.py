@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from casa_core.types import Image, Part, Text
+from pipelines.data.read.corpora.base import CorpusReader
 from pipelines.data.read.corpora.video import cut_clip, frame_times
 from pipelines.data.read.corpora.videos import VIDEO_BYTES, Videos
 from pipelines.data.read.formats.lines import json_lines, line_spans
@@ -27,30 +28,25 @@ from pipelines.data.read.source.base import (
     inner_path,
     split_files,
 )
-from pipelines.data.read.source.files import Files
 from pipelines.data.store.quarantine import Rejected
 
 _TIME_TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
-class LiveWhisperXReader:
+class LiveWhisperXReader(CorpusReader):
     """Reads Live-WhisperX's layout.
 
     A sample's meta holds the clip (``video``, ``video_start``, ``video_end``, ``fps``), and ``previous``,
     ``title`` and ``category`` where known.
 
     Attributes:
-        files: The folder with the JSONL files; video paths are relative to it.
-        source: The data source's name in the recipe.
         fps: Frames sampled per second, from the clip's start on; each is followed by the words that begin
             before the next.
         context: What precedes the query, one line each where it is known: ``title``, ``category``, and
             ``previous``, the commentary before the clip.
     """
 
-    files: Files
-    source: str
     fps: float = 2.0
     context: tuple[str, ...] = ()
 

@@ -18,6 +18,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from casa_core.types import Image
+from pipelines.data.read.corpora.base import SubsetReader
 from pipelines.data.read.corpora.conversation import arrange, turns_from
 from pipelines.data.read.corpora.video import clip_times
 from pipelines.data.read.corpora.videos import VIDEO_BYTES, Videos
@@ -32,8 +33,7 @@ from pipelines.data.read.source.base import (
     inner_path,
     split_files,
 )
-from pipelines.data.read.source.files import Files
-from pipelines.data.read.source.subsets import choose_subsets, subset_of
+from pipelines.data.read.source.subsets import subset_of
 from pipelines.data.store.quarantine import Rejected
 
 KINDS = {"caption": "cap", "open_ended": "oe", "multiple_choice": "mc"}
@@ -44,25 +44,18 @@ _ROUNDING = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class LlavaVideoReader:
+class LlavaVideoReader(SubsetReader):
     """Reads LLaVA-Video-178K's layout; spans of up to 64 items of an array.
 
     A sample's id is the record's own, followed by file and row; its meta holds ``subset``, ``kind``,
     ``video``, ``duration`` and ``fps``, and ``id`` and ``data_source`` where known.
 
     Attributes:
-        files: The folder with the configs' folders.
-        source: The data source's name in the recipe.
-        subsets, exclude_subsets: Names or patterns of the configs to read, and to leave out.
         kinds: Which of ``KINDS`` to read.
         fps: Frames per second.
         max_seconds: The longest video.
     """
 
-    files: Files
-    source: str
-    subsets: tuple[str, ...] | None = None
-    exclude_subsets: tuple[str, ...] = ()
     kinds: tuple[str, ...] = tuple(KINDS)
     fps: float = 2.0
     max_seconds: float = MAX_SECONDS
@@ -70,8 +63,7 @@ class LlavaVideoReader:
     def spans(self, split: str) -> list[Span]:
         """The items of all annotation files of the kinds asked for; other JSON files do not count."""
         names = [name for name in split_files(self.files, split, ".json") if kind_of(name) in self.kinds]
-        chosen = choose_subsets(self.source, names, self.subsets, self.exclude_subsets)
-        return array_spans(self.files, chosen, VIDEO_BYTES)
+        return array_spans(self.files, self.chosen(names), VIDEO_BYTES)
 
     def read(self, span: Span) -> Iterator[Record | Rejected]:
         """The items of the span; the header of each one's video is opened for its duration."""

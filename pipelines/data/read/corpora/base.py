@@ -1,0 +1,71 @@
+"""Bases of the corpus readers: the corpus's files, the choice of subsets, parquet files by row group."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from pipelines.data.read.formats.parquet import Row, parquet_rows, parquet_spans
+from pipelines.data.read.source.base import Place, Record, Span, collect, split_files
+from pipelines.data.read.source.files import Files
+from pipelines.data.read.source.subsets import choose_subsets
+from pipelines.data.store.quarantine import Rejected
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusReader:
+    """Fields of every reader.
+
+    Attributes:
+        files: The corpus's folder.
+        source: The data source's name in the recipe.
+    """
+
+    files: Files
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubsetReader(CorpusReader):
+    """Fields of readers of corpora with one folder per subset.
+
+    Attributes:
+        subsets: Names or patterns of the subsets to read, without ``-part-…``; None for all.
+        exclude_subsets: Subsets to leave out.
+    """
+
+    subsets: tuple[str, ...] | None = None
+    exclude_subsets: tuple[str, ...] = ()
+
+    def chosen(self, names: Sequence[str]) -> list[str]:
+        """The files in the subsets asked for."""
+        return choose_subsets(self.source, names, self.subsets, self.exclude_subsets)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParquetReader(SubsetReader):
+    """Reads parquet files: one span per row group, one record per row.
+
+    Where rows have an ``id``, it begins the sample's id; file and row follow.
+
+    Attributes:
+        needed: Columns without which no row can be used.
+        wanted: Columns to be read where the file has them.
+    """
+
+    needed: ClassVar[tuple[str, ...]]
+    wanted: ClassVar[tuple[str, ...]]
+
+    def spans(self, split: str) -> list[Span]:
+        """One span per row group, from the footers; a file without a readable footer is one bad record."""
+        return parquet_spans(self.files, self.chosen(split_files(self.files, split, ".parquet")))
+
+    def read(self, span: Span) -> Iterator[Record | Rejected]:
+        """The rows of one row group; where its pages are broken, its rows from there on are rejected."""
+        rows = parquet_rows(self.files, span, needed=self.needed, wanted=self.wanted)
+        return collect(self.source, span, rows, self.parse, own_id=lambda row: row.get("id"))
+
+    def parse(self, place: Place, row: Row) -> Record:
+        """The record of a row; raises ``BadRecord`` for one that breaks the layout."""
+        raise NotImplementedError

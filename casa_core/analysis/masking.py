@@ -21,15 +21,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
 
 from casa_core.analysis.probe import WindowPart, probing, watching_refusal, window_parts
 from casa_core.errors import ConfigError
-from casa_core.fusion.attention import Backend, Segments, segment_attention
-from casa_core.fusion.layers import AttentionProbe
+from casa_core.fusion.attention import segment_attention
+from casa_core.fusion.layers import AttentionCall, AttentionProbe
 from casa_core.fusion.windows import Windows
 from casa_core.model import CasaForConditionalGeneration
 
@@ -66,7 +65,8 @@ def masked_attention(model: CasaForConditionalGeneration, what: Masking, seed: i
 
     def probe(windows: Windows) -> AttentionProbe:
         parts = window_parts(windows, attends_text=True, device=model.device)
-        return _Masked([(part, _allowed(part, what, seed)) for part in parts])
+        allowed = [_allowed(part, what, seed) for part in parts]
+        return lambda call: _masked(call, parts, allowed)
 
     with probing(model, probe):
         yield
@@ -115,32 +115,17 @@ def _allowed(part: WindowPart, what: Masking, seed: int) -> torch.Tensor:
     return allowed_TK.to(part.text_T.device)
 
 
-@dataclass(frozen=True, slots=True)
-class _Masked:
-    """The reference attention with a mask of its own, window by window."""
-
-    parts: list[tuple[WindowPart, torch.Tensor]]
-
-    def attend(
-        self,
-        layer: int,
-        query_THD: torch.Tensor,
-        key_KGD: torch.Tensor,
-        value_KGD: torch.Tensor,
-        segments: Segments,
-        *,
-        causal: bool,
-        backend: Backend,
-    ) -> torch.Tensor:
-        out_THD = torch.zeros_like(query_THD, dtype=value_KGD.dtype)
-        for part, allowed_TK in self.parts:
-            out_THD[part.text_T] = segment_attention(
-                query_THD[part.text_T],
-                key_KGD[part.key_K],
-                value_KGD[part.key_K],
-                part.segments,
-                causal=causal,
-                backend="reference",
-                allowed_TN=allowed_TK,
-            )
-        return out_THD
+def _masked(call: AttentionCall, parts: list[WindowPart], allowed: list[torch.Tensor]) -> torch.Tensor:
+    """The reference attention with a mask (T, K) of its own for each window, one after the other."""
+    out_THD = torch.zeros_like(call.query_THD, dtype=call.value_KGD.dtype)
+    for part, allowed_TK in zip(parts, allowed, strict=True):
+        out_THD[part.text_T] = segment_attention(
+            call.query_THD[part.text_T],
+            call.key_KGD[part.key_K],
+            call.value_KGD[part.key_K],
+            part.segments,
+            causal=call.causal,
+            backend="reference",
+            allowed_TN=allowed_TK,
+        )
+    return out_THD

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from casa_core.errors import ConfigError
-from casa_core.fusion.attention import Backend, Segments, segment_attention, segment_attention_weights
-from casa_core.fusion.layers import AttentionProbe
+from casa_core.fusion.attention import Segments, segment_attention, segment_attention_weights
+from casa_core.fusion.layers import AttentionCall, AttentionProbe
 from casa_core.fusion.windows import IntArray, Windows
 from casa_core.model import CasaForConditionalGeneration
 
@@ -130,32 +130,19 @@ def watching(model: CasaForConditionalGeneration, look: Look) -> Iterator[None]:
     attends_text = model.config.fusion_settings.attends_text
 
     def probe(windows: Windows) -> AttentionProbe:
-        return _Watcher(window_parts(windows, attends_text=attends_text, device=model.device), look)
+        parts = window_parts(windows, attends_text=attends_text, device=model.device)
+
+        def attend(call: AttentionCall) -> torch.Tensor:
+            for part in parts:
+                query, key = call.query_THD[part.text_T], call.key_KGD[part.key_K]
+                look(call.layer, part, _mean_weights(query, key, part.segments, call.causal))
+            tokens = call.query_THD, call.key_KGD, call.value_KGD
+            return segment_attention(*tokens, call.segments, causal=call.causal, backend=call.backend)
+
+        return attend
 
     with probing(model, probe):
         yield
-
-
-@dataclass(frozen=True, slots=True)
-class _Watcher:
-    parts: list[WindowPart]
-    look: Look
-
-    def attend(
-        self,
-        layer: int,
-        query_THD: torch.Tensor,
-        key_KGD: torch.Tensor,
-        value_KGD: torch.Tensor,
-        segments: Segments,
-        *,
-        causal: bool,
-        backend: Backend,
-    ) -> torch.Tensor:
-        for part in self.parts:
-            query, key = query_THD[part.text_T], key_KGD[part.key_K]
-            self.look(layer, part, _mean_weights(query, key, part.segments, causal))
-        return segment_attention(query_THD, key_KGD, value_KGD, segments, causal=causal, backend=backend)
 
 
 def _mean_weights(

@@ -59,22 +59,21 @@ class HostBlock:
     norm: nn.Module
 
 
-class AttentionProbe(Protocol):
-    """An analysis that replaces the fusion layers' attention in one forward."""
+@dataclass(frozen=True, slots=True)
+class AttentionCall:
+    """The arguments of :func:`segment_attention` in the fusion layer of decoder layer ``layer``."""
 
-    def attend(
-        self,
-        layer: int,
-        query_THD: torch.Tensor,
-        key_KGD: torch.Tensor,
-        value_KGD: torch.Tensor,
-        segments: Segments,
-        *,
-        causal: bool,
-        backend: Backend,
-    ) -> torch.Tensor:
-        """Compute what :func:`segment_attention` would, in the fusion layer of decoder layer ``layer``."""
-        ...
+    layer: int
+    query_THD: torch.Tensor
+    key_KGD: torch.Tensor
+    value_KGD: torch.Tensor
+    segments: Segments
+    causal: bool
+    backend: Backend
+
+
+AttentionProbe = Callable[[AttentionCall], torch.Tensor]
+"""An analysis that replaces the fusion layers' attention in one forward."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,9 +178,8 @@ class FusionLayer(nn.Module):
             )
         else:
             parts = joined(key_KGD), joined(value_KGD)
-            out_THD = state.probe.attend(
-                self.layer_idx, query_THD, *parts, state.segments, causal=causal, backend=backend
-            )
+            call = AttentionCall(self.layer_idx, query_THD, *parts, state.segments, causal, backend)
+            out_THD = state.probe(call)
         update_BLC = source.o_proj(out_THD.reshape(*normed_BLC.shape[:2], -1))
         if self.settings.gate == "adaptive_sigmoid":
             return update_BLC * torch.sigmoid(self.gate_proj(normed_BLC))

@@ -130,7 +130,7 @@ def test_words_cut_off_at_the_limit_have_no_stop_token_of_their_own(engine: Engi
     ("settings", "watched", "masked"),
     [
         ({"kind": "cross_attention"}, None, "attend to image tokens alone"),
-        ({"kind": "insertion"}, "stand in the text", "stand in the text"),
+        ({"kind": "insertion"}, "are part of its text", "are part of its text"),
         ({"kind": "casa", "blind": True}, "every image left out", "every image left out"),
         ({"kind": "casa", "placement": "replace", "layers": "all"}, None, None),
     ],

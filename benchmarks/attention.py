@@ -21,7 +21,6 @@ what other programs take; several by the wall's.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 from collections.abc import Callable, Sequence
@@ -32,7 +31,7 @@ import numpy as np
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from benchmarks.measure import interleaved, stamp, table, write_result
+from benchmarks.measure import interleaved, options_parser, stamp, table, write_result
 from casa_core.fusion.attention import Segments, segment_attention
 
 GEMM = 1024
@@ -182,19 +181,19 @@ def rendered(results: dict[str, dict[str, float]]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, and write where asked."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = options_parser(
+        __doc__,
+        windows=(10, "windows, and samples (10)"),
+        image_tokens=(1024, "image tokens of a window (1024)"),
+        text_tokens=(50, "text tokens of a window (50)"),
+        heads=(16, "query heads (16)"),
+        head_dim=(128, "size of a head (128)"),
+        rounds=(5, "rounds after a warm-up; medians are kept (5)"),
+        threads=(1, "threads of torch (1)"),
     )
-    parser.add_argument("--windows", type=int, default=10, help="windows, and samples (10)")
-    parser.add_argument("--image-tokens", type=int, default=1024, help="image tokens of a window (1024)")
-    parser.add_argument("--text-tokens", type=int, default=50, help="text tokens of a window (50)")
-    parser.add_argument("--heads", type=int, default=16, help="query heads (16)")
     parser.add_argument(
         "--kv-heads", type=int, nargs="+", default=[8, 2], help="key heads, each in turn (8 2)"
     )
-    parser.add_argument("--head-dim", type=int, default=128, help="size of a head (128)")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds after a warm-up; medians are kept (5)")
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch (1)")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write results here, and as .md beside it")
     arguments = sys.argv[1:] if arguments is None else arguments
     options = parser.parse_args(arguments)

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from benchmarks.measure import RESULTS, publish, table
+from benchmarks.measure import publish, read_options, table
 from benchmarks.train_overhead import VOCABULARY, OurLoop, model_config
 from casa_core.model import CasaForConditionalGeneration
 from casa_core.processing.processor import CasaProcessor
@@ -33,24 +33,22 @@ TARGET = 0.05
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    options = read_options(
+        __doc__,
+        arguments,
+        rounds=4,
+        steps=(10, "from one save to the next"),
+        hidden=512,
+        layers=6,
+        text=512,
     )
-    parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=10, help="from one save to the next")
-    parser.add_argument("--hidden", type=int, default=512)
-    parser.add_argument("--layers", type=int, default=6)
-    parser.add_argument("--text", type=int, default=512)
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="casa-") as folder:
         os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
         dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=0, world_size=1)
         found = measure(Path(folder), options)
         dist.destroy_process_group()
     text = report(found, options.steps)
-    publish("checkpoint", "Saving in the background", vars(options), found, text, options.results)
+    publish("checkpoint", "Saving in the background", options, found, text)
 
 
 def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:

@@ -28,7 +28,7 @@ import ray
 from PIL import Image
 
 from benchmarks.clean_corpus import make_corpus, picture_paths, stream_order
-from benchmarks.measure import RESULTS, stamp, table, write_result
+from benchmarks.measure import publish, read_options, table
 from pipelines.dag.context import StageContext
 from pipelines.data.clean import run as clean
 
@@ -37,24 +37,20 @@ FULL, AS_OURS, OURS = "floor: decoded in full", "floor: JPEGs at an eighth", "cl
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    options = read_options(
+        __doc__,
+        arguments,
+        pictures=(800, "different pictures"),
+        repeats=(12, "how often each occurs"),
+        rounds=2,
+        workers=2,
+        limit_mb=(512, "private memory a worker may add"),
+        folder=Path("/tmp/casa-benchmark-clean"),
     )
-    parser.add_argument("--pictures", type=int, default=800, help="different pictures")
-    parser.add_argument("--repeats", type=int, default=12, help="how often each occurs")
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--limit-mb", type=int, default=512, help="private memory a worker may add")
-    parser.add_argument("--folder", type=Path, default=Path("/tmp/casa-benchmark-clean"))
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    options = parser.parse_args(arguments)
     corpus = options.folder / f"{options.pictures}x{options.repeats}"
     make_corpus(corpus, options.pictures, options.repeats)
-    rows = measure(corpus, options)
-    payload = stamp("python -m benchmarks.clean", vars(options)) | rows
-    text = _report(payload)
-    write_result("clean", payload, text, options.results)
-    print(text)
+    found = measure(corpus, options)
+    publish("clean", "Cleaning beside the decoding of the same pictures", options, found, _report(found))
 
 
 def measure(corpus: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -227,8 +223,6 @@ def _report(found: dict[str, Any]) -> str:
         "full floor = 1",
     ]
     return (
-        f"# Cleaning beside the decoding of the same pictures\n\n`{found['command']}`, {found['date']}, "
-        f"{found['machine']}. Options: {found['options']}.\n\n"
         f"{records:,} records, {found['corpus_mb']:,.0f} MiB. Medians; single runs in `clean.json`. Higher "
         "ratios are faster. Processor time includes Ray's own services.\n\n"
         + table(header, rows)

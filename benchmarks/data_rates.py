@@ -17,7 +17,7 @@ from __future__ import annotations
 import io
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -97,11 +97,14 @@ def picture_record(size: tuple[int, int], rng: np.random.Generator) -> Record:
     buffer = io.BytesIO()
     PILImage.fromarray(noise(size, rng)).save(buffer, "JPEG", quality=88)
     media = RawMedia(kind="image", data=buffer.getvalue(), name="noise.jpg")
-    parts = (
-        Image(media=0),
-        Text(role="user", text="what?"),
-        Text(role="assistant", text="noise", trained=True),
-    )
+    return conversation(media, [Image(media=0)])
+
+
+def conversation(
+    media: RawMedia, images: Sequence[Image], question: str = "what?", answer: str = "noise"
+) -> Record:
+    """A record with one question about some images of a medium."""
+    parts = (*images, Text(role="user", text=question), Text(role="assistant", text=answer, trained=True))
     return Record(file="f", row=0, sample=Sample(source="s", sample_id="0", parts=parts), media=(media,))
 
 
@@ -131,8 +134,7 @@ def clip_record(rng: np.random.Generator) -> Record:
         container.mux(stream.encode())
     media = RawMedia(kind="video", data=buffer.getvalue(), name="noise.mp4")
     frames = [Image(media=0, timestamp=n / USED_FPS) for n in range(SECONDS * USED_FPS)]
-    parts = (*frames, Text(role="user", text="what?"), Text(role="assistant", text="noise", trained=True))
-    return Record(file="f", row=0, sample=Sample(source="s", sample_id="0", parts=parts), media=(media,))
+    return conversation(media, frames)
 
 
 def encoding(root: Path) -> tuple[Callable[[], object], int]:
@@ -142,14 +144,8 @@ def encoding(root: Path) -> tuple[Callable[[], object], int]:
     processor = CasaProcessor(build_tokenizer(paragraphs, 8192), max_side=896, patch_size=14, merge_size=2)
     samples = []
     for number, (asked, told) in enumerate(zip(paragraphs[::2], paragraphs[1::2], strict=False)):
-        record = picture_record((64, 48), np.random.default_rng(number))
-        parts = (
-            Image(media=0),
-            Text(role="user", text=asked),
-            Text(role="assistant", text=told, trained=True),
-        )
-        sample = Sample(source="s", sample_id=str(number), parts=parts)
-        verified = clean_record(Record(file="f", row=number, sample=sample, media=record.media))
+        (media,) = picture_record((64, 48), np.random.default_rng(number)).media
+        verified = clean_record(conversation(media, [Image(media=0)], asked, told))
         assert isinstance(verified, CleanSample)
         samples.append(verified)
     limits = Limits(pictures=PAPER, video=PAPER, split=True)

@@ -13,14 +13,13 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import GenerationConfig
 from transformers.models.helium import HeliumConfig, HeliumForCausalLM
 
-from benchmarks.measure import RESULTS, interleaved, publish, table
+from benchmarks.measure import interleaved, publish, read_options, table
 from casa_core.config import CasaConfig, FusionConfig
 from casa_core.decoding.kv_batch import TokenChunk
 from casa_core.engine.requests import SamplingParams
@@ -32,27 +31,24 @@ FLOOR = "floor: weights read"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    options = read_options(
+        __doc__,
+        arguments,
+        rounds=7,
+        prompt=(32, "tokens of every prompt"),
+        new=(64, "tokens decoded"),
+        batches="1,8",
+        hidden=512,
+        layers=12,
+        vocabulary=8192,
     )
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--prompt", type=int, default=32, help="tokens of every prompt")
-    parser.add_argument("--new", type=int, default=64, help="tokens decoded")
-    parser.add_argument("--batches", default="1,8")
-    parser.add_argument("--hidden", type=int, default=512)
-    parser.add_argument("--layers", type=int, default=12)
-    parser.add_argument("--vocabulary", type=int, default=8192)
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
     theirs, ours = models(options.hidden, options.layers, options.vocabulary)
     embedding = theirs.model.embed_tokens.weight  # a step reads a row a token of it
     weights = sum(p.nbytes for p in theirs.parameters() if p is not embedding)
     found = [measure(theirs, ours, weights, int(batch), options) for batch in options.batches.split(",")]
-    text = _report(found, weights)
     payload = {"weights_bytes": weights, "batches": found}
     title = "Greedy decoding beside transformers' own"
-    publish("decode", title, vars(options), payload, text, options.results)
+    publish("decode", title, options, payload, _report(found, weights))
 
 
 def models(

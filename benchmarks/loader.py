@@ -9,7 +9,6 @@ as on a GPU. The ratio is one thread's seconds of work on a step's data, over th
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
@@ -21,10 +20,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from benchmarks.clean_corpus import encoded_picture, picture_paths
-from benchmarks.measure import RESULTS, publish, table
+from benchmarks.measure import publish, read_options, table
 from casa_core.processing.processor import CasaProcessor
 from pipelines.train.loader import SequenceReader, Share, iterate_steps, micro_batch
 from pipelines.train.sampler import StepSampler
@@ -52,15 +49,8 @@ where: {store: %s, ray: {num_cpus: 2, object_store_mb: 256}}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--pictures", type=int, default=240)
-    parser.add_argument("--threads", default="1,2")
-    parser.add_argument("--steps", type=int, default=40, help="of each ratio, after the warm-up")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
+    steps = (40, "of each ratio, after the warm-up")
+    options = read_options(__doc__, arguments, pictures=240, threads="1,2", steps=steps)
     with tempfile.TemporaryDirectory(prefix="casa-") as folder:
         reader = prepare(Path(folder), options.pictures)
         work = decode_seconds(reader)
@@ -69,9 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for threads in options.threads.split(",")
             for ratio in RATIOS
         ]
-    text = report(runs, work)
     found = {"decode_seconds": work, "runs": runs}
-    publish("loader", "Waiting for data", vars(options), found, text, options.results)
+    publish("loader", "Waiting for data", options, found, report(runs, work))
 
 
 def prepare(folder: Path, pictures: int) -> SequenceReader:

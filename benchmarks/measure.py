@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import gc
 import json
@@ -18,6 +19,30 @@ import numpy as np
 import torch
 
 RESULTS = Path(__file__).parent / "results"
+
+
+def options_parser(description: str | None, **options: Any) -> argparse.ArgumentParser:
+    """A parser of a benchmark's command line; ``options`` as in :func:`add_options`."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_options(parser, **options)
+    return parser
+
+
+def add_options(parser: argparse.ArgumentParser, **options: Any) -> None:
+    """Add options by name: each its default, of whose type it is, or that and a text that explains it."""
+    for name, option in options.items():
+        default, text = option if isinstance(option, tuple) else (option, None)
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default, help=text)
+
+
+def read_options(
+    description: str | None, arguments: Sequence[str] | None, **options: Any
+) -> argparse.Namespace:
+    """A benchmark's options, and ``results``, the folder of its results; torch gets one thread."""
+    torch.set_num_threads(1)
+    return options_parser(description, **options, results=RESULTS).parse_args(arguments)
 
 
 def resident_bytes() -> int:
@@ -121,13 +146,11 @@ def _least_squares(x: np.ndarray, y: np.ndarray) -> float:
     return float((x @ y) / (x @ x)) if x.any() else float("nan")
 
 
-def write_result(name: str, payload: Mapping[str, Any], text: str, folder: Path = RESULTS) -> Path:
-    """Write ``name.json`` and ``name.md``; returns the path of the latter."""
+def write_result(name: str, payload: Mapping[str, Any], text: str, folder: Path = RESULTS) -> None:
+    """Write ``name.json`` and ``name.md``."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.json").write_text(json.dumps(_plain(payload), indent=1, allow_nan=False) + "\n")
-    path = folder / f"{name}.md"
-    path.write_text(text)
-    return path
+    (folder / f"{name}.md").write_text(text)
 
 
 def heading(origin: Mapping[str, Any]) -> str:
@@ -136,20 +159,26 @@ def heading(origin: Mapping[str, Any]) -> str:
 
 
 def publish(
-    name: str, title: str, options: Mapping[str, Any], payload: Mapping[str, Any], text: str, folder: Path
+    name: str,
+    title: str,
+    options: argparse.Namespace,
+    payload: Mapping[str, Any],
+    text: str,
+    command: str | None = None,
 ) -> None:
     """Print a benchmark's result, and write it under its title with what it was measured on.
 
     Args:
-        name: Module in ``benchmarks``, and stem of the files.
+        name: Stem of the files.
         title: Title of the page.
-        options: The command's options.
+        options: The command's options; ``results`` is the folder of the files.
         payload: The numbers, as JSON.
         text: The numbers, as Markdown.
-        folder: Where the files go.
+        command: Module in ``benchmarks`` and its subcommand, where they are not ``name``.
     """
-    origin = stamp(f"python -m benchmarks.{name}", options)
-    write_result(name, {**origin, **payload}, f"# {title}\n\n{heading(origin)}\n{text}", folder)
+    origin = stamp(f"python -m benchmarks.{command or name}", vars(options))
+    page = f"# {title}\n\n{heading(origin)}\n{text}"
+    write_result(name, {**origin, **payload}, page, options.results)
     print(text)
 
 

@@ -17,7 +17,6 @@ few sequences that it opens above the sum are left out, since any sample may ope
 
 from __future__ import annotations
 
-import argparse
 import heapq
 import multiprocessing
 import sys
@@ -30,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import packing_textbook
-from benchmarks.measure import RESULTS, stamp, table, write_result
+from benchmarks.measure import publish, read_options, table
 from benchmarks.packing_sizes import MIXES, Ints, draw
 from benchmarks.plot import Line, Panel, figure
 from pipelines.data.pack.budgets import Budget, lower_bound, sized_bound
@@ -215,10 +214,6 @@ def run(name: str, mix: str, count: int, peers: str) -> Measured | str:
 def report(payload: dict[str, Any]) -> str:
     """One table per mixture, and how ours fares as the stream grows."""
     lines = [
-        "# Packing under two budgets",
-        "",
-        f"`{payload['command']}`, {payload['date']}, {payload['machine']}. Options: {payload['options']}.",
-        "",
         "Lower bounds on the sequences: by sums, max(⌈Σtext / 2048⌉, ⌈Σimage / 20480⌉), and with",
         "samples kept whole (`sized_bound`). Sizes are simulated; `benchmarks/packing_sizes.py` states what",
         "is assumed. Processor time of one core, with checking every sequence. Ours and next fit read the",
@@ -290,13 +285,8 @@ def drawing(growth: Sequence[dict[str, Any]]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--samples", type=int, default=1_000_000)
-    parser.add_argument("--peers", default="", help="folder with trl and binpacking")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    options = parser.parse_args(arguments)
+    peers = ("", "folder with trl and binpacking")
+    options = read_options(__doc__, arguments, samples=1_000_000, peers=peers)
     mixes: dict[str, dict[str, Any]] = {}
     for mix in MIXES:
         mixes[mix] = {}
@@ -311,9 +301,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         assert isinstance(found, Measured)
         growth.append(_values(found))
         print(growth[-1], flush=True)
-    payload = stamp("python -m benchmarks.packing", vars(options) | {"peers": "FOLDER"})
-    payload |= {"mixes": mixes, "growth": growth}
-    print(write_result("packing", payload, report(payload), options.results).read_text())
+    payload = {"mixes": mixes, "growth": growth}
+    options.peers = "FOLDER"
+    publish("packing", "Packing under two budgets", options, payload, report(payload))
     (options.results / "packing.svg").write_text(drawing(growth))
 
 

@@ -61,7 +61,7 @@ def _watched(slots: SlotPool, clock: _Clock) -> Iterator[None]:
         (backends, "scaled_dot_product_attention", products),
         (cache, "plan_forward", "planning: windows, positions, masks"),
         (model, "_fusion_state", "segments and rotary angles of the windows"),
-        (cache.KVBatch, "_remember", "what sequences remember"),
+        (cache.KVBatch, "_advance", "what sequences remember"),
         (type(slots._sampler), "choose", "choosing the token"),
         (type(slots._sampler), "read", "choosing the token"),
         (model, "embed_images", "vision tower, matrix products apart"),

@@ -17,7 +17,6 @@ import json
 import os
 import statistics
 import tempfile
-import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -27,7 +26,7 @@ import torch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from benchmarks.measure import RESULTS, publish, table
+from benchmarks.measure import interleaved, publish, read_options, table
 from casa_core.backbones.tiny import tiny_config
 from casa_core.config import FusionConfig, TinyVisionConfig
 from casa_core.model import CasaForConditionalGeneration
@@ -47,18 +46,17 @@ AGREE = 1e-4
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    options = read_options(
+        __doc__,
+        arguments,
+        rounds=6,
+        workers="1,2",
+        stages=("2,3", "ZeRO"),
+        hidden=512,
+        layers=6,
+        text=("512,2048", "text tokens of a forward; the paper's are 2,048"),
+        forwards=(2, "accumulated in a step"),
     )
-    parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--workers", default="1,2")
-    parser.add_argument("--stages", default="2,3", help="ZeRO")
-    parser.add_argument("--hidden", type=int, default=512)
-    parser.add_argument("--layers", type=int, default=6)
-    parser.add_argument("--text", default="512,2048", help="text tokens of a forward; the paper's are 2,048")
-    parser.add_argument("--forwards", type=int, default=2, help="accumulated in a step")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    options = parser.parse_args(arguments)
     runs = [
         measure(int(workers), int(stage), int(text), options)
         for text in options.text.split(",")
@@ -66,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for stage in options.stages.split(",")
     ]
     title = "A step under Ray and DeepSpeed beside a plain loop"
-    publish("train_overhead", title, vars(options), {"runs": runs}, report(runs), options.results)
+    publish("train_overhead", title, options, {"runs": runs}, report(runs))
 
 
 def measure(workers: int, zero_stage: int, text: int, options: argparse.Namespace) -> dict[str, Any]:
@@ -116,14 +114,9 @@ def in_worker(settings: dict[str, Any]) -> None:
     if workers > 1 and settings["zero_stage"] == 3:
         loops["sharded"] = ShardedLoop(copy.deepcopy(model), batches, workers)
     loops["ours"] = OurLoop(model, batches, workers, settings["zero_stage"])
-    taken: dict[str, list[float]] = {name: [] for name in loops}
     losses: dict[str, list[float]] = {name: [] for name in loops}
-    for number in range(settings["rounds"] + 1):
-        for name in sorted(loops, reverse=bool(number % 2)):
-            began = time.perf_counter()
-            losses[name].append(loops[name].step())
-            if number:  # the first round warms up
-                taken[name].append(time.perf_counter() - began)
+    steps = {name: lambda name=name: losses[name].append(loops[name].step()) for name in loops}
+    taken = {name: each.wall for name, each in interleaved(steps, settings["rounds"]).items()}
     if rank == 0:
         result = {name: settings[name] for name in ("workers", "zero_stage", "text", "forwards")}
         result |= {"parameters": parameters, "losses_apart": losses_apart(losses)}

@@ -45,14 +45,7 @@ class Load:
 
     @classmethod
     def of(cls, packing: Packing, text_tokens: int, trained_tokens: int, patches: Sequence[int]) -> Load:
-        """The load of packed documents.
-
-        Args:
-            packing: Where documents and images stand.
-            text_tokens: Text tokens of all documents.
-            trained_tokens: Answer tokens among them.
-            patches: Patches of each image.
-        """
+        """The load of packed documents: ``text_tokens`` in all, ``patches`` of each image."""
         starts, positions = np.asarray(packing.document_starts), np.asarray(packing.image_positions, int)
         tokens = np.asarray(packing.image_tokens, int)
         document_I = np.searchsorted(starts, positions, side="right") - 1
@@ -77,13 +70,7 @@ class Load:
 
 
 def step_flops(config: CasaConfig, stage: TrainingStage, load: Load) -> float:
-    """Operations of forward and backward; recomputation by checkpointing is not counted.
-
-    Args:
-        config: The model.
-        stage: What trains.
-        load: The packed sequences.
-    """
+    """Operations of forward and backward; recomputation by checkpointing is not counted."""
     text, fusion = config.text_config, config.fusion_settings
     layers, width, ffn = text.num_hidden_layers, text.hidden_size, text.intermediate_size
     head = getattr(text, "head_dim", None) or width // text.num_attention_heads

@@ -150,7 +150,6 @@ def forward_with_cache(
     """A padded batch with a cache: each row grows by its real tokens.
 
     Args:
-        model: The fused model.
         input_ids, attention_mask, images: As :func:`casa_core.hf_batch.read_padded` takes them.
         cache: The rows' cache; ``None`` makes a new one.
         logits_to_keep: The columns whose logits are wanted.

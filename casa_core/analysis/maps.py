@@ -41,12 +41,7 @@ class AttentionMaps:
 def attention_maps(
     model: CasaForConditionalGeneration, sequence: TokenChunk, tokens: Sequence[int]
 ) -> AttentionMaps:
-    """Run a sequence and keep the attention maps of some of its tokens.
-
-    Args:
-        model: With fusion layers, in evaluation mode.
-        sequence: A whole conversation.
-        tokens: Text tokens by index.
+    """Run a whole conversation and keep the attention maps of some text tokens, given by index.
 
     Raises:
         ConfigError: If the model has no fusion layers.

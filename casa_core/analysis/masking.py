@@ -88,8 +88,7 @@ def masked_position(what: Masking, seed: int, images: int, number: int) -> int |
     """The position in its window that a text token may not attend to.
 
     Args:
-        what: ``self``, ``random_text`` or ``random_token``.
-        seed: Seed of the random choice.
+        what, seed: As in :func:`masked_attention`.
         images: Image tokens of the window; they have its positions 0, 1, …
         number: The text token's among its window's text, from 0; its own position is ``images + number``.
 

@@ -93,7 +93,6 @@ def probing(
     """Let an analysis stand in for the attention of a model's fusion layers.
 
     Args:
-        model: Not probed already.
         probe: Makes one for each forward, from its windows.
 
     Raises:
@@ -124,7 +123,6 @@ def watching(model: CasaForConditionalGeneration, look: Look) -> Iterator[None]:
     """Show every fusion layer's attention weights, window by window; the model computes what it always does.
 
     Args:
-        model: With fusion layers.
         look: Called for each fused layer of each forward, once a window. Rows of weights sum to 1.
     """
     attends_text = model.config.fusion_settings.attends_text

@@ -31,13 +31,10 @@ def text_attention(
     """Self-attention inside packed documents, or over a cache.
 
     Args:
-        module: The attention layer that calls.
         query: (B, H, L, D), as transformers' attention interface has it.
         key, value: (B, G, S, D).
         attention_mask: (B or 1, 1, L, S), True where a token may attend; ``None``: to all tokens before it.
-        scaling: Softmax scale.
         documents: Packed documents as causal segments, instead of a mask.
-        backend: Attention backend for packed documents.
 
     Returns:
         (B, L, H, D), and no weights.

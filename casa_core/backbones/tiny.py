@@ -93,12 +93,7 @@ class ConvStem(nn.Module):
 
 
 class TinyVisionTower(nn.Module):
-    """Patches → transformer → merged image tokens in the language model's width.
-
-    Args:
-        config: The tower's sizes.
-        output_size: Width of the language model.
-    """
+    """Patches → transformer → merged image tokens in the language model's width."""
 
     def __init__(self, config: TinyVisionConfig, output_size: int) -> None:
         super().__init__()
@@ -110,15 +105,7 @@ class TinyVisionTower(nn.Module):
         self.merger = nn.Sequential(nn.Linear(merged, merged), nn.GELU(), nn.Linear(merged, output_size))
 
     def forward(self, patches_PE: torch.Tensor, grids: Sequence[tuple[int, int]]) -> torch.Tensor:
-        """Embed images.
-
-        Args:
-            patches_PE: Patches of all images, each image in merge-group order.
-            grids: (rows, columns) of patches of each image.
-
-        Returns:
-            (N, output_size), images in order.
-        """
+        """Embed images, (N, output_size) in order; arguments as in ``QwenVisionTower.forward``."""
         merge = self.config.spatial_merge_size
         width = self.config.hidden_size
         position_PC = np.concatenate([_position_embedding(rows, cols, merge, width) for rows, cols in grids])
@@ -157,13 +144,9 @@ def tiny_config(
     """The quickstart's model: about half a million parameters, every mechanism of the large ones.
 
     Args:
-        vocab_size: Tokens of the tokenizer.
-        pad_token_id, eos_token_id: Special ids.
         fusion: Fusion settings; CA ⊕ in every layer by default.
         hidden_size: Width of the language model; four heads of hidden_size / 4, two key/value heads.
-        num_hidden_layers: Decoder layers.
         images_withheld: Mark the blind baseline.
-        vision: The tower's sizes.
     """
     text = HeliumConfig(
         vocab_size=vocab_size,

@@ -61,9 +61,7 @@ class PlanSettings:
     """The model's properties that a plan depends on.
 
     Attributes:
-        rules: Its layout rules.
         merge: Side of the square of patches merged into one image token.
-        device: Its device.
     """
 
     rules: LayoutRules
@@ -93,13 +91,9 @@ class ForwardPlan:
 def plan_forward(
     rows: Sequence[TokenChunk], states: Sequence[SequenceState], lengths: Sequence[int], setting: PlanSettings
 ) -> ForwardPlan:
-    """Plan a forward that appends ``rows`` to sequences.
+    """Plan a forward that appends one chunk to each sequence; one without ids leaves it as it is.
 
-    Args:
-        rows: One chunk per sequence; one without ids leaves its sequence as it is.
-        states: State of each sequence.
-        lengths: Length of each sequence's text KV.
-        setting: The model's rules.
+    ``lengths`` are those of the sequences' text KV.
     """
     plan = _plan_stream if setting.rules.fusion.inserts else _plan_windows
     return plan(rows, states, lengths, setting)

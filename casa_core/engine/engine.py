@@ -128,9 +128,7 @@ class Engine:
         """Open a live stream; see :class:`casa_core.engine.session.StreamSession`.
 
         Args:
-            query: The viewer's request; empty for none.
-            max_tokens_per_frame: Upper bound on the tokens generated after one frame.
-            sampling: Sampling settings; greedy by default.
+            query, max_tokens_per_frame, sampling: As in :class:`StreamSettings`.
             bounds: Bounds of the text KV, with which the stream never ends; ``None``: until the model's
                 context is full. Unused where ``slots`` is given.
             slots: Pool that the stream shares with others; one of its own by default.

@@ -39,8 +39,6 @@ def prompt_chunk(sample: Sample, processor: CasaProcessor, *, images_withheld: b
     """The prompt of a conversation that ends with a user turn.
 
     Args:
-        sample: The conversation.
-        processor: Its template and image settings.
         images_withheld: Keep the template's image tokens but no images, as the blind baseline was trained.
 
     Raises:

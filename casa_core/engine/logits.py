@@ -112,11 +112,6 @@ class LogitsProcessors:
     """The logits processors of B slots, with each slot's settings and generated tokens.
 
     A slot's result depends on that slot alone; the others only decide which operations run.
-
-    Args:
-        slots: B.
-        vocabulary: V.
-        device: Device of the logits.
     """
 
     def __init__(self, slots: int, vocabulary: int, *, device: str | torch.device = "cpu") -> None:
@@ -135,14 +130,9 @@ class LogitsProcessors:
     def set_slot(
         self, slot: int, params: SamplingParams, *, stop_ids: Sequence[int] = (), history: Sequence[int] = ()
     ) -> None:
-        """Give a slot new settings and an empty history.
+        """Give a slot new settings and a history: arguments as in ``Sampler.set_slot``.
 
-        Args:
-            slot: Its number.
-            params: Its settings.
-            stop_ids: Tokens that end its answer or caption.
-            history: Tokens that count as generated, oldest first: of a prompt, or of an earlier run. Replayed
-                and chosen tokens give the same average up to rounding.
+        Replayed and chosen tokens give the same average up to rounding.
 
         Raises:
             DataError: If an id is outside the vocabulary.

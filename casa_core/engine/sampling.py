@@ -166,11 +166,6 @@ class Sampler:
 
     :meth:`choose` never waits for the device; :meth:`read` brings tokens to the host and reports slots whose
     logits held nothing to choose.
-
-    Args:
-        slots: B.
-        vocabulary: V.
-        device: Device of the logits.
     """
 
     def __init__(self, slots: int, vocabulary: int, *, device: str | torch.device = "cpu") -> None:
@@ -195,7 +190,6 @@ class Sampler:
         """Assign a slot to a new answer or stream: its settings, no history, random numbers from the first.
 
         Args:
-            slot: Its number.
             params: Its settings; ``max_new_tokens`` and ``stop`` are left to the caller.
             stop_ids: Tokens that end its answer or caption.
             history: Tokens that count as generated, oldest first; a prompt counts only if given here.
@@ -265,11 +259,7 @@ class Sampler:
         return [step for (step,) in self.read_steps(tokens_B[:, None])]
 
     def read_steps(self, tokens_BS: torch.Tensor) -> list[list[int]]:
-        """Bring the tokens of several steps to the host: one list per slot. This waits for the device.
-
-        Raises:
-            LogitsError: If a slot had nothing to choose since it was set; ``slots`` names them.
-        """
+        """Bring the tokens of several steps to the host: one list per slot; otherwise as :meth:`read`."""
         both = torch.cat([self._tensors["fault"][:, None], tokens_BS], dim=1).tolist()
         faults = {slot: _FAULTS[fault] for slot, (fault, *_) in enumerate(both) if fault}
         if faults:

@@ -44,8 +44,6 @@ class StreamSession:
 
     Args:
         slots: Pool to allocate a slot in; with bounded text KV the stream never ends.
-        processor: The model's.
-        settings: How to caption.
 
     Raises:
         DataError: If every slot is taken.

@@ -27,9 +27,7 @@ class SlotTensors:
     or :meth:`add_slots` replaces one by a larger one.
 
     Args:
-        slots: B.
         columns: Name → what a fresh slot holds.
-        device: Device of the tensors.
     """
 
     def __init__(self, slots: int, columns: Mapping[str, Column], device: str | torch.device) -> None:

@@ -111,17 +111,8 @@ def run_kernel(backend: str) -> RunKernel:
 def flash_kernel(flash_attn_varlen_func: Callable[..., Any]) -> RunKernel:
     """flash-attn's function as a :data:`RunKernel`. Since 2.1 its causal mask is aligned at the ends."""
 
-    def attend(
-        query_THD: torch.Tensor,
-        key_NGD: torch.Tensor,
-        value_NGD: torch.Tensor,
-        *runs: Any,
-        causal: bool,
-        scale: float,
-    ) -> torch.Tensor:
-        return flash_attn_varlen_func(
-            query_THD, key_NGD, value_NGD, *runs, softmax_scale=scale, causal=causal
-        )  # fmt: skip
+    def attend(*tokens_and_runs: Any, causal: bool, scale: float) -> torch.Tensor:
+        return flash_attn_varlen_func(*tokens_and_runs, softmax_scale=scale, causal=causal)
 
     return attend
 

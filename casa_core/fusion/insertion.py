@@ -52,13 +52,10 @@ def joint_stream(
     """Order text and image tokens, and give them positions.
 
     Args:
-        text_length: T.
-        document_starts: Start of each document in the text, ascending, the first at 0.
-        image_positions: For each image, the index of the text token that follows it; ascending.
+        document_starts, image_positions: As in :class:`casa_core.inputs.Packing`.
         image_tokens: Tokens each image puts into the stream.
         image_grids: (rows, columns) of each image's tokens; ``None`` where image tokens count like text
             (one-dimensional RoPE, and the tokens of a Q-Former, which have no position in the picture).
-        axes: Position axes.
         first_positions: Position at which each document goes on; 0 by default.
     """
     starts_D = np.asarray(document_starts, dtype=np.int64)

@@ -106,7 +106,6 @@ class FusionLayer(nn.Module):
     Own projections have the shapes and biases of the block's self-attention, so they can start as a copy.
 
     Args:
-        settings: The fusion.
         attention: The block's self-attention, for its shapes; projections are not copied here.
         norm: The block's input norm, for its kind.
         layer_idx: The decoder layer this fusion layer belongs to.
@@ -157,8 +156,6 @@ class FusionLayer(nn.Module):
 
         Args:
             text_BLC: The residual stream at the layer's position in its block.
-            state: This forward's images and windows.
-            block: The decoder block that holds it.
             normed: The text has passed the block's norm already (⊕ shares it with self-attention).
 
         Returns:

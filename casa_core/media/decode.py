@@ -116,8 +116,7 @@ def verify_image(
     its size, in grey: most of a full decoding's time and memory is saved.
 
     Args:
-        data: The encoded file.
-        max_pixels: As for ``decode_image``.
+        data, max_pixels: As for ``decode_image``.
         thumbnail: Rows and columns of the thumbnail wanted.
 
     Raises:
@@ -142,11 +141,7 @@ def verify_image(
 
 
 def encode_png(rgb: Rgb) -> bytes:
-    """Pixels → a PNG file, without loss.
-
-    Args:
-        rgb: (height, width, 3).
-    """
+    """Pixels (height, width, 3) → a PNG file, without loss."""
     file = io.BytesIO()
     Image.fromarray(rgb).save(file, format="PNG")
     return file.getvalue()

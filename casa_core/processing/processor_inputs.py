@@ -62,11 +62,7 @@ def read_rows(text: Conversation | Sequence[Conversation], images: Any = None) -
 
 
 def to_rgb(picture: Any, name: str) -> Rgb:
-    """Pixels of an encoded file, a Pillow image or an array.
-
-    Args:
-        picture: One of these.
-        name: What to call it in an error.
+    """Pixels of an encoded file, a Pillow image or an array; errors call it ``name``.
 
     Raises:
         DataError: If it is something else, or an array that is not (height, width, 3) of uint8.

@@ -57,7 +57,6 @@ def build_tokenizer(
     """Train a byte-level BPE tokenizer; the same texts in any order give the same tokenizer.
 
     Args:
-        texts: The training corpus's text.
         vocab_size: Tokens in all, special ones and the 256 bytes included.
         template: The chat template it is for.
 

@@ -31,11 +31,7 @@ def save_checkpoint(
     """Write ``config.json``, ``generation_config.json``, ``model.safetensors``, tokenizer, processor, and
     last our ``manifest.json``.
 
-    Args:
-        folder: Made if missing.
-        model: Weights in the dtype to store.
-        processor: Saved beside them.
-        provenance: Where the weights come from: recipe, step, data.
+    Weights keep their dtype; ``provenance`` is where they come from: recipe, step, data.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

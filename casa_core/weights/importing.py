@@ -141,11 +141,6 @@ def _check_rope_pairs(config: CasaConfig, rope_pairs: RopePairs | None) -> None:
 class _Search:
     """Looks for every parameter of a model among foreign tensors.
 
-    Args:
-        files: The tensors.
-        config: The model.
-        where: Parts that the caller locates.
-
     Attributes:
         copies: What was found.
         problems: What was not, or not clearly.

@@ -20,10 +20,8 @@ def shrunk(data: bytes, file_format: str, side: int, *, max_pixels: int) -> byte
     is upright, on white where it was transparent, and without metadata: as ``decode_image`` shows it.
 
     Args:
-        data: The encoded file.
-        file_format: Pillow's name of its format.
+        file_format: Pillow's name of the encoded file's format.
         side: Side of the square, in pixels, with as many pixels as are kept.
-        max_pixels: As for ``decode_image``.
 
     Raises:
         MediaError: As ``decode_image``.

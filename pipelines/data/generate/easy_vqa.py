@@ -71,7 +71,6 @@ def write_easy_vqa(
     """Writes ``vqa/{train,test}-NNNNN-of-NNNNN.parquet`` under ``output``.
 
     Args:
-        output: The corpus folder.
         seed: Decides which questions are drawn, and their order.
         train_rows: Rows from the package's training pictures; a multiple of 12.
         test_rows: Rows from its held-out pictures; a multiple of 12.

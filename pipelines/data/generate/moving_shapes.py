@@ -82,7 +82,6 @@ def write_moving_shapes(
     """Writes ``{train,test}.jsonl`` and ``videos/*.mp4`` under ``output``.
 
     Args:
-        output: The corpus folder.
         seed: Training and held-out clips come from two streams of it that share nothing.
         train_clips: Clips to train on.
         test_clips: Held-out clips.

@@ -87,7 +87,6 @@ def write_reading(
     """Writes ``reading/{train,test}-NNNNN-of-NNNNN.parquet`` under ``output``.
 
     Args:
-        output: The corpus folder.
         seed: Training and held-out pictures come from two streams of it.
         train_rows: Pictures to train on, each with one question; a multiple of 3.
         test_rows: Held-out pictures, likewise.

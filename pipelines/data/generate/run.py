@@ -69,13 +69,9 @@ def generate(
     seed: int,
     progress: Callable[[float, float, str], None] = lambda done, total, message: None,
 ) -> dict[str, list[str]]:
-    """Writes the corpus ``make`` describes, and ``README.json`` with the files of each split.
+    """Writes the corpus ``make`` describes into a folder, and ``README.json`` with the files of each split.
 
-    Args:
-        output: An existing folder.
-        make: ``generator`` and its options, as in the recipe.
-        seed: The run's seed.
-        progress: Called as ``(done, total, message)``.
+    ``progress`` is called as ``(done, total, message)``.
 
     Returns:
         Annotation files of each split, relative to ``output``.

@@ -31,7 +31,6 @@ def check_rows(
     """Checks that every row of a source is encoded in all its pieces, filtered or quarantined.
 
     Args:
-        source: Name of the source.
         keep_N: Which of its rows the filters kept.
         rejected: Numbers of the quarantined rows.
         row_E, part_E: Rows and pieces that are encoded, in order.
@@ -60,8 +59,6 @@ def check_plan(encoded: EncodedSamples, plan: Plan, rows: Draw) -> None:
     """Checks that a plan has every sample once in each of its passes, and all pieces of a row equally often.
 
     Args:
-        encoded: All samples.
-        plan: The sequences.
         rows: How many rows of each source the mixture takes. Samples may be left out only where these are
             fewer than there are.
 

@@ -95,11 +95,7 @@ def encode_sample(
 ) -> list[Row] | Rejected:
     """One sample as rows of ``ENCODED_SCHEMA``, one per piece; rejected where it cannot be trained on.
 
-    Args:
-        processor: Template, tokenizer and image sizes.
-        number: The sample's row in the clean artifact.
-        clean: The sample, with its media's sizes; their bytes are not needed.
-        limits: Budgets of a sequence.
+    ``number`` is the sample's row in the clean artifact. The bytes of its media are not needed.
     """
     sample = clean.sample
     try:

@@ -135,7 +135,6 @@ def plan_sequences(encoded: EncodedSamples, stream: Iterable[Chunk], limits: Lim
     """Packs a stream of samples, pictures together and each video alone, and shuffles the sequences.
 
     Args:
-        encoded: The samples.
         stream: Which of them occur, and how often, in chunks; near samples can share a sequence.
         limits: Budgets of a sequence.
         seed: Decides the order of the sequences.

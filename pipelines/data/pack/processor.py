@@ -63,12 +63,7 @@ def load_processor(encoding: Encoding) -> CasaProcessor:
 
 
 def image_settings(backbone: str, max_side: int, max_frame_side: int) -> ImageSettings:
-    """Sizes of pictures and frames for a backbone's vision tower.
-
-    Args:
-        backbone: As ``model.backbone`` names it.
-        max_side: R_max of still pictures, pixels.
-        max_frame_side: R_max of frames, pixels.
+    """Sizes of pictures and frames for a backbone's vision tower; arguments as in :class:`Encoding`.
 
     Raises:
         ConfigError: For an unknown backbone, or a side that holds not even one image token.

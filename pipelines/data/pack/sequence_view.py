@@ -97,14 +97,7 @@ class SequenceView:
 def view_sequence(
     number: int, packed: Mapping[str, Any], budget: Mapping[str, Any], decode: Callable[[Sequence[int]], str]
 ) -> SequenceView:
-    """A row of ``PACK_SCHEMA`` with its text decoded.
-
-    Args:
-        number: Its global number.
-        packed: The row.
-        budget: ``budget`` of the artifact's card.
-        decode: Token ids → text.
-    """
+    """A row of ``PACK_SCHEMA`` with its text decoded; ``budget`` is the artifact's card's."""
     own = budget.get("video", budget) if packed["kind"] == "video" else budget
     documents, start = [], 0
     for entry, document in zip(packed["documents"], documents_of(packed), strict=True):

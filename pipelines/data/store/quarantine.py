@@ -103,10 +103,7 @@ class Tally:
     def check(self, source: str, records: int, max_failures: float) -> None:
         """Stops a run in which too many records of a source were rejected.
 
-        Args:
-            source: Name of the source.
-            records: Records of the source in all.
-            max_failures: Share of them that may be rejected.
+        ``max_failures`` is the share of all its ``records`` that may be.
 
         Raises:
             DataError: With the counts by reason and the first examples.

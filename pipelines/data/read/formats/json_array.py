@@ -22,10 +22,7 @@ _BLANK = re.compile(r"[ \t\r\n]*")
 def array_spans(files: Files, names: Sequence[str], media_bytes: int) -> list[Span]:
     """Spans of up to 64 items of each file; where a file breaks off, what is left of it is one bad record.
 
-    Args:
-        files: Where the files lie.
-        names: JSON files, an array each.
-        media_bytes: A guess at what a record's video takes.
+    Each file holds an array; ``media_bytes`` is a guess at what a record's video takes.
     """
     spans: list[Span] = []
     for name, (ends, whole) in zip(

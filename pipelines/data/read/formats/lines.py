@@ -22,11 +22,9 @@ _CHUNK = 1 << 24
 
 
 def line_spans(files: Files, names: Sequence[str], media_bytes: int) -> list[Span]:
-    """Spans of up to 64 lines.
+    """Spans of up to 64 lines of JSONL files.
 
     Args:
-        files: Where the files lie.
-        names: JSONL files.
         media_bytes: A guess at what a record's pictures or video take: asking for each would cost a request.
 
     Raises:

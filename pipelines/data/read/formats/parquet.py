@@ -56,7 +56,6 @@ def parquet_rows(
     """The rows of a span's row group, as far as it can be read; the rest of them as ``BadRecord``.
 
     Args:
-        files: Where the file lies.
         span: From ``parquet_spans``.
         needed: Columns without which no row can be used.
         wanted: Columns to be read where the file has them.

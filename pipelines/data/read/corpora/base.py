@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -44,7 +45,7 @@ class SubsetReader(CorpusReader):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ParquetReader(SubsetReader):
+class ParquetReader(SubsetReader, ABC):
     """Reads parquet files: one span per row group, one record per row.
 
     Where rows have an ``id``, it begins the sample's id; file and row follow.
@@ -66,6 +67,6 @@ class ParquetReader(SubsetReader):
         rows = parquet_rows(self.files, span, needed=self.needed, wanted=self.wanted)
         return collect(self.source, span, rows, self.parse, own_id=lambda row: row.get("id"))
 
+    @abstractmethod
     def parse(self, place: Place, row: Row) -> Record:
         """The record of a row; raises ``BadRecord`` for one that breaks the layout."""
-        raise NotImplementedError

@@ -33,10 +33,6 @@ if TYPE_CHECKING:
 class CasaCache:
     """The cache of a batch of rows between forwards: text KV, the windows' KV, positions.
 
-    Args:
-        model: The model that fills it.
-        rows: B.
-
     Attributes:
         sequences: The rows.
         columns: Columns of the padded batch read so far, padding counted.

@@ -155,7 +155,6 @@ def read_padded(
     """Check a batch as transformers passes it, and read it.
 
     Args:
-        config: The model's.
         input_ids: (B, L).
         attention_mask: (B, L), or (B, past_columns + L): 1 where a token is, 0 for padding.
         images: The values of :data:`IMAGE_INPUTS`: ``pixel_values`` (P, E) in reading order,

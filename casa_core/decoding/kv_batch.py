@@ -36,8 +36,6 @@ class KVBatch:
     """B sequences (slots) that are extended in one forward; each may start over at any time.
 
     Attributes:
-        model: The fused model.
-        size: B.
         bounds: Bounds of the text KV; ``None``: it grows with the text.
         text: Self-attention's keys and values; holds image tokens for insertion only.
         windows: Keys and values of each sequence's current window.

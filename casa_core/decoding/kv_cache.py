@@ -62,7 +62,6 @@ class TextCache:
     a row follow its old ones; padding at the *right* end of a row is overwritten by the next tokens.
 
     Args:
-        size: B.
         limit: Largest length of a row; no memory beyond it (rounded up to a block) is allocated in advance.
     """
 

@@ -26,7 +26,6 @@ class SlotPool:
 
     Args:
         model: In evaluation mode, on its device.
-        size: B.
         bounds: Bounds of each slot's text KV; ``None``: it grows with the text.
     """
 

@@ -33,7 +33,6 @@ class StreamIndex:
         source_X: For each of the B·S stream positions, the index of its token among [text tokens, image
             tokens]; padding takes any.
         text_index_T: For each text token, its index in the flat stream.
-        rows: B.
     """
 
     source_X: torch.Tensor

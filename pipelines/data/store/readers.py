@@ -120,7 +120,6 @@ class CleanReader(ShardReader):
     Batches come without their media's bytes, which are read one by one.
 
     Args:
-        folder: The artifact.
         split: ``train`` or ``test``.
 
     Raises:
@@ -201,10 +200,7 @@ class CleanReader(ShardReader):
 
 
 class PackReader(ShardReader):
-    """Packed sequences by global number.
-
-    Args:
-        folder: The pack artifact.
+    """Packed sequences of an artifact by global number.
 
     Attributes:
         by_kind: Global numbers of the sequences of each kind (``image``, ``video``), ascending, int64.

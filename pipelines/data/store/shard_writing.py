@@ -115,7 +115,6 @@ def write_index(
     One byte per sequence for the kinds, one line per shard for the rest: megabytes for 24 million pictures.
 
     Args:
-        folder: The artifact.
         shards: ``file`` and ``rows`` of each, in order.
         kinds: Number in ``KINDS`` of each sequence's kind, in global order.
     """

@@ -114,7 +114,6 @@ def open_shard(
     """Opens a file.
 
     Args:
-        path: The file.
         cache: Keeps batches that came from S3; the reader's, so that its files share one bound.
         leave_out: Buffers that :meth:`Shard.batch` need not read.
         rows: How many it holds, where that is known; spares asking.

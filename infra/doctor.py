@@ -30,11 +30,8 @@ class Check:
     """One verdict.
 
     Attributes:
-        name: What was checked.
         level: ``problem``: a run will not work. ``optional``: it works without.
-        found: What was found.
         cost: What is missing without it, or what will fail.
-        remedy: What to do about it.
     """
 
     name: str
@@ -82,7 +79,6 @@ def check_attention(chosen: str, tensors: str, obstacles: Mapping[str, str | Non
         chosen: The backend that ``auto`` takes.
         tensors: Type and device it is chosen for.
         obstacles: Backend → why it cannot run here; ``None`` where it can.
-        has_gpu: Whether this machine has a GPU.
     """
     able = [name for name, why in obstacles.items() if why is None and name != chosen]
     found = f"{chosen} for {tensors}; can be forced: {', '.join(able)}"

@@ -35,7 +35,6 @@ def ask(
 
     Args:
         url: The endpoint's, for example `http://127.0.0.1:8000`.
-        image, question: A picture file, and what to ask about it.
         model: Name of a served model; the endpoint's first by default.
         stream: Yield pieces as they come; otherwise the whole answer at once.
 
@@ -81,7 +80,6 @@ def caption(
     sent at the pace of the video, as a camera would; a late endpoint then makes the video wait.
 
     Args:
-        url, video: The endpoint's, and a video file.
         query: The request that steers the captions.
         fps: Frames sent per second of video.
         realtime: Send at the video's own pace.

@@ -117,11 +117,7 @@ def start(
 
 
 def stop(folder: Path) -> list[int]:
-    """End the session of ``folder`` with everything it started. Safe to call when nothing runs.
-
-    Returns:
-        The ids of the processes that were ended.
-    """
+    """End the session of ``folder`` with all its processes, if there are any; returns the ids of these."""
     if not folder.is_dir() and not sessions_of(folder):
         return []
     with _locked(folder):

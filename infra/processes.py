@@ -60,11 +60,7 @@ def end_processes(processes: Iterable[psutil.Process], grace_s: float = 3.0) -> 
 
 
 def end_session(session_id: str, folder: Path, *, head: int | None = None, grace_s: float = 5.0) -> list[int]:
-    """End a session: its head first, so that it can take its children along, then whatever is left.
-
-    Returns:
-        The ids of the processes that were ended.
-    """
+    """End a session, its head first, so that it takes its children along; returns the processes' ids."""
     processes = session_processes(session_id, folder)
     ended = [process.pid for process in processes]
     end_processes([process for process in processes if process.pid == head], grace_s)

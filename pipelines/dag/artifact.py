@@ -73,7 +73,6 @@ def commit(
     Files and folders whose names begin with a dot are scratch, and no part of the artifact.
 
     Args:
-        folder: The artifact's folder, with all its files.
         identity: What was asked for: fingerprint, kind, what, inputs, …
         summary: The stage's headline results, JSON.
         provenance: How it came about: not part of any digest.
@@ -130,9 +129,7 @@ class Fault:
     """A difference between an artifact's files and its manifest.
 
     Attributes:
-        file: Name of the file, relative to the artifact's folder.
         kind: ``missing``, ``added``, ``size`` or ``altered`` (same size, other content).
-        detail: The difference as a sentence.
     """
 
     file: str

@@ -137,12 +137,8 @@ def reachable(module: str, root: Path, *, exclude: Sequence[str] = ()) -> dict[s
     """Modules of this project that ``module`` can reach by import, itself included: name → file.
 
     Imports inside functions count. So do module names in text (``"pipelines.train.run:run_stage"``), because
-    optional parts are loaded late by name. Imports for type checkers do not count.
-
-    Args:
-        module: Dotted name of the entry module.
-        root: Folder that holds the packages.
-        exclude: Modules, or packages with everything in them, that are left out.
+    optional parts are loaded late by name. Imports for type checkers do not count, nor do modules, and
+    packages with everything in them, that ``exclude`` names.
     """
     found: dict[str, Path] = {}
     waiting = [module]

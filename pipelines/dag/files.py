@@ -22,7 +22,6 @@ def list_files(folder: Folder, *, durable: bool = False, known: bool = True) -> 
     """Bytes and SHA-256 of every file of an artifact, by name; the manifest and scratch are none of them.
 
     Args:
-        folder: The artifact's.
         durable: Also force local files to the disk.
         known: Take the digests that were kept when files were written; otherwise read every byte.
 

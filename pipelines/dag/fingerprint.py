@@ -34,13 +34,9 @@ def canonical_json(value: Any) -> str:
 def stage_fingerprint(
     kind: str, what: Mapping[str, Any], inputs: Mapping[str, str], code_version: str
 ) -> str:
-    """Fingerprint of a stage's output.
+    """Fingerprint of a stage's output; ``inputs`` maps roles to the inputs' fingerprints.
 
-    Args:
-        kind: For example ``clean``. The stage's *name* is not part of it: two runs may name it differently.
-        what: The settings that decide the output.
-        inputs: Fingerprint of each input, by role.
-        code_version: Version of the stage's code (``pipelines.dag.code_version``).
+    The stage's *name* is not part of it: two runs may name it differently.
     """
     identity = {"kind": kind, "what": what, "inputs": inputs, "code": code_version}
     return hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:LENGTH]

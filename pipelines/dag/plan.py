@@ -51,8 +51,6 @@ class PlannedStage:
     """A stage with its place in the store.
 
     Attributes:
-        spec: The stage.
-        fingerprint: Fingerprint of its output.
         folder: Its artifact: ``<store>/<kind>/<fingerprint>``, of data in the data store.
         inputs: Role → folder of the input artifact.
         code_version: Code version of its kind, part of the fingerprint.

@@ -153,17 +153,13 @@ class Records:
         path = self.session / "run.json"
         return json.loads(path.read_text()) if path.is_file() else None
 
-    @contextlib.contextmanager
-    def starting(self, stage: PlannedStage) -> Iterator[None]:
+    def starting(self, stage: PlannedStage) -> contextlib.AbstractContextManager[None]:
         """Held while looking for a stage's running job and, if there is none, submitting one."""
-        with _locked(self.locks / f"{stage.spec.kind}-{stage.fingerprint}.start", wait_s=60.0):
-            yield
+        return _locked(self.locks / f"{stage.spec.kind}-{stage.fingerprint}.start", wait_s=60.0)
 
-    @contextlib.contextmanager
-    def writing(self, kind: str, fingerprint: str) -> Iterator[None]:
+    def writing(self, kind: str, fingerprint: str) -> contextlib.AbstractContextManager[None]:
         """Held by the job that fills an artifact's folder: never two at once."""
-        with _locked(self.locks / f"{kind}-{fingerprint}.write", wait_s=30.0):
-            yield
+        return _locked(self.locks / f"{kind}-{fingerprint}.write", wait_s=30.0)
 
 
 @contextlib.contextmanager

@@ -65,9 +65,7 @@ class Runner:
 
     Args:
         stages: The plan, inputs before what is made from them.
-        records: Job records of the store.
         cluster: Reached only when a stage has to run.
-        observer: Receives the run's events.
         parallel: Stages that may run side by side.
         retries: Further attempts at a stage whose process or node was lost.
     """

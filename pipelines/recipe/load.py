@@ -46,7 +46,6 @@ class Member:
     Attributes:
         variant: Its name in ``sweep.variants``.
         seed: Seed of its weights and sample order.
-        recipe: Its complete recipe.
     """
 
     variant: str

@@ -39,8 +39,6 @@ class Written:
     """Size and digest of a file as it was written, without reading it again.
 
     Attributes:
-        bytes: Its size.
-        sha256: Digest of its content, in hexadecimal.
         stamp: Changes when the file does: an object's tag, a file's time of modification in nanoseconds.
     """
 
@@ -117,7 +115,6 @@ def create(path: Folder, *, durable: bool = False) -> Iterator[Output]:
     """A binary stream into a new file, which appears when the block ends well, and not at all otherwise.
 
     Args:
-        path: The file or object.
         durable: A local file also survives a loss of power: its content is on the disk before its name is,
             and its name before the block ends. Objects always do.
     """

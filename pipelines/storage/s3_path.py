@@ -24,14 +24,9 @@ PART_BYTES = 16 << 20
 
 @total_ordering
 class S3Path:
-    """A key of a bucket, or the folder that it begins.
+    """A key of a bucket, without slashes at its ends, or the folder that it begins.
 
     ``str(path)`` is its URI, settings included: it leads to the same place from any process.
-
-    Args:
-        bucket: The bucket's name.
-        key: Without slashes at its ends.
-        settings: How the bucket is reached.
     """
 
     __slots__ = ("bucket", "key", "settings")

@@ -23,7 +23,6 @@ def build_app(client: EngineClient, settings: ServeSettings, *, request_id_heade
 
     Args:
         client: Closed when the app shuts down.
-        settings: Names and limits.
         request_id_headers: Whether responses name their request; not where a proxy in front does so.
     """
 

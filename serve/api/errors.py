@@ -21,12 +21,10 @@ class ApiError(HTTPException):
     """A refusal the client can read and act on.
 
     Args:
-        status: HTTP status.
         message: What is wrong and what to do instead.
         code: Short stable slug.
         param: The offending field, for example `messages[0].content[1].image_url.url`.
         kind: OpenAI's error `type`.
-        headers: More HTTP headers of the answer.
     """
 
     # An HTTPException: FastAPI turns anything else that is raised while it reads a body into a vague 400.

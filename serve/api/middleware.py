@@ -22,7 +22,6 @@ class RequestMiddleware:
     `scope["state"]`, in the response's headers and in the log line of a failure.
 
     Args:
-        app: The rest of the application.
         in_headers: Whether to write it into the response; a proxy in front may do that already.
     """
 

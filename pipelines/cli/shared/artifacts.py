@@ -17,7 +17,6 @@ def find_artifact(artifact: str, store: Path) -> Folder:
 
     Args:
         artifact: A folder, an ``s3://`` URI, or the name of a stage of the store's latest run.
-        store: Folder of the store.
 
     Raises:
         ConfigError: If it is none of these.

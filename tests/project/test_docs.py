@@ -47,3 +47,14 @@ def test_files_that_a_document_names_are_there(document):
     assert named
     missing = {name for name in named if not (ROOT / name).exists()}
     assert not missing
+
+
+def test_every_call_of_the_two_walks_is_in_the_code():
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    calls = re.findall(r"`([\w/]+\.py):([\w.]+)`", text)
+    assert len(calls) > 20
+    for file, name in calls:
+        path = next(p for p in (ROOT / file, ROOT / "pipelines" / file) if p.is_file())
+        source = path.read_text(encoding="utf-8")
+        for part in name.split("."):
+            assert re.search(rf"(def|class) {part}\b", source), f"{file}:{name}"

@@ -76,15 +76,15 @@ def stage_digest(module: str, root: Path = ROOT) -> str:
     digest = hashlib.sha256()
     for name, path in sorted(files.items()):
         digest.update(f"{name} {source_digest(path)}\n".encode())
-    for path in stage_assets(module, root):
+    for path in assets_beside(files.values()):
         name = path.relative_to(root).as_posix()
         digest.update(f"{name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     return digest.hexdigest()
 
 
-def stage_assets(module: str, root: Path = ROOT) -> list[Path]:
-    """Web assets in the folders of reachable modules, and in sub-folders of theirs that hold no modules."""
-    folders = {path.parent for path in reachable(module, root, exclude=PLUMBING).values()}
+def assets_beside(files: Iterable[Path]) -> list[Path]:
+    """Web assets in the folders of modules' files, and in sub-folders of theirs that hold no modules."""
+    folders = {path.parent for path in files}
     for sub in [path for folder in folders for path in folder.iterdir() if path.is_dir()]:
         if not any(sub.rglob("*.py")):
             folders.add(sub)

@@ -10,12 +10,13 @@ import pytest
 from pipelines.dag import code_version
 from pipelines.dag.code_version import (
     PACKAGES,
+    PLUMBING,
     ROOT,
     STAGE_MODULES,
     VERSIONS_FILE,
+    assets_beside,
     module_file,
     reachable,
-    stage_assets,
     stage_digest,
 )
 
@@ -170,7 +171,11 @@ def test_training_and_data_stages_do_not_reach_the_drawing_of_pages():
 
 
 def test_every_asset_is_part_of_a_stages_version():
-    counted = {path for module in STAGE_MODULES.values() for path in stage_assets(module)}
+    counted = {
+        path
+        for module in STAGE_MODULES.values()
+        for path in assets_beside(reachable(module, ROOT, exclude=PLUMBING).values())
+    }
     suffixes = {".css", ".html", ".js", ".svg"}
     files = (path for package in PACKAGES for path in (ROOT / package).rglob("*"))
     assert {path for path in files if path.suffix in suffixes} == counted

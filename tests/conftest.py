@@ -10,7 +10,7 @@ import pytest
 
 from infra import local_ray
 from infra.local_ray import RaySession
-from pipelines.storage.s3_path import S3Path
+from pipelines.storage.remote_path import RemotePath
 from tests.support import s3
 from tests.support.paths import ROOT
 from tests.support.s3 import S3Server
@@ -52,7 +52,7 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
 
 @pytest.fixture
-def s3_folder(s3_server: S3Server, request: pytest.FixtureRequest) -> Iterator[S3Path]:
+def s3_folder(s3_server: S3Server, request: pytest.FixtureRequest) -> Iterator[RemotePath]:
     """An empty folder of the S3 server, the environment holding its credentials."""
     with s3.credentials():
         yield s3_server.folder(f"{request.node.name}-{uuid.uuid4().hex[:8]}")

@@ -21,7 +21,7 @@ from casa_core.errors import StoreError
 from pipelines.dag.files import MANIFEST, forget_digests, list_files
 from pipelines.dag.fingerprint import canonical_json
 from pipelines.storage.atomic import sync, write_whole
-from pipelines.storage.s3_path import S3Path
+from pipelines.storage.remote_path import RemotePath
 from pipelines.storage.uri import Folder
 
 FORMAT = 1
@@ -58,7 +58,7 @@ def begin(folder: Folder) -> None:
     On S3 a manifest that is there stays: runs with other stores may have made it, or be reading it, and
     equal work gives equal files.
     """
-    if isinstance(folder, S3Path):
+    if isinstance(folder, RemotePath):
         return
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)
@@ -93,7 +93,7 @@ def commit(
         "provenance": dict(provenance),
     }
     text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
-    if isinstance(folder, S3Path):
+    if isinstance(folder, RemotePath):
         manifest = _put_first(folder, manifest, text)
         folder.abort_uploads()
     else:
@@ -102,7 +102,7 @@ def commit(
     return manifest
 
 
-def _put_first(folder: S3Path, manifest: dict[str, Any], text: str) -> dict[str, Any]:
+def _put_first(folder: RemotePath, manifest: dict[str, Any], text: str) -> dict[str, Any]:
     """Put the manifest where there is none; of several runs that commit at once, one does."""
     try:
         (folder / MANIFEST).write_bytes(text.encode(), only_new=True)

@@ -10,7 +10,7 @@ from typing import Any
 from casa_core.errors import StoreError
 from pipelines.dag.fingerprint import file_digest
 from pipelines.storage.atomic import DIGESTS, recall, sync
-from pipelines.storage.s3_path import S3Path
+from pipelines.storage.remote_path import RemotePath
 from pipelines.storage.transfer import remove_tree, side_by_side
 from pipelines.storage.uri import Folder
 
@@ -28,7 +28,7 @@ def list_files(folder: Folder, *, durable: bool = False, known: bool = True) -> 
     Raises:
         StoreError: For a link or a device.
     """
-    if isinstance(folder, S3Path):
+    if isinstance(folder, RemotePath):
         return _list_objects(folder, known)
     files: dict[str, dict[str, Any]] = {}
     for path in _paths(folder):
@@ -66,7 +66,7 @@ def _paths(folder: Path, *, scratch: bool = False) -> Iterator[Path]:
             yield path
 
 
-def _list_objects(folder: S3Path, known: bool) -> dict[str, dict[str, Any]]:
+def _list_objects(folder: RemotePath, known: bool) -> dict[str, dict[str, Any]]:
     listed = {entry.key.removeprefix(f"{folder.key}/"): entry for entry in folder.list_below()}
 
     def describe(name: str) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def _list_objects(folder: S3Path, known: bool) -> dict[str, dict[str, Any]]:
     return dict(zip(names, side_by_side(describe, names, "describe"), strict=True))
 
 
-def _object_digest(path: S3Path, size: int) -> str:
+def _object_digest(path: RemotePath, size: int) -> str:
     digest = hashlib.sha256()
     for start in range(0, size, _BLOCK):
         digest.update(path.read_range(start, min(start + _BLOCK, size)))

@@ -21,7 +21,7 @@ from pipelines.dag.code_version import load_function
 from pipelines.dag.context import StageContext
 from pipelines.dag.progress import ProgressPrinter
 from pipelines.dag.records import JobSpec, Outcome, Records
-from pipelines.storage.s3_path import S3Path
+from pipelines.storage.remote_path import RemotePath
 from pipelines.storage.uri import Folder, open_folder
 
 
@@ -95,7 +95,7 @@ def _make(spec: JobSpec) -> None:
 
 def _made_by_another_run(output: Folder) -> bool:
     """Whether a run with another store has committed the artifact, and so has ended our uploads to it."""
-    return isinstance(output, S3Path) and artifact.read_manifest(output) is not None
+    return isinstance(output, RemotePath) and artifact.read_manifest(output) is not None
 
 
 def _input_manifest(role: str, folder: Folder) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import IO, Any
 
-from pipelines.storage.s3_path import S3Path, S3Upload
+from pipelines.storage.remote_path import RemotePath, S3Upload
 from pipelines.storage.uri import Folder
 
 DIGESTS = ".digests"
@@ -59,7 +59,7 @@ class Output(io.RawIOBase):
         self._size = 0
         self._upload: S3Upload | None = None
         self._file: IO[bytes] | None = None
-        if isinstance(path, S3Path):
+        if isinstance(path, RemotePath):
             self._upload = S3Upload(path)
         else:
             self._temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -159,7 +159,7 @@ def remove_leftovers(folder: Folder, *, older_than: timedelta = LEFTOVERS_AFTER)
         folder: An artifact's folder. Its commit ends all uploads that remain.
         older_than: Age of the uploads to end; ``timedelta(0)`` for all, where nothing else uploads there now.
     """
-    if isinstance(folder, S3Path):
+    if isinstance(folder, RemotePath):
         folder.abort_uploads(older_than=older_than)
         return
     for path in folder.glob(".*.*.*"):

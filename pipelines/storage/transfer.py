@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from pipelines.storage import s3
 from pipelines.storage.atomic import create
-from pipelines.storage.s3_path import S3Path
+from pipelines.storage.remote_path import RemotePath
 from pipelines.storage.uri import Folder, filesystem_for
 
 THREADS = 8
@@ -23,7 +23,7 @@ Result = TypeVar("Result")
 
 def remove_tree(folder: Folder) -> None:
     """Removes a folder and all below it; one that is not there is no error."""
-    if isinstance(folder, S3Path):
+    if isinstance(folder, RemotePath):
         folder.remove_tree()
     elif folder.exists():
         shutil.rmtree(folder)

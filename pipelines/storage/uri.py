@@ -1,7 +1,7 @@
 """Storage URIs: a path or URI resolved to a folder, or to a pyarrow filesystem and a path in it.
 
-``Folder`` is a ``Path`` or an :class:`~pipelines.storage.s3_path.S3Path`; both have pathlib's names for
-joining, listing, reading and removing. S3 is reached as :mod:`pipelines.storage.s3` describes.
+``Folder`` is a ``Path`` or a :class:`~pipelines.storage.remote_path.RemotePath`; both have pathlib's names
+for joining, listing, reading and removing. S3 is reached as :mod:`pipelines.storage.s3` describes.
 ``hf://datasets/org/name[@revision]/path`` honours ``HF_ENDPOINT`` and ``HF_TOKEN``; without a revision it
 means the newest commit, so name one if two runs are to read the same files.
 """
@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from casa_core.errors import ConfigError
 from pipelines.storage import s3
-from pipelines.storage.s3_path import S3Path
+from pipelines.storage.remote_path import RemotePath
 
 if TYPE_CHECKING:
     from pyarrow import fs
 
-Folder: TypeAlias = Path | S3Path
+Folder: TypeAlias = Path | RemotePath
 
 
 def is_remote(uri: str) -> bool:
@@ -34,10 +34,10 @@ def open_folder(uri: str | Folder) -> Folder:
     Raises:
         ConfigError: For a URI of another scheme.
     """
-    if isinstance(uri, Path | S3Path):
+    if isinstance(uri, Path | RemotePath):
         return uri
     if uri.startswith("s3://"):
-        return S3Path.from_uri(uri)
+        return RemotePath.from_uri(uri)
     if "://" in uri:
         raise ConfigError(
             f"{uri!r} is not a folder that can hold artifacts.",
@@ -60,8 +60,8 @@ def filesystem_for(uri: str | Folder) -> tuple[fs.FileSystem, str]:
     from pyarrow import fs  # late: the command line starts without it
 
     if isinstance(uri, str) and uri.startswith("s3://"):
-        uri = S3Path.from_uri(uri)
-    if isinstance(uri, S3Path):
+        uri = RemotePath.from_uri(uri)
+    if isinstance(uri, RemotePath):
         return s3.arrow_filesystem(uri.settings, uri.bucket), f"{uri.bucket}/{uri.key}".rstrip("/")
     if isinstance(uri, Path) or "://" not in uri:
         return fs.LocalFileSystem(), str(Path(uri).expanduser().resolve())

@@ -14,7 +14,7 @@ from pipelines.data.clean import run as clean
 from pipelines.data.pack import run as pack
 from pipelines.data.store.readers import CleanReader, PackReader
 from pipelines.recipe import load_recipe
-from pipelines.storage.s3_path import S3Path
+from pipelines.storage.remote_path import RemotePath
 from pipelines.storage.uri import Folder, open_folder
 from tests.data.test_pack import PACK
 from tests.support.dag.runner import toy
@@ -145,7 +145,7 @@ def test_a_job_whose_artifact_another_store_has_committed_meanwhile_has_done_its
     assert job_main.run_job(JobSpec.of(stage, tmp_path, 1)) == Outcome(ok=True)
 
 
-def raise_no_such_upload(path: S3Path) -> None:
+def raise_no_such_upload(path: RemotePath) -> None:
     """What the server says of an upload that somebody ended."""
     from pipelines.storage import s3
 

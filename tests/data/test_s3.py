@@ -21,8 +21,8 @@ from pipelines.data.store import ipc_layout, readers, shard_writing
 from pipelines.data.store.readers import CleanReader, PackReader, ShardReader
 from pipelines.data.store.rows import CLEAN_SCHEMA
 from pipelines.data.store.shard_writing import write_shard
-from pipelines.storage import s3, s3_path
-from pipelines.storage.s3_path import S3Path
+from pipelines.storage import remote_path, s3
+from pipelines.storage.remote_path import RemotePath
 from tests.support.data import shard_writer
 from tests.support.data.rows import row_of
 from tests.support.data.store import CHAT, media_bytes, pack_row, random_media, write_clean, write_pack
@@ -235,7 +235,7 @@ def test_another_run_that_commits_the_same_is_welcome_and_other_contents_are_not
 
 @pytest.fixture
 def small_parts(monkeypatch):
-    monkeypatch.setattr(s3_path, "PART_BYTES", shard_writer.PART_BYTES)
+    monkeypatch.setattr(remote_path, "PART_BYTES", shard_writer.PART_BYTES)
 
 
 def writer(folder) -> subprocess.Popen[str]:
@@ -254,7 +254,7 @@ def finish(process: subprocess.Popen[str]) -> None:
     assert process.returncode == 0
 
 
-def kill_and_resume(folder: S3Path, delays: list[float]) -> None:
+def kill_and_resume(folder: RemotePath, delays: list[float]) -> None:
     """Kills one writer after the other, each having gone on where the one before it was killed."""
     for delay in delays:
         process = writer(folder)
@@ -264,7 +264,7 @@ def kill_and_resume(folder: S3Path, delays: list[float]) -> None:
     finish(writer(folder))
 
 
-def assert_same(folder: S3Path, local: Path) -> None:
+def assert_same(folder: RemotePath, local: Path) -> None:
     ours, theirs = artifact.read_manifest(folder), artifact.read_manifest(local)
     assert ours is not None
     assert theirs is not None

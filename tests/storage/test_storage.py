@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from casa_core.errors import ConfigError, StoreError
-from pipelines.storage import atomic, retry, s3, s3_path, transfer
+from pipelines.storage import atomic, remote_path, retry, s3, transfer
 from pipelines.storage.atomic import create, write_whole
-from pipelines.storage.s3_path import S3Path
+from pipelines.storage.remote_path import RemotePath
 from pipelines.storage.uri import data_store, filesystem_for, open_folder
 from tests.support.s3 import credentials, flaky, free_ports
 
@@ -29,7 +29,7 @@ def folder(request, tmp_path):
 
 @pytest.fixture
 def small_parts(monkeypatch):
-    monkeypatch.setattr(s3_path, "PART_BYTES", PART)
+    monkeypatch.setattr(remote_path, "PART_BYTES", PART)
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def impatient(monkeypatch):
 
 def test_a_uri_comes_back_from_its_text_and_travels_to_other_processes():
     path = open_folder("s3://bucket/a/b?endpoint_override=http://host:9000&region=here")
-    assert isinstance(path, S3Path)
+    assert isinstance(path, RemotePath)
     assert (path.bucket, path.key) == ("bucket", "a/b")
     assert path.settings == s3.S3Settings("http://host:9000", "here")
     assert open_folder(str(path)) == path == pickle.loads(pickle.dumps(path))
@@ -141,7 +141,7 @@ def test_a_stream_that_breaks_off_leaves_what_was_there(folder, small_parts):
         with pytest.raises(RuntimeError):
             write(BYTES, fail=True)
         assert [path.read_bytes() for path in folder.rglob("*")] == ([] if before is None else [before])
-    if isinstance(folder, S3Path):
+    if isinstance(folder, RemotePath):
         assert s3.list_uploads(folder.settings, folder.bucket, folder.key) == []
 
 
@@ -167,7 +167,7 @@ def test_trees_are_copied_either_way(folder, tmp_path):
     with transfer.local_copy(folder / "tokenizer") as local:
         assert (local / "deep" / "vocabulary.json").read_bytes() == b"{}"
         assert (local / "merges.txt").read_text() == "größer"
-    if isinstance(folder, S3Path):
+    if isinstance(folder, RemotePath):
         assert not local.exists()
 
 
@@ -284,7 +284,7 @@ def test_missing_credentials_are_named(s3_folder, monkeypatch, tmp_path):
 @pytest.mark.parametrize("action", ACTIONS)
 def test_a_server_that_does_not_answer_is_named(impatient, small_parts, action):
     (port,) = free_ports(1)
-    folder = S3Path("bucket", "runs", s3.S3Settings(f"http://127.0.0.1:{port}", "us-east-1"))
+    folder = RemotePath("bucket", "runs", s3.S3Settings(f"http://127.0.0.1:{port}", "us-east-1"))
     with credentials(), pytest.raises(StoreError, match="does not answer") as caught:
         ACTIONS[action](folder)
     assert f"127.0.0.1:{port}" in caught.value.why

@@ -38,7 +38,7 @@ import pytest
 
 from casa_core.errors import StoreError
 from pipelines.storage import s3
-from pipelines.storage.s3_path import S3Path
+from pipelines.storage.remote_path import RemotePath
 
 ACCESS_KEY, SECRET_KEY = "casa-tests", "casa-tests-secret"
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY}
@@ -53,9 +53,9 @@ class S3Server:
     endpoint: str
     pid: int
 
-    def folder(self, name: str, bucket: str = BUCKET) -> S3Path:
+    def folder(self, name: str, bucket: str = BUCKET) -> RemotePath:
         """A folder on it; nothing is made."""
-        return S3Path(bucket, name, s3.S3Settings(self.endpoint, "us-east-1"))
+        return RemotePath(bucket, name, s3.S3Settings(self.endpoint, "us-east-1"))
 
 
 @contextlib.contextmanager
@@ -170,9 +170,9 @@ class Proxy:
     spoil: Callable[[str, str], str] | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def through(self, folder: S3Path) -> S3Path:
+    def through(self, folder: RemotePath) -> RemotePath:
         """The same folder, reached by way of this proxy."""
-        return S3Path(folder.bucket, folder.key, s3.S3Settings(self.endpoint, "us-east-1"))
+        return RemotePath(folder.bucket, folder.key, s3.S3Settings(self.endpoint, "us-east-1"))
 
     def fault(self, method: str, path: str, wanted: str) -> str:
         """Notes a request; says how it fails: ``""``, ``reset``, ``500`` or ``cut``, in turn."""

@@ -23,7 +23,7 @@ from casa_core.weights.checkpoint import load_checkpoint
 from pipelines.cli.app import app
 from pipelines.storage import s3
 from pipelines.storage.atomic import Output
-from pipelines.storage.s3_path import S3Path
+from pipelines.storage.remote_path import RemotePath
 from pipelines.train.checkpoint import save as checkpoint
 from pipelines.train.checkpoint.export import export
 from pipelines.train.checkpoint.resume import agreed_checkpoints, resume
@@ -227,7 +227,7 @@ def test_a_worker_that_never_writes_is_named(
 
 
 def test_checkpoints_on_s3_are_the_same(
-    engines: list[Any], processor: Any, s3_folder: S3Path, tmp_path: Path
+    engines: list[Any], processor: Any, s3_folder: RemotePath, tmp_path: Path
 ):
     keeper = saver(s3_folder, keep=1)
     keeper.save(engines[0], processor, steps_done=10)
@@ -239,7 +239,7 @@ def test_checkpoints_on_s3_are_the_same(
     assert same(dict(load_checkpoint(tmp_path / "model")[0].named_parameters()), weights(engines[0]))
 
 
-def saving(folder: S3Path, *options: str) -> subprocess.Popen[str]:
+def saving(folder: RemotePath, *options: str) -> subprocess.Popen[str]:
     """A process that saves steps 10 and 20 on S3 in the background."""
     return subprocess.Popen(
         [sys.executable, "-m", "tests.support.train.engine", str(folder), *options],
@@ -249,7 +249,7 @@ def saving(folder: S3Path, *options: str) -> subprocess.Popen[str]:
 
 @pytest.mark.slow
 def test_a_kill_during_the_upload_leaves_the_checkpoint_before_it_and_no_parts_for_long(
-    s3_folder: S3Path, tmp_path: Path
+    s3_folder: RemotePath, tmp_path: Path
 ):
     killed = saving(s3_folder, "--slowly")
     assert killed.stdout is not None

@@ -18,7 +18,7 @@ from casa_core.errors import StoreError
 from pipelines.data.store.rows import CleanSample, Row
 from pipelines.data.store.shard_writing import CARD, INDEX, KINDS, KINDS_FILE
 from pipelines.data.store.shards import Batch, LeaveOut, LRUCache, Shard, open_shard
-from pipelines.storage.s3_path import S3Path
+from pipelines.storage.remote_path import RemotePath
 from pipelines.storage.transfer import side_by_side
 from pipelines.storage.uri import Folder
 
@@ -177,7 +177,7 @@ class CleanReader(ShardReader):
 
     def _for_each(self, function: Callable[[Any], Any], work: Sequence[Any]) -> list[Any]:
         """One after the other where the artifact is mapped, side by side where S3 must be waited for."""
-        if isinstance(self._folder, S3Path):
+        if isinstance(self._folder, RemotePath):
             return side_by_side(function, work, "clean-read")
         return [function(piece) for piece in work]
 

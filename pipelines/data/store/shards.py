@@ -23,7 +23,7 @@ from pipelines.data.store.ipc_layout import (
     read_footer,
     row_count,
 )
-from pipelines.storage.s3_path import S3Path
+from pipelines.storage.remote_path import RemotePath
 from pipelines.storage.transfer import side_by_side
 from pipelines.storage.uri import Folder
 
@@ -144,7 +144,7 @@ def open_shard(
 
 
 def _open(path: Folder, cache: LRUCache[Batch], leave_out: LeaveOut | None, rows: int | None) -> Shard:
-    return _RemoteShard(path, cache, leave_out, rows) if isinstance(path, S3Path) else _LocalShard(path)
+    return _RemoteShard(path, cache, leave_out, rows) if isinstance(path, RemotePath) else _LocalShard(path)
 
 
 def _texts(metadata: dict[bytes, bytes] | None) -> dict[str, str]:
@@ -177,7 +177,7 @@ class _LocalShard:
 class _RemoteBatch:
     """A batch of which all was read that was not left out."""
 
-    def __init__(self, path: S3Path, sketch: Sketch) -> None:
+    def __init__(self, path: RemotePath, sketch: Sketch) -> None:
         self._path, self._sketch = path, sketch
         self.rows = sketch.batch
         self.weight = sketch.filled
@@ -195,7 +195,7 @@ class _RemoteShard:
     """A file on S3: its footer when it is opened, then what is asked for, in few requests."""
 
     def __init__(
-        self, path: S3Path, cache: LRUCache[Batch], leave_out: LeaveOut | None, rows: int | None
+        self, path: RemotePath, cache: LRUCache[Batch], leave_out: LeaveOut | None, rows: int | None
     ) -> None:
         self._path, self._cache, self._leave_out = path, cache, leave_out
         tail = path.read_tail(TAIL_BYTES)
@@ -237,5 +237,5 @@ class _RemoteShard:
         return self._headers[number]
 
 
-def _read_all(path: S3Path, spans: Sequence[Span]) -> list[bytes]:
+def _read_all(path: RemotePath, spans: Sequence[Span]) -> list[bytes]:
     return side_by_side(lambda span: path.read_range(*span), spans, "s3-read")

@@ -16,7 +16,7 @@ from pipelines.data.read import READERS, open_reader
 from pipelines.data.read.source import files as files_module
 from pipelines.data.read.source.files import Files, TransferError, attempt
 from pipelines.storage import retry
-from pipelines.storage.s3_path import S3Path
+from pipelines.storage.remote_path import RemotePath
 from tests.support.data.hub import Hub, running_hub
 from tests.support.data.layouts import write_every_layout
 from tests.support.s3 import flaky
@@ -49,7 +49,7 @@ def everything(root: str, name: str) -> list[object]:
     return [result for span in spans for result in pickle.loads(pickle.dumps(reader)).read(span)]
 
 
-def upload(folder: Path, to: S3Path) -> None:
+def upload(folder: Path, to: RemotePath) -> None:
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             (to / path.relative_to(folder).as_posix()).write_bytes(path.read_bytes())

@@ -23,7 +23,7 @@ PART_BYTES = 16 << 20
 
 
 @total_ordering
-class S3Path:
+class RemotePath:
     """A key of a bucket, without slashes at its ends, or the folder that it begins.
 
     ``str(path)`` is its URI, settings included: it leads to the same place from any process.
@@ -35,7 +35,7 @@ class S3Path:
         self.bucket, self.key, self.settings = bucket, key, settings
 
     @classmethod
-    def from_uri(cls, uri: str) -> S3Path:
+    def from_uri(cls, uri: str) -> RemotePath:
         """Reads ``s3://bucket/key?options``.
 
         Raises:
@@ -50,7 +50,7 @@ class S3Path:
         return self.place + (f"?{query}" if query else "")
 
     def __repr__(self) -> str:
-        return f"S3Path({str(self)!r})"
+        return f"RemotePath({str(self)!r})"
 
     @property
     def place(self) -> str:
@@ -61,16 +61,16 @@ class S3Path:
         return self.bucket, self.key, self.settings
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, S3Path) and self._identity() == other._identity()
+        return isinstance(other, RemotePath) and self._identity() == other._identity()
 
     def __hash__(self) -> int:
         return hash(self._identity())
 
-    def __lt__(self, other: S3Path) -> bool:
+    def __lt__(self, other: RemotePath) -> bool:
         return (self.bucket, self.key.split("/")) < (other.bucket, other.key.split("/"))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return S3Path, self._identity()
+        return RemotePath, self._identity()
 
     @property
     def _pure(self) -> PurePosixPath:
@@ -89,23 +89,23 @@ class S3Path:
         return self._pure.suffix
 
     @property
-    def parent(self) -> S3Path:
+    def parent(self) -> RemotePath:
         return self._at(self._pure.parent)
 
-    def __truediv__(self, name: str | PurePosixPath) -> S3Path:
+    def __truediv__(self, name: str | PurePosixPath) -> RemotePath:
         return self._at(self._pure / name)
 
-    def with_name(self, name: str) -> S3Path:
+    def with_name(self, name: str) -> RemotePath:
         return self._at(self._pure.with_name(name))
 
-    def relative_to(self, other: S3Path) -> PurePosixPath:
+    def relative_to(self, other: RemotePath) -> PurePosixPath:
         return self._pure.relative_to(other._pure)
 
-    def absolute(self) -> S3Path:
+    def absolute(self) -> RemotePath:
         return self
 
-    def _at(self, key: PurePosixPath) -> S3Path:
-        return S3Path(self.bucket, str(key).strip("/") if str(key) != "." else "", self.settings)
+    def _at(self, key: PurePosixPath) -> RemotePath:
+        return RemotePath(self.bucket, str(key).strip("/") if str(key) != "." else "", self.settings)
 
     # What is there
 
@@ -133,15 +133,15 @@ class S3Path:
         """Every object below this folder, by key."""
         return s3.list_objects(self.settings, self.bucket, self._prefix)
 
-    def iterdir(self) -> Iterator[S3Path]:
+    def iterdir(self) -> Iterator[RemotePath]:
         """The objects and folders directly below."""
         return (self / name for name in s3.list_names(self.settings, self.bucket, self._prefix))
 
-    def glob(self, pattern: str) -> Iterator[S3Path]:
+    def glob(self, pattern: str) -> Iterator[RemotePath]:
         """The objects directly below whose names match; of pathlib's patterns, those without a slash."""
         return (path for path in self.rglob(pattern) if path.parent == self)
 
-    def rglob(self, pattern: str) -> Iterator[S3Path]:
+    def rglob(self, pattern: str) -> Iterator[RemotePath]:
         """The objects anywhere below whose names match. Folders are none of them."""
         assert "/" not in pattern, "expected a pattern of names, without a slash"
         below = map(self._below, self.list_below())
@@ -232,7 +232,7 @@ class S3Upload:
     is put in a single request.
     """
 
-    def __init__(self, path: S3Path) -> None:
+    def __init__(self, path: RemotePath) -> None:
         self._path = path
         self._buffer = bytearray()
         self._upload: str | None = None

@@ -122,7 +122,7 @@ def _pack_page(
             "Tokens": section("Tokens", f"Documents of the sequences: {scope}.", histograms),
             "Mixture": mixture_section(card),
             "Filters": filters_section(filtered, clean, card.get("filters", {})),
-            "Quarantine": quarantine_section(rejected, sum(map(len, clean.values()))),
+            "Quarantine": quarantine_section(rejected, sum(map(len, clean.values())), card.get("clean", {})),
             "Samples": section("Samples", gallery_lead, *shown),
             "How it was made": settings_section(settings, card["schema"]),
         },

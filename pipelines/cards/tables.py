@@ -16,7 +16,7 @@ from pipelines.data.filter.filters import FILTERED_SCHEMA
 from pipelines.data.read.source.reasons import REASONS
 from pipelines.data.store.quarantine import Rejected
 from pipelines.data.store.readers import CleanReader
-from pipelines.html.layout import fold, section, table
+from pipelines.html.layout import figure, fold, section, table
 from pipelines.html.tags import Html, tag
 from pipelines.storage.uri import Folder, filesystem_for
 
@@ -43,15 +43,20 @@ def read_filtered(path: Folder) -> pa.Table:
         return pq.ParquetFile(file).read(columns=FILTERED_SCHEMA.names).cast(FILTERED_SCHEMA)
 
 
-def quarantine_section(rejected: Sequence[Rejected], records: int) -> Html:
+def quarantine_section(
+    rejected: Sequence[Rejected], records: int, clean: Mapping[str, Mapping[str, Any]] | None = None
+) -> Html:
     """Number of records by reason, and some examples of each.
 
     Args:
         rejected: All records that were set aside.
         records: Number of all records.
+        clean: For a pack artifact, what became of each source's records before: its card's ``clean``.
     """
+    before = _set_aside_before(clean or {})
     if not rejected:
-        return section("Quarantine", f"None of {records:,} records had to be set aside.")
+        own = " here" if clean else ""
+        return section("Quarantine", f"None of {records:,} records had to be set aside{own}.", before)
     groups: dict[tuple[str, str], list[Rejected]] = defaultdict(list)
     for entry in rejected:
         groups[entry.reason, entry.source].append(entry)
@@ -72,7 +77,20 @@ def quarantine_section(rejected: Sequence[Rejected], records: int) -> Html:
         fold(f"{reason}, {source}: {min(len(own), EXAMPLES)} of {len(own):,}", _rejected_table(own))
         for (reason, source), own in ordered
     ]
-    return section("Quarantine", lead, totals, *folds)
+    return section("Quarantine", lead, totals, *folds, before)
+
+
+def _set_aside_before(clean: Mapping[str, Mapping[str, Any]]) -> Html:
+    """What clean set aside of each source; empty where that is nothing."""
+    rows = [
+        [tag("code", reason), source, f"{count:,}", f"{own['records']:,}", REASONS.get(reason, "")]
+        for source, own in clean.items()
+        for reason, count in sorted(own["quarantine"].items(), key=lambda item: (-item[1], item[0]))
+    ]
+    if not rows:
+        return Html()
+    head = ["reason", "source", "records", "of", "meaning"]
+    return figure("Set aside before, by clean", table(head, rows, numeric=[2, 3]))
 
 
 def _rejected_table(entries: Sequence[Rejected]) -> Html:

@@ -152,7 +152,8 @@ class Data(Section):
     sources: dict[Name, Source] = Field(min_length=1, description="Each corpus under a name of your choice.")
     filters: Filters = Field(default_factory=Filters, description="Which samples are not trained on.")
     max_failures: Share = Field(
-        default=0.01, description="Share of a source's records that may be quarantined."
+        default=0.01,
+        description="Share of a source's records that may be quarantined: in `clean`, and again in `pack`.",
     )
 
     @model_validator(mode="after")

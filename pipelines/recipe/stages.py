@@ -191,6 +191,7 @@ def pack_settings(recipe: Recipe, cache: Path) -> tuple[dict[str, Any], dict[str
         "image_placement": "in_place" if inserts else "window_start",
         "backbone": recipe.model.backbone,
         "filters": filters,
+        "max_failures": recipe.data.max_failures,
         **recipe.pack.model_dump(mode="json"),
         "seed": recipe.seed,
     }

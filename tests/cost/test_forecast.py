@@ -83,6 +83,7 @@ def prepared(tmp_path_factory) -> tuple[SourceListing, Path, Path]:
             "backbone": "tiny",
             "image_placement": "window_start",
             "filters": {},
+            "max_failures": 0.0,
             **Pack(text_tokens=256, image_tokens=128, max_side=64).model_dump(mode="json"),
             "seed": 0,
         }

@@ -59,6 +59,7 @@ PACK = {
     "backbone": "tiny",
     "image_placement": "window_start",
     "filters": {},
+    "max_failures": 0.5,
     **Pack(
         text_tokens=80,
         image_tokens=36,

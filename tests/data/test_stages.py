@@ -38,6 +38,7 @@ PACK = {
     "backbone": "tiny",
     "image_placement": "window_start",
     "filters": {},
+    "max_failures": 0.5,
     **Pack(text_tokens=200, image_tokens=160, max_side=64).model_dump(mode="json"),
     "seed": 0,
 }

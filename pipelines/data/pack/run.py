@@ -7,6 +7,7 @@ depends on the number of workers, and a killed stage resumes with the shards tha
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -46,6 +47,7 @@ from pipelines.recipe.pack import Mixture, frame_side
 from pipelines.recipe.where import DataWorkers
 from pipelines.storage.atomic import remove_leftovers
 from pipelines.storage.transfer import local_output, remove_tree
+from pipelines.storage.uri import Folder
 
 if TYPE_CHECKING:
     from pipelines.dag.context import StageContext
@@ -54,6 +56,7 @@ ROWS_PER_TASK = 4096
 SEQUENCES_PER_SHARD = 512
 TOKENIZER = "tokenizer"
 _STEPS = 4
+_REMEDY = "Raise the budgets of `pack`, leave such samples out by `data.filters`"
 
 Run = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]]
 """Maps a function over tasks; yields the results in order."""
@@ -76,6 +79,7 @@ def run_stage(context: StageContext) -> dict[str, Any]:
 
     Raises:
         ConfigError: Where no sample is left to pack, or a setting cannot work.
+        DataError: Where more than ``max_failures`` of a source's samples are set aside, filtered ones aside.
         StoreError: Where a row would be lost or doubled.
     """
     placement = DataWorkers.model_validate(context.placement["data"])
@@ -106,6 +110,7 @@ def pack_sources(context: StageContext, run: Run) -> dict[str, Any]:
         "mixture": rows.report() if settings.mixture != Mixture() else None,
         "filters": found.filters,
         "quarantine": found.rejected.by_reason(),
+        "clean": {source: _clean_fate(context.inputs[source]) for source in settings.sources},
     }
     write_json(output / CARD, card)
     for folder in (ENCODED_FOLDER, REPORTS):
@@ -152,21 +157,39 @@ def _encode(
         write_filtered(context.output / FILTERED, filtered.removed)
     context.progress(2, _STEPS, "encoding")
     tasks = _encode_tasks(context, filtered.keep, encoding, settings.limits)
-    reports: list[EncodeReport] = []
-    for report in run(encode_rows, tasks):
-        reports.append(report)
-        context.progress(2 + len(reports) / len(tasks), _STEPS, "encoding")
+    reports = _encode_all(context, tasks, filtered.keep, settings.max_failures, run)
     samples = gather(settings.sources, [task.source for task in tasks], reports)
     for number, source in enumerate(samples.sources):
         own = [report.rejected for task, report in zip(tasks, reports, strict=True) if task.source == source]
         rejected = np.concatenate([np.empty(0, np.int32), *own])
         columns = samples.of(number, samples.row_E), samples.of(number, samples.part_E)
         check_rows(source, filtered.keep[source], rejected, *columns)
-    merge_quarantines(context.output / QUARANTINE, (task.quarantine for task in tasks))
     tally = Tally()
     for report in reports:
         tally.add(report.tally)
     return _Encoded(samples=samples, rejected=tally, filters=filtered.report)
+
+
+def _encode_all(
+    context: StageContext,
+    tasks: Sequence[EncodeTask],
+    keep: Mapping[str, NDArray[np.bool_]],
+    max_failures: float,
+    run: Run,
+) -> list[EncodeReport]:
+    """Runs all tasks, and stops as soon as more of a source's kept samples are rejected than may be."""
+    reports: list[EncodeReport] = []
+    rejected = {source: Tally() for source in keep}
+    try:
+        for task, report in zip(tasks, run(encode_rows, tasks), strict=True):
+            reports.append(report)
+            context.progress(2 + len(reports) / len(tasks), _STEPS, "encoding")
+            own = rejected[task.source]
+            own.add(report.tally)
+            own.check(task.source, int(keep[task.source].sum()), max_failures, remedy=_REMEDY)
+    finally:  # also where too many were rejected, so that they can be looked at
+        merge_quarantines(context.output / QUARANTINE, (task.quarantine for task in tasks[: len(reports)]))
+    return reports
 
 
 def _encode_tasks(
@@ -205,6 +228,15 @@ def _write(
     return shards
 
 
+def _clean_fate(folder: Folder) -> dict[str, Any]:
+    """What became of a source's records before: how many there were, and those that clean set aside."""
+    card = json.loads((folder / CARD).read_text())
+    return {
+        "records": sum(split["records"] for split in card["splits"].values()),
+        "quarantine": card["quarantine"],
+    }
+
+
 def _summary(card: Mapping[str, Any]) -> dict[str, Any]:
     pictures = card["by_kind"]["image"]
     headline = (
@@ -213,5 +245,7 @@ def _summary(card: Mapping[str, Any]) -> dict[str, Any]:
     )
     if rejected := sum(card["quarantine"].values()):
         headline += f" · {rejected:,} quarantined"
+    if before := sum(sum(own["quarantine"].values()) for own in card["clean"].values()):
+        headline += f" · {before:,} quarantined by clean"
     names = ("sequences", "lower_bound", "fill", "by_kind", "quarantine")
     return {"headline": headline} | {name: card[name] for name in names}

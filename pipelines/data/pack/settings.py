@@ -21,7 +21,7 @@ class PackSettings:
         sources: Names of the sources, in the recipe's order.
         tokenizer, template, backbone: The recipe's ``model`` section.
         image_placement: Where consecutive images go in the text: see :mod:`casa_core.processing.templates`.
-        filters: The recipe's ``data.filters``.
+        filters, max_failures: The recipe's, in its ``data`` section.
         text_tokens, image_tokens, max_side, max_frame_side, video, split, mixture: Its ``pack`` section.
         seed: Seed of the order of sequences, and of what a fractional pass takes.
     """
@@ -32,6 +32,7 @@ class PackSettings:
     backbone: str
     image_placement: Literal["window_start", "in_place"]
     filters: Filters
+    max_failures: float
     text_tokens: int
     image_tokens: int
     max_side: int

@@ -100,10 +100,13 @@ class Tally:
         """The counts, by name of the reason."""
         return dict(sorted(self.reasons.items()))
 
-    def check(self, source: str, records: int, max_failures: float) -> None:
+    def check(
+        self, source: str, records: int, max_failures: float, *, remedy: str = "Repair the source"
+    ) -> None:
         """Stops a run in which too many records of a source were rejected.
 
-        ``max_failures`` is the share of all its ``records`` that may be.
+        ``max_failures`` is the share of all its ``records`` that may be; ``remedy`` is what else helps than
+        to raise it.
 
         Raises:
             DataError: With the counts by reason and the first examples.
@@ -115,7 +118,7 @@ class Tally:
             f"Source {source!r} has too many unusable records: {self.total} of {records}.",
             f"At most {max_failures:.2%} may be left out. Found {reasons}. "
             f"For example {'; '.join(self.examples)}.",
-            "Repair the source, or raise data.max_failures if losing them is acceptable.",
+            f"{remedy}, or raise data.max_failures if losing them is acceptable.",
         )
 
 

@@ -28,7 +28,8 @@ def write_clean(folder: Path, samples: Sequence[tuple[Sample, Sequence[Media]]],
         start, stop = (len(rows) * at // shards for at in (number, number + 1))
         name = f"train-{number:05d}.arrow"
         listed.append({"file": name, "rows": write_shard(folder / name, CLEAN_SCHEMA, rows[start:stop])})
-    write_json(folder / CARD, {"splits": {"train": {"rows": len(rows), "shards": listed}}})
+    train = {"records": len(rows), "rows": len(rows), "shards": listed}
+    write_json(folder / CARD, {"splits": {"train": train}, "quarantine": {}})
     return folder
 
 

@@ -33,6 +33,7 @@ PACK: dict[str, Any] = {
         mixture=Mixture(weights={"chats": 3.0, "clips": 1.0}),
     ).model_dump(mode="json"),
     "filters": {"text_length": {"min_characters": 6, "max_characters": None}, "aspect_ratio": {"max": 5.0}},
+    "max_failures": 0.5,
     "seed": 0,
 }
 

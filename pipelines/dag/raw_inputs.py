@@ -1,49 +1,132 @@
-"""Identity of raw input, local or remote: the content of its files, not their place or time."""
+"""Identity of raw input, local or remote: the content of its files, not their place or time.
+
+Remote files count by the etag their store states. Local files count by SHA-256, and a file that was hashed
+before is not read again unless its size, its time of change or its inode is another. Hashing runs in several
+threads, and is reported where it takes long.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 from casa_core.errors import ConfigError
 from pipelines.dag.fingerprint import canonical_json, file_digest
-from pipelines.storage import s3
 from pipelines.storage.atomic import write_whole
-from pipelines.storage.uri import filesystem_for, hub_filesystem
+from pipelines.storage.raw_listing import RawEntry, RawListing, list_raw
+from pipelines.text_format import byte_size, duration
+
+HASHING_THREADS = min(32, 2 * (os.cpu_count() or 1))
+"""Hashing holds no lock of Python's, and on a shared folder it mostly waits."""
+_REPORT_AFTER_S, _REPORT_EVERY_S, _SAVE_EVERY_S = 2.0, 5.0, 30.0
 
 
-def identify(path: Path, cache: Path | None = None) -> dict[str, Any]:
+def identify(path: Path, cache: Path | None = None, *, read: bool = True) -> dict[str, Any]:
     """What lies at ``path``: number of files, bytes, and one digest over relative names, sizes and SHA-256.
 
     Args:
-        path: A file, or a folder that is read recursively. Hidden files and folders are left out.
-        cache: JSON file of known hashes. A file is read again only when its size or modification time
-            changed; the digest itself depends on neither time nor place.
+        path: A file, or a folder that is listed as readers list it (:mod:`pipelines.storage.raw_listing`).
+        cache: JSON file of known hashes, written as hashing goes on, so that a killed one is resumed. The
+            digest itself depends on neither time nor place.
+        read: Read the files. Otherwise their times of change stand for their content, as etags do in a
+            store: a copy without its times then counts as other data.
 
     Raises:
-        ConfigError: If nothing is there.
+        ConfigError: If nothing is there, or it cannot be read.
     """
-    files = [path] if path.is_file() else [p for p in sorted(path.rglob("*")) if _counts(p, path)]
-    if not files:
-        why = "The folder holds no files." if path.is_dir() else f"It would be {path.absolute()}."
+    try:
+        listing = _one_file(path) if path.is_file() else list_raw(str(path))
+        if not listing.files:
+            raise _nothing(str(path), "The folder holds no files.")
+        versions = _hashes(path, listing, cache) if read else _times(listing)
+    except FileNotFoundError as error:
+        raise _nothing(str(path), f"It would be {error.filename}.") from error
+    except OSError as error:
         raise ConfigError(
-            f"There is no raw data at {path}.", why, "Check `path`; it is relative to the folder you run in."
-        )
+            f"The raw data at {path} cannot be read.",
+            f"{type(error).__name__}: {error}.",
+            "Check its permissions and the disk or share it lies on.",
+        ) from error
+    return _identity(listing, versions)
+
+
+def _nothing(place: str, why: str) -> ConfigError:
+    return ConfigError(
+        f"There is no raw data at {place}.", why, "Check `path`; it is relative to the folder you run in."
+    )
+
+
+def _one_file(path: Path) -> RawListing:
+    status = path.stat()
+    return RawListing(files={path.name: RawEntry(status.st_size, f"{status.st_mtime_ns}:{status.st_ino}")})
+
+
+def _times(listing: RawListing) -> dict[str, str]:
+    return {name: f"changed {entry.version.partition(':')[0]}" for name, entry in listing.files.items()}
+
+
+def _hashes(path: Path, listing: RawListing, cache: Path | None) -> dict[str, str]:
+    """Name → SHA-256, from the cache or from the file."""
+    places = {name: path if path.is_file() else path / name for name in listing.files}
+    keys = {
+        name: f"{places[name].absolute()}:{entry.size}:{entry.version}"
+        for name, entry in listing.files.items()
+    }
     known = _read_cache(cache)
-    listing: dict[str, list[Any]] = {}
-    hashes = {}
-    for file in files:
-        status = file.stat()
-        key = f"{file.absolute()}:{status.st_size}:{status.st_mtime_ns}:{status.st_ino}"
-        hashes[key] = known.get(key) or file_digest(file)
-        name = file.name if file == path else file.relative_to(path).as_posix()
-        listing[name] = [status.st_size, hashes[key]]
-    if cache is not None and not hashes.keys() <= known.keys():
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(cache, json.dumps({**known, **hashes}), durable=True)
-    return _identity(listing)
+    found = {name: known[key] for name, key in keys.items() if key in known}
+    missing = sorted(listing.files.keys() - found.keys(), key=lambda name: -listing.files[name].size)
+
+    def save() -> None:
+        if cache is not None:
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            fresh = {keys[name]: digest for name, digest in found.items()}
+            write_whole(cache, json.dumps({**known, **fresh}), durable=True)
+
+    progress = _Progress(path, sum(listing.files[name].size for name in missing))
+    saved = time.monotonic()
+    with ThreadPoolExecutor(HASHING_THREADS) as threads:
+        running = {threads.submit(file_digest, places[name]): name for name in missing}
+        for done in as_completed(running):
+            name = running[done]
+            found[name] = done.result()
+            progress.add(listing.files[name].size)
+            if time.monotonic() - saved > _SAVE_EVERY_S:
+                save()
+                saved = time.monotonic()
+    if missing:
+        save()
+    return found
+
+
+class _Progress:
+    """Lines about hashing, once it has taken longer than anybody expects of a command's start."""
+
+    def __init__(self, path: Path, total: int) -> None:
+        self._path, self._total, self._done = path, total, 0
+        self._began = time.monotonic()
+        self._next = self._began + _REPORT_AFTER_S
+
+    def add(self, size: int) -> None:
+        """Count a file that is hashed."""
+        self._done += size
+        now = time.monotonic()
+        if now < self._next or self._done >= self._total:
+            return
+        self._next = now + _REPORT_EVERY_S
+        left = (now - self._began) * (self._total - self._done) / max(self._done, 1)
+        print(
+            f"identifying {self._path}: {byte_size(self._done)} of {byte_size(self._total)} hashed, "
+            f"about {duration(left)} left; each file is hashed once",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def local_folder(name: str | None, what: str, setting: str, *, may_be_on_hub: bool = True) -> Path | None:
@@ -70,48 +153,23 @@ def identify_remote(uri: str) -> dict[str, Any]:
     Raises:
         ConfigError: If nothing is there.
     """
-    listing = {
-        name: list(entry)
-        for name, entry in remote_listing(uri).items()
-        if not any(part.startswith(".") for part in name.split("/"))
+    listing = list_raw(uri)
+    if not listing.files:
+        raise _nothing(uri, "The folder holds no files.")
+    return _identity(listing, {name: entry.version for name, entry in listing.files.items()})
+
+
+def _identity(listing: RawListing, versions: Mapping[str, str]) -> dict[str, Any]:
+    found: dict[str, list[Any]] = {
+        name: [entry.size, versions[name]] for name, entry in listing.files.items()
     }
-    if not listing:
-        raise ConfigError(f"There is no raw data at {uri}.", "The folder holds no files.", "Check `path`.")
-    return _identity(listing)
-
-
-def remote_listing(uri: str) -> dict[str, tuple[int, str]]:
-    """Every file below a remote folder: its name relative to the folder → its size in bytes and its etag.
-
-    The etag is what the store states about the content (S3's ETag, the hub's blob id); of a store that states
-    nothing, the time of the last change.
-    """
-    if uri.startswith("s3://"):
-        bucket, key, settings = s3.parse_uri(uri)
-        objects = s3.list_objects(settings, bucket, f"{key}/" if key else "")
-        return {entry.key[len(key) :].lstrip("/"): (entry.size, entry.etag) for entry in objects}
-    filesystem, path = filesystem_for(uri)
-    if uri.startswith("hf://"):
-        infos = hub_filesystem().find(path, detail=True)
-        found = {name: (int(info["size"]), str(info["blob_id"])) for name, info in infos.items()}
-    else:
-        from pyarrow import fs  # late: the command line starts without it
-
-        infos = filesystem.get_file_info(fs.FileSelector(path, recursive=True))
-        found = {info.path: (info.size, str(info.mtime_ns)) for info in infos if info.is_file}
-    return {name[len(path) :].lstrip("/"): found[name] for name in sorted(found)}
-
-
-def _identity(listing: dict[str, list[Any]]) -> dict[str, Any]:
+    # A record may name a file through a link to a folder: what the link leads to counts.
+    links = {f"{name}/": [0, target] for name, target in listing.doubles.items() if name not in found}
     return {
-        "files": len(listing),
-        "bytes": sum(size for size, _ in listing.values()),
-        "digest": hashlib.sha256(canonical_json(listing).encode()).hexdigest(),
+        "files": len(found),
+        "bytes": sum(entry.size for entry in listing.files.values()),
+        "digest": hashlib.sha256(canonical_json({**found, **links}).encode()).hexdigest(),
     }
-
-
-def _counts(file: Path, root: Path) -> bool:
-    return file.is_file() and not any(part.startswith(".") for part in file.relative_to(root).parts)
 
 
 def _read_cache(cache: Path | None) -> dict[str, str]:

@@ -45,11 +45,12 @@ Corpus = Annotated[EasyVqaCorpus | MovingShapesCorpus | ReadingCorpus, Field(dis
 
 _READER_OF_GENERATOR = {"easy_vqa": "finevision", "moving_shapes": "live_whisperx", "reading": "finevision"}
 _VIDEO_READERS = frozenset({"live_whisperx", "llava_video"})
-_SUBSETS = frozenset({"subsets", "exclude_subsets"})
+_FILES = frozenset({"splits"})
+_SUBSETS = _FILES | {"subsets", "exclude_subsets"}
 READER_OPTIONS = {
     "finevision": _SUBSETS,
-    "image_text": frozenset({"caption_prompt"}),
-    "live_whisperx": frozenset({"fps", "context"}),
+    "image_text": _FILES | {"caption_prompt"},
+    "live_whisperx": _FILES | {"fps", "context"},
     "llava_midtraining": _SUBSETS | {"caption_prompt"},
     "llava_onevision": _SUBSETS,
     "llava_video": _SUBSETS | {"fps", "kinds", "max_seconds"},
@@ -59,7 +60,7 @@ READER_OPTIONS = {
 Reader = Literal[
     "finevision", "image_text", "live_whisperx", "llava_midtraining", "llava_onevision", "llava_video"
 ]
-Subsets = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
+Patterns = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
 
 
 class Source(Section):
@@ -74,10 +75,20 @@ class Source(Section):
         description="Folder of an existing corpus in the reader's layout: local, s3://bucket/prefix or "
         "hf://datasets/org/name@revision/path.",
     )
-    subsets: Subsets | None = Field(
+    splits: dict[Literal["train", "test", "unused"], Patterns] | None = Field(
+        default=None,
+        description="Names of files, as patterns (`val/*`), to be trained on, held out or not read whatever "
+        "they are called; others are held out where their name or folder says test, val, dev or the like.",
+    )
+    identity: Literal["content", "times"] | None = Field(
+        default=None,
+        description="Whether local files count by their content (where not given), read once for it, or by "
+        "size and time of change, for corpora that take too long to read.",
+    )
+    subsets: Patterns | None = Field(
         default=None, description="Subsets to read, names or patterns such as `gqa*`; all where not given."
     )
-    exclude_subsets: Subsets | None = Field(default=None, description="Subsets to leave out.")
+    exclude_subsets: Patterns | None = Field(default=None, description="Subsets to leave out.")
     fps: Positive | None = Field(
         default=None,
         description=f"Frames per second taken from videos ({DEFAULT_VIDEO_FPS} where not given).",

@@ -162,7 +162,8 @@ def _source_stages(recipe: Recipe, name: str, source: Source, where: dict[str, A
         clean["raw"] = identify_remote(path)
     else:
         path = str(Path(source.path).expanduser().absolute())
-        clean["raw"] = identify(Path(path), cache=_hash_cache(recipe))
+        by_content = source.identity != "times"
+        clean["raw"] = identify(Path(path), cache=_hash_cache(recipe), read=by_content)
     return [stage_spec("clean", clean, {}, where, suffix=name, location={"path": path})]
 
 

@@ -68,6 +68,9 @@ def filesystem_for(uri: str | Folder) -> tuple[fs.FileSystem, str]:
     try:
         filesystem, path = _hub(uri) if uri.startswith("hf://") else fs.FileSystem.from_uri(uri)
     except (ValueError, OSError) as error:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if isinstance(status, int) and status >= 500:
+            raise  # the server's own trouble, which may pass
         raise ConfigError(
             f"{uri!r} is not a folder that this project can read.",
             f"Arrow: {error}.",

@@ -11,11 +11,12 @@ import pyarrow as pa
 import pytest
 
 from casa_core.errors import ConfigError, DataError
-from pipelines.dag.raw_inputs import identify_remote, remote_listing
+from pipelines.dag.raw_inputs import identify_remote
 from pipelines.data.read import READERS, open_reader
 from pipelines.data.read.source import files as files_module
 from pipelines.data.read.source.files import Files, TransferError, attempt
 from pipelines.storage import retry
+from pipelines.storage.raw_listing import list_raw
 from pipelines.storage.remote_path import RemotePath
 from tests.support.data.hub import Hub, running_hub
 from tests.support.data.layouts import write_every_layout
@@ -79,9 +80,10 @@ def test_a_hub_that_is_busy_now_and_then_changes_nothing(corpus, hub, impatient,
 
 
 def test_what_lies_on_the_hub_is_identified_by_its_content(corpus, hub, tmp_path):
-    listing = remote_listing("hf://datasets/org/pictures/finevision")
+    listing = list_raw("hf://datasets/org/pictures/finevision").files
     assert listing.keys() == {"ramps/train-00000-of-00001.parquet", "scans/train-0.parquet"}
-    assert all(size == (corpus / "finevision" / name).stat().st_size for name, (size, _) in listing.items())
+    for name, entry in listing.items():
+        assert entry.size == (corpus / "finevision" / name).stat().st_size
     one = identify_remote("hf://datasets/org/pictures/finevision")
     assert one == identify_remote("hf://datasets/org/pictures@v1/finevision")
     assert one != identify_remote("hf://datasets/org/pictures/image_text")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from pipelines.data.read.formats.parquet import Row, parquet_rows, parquet_spans
-from pipelines.data.read.source.base import Place, Record, Span, collect, split_files
+from pipelines.data.read.source.base import Place, Record, Span, collect
 from pipelines.data.read.source.files import Files
+from pipelines.data.read.source.splits import Inventory, take_inventory
 from pipelines.data.read.source.subsets import choose_subsets
 from pipelines.data.store.quarantine import Rejected
 
@@ -21,10 +22,31 @@ class CorpusReader:
     Attributes:
         files: The corpus's folder.
         source: The data source's name in the recipe.
+        splits: As in :func:`take_inventory`, which also has the rule for files it does not name.
+        suffixes: Suffixes of files that records lie in, in small letters.
+        media: Suffixes of files that records may name.
     """
 
     files: Files
     source: str
+    splits: Mapping[str, Sequence[str]] | None = None
+
+    suffixes: ClassVar[tuple[str, ...]] = ()
+    media: ClassVar[tuple[str, ...]] = ()
+
+    def inventory(self) -> Inventory:
+        """Which files each split has, and which are not read."""
+        return take_inventory(
+            self.files, suffixes=self.suffixes, media=self.media, splits=self.splits, wanted=self.chosen
+        )
+
+    def chosen(self, names: Sequence[str]) -> list[str]:
+        """The files that the recipe asks for, out of those of a split."""
+        return list(names)
+
+    def names(self, split: str) -> list[str]:
+        """The files of a split, in order."""
+        return list(self.inventory().splits.get(split, ()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,12 +77,14 @@ class ParquetReader(SubsetReader, ABC):
         wanted: Columns to be read where the file has them.
     """
 
+    suffixes = (".parquet",)
+
     needed: ClassVar[tuple[str, ...]]
     wanted: ClassVar[tuple[str, ...]]
 
     def spans(self, split: str) -> list[Span]:
         """One span per row group, from the footers; a file without a readable footer is one bad record."""
-        return parquet_spans(self.files, self.chosen(split_files(self.files, split, ".parquet")))
+        return parquet_spans(self.files, self.names(split))
 
     def read(self, span: Span) -> Iterator[Record | Rejected]:
         """The rows of one row group; where its pages are broken, its rows from there on are rejected."""

@@ -44,7 +44,6 @@ from pipelines.data.read.source.base import (
     Span,
     collect,
     inner_path,
-    split_files,
 )
 from pipelines.data.store.quarantine import Rejected
 
@@ -69,6 +68,9 @@ class ImageTextReader(CorpusReader):
         caption_prompt: The user's turn before a caption; empty for none.
     """
 
+    suffixes = SUFFIXES
+    media = tuple(f".{suffix}" for suffix in sorted(IMAGE_SUFFIXES))
+
     caption_prompt: str = CAPTION_PROMPT
 
     def spans(self, split: str) -> list[Span]:
@@ -77,7 +79,7 @@ class ImageTextReader(CorpusReader):
         Raises:
             DataError: For a JSONL file that ends in line offsets which contradict it.
         """
-        names = split_files(self.files, split, SUFFIXES)
+        names = self.names(split)
         of_kind = {kind: [name for name in names if name.endswith(kind)] for kind in SUFFIXES}
         spans = [
             *line_spans(self.files, of_kind[".jsonl"], _IMAGE_BYTES),

@@ -16,7 +16,7 @@ from typing import Any
 from casa_core.types import Image, Part, Text
 from pipelines.data.read.corpora.base import CorpusReader
 from pipelines.data.read.corpora.video import cut_clip, frame_times
-from pipelines.data.read.corpora.videos import VIDEO_BYTES, Videos
+from pipelines.data.read.corpora.videos import VIDEO_BYTES, VIDEO_SUFFIXES, Videos
 from pipelines.data.read.formats.lines import json_lines, line_spans
 from pipelines.data.read.source.base import (
     BadRecord,
@@ -26,7 +26,6 @@ from pipelines.data.read.source.base import (
     Span,
     collect,
     inner_path,
-    split_files,
 )
 from pipelines.data.store.quarantine import Rejected
 
@@ -47,6 +46,9 @@ class LiveWhisperXReader(CorpusReader):
             ``previous``, the commentary before the clip.
     """
 
+    suffixes = (".jsonl",)
+    media = VIDEO_SUFFIXES
+
     fps: float = 2.0
     context: tuple[str, ...] = ()
 
@@ -56,7 +58,7 @@ class LiveWhisperXReader(CorpusReader):
         Raises:
             DataError: Where the last line's offsets contradict the file.
         """
-        return line_spans(self.files, split_files(self.files, split, ".jsonl"), VIDEO_BYTES)
+        return line_spans(self.files, self.names(split), VIDEO_BYTES)
 
     def read(self, span: Span) -> Iterator[Record | Rejected]:
         """The records of the span's lines."""

@@ -1,9 +1,10 @@
 """LLaVA-Video-178K: JSON arrays of conversations about videos, one folder per config.
 
 ``{id, conversations: [{from, value}], data_source, video: relative path}``, the first question holding a raw
-``<image>`` for the video. The file's name says what is asked: ``*cap*.json`` for a caption, ``*oe*.json``
-open-ended questions, ``*mc*.json`` multiple choice. Paths are relative to the JSON file's folder or to the
-root; the corpus ships its videos in archives, which are to be unpacked beside the JSON files first.
+``<image>`` for the video. A word of the file's name says what is asked: ``cap`` for a caption, ``oe`` or
+``qa`` open-ended questions, ``mc`` multiple choice. A file whose name says nothing is read where it begins
+as such an array does, unless the recipe chooses ``kinds``. Paths are relative to the JSON file's folder or to
+the root; the corpus ships its videos in archives, which are to be unpacked beside the JSON files first.
 
 The whole video is one window: all its frames come before the first question. Two frames per second, 20 frames
 of a video below 10 s; one longer than ``max_seconds`` is rejected as ``over_duration``, because the corpus
@@ -12,8 +13,9 @@ promises none and a part of a video may not answer its question.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -21,7 +23,7 @@ from casa_core.types import Image
 from pipelines.data.read.corpora.base import SubsetReader
 from pipelines.data.read.corpora.conversation import arrange, turns_from
 from pipelines.data.read.corpora.video import clip_times
-from pipelines.data.read.corpora.videos import VIDEO_BYTES, Videos
+from pipelines.data.read.corpora.videos import VIDEO_BYTES, VIDEO_SUFFIXES, Videos
 from pipelines.data.read.formats.json_array import array_items, array_spans
 from pipelines.data.read.source.base import (
     BadRecord,
@@ -31,13 +33,18 @@ from pipelines.data.read.source.base import (
     Span,
     collect,
     inner_path,
-    split_files,
 )
+from pipelines.data.read.source.splits import Inventory, is_document
 from pipelines.data.read.source.subsets import subset_of
 from pipelines.data.store.quarantine import Rejected
 
-KINDS = {"caption": "cap", "open_ended": "oe", "multiple_choice": "mc"}
-"""What is asked → what the file's name contains."""
+KINDS = {
+    "caption": ("cap", "caption", "captions"),
+    "multiple_choice": ("mc", "mcq"),
+    "open_ended": ("oe", "qa"),
+}
+"""What is asked → words of the file's name; the first kind that has one (``…_mc_v0_1_qa_processed.json``)."""
+_BEGINS = re.compile(rb"(?:\xef\xbb\xbf)?\s*\[\s*\{")
 MAX_SECONDS = 180.0
 _ROUNDING = 1.0
 """Seconds by which a container may overstate a video of the maximal length."""
@@ -56,14 +63,42 @@ class LlavaVideoReader(SubsetReader):
         max_seconds: The longest video.
     """
 
+    suffixes = (".json",)
+    media = VIDEO_SUFFIXES
+
     kinds: tuple[str, ...] = tuple(KINDS)
     fps: float = 2.0
     max_seconds: float = MAX_SECONDS
 
+    def inventory(self) -> Inventory:
+        """Which files each split has; JSON files of other content are not read."""
+        found = super().inventory()
+        other = [name for name in found.excluded if kind_of(name) is None and not self._begins_well(name)]
+        unread = [name for name in other if not is_document(name)]
+        return replace(
+            found,
+            excluded=tuple(name for name in found.excluded if name not in other),
+            unread=tuple(sorted((*found.unread, *unread))),
+        )
+
+    def chosen(self, names: Sequence[str]) -> list[str]:
+        """The files of the kinds and in the subsets asked for."""
+        everything = set(self.kinds) == set(KINDS)
+        asked = [
+            name
+            for name in names
+            if (kind := kind_of(name)) in self.kinds
+            or (kind is None and everything and not is_document(name) and self._begins_well(name))
+        ]
+        return super().chosen(asked)
+
+    def _begins_well(self, name: str) -> bool:
+        with self.files.open(name) as file:
+            return _BEGINS.match(file.read(1024)) is not None
+
     def spans(self, split: str) -> list[Span]:
-        """The items of all annotation files of the kinds asked for; other JSON files do not count."""
-        names = [name for name in split_files(self.files, split, ".json") if kind_of(name) in self.kinds]
-        return array_spans(self.files, self.chosen(names), VIDEO_BYTES)
+        """The items of all annotation files of the kinds asked for."""
+        return array_spans(self.files, self.names(split), VIDEO_BYTES)
 
     def read(self, span: Span) -> Iterator[Record | Rejected]:
         """The items of the span; the header of each one's video is opened for its duration."""
@@ -94,8 +129,8 @@ class LlavaVideoReader(SubsetReader):
 
 def kind_of(file: str) -> str | None:
     """Which of ``KINDS`` an annotation file holds, by its name; None for any other file."""
-    name = PurePosixPath(file).name
-    return next((kind for kind, mark in KINDS.items() if mark in name), None)
+    words = set(re.findall("[a-z]+", PurePosixPath(file).stem.lower()))
+    return next((kind for kind, marks in KINDS.items() if words & set(marks)), None)
 
 
 def _own_id(item: Any) -> Any:

@@ -6,6 +6,9 @@ from casa_core.media.decode import VideoFrames
 from pipelines.data.read.source.base import BadRecord
 from pipelines.data.read.source.files import Files
 
+VIDEO_SUFFIXES = (
+    ".mp4", ".m4v", ".mkv", ".webm", ".mov", ".avi", ".ts", ".mpg", ".mpeg", ".flv", ".wmv", ".3gp", ".ogv"
+)  # fmt: skip
 VIDEO_BYTES = 4 << 20
 """Assumed size of a video, for plans: asking for each would cost a request."""
 

@@ -10,8 +10,8 @@ from typing import Any, Literal, Protocol, TypeVar
 
 from casa_core.errors import MediaError
 from casa_core.types import Part, Sample, Text
-from pipelines.data.read.source.files import Files
 from pipelines.data.read.source.reasons import REASONS
+from pipelines.data.read.source.splits import Inventory
 from pipelines.data.store.quarantine import Rejected
 
 LONGEST_DETAIL = 500
@@ -114,6 +114,10 @@ class Reader(Protocol):
         """The data source's name in the recipe."""
         ...
 
+    def inventory(self) -> Inventory:
+        """Which files each split has, and which are not read; raises as ``spans``."""
+        ...
+
     def spans(self, split: str) -> list[Span]:
         """A split's records in reading order; raises ``DataError`` for a file that contradicts itself."""
         ...
@@ -191,15 +195,6 @@ def _storable(record: Record) -> Record:
     except TypeError as error:  # a column of another type than documented
         raise BadRecord("bad_record", f"the record's meta is no JSON: {error}") from error
     return record
-
-
-def split_files(files: Files, split: str, suffix: str | tuple[str, ...]) -> list[str]:
-    """Files of a split as ``README.json`` lists them; without it, files named ``test…`` are for testing."""
-    if files.exists("README.json"):
-        return json.loads(files.read("README.json"))["splits"].get(split, [])
-    names = files.names(suffix)
-    held_out = {name for name in names if PurePosixPath(name).name.startswith("test")}
-    return [name for name in names if (name in held_out) == (split == "test")]
 
 
 def sample_id(file: str, row: int) -> str:

@@ -18,6 +18,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from casa_core.errors import CasaError, DataError
+from pipelines.storage.raw_listing import RawListing, list_raw
 from pipelines.storage.retry import ATTEMPTS, retry
 from pipelines.storage.uri import filesystem_for, is_remote
 
@@ -50,28 +51,42 @@ class Files:
         return self._attempt(self.root, lambda: filesystem_for(self.root))
 
     @cached_property
-    def _listing(self) -> tuple[str, ...]:
-        filesystem, path = self._location
-        selector = fs.FileSelector(path, recursive=True)
+    def listing(self) -> RawListing:
+        """What lies below the root, listed once a process.
+
+        Raises:
+            DataError: Where the root does not exist, or a folder in it cannot be listed.
+            TransferError: Where it cannot be reached.
+        """
         try:
-            infos = self._attempt(self.root, lambda: filesystem.get_file_info(selector))
+            found = self._attempt(self.root, lambda: list_raw(self.root, self._location))
         except OSError as error:
-            raise DataError(
-                f"The folder {self.root} cannot be listed.", str(error), "Check the source's path."
-            ) from error
-        found = (info.path for info in infos if info.type == fs.FileType.File)
-        return tuple(sorted(name[len(path) :].lstrip("/") for name in found))
+            raise _unlisted(self.root, str(error)) from error
+        if is_remote(self.root) and not found.files:
+            raise _unlisted(self.root, "There is no file below it.")
+        return found
 
     def names(self, suffix: str | tuple[str, ...]) -> list[str]:
         """Names, relative to the root and sorted, of all files below it that end with (one of) ``suffix``.
 
-        The root is listed once a process.
+        Capital letters are the same as small ones. A second name of a file, by a link, is left out.
 
         Raises:
-            DataError: Where the root does not exist.
-            TransferError: Where it cannot be reached.
+            DataError: As ``listing``; and for a link of such a name that leads nowhere, since its records
+                would be missing without notice.
+            TransferError: Where the root cannot be reached.
         """
-        return [name for name in self._listing if name.endswith(suffix)]
+        listing = self.listing
+        lost = [name for name in listing.dangling if name.lower().endswith(suffix)]
+        if lost:
+            raise DataError(
+                f"{_some(lost)} of {self.root} cannot be read.",
+                "It is a link that leads nowhere." if len(lost) == 1 else "They are links that lead nowhere.",
+                "Fetch what they should lead to, or delete them to go on without.",
+            )
+        return [
+            name for name in listing.files if name.lower().endswith(suffix) and name not in listing.doubles
+        ]
 
     def open(self, name: str) -> pa.NativeFile:
         """A seekable file.
@@ -170,6 +185,16 @@ class _RemoteFile(io.RawIOBase):
         data = attempt(self._name, once) if size else b""
         self._position += len(data)
         return data
+
+
+def _unlisted(root: str, why: str) -> DataError:
+    return DataError(f"The folder {root} cannot be listed.", why, "Check the source's path.")
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first names of a list that may be long."""
+    rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + rest
 
 
 def attempt(name: str, action: Callable[[], Result]) -> Result:

@@ -1,0 +1,184 @@
+"""Which files of a corpus are trained on, which are held out, and which are not read.
+
+A file is held out where its name, or that of a folder it lies in, has one of ``HELD_OUT`` as a word of its
+own: ``val-0.jsonl``, ``test/0.parquet``, ``val2017.tar``, but not ``testimonials.jsonl`` or ``devices/0``.
+Validation and test files alike are the split ``test``: nothing here tunes on one and reports on the other.
+A generated corpus states its splits in ``README.json``; a recipe's ``splits`` overrides both.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import PurePosixPath
+from typing import Any
+
+from casa_core.errors import ConfigError, DataError
+from pipelines.data.read.source.files import Files
+
+SPLITS = ("train", "test")
+UNUSED = "unused"
+"""The name in a recipe's ``splits`` for files that are not to be read."""
+HELD_OUT = frozenset(
+    {"test", "tests", "testing", "testdev", "eval", "evals", "evaluation", "val", "valid", "validation"}
+    | {"minival", "dev", "heldout", "holdout"}
+)
+README = "README.json"
+_WORD = re.compile(r"[^\W\d_]+")
+_DOCUMENTS = re.compile(
+    r"(readme|licen[cs]e|notice|citation|dataset_infos?)\b.*|.*\.(md|rst|pdf|bib)", re.IGNORECASE
+)
+_PACKED = frozenset({".gz", ".bz2", ".xz", ".zst", ".lz4"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inventory:
+    """What becomes of each file of a corpus.
+
+    Attributes:
+        splits: ``train`` and ``test`` → the files read, in order.
+        excluded: Files that a setting of the recipe leaves out.
+        unread: Files that no reader of this layout reads; pictures and videos that records may name, and
+            documents about the corpus, are none of them.
+        links: Links that are a second name of something, or lead nowhere.
+        notes: What else a user should know.
+    """
+
+    splits: Mapping[str, tuple[str, ...]]
+    excluded: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
+    links: tuple[str, ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+    def summary(self) -> str:
+        """``not read: 3 .csv, 1 .tar.gz``, and the notes; empty where there is nothing of the kind."""
+        counts = Counter(map(suffix_of, self.unread))
+        listed = [f"{count} {suffix}" for suffix, count in counts.most_common()]
+        listed += [f"{len(self.links)} link{'s' * (len(self.links) > 1)}"] if self.links else []
+        return "; ".join([*([f"not read: {', '.join(listed)}"] if listed else []), *self.notes])
+
+    def to_json(self) -> dict[str, Any]:
+        """As a card holds it: how many files each split has, and of the others the counts and a few names."""
+        others: dict[str, list[str]] = {}
+        for name in self.unread:
+            others.setdefault(suffix_of(name), []).append(name)
+        others |= {"links": list(self.links)} if self.links else {}
+        return {
+            "read": {split: len(names) for split, names in self.splits.items()},
+            "excluded": len(self.excluded),
+            "not_read": {
+                kind: {"files": len(names), "examples": names[:3]} for kind, names in sorted(others.items())
+            },
+            "notes": list(self.notes),
+        }
+
+
+def take_inventory(
+    files: Files,
+    *,
+    suffixes: Sequence[str],
+    media: Sequence[str] = (),
+    splits: Mapping[str, Sequence[str]] | None = None,
+    wanted: Callable[[Sequence[str]], Sequence[str]] = lambda names: names,
+) -> Inventory:
+    """Assign each file of a corpus.
+
+    Args:
+        suffixes: Suffixes of the files that the layout's records lie in, in small letters.
+        media: Suffixes of files that records may name.
+        splits: A recipe's: split, or ``unused`` → patterns of names relative to the root. Files that none of
+            them matches go by their names.
+        wanted: Picks, from the files of one split, those that the recipe asks for.
+
+    Raises:
+        ConfigError: For a pattern that matches nothing, or a file that patterns of two splits match.
+        DataError: Where ``README.json`` lists a file that is not there.
+    """
+    names = files.names(tuple(suffixes))
+    stated, notes = _stated(files)
+    split_of = _named(names, stated) | _chosen(names, splits or {})
+    read = {split: tuple(wanted([name for name in names if split_of[name] == split])) for split in SPLITS}
+    kept = {name for own in read.values() for name in own}
+    listing = files.listing
+    return Inventory(
+        splits=read,
+        excluded=tuple(name for name in names if name not in kept),
+        unread=tuple(
+            name
+            for name in listing.files
+            if not name.lower().endswith((*suffixes, *media)) and not is_document(name)
+        ),
+        links=(*listing.doubles, *listing.dangling),
+        notes=notes,
+    )
+
+
+def split_of_name(name: str) -> str:
+    """``test`` where a word of the name or of its folders says so, otherwise ``train``."""
+    return "test" if HELD_OUT & set(_WORD.findall(name.lower())) else "train"
+
+
+def is_document(name: str) -> bool:
+    """Whether a file is about the corpus, by its name: a README, a licence."""
+    return _DOCUMENTS.fullmatch(PurePosixPath(name).name) is not None
+
+
+def suffix_of(name: str) -> str:
+    """A file's suffix in small letters, with the one before it where it is of a packed file: ``.tar.gz``."""
+    suffixes = PurePosixPath(name.lower()).suffixes
+    count = 2 if len(suffixes) > 1 and suffixes[-1] in _PACKED else 1
+    return "".join(suffixes[-count:]) or "without suffix"
+
+
+def _named(names: Sequence[str], stated: Mapping[str, Sequence[str]] | None) -> dict[str, str]:
+    if stated is None:
+        return {name: split_of_name(str(PurePosixPath(name).with_suffix(""))) for name in names}
+    listed = {name: split for split, own in stated.items() for name in own}
+    return {name: listed.get(name, UNUSED) for name in names}
+
+
+def _stated(files: Files) -> tuple[dict[str, list[str]] | None, tuple[str, ...]]:
+    """Splits that a ``README.json`` of the form ``casa`` writes states; a note where there is another."""
+    if README not in files.listing.files:
+        return None, ()
+    try:
+        splits = json.loads(files.read(README).decode("utf-8-sig"))["splits"]
+        own = isinstance(splits, dict) and splits.keys() <= set(SPLITS) and all(
+            isinstance(names, list) and all(isinstance(name, str) for name in names)
+            for names in splits.values()
+        )  # fmt: skip
+    except (ValueError, KeyError, TypeError, RecursionError):
+        own, splits = False, {}
+    if not own:
+        return None, (f"{README} is of another origin: it says nothing about splits here",)
+    gone = [name for names in splits.values() for name in names if name not in files.listing.files]
+    if gone:
+        raise DataError(
+            f"{README} of {files.root} lists {gone[0]!r}, which is not there.",
+            f"{len(gone)} of the files it lists are missing.",
+            f"Bring them back, or delete {README} to have files split by their names.",
+        )
+    return splits, ()
+
+
+def _chosen(names: Sequence[str], splits: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for split, patterns in splits.items():
+        for pattern in patterns:
+            matched = [name for name in names if fnmatchcase(name, pattern)]
+            if not matched:
+                raise ConfigError(
+                    f"`splits` names {pattern!r}, and no file of the corpus is called so.",
+                    f"Files are named relative to its folder, for example {', '.join(names[:3]) or 'none'}.",
+                    "Correct the pattern; * stands for any characters.",
+                )
+            for name in matched:
+                if found.setdefault(name, split) != split:
+                    raise ConfigError(
+                        f"`splits` puts {name} into {found[name]} and into {split}.", "", "Choose one."
+                    )
+    return found

@@ -52,7 +52,12 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
 
 @pytest.fixture
-def s3_folder(s3_server: S3Server, request: pytest.FixtureRequest) -> Iterator[RemotePath]:
-    """An empty folder of the S3 server, the environment holding its credentials."""
-    with s3.credentials():
+def s3_folder(
+    s3_server: S3Server, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RemotePath]:
+    """An empty folder of the S3 server, the environment holding its credentials; what this machine keeps for
+    stores elsewhere goes to a temporary folder."""
+    with s3.credentials(), pytest.MonkeyPatch.context() as patch:
+        for variable in ("XDG_STATE_HOME", "XDG_CACHE_HOME"):
+            patch.setenv(variable, str(tmp_path_factory.mktemp(variable)))
         yield s3_server.folder(f"{request.node.name}-{uuid.uuid4().hex[:8]}")

@@ -30,14 +30,15 @@ def logs(
       casa logs clean-vqa --attempt 1
     """
     from pipelines.cli.shared.run_handle import latest_run
-    from pipelines.dag.progress import LogTail, parse_progress
+    from pipelines.dag.progress import parse_progress, printed_lines
+    from pipelines.storage.growing import Follower
 
     run = latest_run(store)
     job_id = _job_id(run, stage, attempt)
-    tail = LogTail(run.records.log_path(job_id))
+    tail = Follower(run.records.log_path(job_id))
     while True:
         active = follow and run.cluster.is_reachable() and run.cluster.state(job_id) == "active"
-        for line in tail.read():
+        for line in printed_lines(tail, now=not active):
             if parse_progress(line) is None:
                 print(line)
         if not active:

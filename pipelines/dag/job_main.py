@@ -1,10 +1,11 @@
 """Entry point inside a stage's job: builds the context, calls the function, declares the artifact whole.
 
-python -m pipelines.dag.job_main <store>/jobs/<job id>.json
+python -m pipelines.dag.job_main <store>/jobs/<job id>.json     a path, or an s3:// URI
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
@@ -12,24 +13,29 @@ import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from casa_core.errors import CasaError, ClusterError, ConfigError, StoreError
 from pipelines.dag import artifact
 from pipelines.dag.code_version import load_function
 from pipelines.dag.context import StageContext
-from pipelines.dag.progress import ProgressPrinter
+from pipelines.dag.progress import INTERVAL_S, ProgressPrinter
 from pipelines.dag.records import JobSpec, Outcome, Records
+from pipelines.storage import growing
 from pipelines.storage.remote_path import RemotePath
 from pipelines.storage.uri import Folder, open_folder
+
+LOG_S = 10.0
+"""Seconds that an ended job waits for its log to be whole."""
 
 
 def run_job(spec: JobSpec) -> Outcome:
     """Run a stage and record how it ended. Every error is recorded; only a kill leaves no outcome."""
-    records = Records(Path(spec.store))
+    records = Records(open_folder(spec.store))
     try:
-        with records.writing(spec.kind, spec.fingerprint):
+        with records.writing(spec.kind, spec.fingerprint, _give_way):
             _make(spec)
         outcome = Outcome(ok=True)
     except CasaError as error:
@@ -65,7 +71,7 @@ def _make(spec: JobSpec) -> None:
         output=output,
         manifests=manifests,
         fingerprint=spec.fingerprint,
-        progress=ProgressPrinter(),
+        progress=ProgressPrinter(_log_interval(open_folder(spec.store))),
     )
     try:
         summary = _as_json(function(context), spec.function)
@@ -134,24 +140,47 @@ def _place(error: BaseException) -> str:
     return f"raised at {frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name}" if frames else ""
 
 
-def _tee_to(log: Path) -> None:
-    """Send everything this process and its children print to ``log`` too.
+def _give_way() -> NoReturn:
+    """End this process, which was suspended for so long that another attempt has taken its place."""
+    print("Another attempt at this stage has begun: this one ends.", file=sys.stderr, flush=True)
+    os._exit(1)
 
-    ``tee`` is a process of its own: what was printed reaches the log even if this one is killed.
+
+def _log_interval(store: Folder) -> float:
+    """Seconds between two lines of progress: no more of them than readers see."""
+    return INTERVAL_S if isinstance(store, Path) else growing.INTERVAL_S
+
+
+@contextlib.contextmanager
+def _copied_to(log: Folder) -> Iterator[None]:
+    """Sends everything this process and its children print to ``log`` too.
+
+    The copier is a process of its own: what was printed reaches the log even if this one is killed.
     """
-    tee = subprocess.Popen(["tee", "-a", str(log)], stdin=subprocess.PIPE)
-    assert tee.stdin is not None
-    os.dup2(tee.stdin.fileno(), sys.stdout.fileno())
-    os.dup2(tee.stdin.fileno(), sys.stderr.fileno())
-    tee.stdin.close()
+    uploader = [sys.executable, "-m", "pipelines.dag.log_upload", str(log)]
+    command = ["tee", "-a", str(log)] if isinstance(log, Path) else uploader
+    copier = subprocess.Popen(command, stdin=subprocess.PIPE)
+    assert copier.stdin is not None
+    own = os.dup(sys.stdout.fileno())
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(copier.stdin.fileno(), stream.fileno())
+    copier.stdin.close()
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(own, stream.fileno())
+        with contextlib.suppress(subprocess.TimeoutExpired):  # another process may still print
+            copier.wait(LOG_S)
 
 
 def main() -> int:
     """Run the job whose spec is named on the command line; 0 when its artifact is whole."""
-    spec = JobSpec(**json.loads(Path(sys.argv[1]).read_text()))
-    _tee_to(Records(Path(spec.store)).log_path(spec.job_id))
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    return 0 if run_job(spec).ok else 1
+    spec = JobSpec(**json.loads(open_folder(sys.argv[1]).read_text()))
+    with _copied_to(Records(open_folder(spec.store)).log_path(spec.job_id)):
+        return 0 if run_job(spec).ok else 1
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ from pipelines.dag.records import JobSpec
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
+    from pipelines.storage.uri import Folder
+
 JobState = Literal["active", "succeeded", "failed"]
 ROOT = Path(__file__).resolve().parents[2]
 SERVE_APPLICATION = "casa"
@@ -71,7 +73,7 @@ class Cluster:
         self._local_session = session.session_id
         return session.address
 
-    def submit(self, spec: JobSpec, spec_path: Path) -> None:
+    def submit(self, spec: JobSpec, spec_path: Folder) -> None:
         """Start a stage's job.
 
         Raises:

@@ -1,29 +1,28 @@
 """What a store keeps about its jobs, beside the artifacts: readable after Ray, or the machine, is gone.
 
 <store>/jobs/<job id>.json           what the job was asked to do
-<store>/jobs/<job id>.log            what it printed
+<store>/jobs/<job id>.log            what it printed; on S3 in parts (:mod:`pipelines.storage.growing`)
 <store>/jobs/<job id>.outcome.json   how it ended; absent if it was killed
 <store>/session/run.json             the stages of the latest run
-<store>/session/<kind>.json          the state that a state stage last brought about
 <store>/locks/                       held while a stage is being started, and while one writes
+
+The local Ray head's own files lie in :func:`pipelines.storage.host.session_folder`, on this machine.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
-import os
 import re
-import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from casa_core.errors import ClusterError
 from pipelines.dag.plan import PlannedStage
 from pipelines.storage.atomic import write_whole
+from pipelines.storage.host import session_folder
+from pipelines.storage.lock import locked
+from pipelines.storage.uri import Folder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +35,7 @@ class JobSpec:
         settings: Hashed. ``location``: further ones that are not hashed. ``placement``: on what it runs.
         inputs: Role → folder of the input artifact: a path, or an ``s3://`` URI.
         output: Folder to fill, likewise.
-        store: The store's folder.
+        store: The store's folder, likewise.
     """
 
     job_id: str
@@ -54,7 +53,7 @@ class JobSpec:
     store: str
 
     @classmethod
-    def of(cls, stage: PlannedStage, store: Path, attempt: int) -> JobSpec:
+    def of(cls, stage: PlannedStage, store: Folder, attempt: int) -> JobSpec:
         """The job for one attempt at a stage."""
         return cls(
             job_id=f"{stage.job_prefix}{attempt}",
@@ -93,29 +92,30 @@ class Outcome:
 
 
 class Records:
-    """The job records of a store."""
+    """The job records of a store, local or on S3."""
 
-    def __init__(self, store: Path) -> None:
+    def __init__(self, store: Folder) -> None:
         self.store = store
         self.jobs = store / "jobs"
-        self.session = store / "session"
         self.locks = store / "locks"
+        self.session = session_folder(store)
+        self._latest_run = store / "session" / "run.json"
 
     def prepare(self) -> None:
         """Make the folders, before anything is written."""
-        for folder in (self.jobs, self.session, self.locks):
+        for folder in (self.jobs, self._latest_run.parent, self.locks, self.session):
             folder.mkdir(parents=True, exist_ok=True)
 
-    def spec_path(self, job_id: str) -> Path:
+    def spec_path(self, job_id: str) -> Folder:
         return self.jobs / f"{job_id}.json"
 
-    def log_path(self, job_id: str) -> Path:
+    def log_path(self, job_id: str) -> Folder:
         return self.jobs / f"{job_id}.log"
 
-    def outcome_path(self, job_id: str) -> Path:
+    def outcome_path(self, job_id: str) -> Folder:
         return self.jobs / f"{job_id}.outcome.json"
 
-    def write_spec(self, spec: JobSpec) -> Path:
+    def write_spec(self, spec: JobSpec) -> Folder:
         """Record a job before it is submitted."""
         path = self.spec_path(spec.job_id)
         write_whole(path, json.dumps(asdict(spec), indent=2, ensure_ascii=False), durable=True)
@@ -129,13 +129,13 @@ class Records:
 
     def outcome(self, job_id: str) -> Outcome | None:
         """How a job ended; ``None`` if it was killed, or still runs."""
-        path = self.outcome_path(job_id)
-        return Outcome(**json.loads(path.read_text())) if path.is_file() else None
+        found = _read(self.outcome_path(job_id))
+        return None if found is None else Outcome(**found)
 
     def latest_attempt(self, job_prefix: str) -> int:
         """Number of the latest attempt at a stage; 0 if there was none."""
         pattern = re.compile(re.escape(job_prefix) + r"(\d+)\.json")
-        names = os.listdir(self.jobs) if self.jobs.is_dir() else []
+        names = [path.name for path in self.jobs.iterdir()] if self.jobs.is_dir() else []
         matches = (pattern.fullmatch(name) for name in names)
         return max((int(match[1]) for match in matches if match), default=0)
 
@@ -146,45 +146,29 @@ class Records:
             for s in stages
         ]
         run = {"recipe": recipe, "ray": ray, "endpoint": endpoint, "stages": listed}
-        write_whole(self.session / "run.json", json.dumps(run, indent=2), durable=True)
+        write_whole(self._latest_run, json.dumps(run, indent=2), durable=True)
 
     def read_run(self) -> dict[str, Any] | None:
         """The latest run: ``recipe``, ``ray``, ``endpoint``, ``stages``; ``None`` before the first."""
-        path = self.session / "run.json"
-        return json.loads(path.read_text()) if path.is_file() else None
+        return _read(self._latest_run)
 
     def starting(self, stage: PlannedStage) -> contextlib.AbstractContextManager[None]:
         """Held while looking for a stage's running job and, if there is none, submitting one."""
-        return _locked(self.locks / f"{stage.spec.kind}-{stage.fingerprint}.start", wait_s=60.0)
+        return locked(self.locks / f"{stage.spec.kind}-{stage.fingerprint}.start", wait_s=60.0)
 
-    def writing(self, kind: str, fingerprint: str) -> contextlib.AbstractContextManager[None]:
-        """Held by the job that fills an artifact's folder: never two at once."""
-        return _locked(self.locks / f"{kind}-{fingerprint}.write", wait_s=30.0)
+    def writing(
+        self, kind: str, fingerprint: str, lost: Callable[[], None]
+    ) -> contextlib.AbstractContextManager[None]:
+        """Held by the job that fills an artifact's folder: never two at once.
 
-
-@contextlib.contextmanager
-def _locked(path: Path, wait_s: float) -> Iterator[None]:
-    """An exclusive lock that the kernel frees when its holder's process ends.
-
-    Raises:
-        ClusterError: If another process still holds it after ``wait_s`` seconds.
-    """
-    with path.open("a") as file:
-        deadline = time.monotonic() + wait_s
-        while not _try_lock(file):
-            if time.monotonic() > deadline:
-                raise ClusterError(
-                    f"Another process still holds {path.name}.",
-                    f"It is starting the same stage, or still writing its artifact; waited {wait_s:.0f} s.",
-                    "`casa status` shows what runs, `casa stop` ends it.",
-                )
-            time.sleep(0.05)
-        yield
+        Args:
+            lost: Called where another job has taken its place: this one must end at once.
+        """
+        return locked(self.locks / f"{kind}-{fingerprint}.write", wait_s=30.0, lost=lost)
 
 
-def _try_lock(file: IO[str]) -> bool:
+def _read(path: Folder) -> dict[str, Any] | None:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None

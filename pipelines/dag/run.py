@@ -17,8 +17,9 @@ from pipelines.dag.artifact import read_manifest
 from pipelines.dag.code_version import load_function
 from pipelines.dag.jobs import Cluster, JobExists, Unreachable
 from pipelines.dag.plan import PlannedStage
-from pipelines.dag.progress import LogTail, Progress, last_lines, parse_progress
+from pipelines.dag.progress import Progress, last_lines, parse_progress, printed_lines
 from pipelines.dag.records import JobSpec, Outcome, Records
+from pipelines.storage.growing import Follower
 
 POLL_S = 0.25
 UNREACHABLE_S = 60.0
@@ -57,7 +58,7 @@ class _Running:
 
     stage: PlannedStage
     job_id: str
-    tail: LogTail
+    tail: Follower
 
 
 class Runner:
@@ -157,7 +158,7 @@ class Runner:
             if not attached:
                 job_id = self._submit(stage, attempt + 1)
         self._reach()
-        self._running[stage.name] = _Running(stage, job_id, LogTail(self._records.log_path(job_id)))
+        self._running[stage.name] = _Running(stage, job_id, Follower(self._records.log_path(job_id)))
         self._observer.started(stage, job_id, attached=attached)
 
     def _submit(self, stage: PlannedStage, attempt: int) -> str:
@@ -177,7 +178,7 @@ class Runner:
         for running in list(self._running.values()):
             state = self._cluster.state(running.job_id)
             self._reach()
-            self._pass_on_output(running)
+            self._pass_on_output(running, now=state != "active")
             if state != "active":
                 del self._running[running.stage.name]
                 self._settle(running)
@@ -205,9 +206,9 @@ class Runner:
         self._manifests[stage.name] = manifest
         self._observer.finished(stage, manifest, cached=cached)
 
-    def _pass_on_output(self, running: _Running) -> None:
+    def _pass_on_output(self, running: _Running, *, now: bool = True) -> None:
         latest = None
-        for line in running.tail.read():
+        for line in printed_lines(running.tail, now=now):
             if progress := parse_progress(line):
                 latest = progress
             else:

@@ -16,6 +16,7 @@ from pipelines.dag.plan import PlannedStage, StageSpec, plan
 from pipelines.dag.progress import Progress
 from pipelines.dag.records import Records
 from pipelines.dag.run import Runner
+from pipelines.storage.uri import Folder
 
 RAY = {"address": "local", "num_cpus": 4, "object_store_mb": 128}
 STAGES = "tests.support.dag.stages"
@@ -70,7 +71,9 @@ def gated(store: Path) -> list[StageSpec]:
     return [spec, toy("after", "count_inputs", {"slow": "slow"})]
 
 
-def make_runner(stages: list[StageSpec], store: Path, session: Path, notes: Notes, **options: Any) -> Runner:
+def make_runner(
+    stages: list[StageSpec], store: Folder, session: Path, notes: Notes, **options: Any
+) -> Runner:
     """A runner over toy stages on the local head of ``session``."""
     versions = {stage.kind: "1" for stage in stages}
     return Runner(plan(stages, store, versions), Records(store), Cluster(RAY, session), notes, **options)

@@ -1,0 +1,94 @@
+"""What this machine keeps for a store that lies elsewhere: session files, and copies of models.
+
+Session files are those of the local Ray head and of the runner (``$XDG_STATE_HOME/casa``, else
+``~/.local/state/casa``). Copies are made for what reads local files only, once per machine
+(``$XDG_CACHE_HOME/casa``, else ``~/.cache/casa``); they may be removed at any time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipelines.storage.transfer import copy_tree
+from pipelines.storage.uri import Folder
+
+CACHE_BYTES = 64 << 30
+"""Copies beyond this are removed when another is made, the one unused for longest first."""
+
+
+def session_folder(store: Folder) -> Path:
+    """Folder of a store's session files on this machine; beneath a local store, its own ``session``."""
+    if isinstance(store, Path):
+        return store / "session"
+    name = re.sub(r"\W+", "-", str(store).partition("?")[0].partition("://")[2])[:60]
+    return _own_folder("XDG_STATE_HOME", ".local/state") / f"{name}-{_short_digest(str(store))}"
+
+
+@contextlib.contextmanager
+def cached_copy(folder: Folder, digest: str) -> Iterator[Path]:
+    """A local folder with the files of ``folder``, which is that itself or a copy.
+
+    A copy is made whole by one process at a time and kept for later ones; it is not removed in the block.
+
+    Args:
+        digest: Changes when the files do.
+    """
+    if isinstance(folder, Path):
+        yield folder
+        return
+    cache = _own_folder("XDG_CACHE_HOME", ".cache") / "models"
+    cache.mkdir(parents=True, exist_ok=True)
+    copy = cache / _short_digest(f"{folder} {digest}")
+    with _lock_of(copy).open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not copy.is_dir():
+            partial = copy.with_suffix(".partial")
+            shutil.rmtree(partial, ignore_errors=True)  # a killed process's
+            copy_tree(folder, partial)
+            _make_room(cache, _size(partial))
+            partial.rename(copy)
+        os.utime(copy)
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        yield copy
+
+
+def _make_room(cache: Path, added: int) -> None:
+    copies = sorted((path for path in cache.iterdir() if path.is_dir() and not path.suffix), key=_used)
+    total = added + sum(map(_size, copies))
+    for copy in copies:
+        if total <= CACHE_BYTES:
+            return
+        with _lock_of(copy).open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue  # in use
+            total -= _size(copy)
+            shutil.rmtree(copy)
+
+
+def _lock_of(copy: Path) -> Path:
+    return copy.with_suffix(".lock")
+
+
+def _used(copy: Path) -> float:
+    return copy.stat().st_mtime
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _own_folder(variable: str, otherwise: str) -> Path:
+    return Path(os.environ.get(variable) or Path.home() / otherwise) / "casa"
+
+
+def _short_digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -15,7 +15,6 @@ from typing import Any
 import pyarrow as pa
 
 from casa_core.engine.protocol import EngineProtocol
-from pipelines.data.store.ray_map import original_error
 from pipelines.data.store.readers import CleanReader
 from pipelines.data.store.rows import CleanSample
 from pipelines.evaluate import HELD_OUT
@@ -167,9 +166,8 @@ def predict(
     from ray.data import ActorPoolStrategy
     from ray.exceptions import RayTaskError
 
-    options = ray.data.DataContext.get_current()
-    options.enable_progress_bars = False
-    options.raise_original_map_exception = True  # an actor's CasaError arrives with its why and its remedy
+    from pipelines.data.store.ray_data import original_error, quiet_context
+
     items = [{"source": chunk.source, "rows": list(chunk.rows)} for chunk in work]
     each = max(1, workers // len(checkpoints))
 
@@ -184,10 +182,12 @@ def predict(
             num_cpus=1,
         )
 
-    first, *others = (rows_of(model, checkpoint) for model, checkpoint in checkpoints.items())
     rows = []
     try:
-        for batch in _tables(first.union(*others) if others else first):
+        with ray.data.DataContext.current(quiet_context()):
+            first, *others = (rows_of(model, checkpoint) for model, checkpoint in checkpoints.items())
+            dataset = first.union(*others) if others else first
+        for batch in _tables(dataset):
             rows += batch.to_pylist()
             on_rows(batch.num_rows)
     except RayTaskError as error:

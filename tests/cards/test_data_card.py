@@ -92,9 +92,9 @@ def page(store) -> Page:
 
 
 @pytest.fixture
-def photos(tmp_path, monkeypatch) -> tuple[Path, Page]:
+def photos(tmp_path) -> tuple[Path, Page]:
     write_photos(tmp_path / "raw")
-    run_clean(tmp_path / "raw", tmp_path / "clean", monkeypatch)
+    run_clean(tmp_path / "raw", tmp_path / "clean")
     return tmp_path / "clean", Page(card_page(tmp_path / "clean", {}))
 
 

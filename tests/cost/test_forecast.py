@@ -73,7 +73,7 @@ def prepared(tmp_path_factory) -> tuple[SourceListing, Path, Path]:
     root = tmp_path_factory.mktemp("forecast")
     write_photos(root / "raw", count=120)
     with pytest.MonkeyPatch.context() as patch:
-        run_clean(root / "raw", root / "clean", patch)
+        run_clean(root / "raw", root / "clean")
         patch.setattr(listing_sample, "SPANS", 1000)
         patch.setattr(listing_sample, "RECORDS", 1000)
         what = {

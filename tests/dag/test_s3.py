@@ -14,6 +14,7 @@ from pipelines.dag.records import JobSpec, Outcome, Records
 from pipelines.data.clean import run as clean
 from pipelines.data.pack import run as pack
 from pipelines.data.store.readers import CleanReader, PackReader
+from pipelines.data.store.shard_pipeline import run_here
 from pipelines.recipe import load_recipe
 from pipelines.storage.remote_path import RemotePath
 from pipelines.storage.uri import Folder, open_folder
@@ -68,8 +69,8 @@ def run(stages: list[StageSpec], store: Path) -> list[PlannedStage]:
 
 @pytest.fixture
 def without_ray(monkeypatch):
-    for stage in (clean, pack):
-        monkeypatch.setattr(stage, "ray_map", lambda function, work, *, workers: map(function, work))
+    monkeypatch.setattr(clean, "on_ray", lambda workers: run_here)
+    monkeypatch.setattr(pack, "ray_map", lambda function, work, *, workers: map(function, work))
 
 
 def test_a_run_with_its_data_on_s3_makes_the_same_artifacts_as_one_in_folders(

@@ -10,7 +10,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +26,18 @@ from casa_core.media.decode import decode_image
 from casa_core.types import Image, Sample, Text
 from pipelines.dag.context import StageContext
 from pipelines.data.clean import run as clean
-from pipelines.data.clean.records import PictureLimits, clean_record
-from pipelines.data.clean.run import clean_shard, plan
+from pipelines.data.clean.records import DEFAULT_LIMITS, PictureLimits, clean_record
+from pipelines.data.clean.run import plan
+from pipelines.data.clean.shards import CleanShards, ShardReport, ShardTask
 from pipelines.data.clean.shrink import shrunk_size
-from pipelines.data.read import RawMedia, Record, Span
+from pipelines.data.read import RawMedia, Reader, Record, Span
 from pipelines.data.read.corpora.finevision import FineVisionReader
 from pipelines.data.read.corpora.live_whisperx import LiveWhisperXReader
 from pipelines.data.read.source.files import Files
 from pipelines.data.store.quarantine import Rejected, read_quarantine
 from pipelines.data.store.readers import CleanReader
 from pipelines.data.store.rows import CleanSample
+from pipelines.data.store.shard_pipeline import Run, run_here, write_shards
 from pipelines.storage.atomic import DIGESTS
 from tests.support.data.corpus import PICTURE, finevision_row, live_record, write_finevision, write_jsonl
 from tests.support.data.media import counting_video, encode, png_claiming, scene
@@ -120,6 +122,13 @@ def test_videos_are_decoded_at_every_time_used(video):
         assert result.reason == reason
 
 
+def clean_shard(reader: Reader, task: ShardTask, output: Path) -> ShardReport:
+    """One shard, written in this process."""
+    pipeline = CleanShards(reader, DEFAULT_LIMITS, output)
+    ((_, report),) = write_shards(run_here, pipeline, {task.name: task}, output)
+    return ShardReport.from_json(report)
+
+
 def test_the_plan_cuts_shards_by_records_and_by_bytes(tmp_path, monkeypatch):
     for n in range(3):
         write_finevision(
@@ -149,7 +158,6 @@ def test_a_shard_holds_every_record_or_its_rejection(tmp_path):
     write_finevision(tmp_path / "corpus" / "train-0.parquet", rows)
     reader = FineVisionReader(files=Files(str(tmp_path / "corpus")), source="s")
     (task,) = plan(reader)
-    (tmp_path / ".reports").mkdir()
     report = clean_shard(reader, task, tmp_path)
     assert (report.rows, report.bytes, report.media) == (2, 2 * len(PICTURE), {"image": 2})
     assert report.rejected.by_reason() == {"missing_text": 1, "not_an_image": 1}
@@ -164,7 +172,6 @@ def test_a_finished_shard_is_not_made_again(tmp_path):
     write_finevision(tmp_path / "corpus" / "train-0.parquet", [finevision_row(), finevision_row(turns=[])])
     reader = FineVisionReader(files=Files(str(tmp_path / "corpus")), source="s")
     (task,) = plan(reader)
-    (tmp_path / ".reports").mkdir()
     first = clean_shard(reader, task, tmp_path)
     (tmp_path / "corpus" / "train-0.parquet").unlink()
     assert clean_shard(reader, task, tmp_path) == first
@@ -181,7 +188,6 @@ def test_clips_that_share_a_video_keep_their_own_times(tmp_path, video):
     write_jsonl(tmp_path / "corpus" / "train.jsonl", records)
     reader = LiveWhisperXReader(files=Files(str(tmp_path / "corpus")), source="live")
     (task,) = plan(reader)
-    (tmp_path / ".reports").mkdir()
     report = clean_shard(reader, task, tmp_path)
     assert report.rows == 2
     assert report.rejected.by_reason() == {"truncated_video": 1}
@@ -278,33 +284,28 @@ def test_more_pixels_than_a_source_allows_are_a_bomb_to_it():
 # The stage, with a plain loop in place of Ray
 
 
-def looped(function: Callable[[Any], Any], work: Sequence[Any], *, workers: int) -> Iterator[Any]:
-    return map(function, work)
-
-
-def stage(output: Path, corpus: Path, monkeypatch, max_failures: float = 0.0, **what: Any) -> dict[str, Any]:
-    monkeypatch.setattr(clean, "ray_map", looped)
+def stage(
+    output: Path, corpus: Path, max_failures: float = 0.0, run: Run = run_here, **what: Any
+) -> dict[str, Any]:
     output.mkdir(parents=True, exist_ok=True)
     settings = {"source": "s", "reader": "finevision", "path": str(corpus), "max_failures": max_failures}
-    where = {"data": {"workers": 1}}
-    return clean.run_stage(
-        StageContext(name="clean", settings=settings | what, placement=where, output=output)
-    )
+    context = StageContext(name="clean", settings=settings | what, placement={}, output=output)
+    return clean.clean_source(context, run)
 
 
 def card_of(output: Path) -> dict[str, Any]:
     return json.loads((output / "card.json").read_text())
 
 
-def test_the_card_counts_what_was_shrunk(tmp_path, monkeypatch):
+def test_the_card_counts_what_was_shrunk(tmp_path):
     rows = [finevision_row(images=[large("PNG"), PICTURE]), finevision_row(images=[large("JPEG")])]
     write_finevision(tmp_path / "corpus" / "train-0.parquet", rows)
-    stage(tmp_path / "out", tmp_path / "corpus", monkeypatch, shrink_above=100)
+    stage(tmp_path / "out", tmp_path / "corpus", shrink_above=100)
     train = card_of(tmp_path / "out")["splits"]["train"]
     before = len(large("PNG")) + len(large("JPEG"))
     assert train["shrunk"] == {"pictures": 2, "bytes_before": before}
     assert train["images"] == 3
-    stage(tmp_path / "kept", tmp_path / "corpus", monkeypatch)
+    stage(tmp_path / "kept", tmp_path / "corpus")
     assert card_of(tmp_path / "kept")["splits"]["train"]["shrunk"] == {"pictures": 0, "bytes_before": 0}
 
 
@@ -314,7 +315,7 @@ def test_a_spent_budget_stops_at_once_and_what_was_found_stays_listed(tmp_path, 
         rows = [finevision_row(images=[b"junk"] if n < number else [PICTURE]) for n in range(10)]
         write_finevision(tmp_path / "corpus" / f"train-{number}.parquet", rows)
     with pytest.raises(DataError, match="6 of 60"):  # 0 + 1 + 2 + 3, of which 0.09 are 5
-        stage(tmp_path / "out", tmp_path / "corpus", monkeypatch, max_failures=0.09)
+        stage(tmp_path / "out", tmp_path / "corpus", max_failures=0.09)
     listed = read_quarantine(tmp_path / "out" / "quarantine.parquet")
     assert [(entry.file, entry.row) for entry in listed] == [
         ("train-1.parquet", 0), ("train-2.parquet", 0), ("train-2.parquet", 1),
@@ -324,23 +325,22 @@ def test_a_spent_budget_stops_at_once_and_what_was_found_stays_listed(tmp_path, 
     assert not (tmp_path / "out" / "card.json").exists()
     # With a larger budget the finished shards are taken as they are.
     finished = (tmp_path / "out" / "train-00000.arrow").stat().st_mtime_ns
-    assert stage(tmp_path / "out", tmp_path / "corpus", monkeypatch, max_failures=0.5)["quarantined"] == {
+    assert stage(tmp_path / "out", tmp_path / "corpus", max_failures=0.5)["quarantined"] == {
         "not_an_image": 15
     }
     assert (tmp_path / "out" / "train-00000.arrow").stat().st_mtime_ns == finished
     assert len(read_quarantine(tmp_path / "out" / "quarantine.parquet")) == 15
 
 
-def test_what_a_worker_that_died_left_behind_is_no_part_of_the_artifact(tmp_path, monkeypatch):
+def test_what_a_worker_that_died_left_behind_is_no_part_of_the_artifact(tmp_path):
     write_finevision(tmp_path / "corpus" / "train-0.parquet", [finevision_row()])
     output = tmp_path / "out"
 
-    def dying(function: Callable[[Any], Any], work: Sequence[Any], *, workers: int) -> Iterator[Any]:
+    def dying(*work: Any) -> Generator[tuple[str, bytes]]:
         (output / ".train-00000.arrow.4711").write_bytes(b"half a shard")  # and Ray has another worker do it
-        return map(function, work)
+        return run_here(*work)
 
-    monkeypatch.setattr(f"{__name__}.looped", dying)
-    stage(output, tmp_path / "corpus", monkeypatch)
+    stage(output, tmp_path / "corpus", run=dying)
     assert set(contents(output)) == {"card.json", "quarantine.parquet", "train-00000.arrow"}
 
 
@@ -354,7 +354,6 @@ def test_a_reader_that_gives_a_record_twice_and_another_not_at_all_is_noticed(tm
         def read(self, span: Span) -> Iterator[Record | Rejected]:
             yield from (whole[0], whole[1], whole[1], whole[3])
 
-    (tmp_path / ".reports").mkdir()
     with pytest.raises(AssertionError, match="comes once"):
         clean_shard(Confused(files=Files(str(tmp_path)), source="s"), task, tmp_path)
 
@@ -366,7 +365,6 @@ def test_too_little_memory_stops_the_run_and_is_held_against_no_record(place, tm
     write_finevision(tmp_path / "train-0.parquet", [finevision_row()])
     reader = FineVisionReader(files=Files(str(tmp_path)), source="s")
     (task,) = plan(reader)
-    (tmp_path / ".reports").mkdir()
 
     def exhausted(*_: Any, **__: Any) -> Any:
         raise pa.ArrowMemoryError("realloc of size 3072 failed")
@@ -381,7 +379,6 @@ def test_a_page_that_claims_more_memory_than_its_rows_can_take_is_damaged(tmp_pa
     write_finevision(tmp_path / "train-0.parquet", [finevision_row()])
     reader = FineVisionReader(files=Files(str(tmp_path)), source="s")
     (task,) = plan(reader)
-    (tmp_path / ".reports").mkdir()
 
     def absurd(*_: Any, **__: Any) -> Any:
         raise pa.ArrowMemoryError("malloc of size 9223372036854775807 failed")
@@ -448,7 +445,7 @@ class Attempt:
             assert self.process.poll() is None, "the run ended before a worker could be killed"
             for process in own.children(recursive=True):
                 with contextlib.suppress(psutil.NoSuchProcess):  # Ray starts and ends helpers all the time
-                    if process.name().startswith("ray::_clean_sha"):  # as Linux cuts the task's name
+                    if process.name().startswith("ray::ReadCleanS"):  # as Linux cuts the operator's name
                         process.kill()
                         return
             time.sleep(0.01)

@@ -102,9 +102,66 @@ def _writing(path: Folder, schema: pa.Schema, even: int | None) -> Iterator[Call
     remember(path, output.written)
 
 
+class ShardFile:
+    """An Arrow IPC file being written from tables of any size; its batches depend on the rows alone.
+
+    Args:
+        path, schema: As of :func:`write_shard`.
+        even: Rows of every batch, where a reader may count on it; by default a batch ends at
+            ``ROWS_PER_BATCH`` rows, or at the row that takes it to ``BYTES_PER_BATCH``.
+    """
+
+    def __init__(self, path: Folder, schema: pa.Schema, even: int | None = None) -> None:
+        self._schema, self._each = schema, even or ROWS_PER_BATCH
+        self._stack = contextlib.ExitStack()
+        self._write = self._stack.enter_context(_writing(path, schema, even))
+        self._waiting: list[pa.RecordBatch] = []
+        self._rows = self._bytes = 0
+        self.rows = 0
+
+    def add(self, rows: pa.RecordBatch, size_R: NDArray[np.integer] | None = None) -> None:
+        """Appends rows; ``size_R`` has the bytes of each (R,) where rows can be large."""
+        start = 0
+        for stop, size in enumerate(size_R if size_R is not None else np.zeros(len(rows), int), 1):
+            self._rows += 1
+            self._bytes += int(size)
+            if self._rows == self._each or self._bytes >= BYTES_PER_BATCH:
+                self._waiting.append(rows.slice(start, stop - start))
+                self._flush()
+                start = stop
+        if start < len(rows):
+            self._waiting.append(rows.slice(start))
+
+    def finish(self) -> None:
+        """Writes what waits; the file appears under its name."""
+        if self._waiting:
+            self._flush()
+        self._stack.close()
+
+    def abort(self) -> None:
+        """Discards the file."""
+        with contextlib.suppress(_Aborted), self._stack:
+            raise _Aborted
+
+    def _flush(self) -> None:
+        whole = pa.concat_batches(self._waiting)
+        # Taken, not sliced: a slice's bitmaps keep bits of its neighbours, which would be written, too.
+        self.rows += self._write(whole.take(pa.array(np.arange(len(whole)))))
+        self._waiting, self._rows, self._bytes = [], 0, 0
+
+
+class _Aborted(Exception):
+    """Ends the block of a file that is not to appear."""
+
+
+def json_bytes(value: Any) -> bytes:
+    """A JSON document as our files hold it."""
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
+
+
 def write_json(path: Folder, value: Any) -> None:
     """Writes a JSON document atomically."""
-    write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_whole(path, json_bytes(value))
 
 
 def write_index(

@@ -6,7 +6,6 @@ import io
 from pathlib import Path
 from typing import Any
 
-import pytest
 from PIL import Image as PILImage
 
 from casa_core.types import Image, Sample, Text
@@ -14,6 +13,7 @@ from pipelines.dag import artifact
 from pipelines.dag.context import StageContext
 from pipelines.data.clean import run as clean
 from pipelines.data.pack import run as pack
+from pipelines.data.store.shard_pipeline import run_here
 from pipelines.recipe.pack import Mixture, Pack, VideoBudget
 from tests.support.data.clean import chats, clips, picture, write_clean
 from tests.support.data.corpus import finevision_row, write_finevision
@@ -62,15 +62,12 @@ def make_store(root: Path) -> dict[str, Path]:
     return {**folders, "pack": output}
 
 
-def run_clean(
-    root: Path, output: Path, monkeypatch: pytest.MonkeyPatch, max_failures: float = 0.5
-) -> dict[str, Any]:
+def run_clean(root: Path, output: Path, max_failures: float = 0.5) -> dict[str, Any]:
     """Cleans a FineVision corpus without Ray; returns the stage's settings."""
-    monkeypatch.setattr(clean, "ray_map", lambda function, work, workers: map(function, work))
     what = {"source": "photos", "reader": "finevision", "path": str(root), "max_failures": max_failures}
     output.mkdir(parents=True)
-    where = {"data": {"workers": 1}}
-    clean.run_stage(StageContext(name="clean-photos", settings=what, placement=where, output=output))
+    context = StageContext(name="clean-photos", settings=what, placement={}, output=output)
+    clean.clean_source(context, run_here)
     _commit(output, "clean", "c", what, {})
     return what
 

@@ -26,6 +26,7 @@ from casa_core.inputs import IMAGE_INPUTS
 from casa_core.media.images import MAX_ASPECT_RATIO, ImageSettings
 from casa_core.processing.processor_inputs import Conversation, Row, read_rows
 from casa_core.processing.templates import WRITERS, ImagePlacement, special_ids
+from casa_core.processing.tokenizer import keep_control_tokens_out_of_texts
 from casa_core.types import EncodedSample, Image, ImageSize, Sample, Text
 
 __all__ = ["MAX_ASPECT_RATIO", "TEMPLATES", "CasaProcessor"]
@@ -45,7 +46,8 @@ class CasaProcessor(ProcessorMixin):
             image_std, resample: As :class:`casa_core.media.images.ImageSettings` documents them.
 
     Raises:
-        ConfigError: If a setting cannot work, or the tokenizer lacks a token of the template.
+        ConfigError: If a setting cannot work, or the tokenizer lacks a token of the template, or makes one of
+            a text.
     """
 
     attributes = ["tokenizer"]  # noqa: RUF012 (transformers' contract)
@@ -68,6 +70,7 @@ class CasaProcessor(ProcessorMixin):
         **kwargs: Any,
     ) -> None:
         self._ids = special_ids(tokenizer, template)
+        keep_control_tokens_out_of_texts(tokenizer, self._ids)
         if image_placement not in get_args(ImagePlacement):
             raise ConfigError(
                 f"`image_placement = {image_placement!r}` is not available.",

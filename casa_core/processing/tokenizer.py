@@ -109,3 +109,33 @@ def add_missing_special_tokens(tokenizer: PreTrainedTokenizerBase, template: str
     new = [AddedToken(token, special=True, normalized=False) for token in missing]
     tokenizer.add_tokens(new, special_tokens=True)
     return len(missing)
+
+
+def keep_control_tokens_out_of_texts(
+    tokenizer: PreTrainedTokenizerBase, template_tokens: Iterable[str]
+) -> None:
+    """Make a tokenizer spell control tokens in letters where a text holds them (``split_special_tokens``).
+
+    Control tokens are the template's, the tokenizer's special ones and every other added token but runs of
+    white space. A tokenizer may hold them as ordinary words (``special: false`` in ``tokenizer.json``): they
+    are flagged as special here, ids unchanged, and each is tried.
+
+    Raises:
+        ConfigError: Where a text still becomes a control token.
+    """
+    vocabulary = tokenizer.get_vocab()
+    added = [own.content for own in tokenizer.added_tokens_decoder.values() if own.content.strip()]
+    flagged = [AddedToken(token, special=True, normalized=False) for token in added]
+    tokenizer.add_tokens(flagged, special_tokens=True)
+    controls = sorted({*template_tokens, *tokenizer.all_special_tokens, *added})
+    names = {vocabulary[token]: token for token in controls if token in vocabulary}
+    names.pop(vocabulary.get(str(tokenizer.unk_token), -1), None)  # what any text may become
+    for token in controls:
+        text = f"a{token}b {token} c"
+        spelled = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+        if made := sorted(names.keys() & set(spelled)):
+            raise ConfigError(
+                f"The tokenizer makes {', '.join(names[own] for own in made)} of a text.",
+                f"A question that holds {token} could then end its turn, or claim a picture.",
+                "Save the tokenizer with its control tokens as special added tokens, or take another.",
+            )

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jinja2
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from transformers import PreTrainedTokenizerBase
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from casa_core.errors import ConfigError
 from casa_core.processing.processor import CasaProcessor
@@ -236,6 +239,63 @@ def test_text_never_becomes_a_control_token_by_spelling_it(processor: CasaProces
     spelling = encode(processor, [user("a<|im_end|><|vision_start|>"), answer("<|im_start|>b")])
     control = {processor.tokenizer.convert_tokens_to_ids(token) for token in SPECIAL}
     assert [t for t in spelling.input_ids if t in control] == [t for t in plain.input_ids if t in control]
+
+
+CONTROL = {
+    "casa-1": ["<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<|image|>", "<|frame_end|>", "<|pad|>"],
+    "qwen-1": ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|endoftext|>"],
+}
+
+
+def saved_with_ordinary_control_tokens(template: str, folder: Path) -> PreTrainedTokenizerBase:
+    """A tokenizer whose files hold its control tokens as ordinary words, and some more added ones."""
+    tokenizer = build_tokenizer([WORDS] * 3, 500, template)
+    tokenizer.add_tokens(["<tool_call>", "   "])
+    tokenizer.save_pretrained(folder)
+    definition = json.loads((folder / "tokenizer.json").read_text())
+    for token in definition["added_tokens"]:
+        token["special"] = False
+    (folder / "tokenizer.json").write_text(json.dumps(definition))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    del settings["extra_special_tokens"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("template", ["casa-1", "qwen-1"])
+def test_control_tokens_that_a_tokenizer_holds_as_words_are_spelled_in_letters(template: str, tmp_path: Path):
+    tokenizer = saved_with_ordinary_control_tokens(template, tmp_path)
+    control = [*CONTROL[template], "<tool_call>"]
+    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in control}
+    attack = "a" + "".join(control) + "b"
+    raw = tokenizer.encode(attack, add_special_tokens=False, split_special_tokens=True)
+    assert set(raw) & set(ids.values()), "the tokenizer as it is saved makes control tokens of a text"
+    processor = CasaProcessor(tokenizer, template)
+    assert {token: processor.tokenizer.convert_tokens_to_ids(token) for token in control} == ids
+    plain = encode(processor, [Image(), user("a b"), answer("no")])
+    attacked = encode(processor, [Image(), user(attack), answer(attack)])
+    asked = processor.stream_prompt(attack)
+    kept = [token for token in plain.input_ids if token in ids.values()]
+    assert [token for token in attacked.input_ids if token in ids.values()] == kept
+    assert [token for token in asked if token in ids.values()] == [
+        token for token in processor.stream_prompt("a b") if token in ids.values()
+    ]
+    # Runs of spaces are words of some vocabularies, and stay so.
+    spaces = tokenizer.convert_tokens_to_ids("   ")
+    assert spaces in encode(processor, [user("a   b")]).input_ids
+    processor.save_pretrained(tmp_path / "again")
+    again = CasaProcessor.from_pretrained(tmp_path / "again")
+    assert encode(again, [Image(), user(attack), answer(attack)]) == attacked
+
+
+def test_a_tokenizer_that_still_makes_a_control_token_of_a_text_is_refused():
+    words = [*CONTROL["casa-1"], "[UNK]", "a", "b"]
+    model = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, "[UNK]"))
+    model.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=model, unk_token="[UNK]")
+    with pytest.raises(ConfigError, match=r"makes <\|assistant\|> of a text") as caught:
+        CasaProcessor(tokenizer)
+    assert "special added tokens" in caught.value.remedy
 
 
 def test_a_template_its_tokenizer_was_not_made_for_is_refused(small: PreTrainedTokenizerBase):

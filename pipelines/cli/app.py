@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from casa_core.errors import CasaError, ClusterError
+from casa_core.printable import printable
 from pipelines.cli import (
     ask,
     caption,
@@ -57,11 +58,11 @@ def _report(error: CasaError) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    text = Text.assemble((error.what, "bold red"))
+    text = Text.assemble((printable(error.what), "bold red"))
     if error.why:
-        text.append(f"\n{error.why}")
+        text.append(f"\n{printable(error.why)}")
     if error.remedy:
-        text.append("\ntry: ", style="bold").append(error.remedy)
+        text.append("\ntry: ", style="bold").append(printable(error.remedy))
     Console(stderr=True).print(text, soft_wrap=True)
 
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from casa_core.printable import printable
 from pipelines.cli.shared.options import DEFAULT_STORE, JsonOption, StoreOption, UrlOption
 from pipelines.cli.show.format import print_json
 
@@ -35,5 +36,5 @@ def ask(
         print_json({"image": str(image), "question": question, "answer": "".join(pieces)})
         return
     for piece in pieces:
-        print(piece, end="", flush=True)
+        print(printable(piece), end="", flush=True)
     print()

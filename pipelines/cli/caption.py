@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from casa_core.printable import printable
 from pipelines.cli.shared.options import DEFAULT_STORE, JsonOption, StoreOption, UrlOption
 from pipelines.cli.show.format import print_json_line
 
@@ -39,4 +40,4 @@ def caption(
         if json_:
             print_json_line(event)
         elif event.get("text"):
-            print(f"{event['timestamp']:7.1f} s  {event['text']}", flush=True)
+            print(f"{event['timestamp']:7.1f} s  {printable(event['text'])}", flush=True)

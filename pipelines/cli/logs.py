@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from casa_core.printable import printable
 from pipelines.cli.shared.options import DEFAULT_STORE, StoreOption
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def logs(
         active = follow and run.cluster.is_reachable() and run.cluster.state(job_id) == "active"
         for line in printed_lines(tail, now=not active):
             if parse_progress(line) is None:
-                print(line)
+                print(printable(line, colours=True))
         if not active:
             return
         time.sleep(FOLLOW_S)

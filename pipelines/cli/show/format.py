@@ -7,18 +7,20 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from casa_core.printable import printable
+
 SHOWN = 4
 """Numbers of a summary that its line shows."""
 
 
 def print_json(value: Any) -> None:
     """Print one indented JSON document."""
-    print(json.dumps(value, indent=2, ensure_ascii=False, default=str), flush=True)
+    print(printable(json.dumps(value, indent=2, ensure_ascii=False, default=str)), flush=True)
 
 
 def print_json_line(value: Any) -> None:
     """Print one JSON object on one line: an event of a stream that scripts read line by line."""
-    print(json.dumps(value, ensure_ascii=False, default=str), flush=True)
+    print(printable(json.dumps(value, ensure_ascii=False, default=str)), flush=True)
 
 
 def headline(summary: Mapping[str, Any], shown: int = SHOWN) -> str:

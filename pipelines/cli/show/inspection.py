@@ -12,6 +12,7 @@ from rich.text import Text
 
 from casa_core.analysis.attention_stats import AttentionTable
 from casa_core.analysis.inspection import InspectedSample
+from casa_core.printable import printable
 from pipelines.cards.attention import LABELS, kinds_of
 from pipelines.cards.inspection import MASKED, Inspection
 
@@ -62,7 +63,11 @@ def _print_conversation(console: Console, one: InspectedSample) -> None:
     tokens = sum(one.sequence.image_tokens)
     console.print(Text(f"\n{one.name}{pictures}, {tokens} image tokens", style="dim"))
     console.print(
-        Text.assemble((f"{one.question or '(no question)'}  ", ""), (one.answer or "(nothing)", "bold"))
+        Text.assemble(
+            (printable(one.question) or "(no question)", ""),
+            "  ",
+            (printable(one.answer) or "(nothing)", "bold"),
+        )
     )
     if not one.masked:
         return
@@ -70,7 +75,9 @@ def _print_conversation(console: Console, one: InspectedSample) -> None:
     for column in ("no token attends to", "then it says", "log-likelihood"):
         sheet.add_column(column, justify="right" if column == "log-likelihood" else "left")
     for answer in one.masked:
-        sheet.add_row(MASKED[answer.what], Text(answer.text or "(nothing)"), f"{answer.log_likelihood:.4f}")
+        sheet.add_row(
+            MASKED[answer.what], Text(printable(answer.text) or "(nothing)"), f"{answer.log_likelihood:.4f}"
+        )
     console.print(sheet)
 
 

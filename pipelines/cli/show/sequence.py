@@ -9,6 +9,7 @@ from itertools import groupby
 from rich.console import Console
 from rich.text import Text
 
+from casa_core.printable import printable
 from pipelines.data.pack.sequence_view import DocumentView, PictureView, SequenceView
 from pipelines.data.store.rows import Row
 from pipelines.text_format import byte_size
@@ -46,7 +47,9 @@ def show_sequence(view: SequenceView) -> None:
 
 
 def _show_document(console: Console, number: int, document: DocumentView) -> None:
-    title = Text.assemble((f"document {number}", "bold"), f"  {document.source}  {document.sample_id}")
+    title = Text.assemble(
+        (f"document {number}", "bold"), f"  {document.source}  {printable(document.sample_id)}"
+    )
     if document.part:
         title.append(f"  part {document.part}")
     if document.occurrence:
@@ -67,7 +70,7 @@ def _show_document(console: Console, number: int, document: DocumentView) -> Non
             line.append(f" {_pictures(by_window[window])}", colour)
         line.append(" ")
         for span in spans:
-            shown = span.text.replace("\n", "⏎")
+            shown = printable(span.text).replace("\n", "⏎")
             line.append(shown, "bold underline" if span.trained else "dim")
         console.print(line)
 
@@ -94,7 +97,9 @@ def show_row(number: int, total: int, row: Row, sizes: Sequence[int]) -> None:
     """
     console = Console(markup=False, highlight=False)
     console.print(
-        Text.assemble((f"row {number}", "bold"), f" of {total:,}  {row['source']}  {row['sample_id']}"),
+        Text.assemble(
+            (f"row {number}", "bold"), f" of {total:,}  {row['source']}  {printable(row['sample_id'])}"
+        ),
         soft_wrap=True,
     )
     for index, (media, size) in enumerate(zip(row["media"], sizes, strict=True)):
@@ -110,8 +115,9 @@ def show_row(number: int, total: int, row: Row, sizes: Sequence[int]) -> None:
             time = "" if part["timestamp"] is None else f" at {part['timestamp']:.2f} s"
             console.print(head.append(f"▣ media {part['media']}{time}", "magenta"))
         else:
-            shown = part["text"].replace("\n", "⏎")
+            shown = printable(part["text"]).replace("\n", "⏎")
             console.print(head.append(shown, "bold underline" if part["trained"] else ""))
     if row["meta"]:
         for name, value in sorted(json.loads(row["meta"]).items()):
-            console.print(Text(f"  {name}: ", "dim").append(json.dumps(value, ensure_ascii=False)))
+            shown = printable(json.dumps(value, ensure_ascii=False))
+            console.print(Text(f"  {printable(name)}: ", "dim").append(shown))

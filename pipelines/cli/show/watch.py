@@ -14,6 +14,7 @@ from rich.table import Column
 from rich.text import Text
 
 from casa_core.errors import CasaError
+from casa_core.printable import printable
 from pipelines.cli.show.format import headline, print_json_line
 from pipelines.dag.plan import PlannedStage
 from pipelines.dag.progress import Progress
@@ -53,7 +54,7 @@ class PlainWatcher(Watcher):
         self._shown_at: dict[str, float] = {}
 
     def _print(self, stage: PlannedStage, text: str) -> None:
-        print(f"{stage.name:<{self._width}}  {text}", flush=True)
+        print(f"{stage.name:<{self._width}}  {printable(text)}", flush=True)
 
     def started(self, stage: PlannedStage, job_id: str, *, attached: bool) -> None:
         super().started(stage, job_id, attached=attached)
@@ -140,7 +141,7 @@ class LiveWatcher(Watcher):
         self._live.stop()
 
     def _render(self) -> RenderableType:
-        return Group(self._bars, *(Text(note, style="yellow") for note in self._notes[-3:]))
+        return Group(self._bars, *(Text(printable(note), style="yellow") for note in self._notes[-3:]))
 
     def started(self, stage: PlannedStage, job_id: str, *, attached: bool) -> None:
         super().started(stage, job_id, attached=attached)
@@ -165,5 +166,5 @@ class LiveWatcher(Watcher):
         self._bars.update(self._rows[stage.name], description=f"[red]{stage.name}[/]")
         self._update(stage, note="failed")
 
-    def _update(self, stage: PlannedStage, **values: Any) -> None:
-        self._bars.update(self._rows[stage.name], **values)
+    def _update(self, stage: PlannedStage, note: str, **values: Any) -> None:
+        self._bars.update(self._rows[stage.name], note=printable(note), **values)

@@ -234,5 +234,5 @@ def test_the_budget_is_a_share_of_all_records():
     text = str(caught.value)
     assert "11 of 1000" in text
     assert "10 x bad_json, 1 x gone" in text
-    assert "f.parquet row 0" in text
+    assert "For example, bad_json: f.parquet row 1: gone." in text  # the most frequent reason's first record
     assert "data.max_failures" in text

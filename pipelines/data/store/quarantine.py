@@ -27,8 +27,6 @@ QUARANTINE_SCHEMA = pa.schema(
     ],
     metadata={"casa.schema": "quarantine/1"},
 )
-EXAMPLES = 3
-"""Rejected records that a summary quotes."""
 _ROWS_PER_GROUP = 1 << 16
 
 
@@ -61,11 +59,11 @@ class Tally:
 
     Attributes:
         reasons: How many have each reason.
-        examples: The first few, in words.
+        examples: The first record of each reason, in words.
     """
 
     reasons: Counter[str] = field(default_factory=Counter)
-    examples: list[str] = field(default_factory=list)
+    examples: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, rejected: Iterable[Rejected]) -> Tally:
@@ -73,8 +71,7 @@ class Tally:
         tally = cls()
         for entry in rejected:
             tally.reasons[entry.reason] += 1
-            if len(tally.examples) < EXAMPLES:
-                tally.examples.append(f"{entry.file} row {entry.row}: {entry.detail}")
+            tally.examples.setdefault(entry.reason, f"{entry.file} row {entry.row}: {entry.detail}")
         return tally
 
     @property
@@ -85,7 +82,7 @@ class Tally:
     def add(self, other: Tally) -> None:
         """Counts those of another tally, which come after the ones counted here."""
         self.reasons.update(other.reasons)
-        self.examples += other.examples[: EXAMPLES - len(self.examples)]
+        self.examples = other.examples | self.examples
 
     def to_json(self) -> dict[str, Any]:
         """As a shard task's report holds it."""
@@ -109,15 +106,16 @@ class Tally:
         to raise it.
 
         Raises:
-            DataError: With the counts by reason and the first examples.
+            DataError: With the counts by reason, the most frequent first and with an example.
         """
         if self.total <= max_failures * records:
             return
-        reasons = ", ".join(f"{count} x {reason}" for reason, count in self.by_reason().items())
+        ranked = sorted(self.reasons.items(), key=lambda found: (-found[1], found[0]))
+        reasons = ", ".join(f"{count} x {reason}" for reason, count in ranked)
         raise DataError(
             f"Source {source!r} has too many unusable records: {self.total} of {records}.",
             f"At most {max_failures:.2%} may be left out. Found {reasons}. "
-            f"For example {'; '.join(self.examples)}.",
+            f"For example, {ranked[0][0]}: {self.examples[ranked[0][0]]}.",
             f"{remedy}, or raise data.max_failures if losing them is acceptable.",
         )
 

@@ -4,6 +4,9 @@ New parameters are trained at a base learning rate of 1e-4, existing ones at 1e-
 tower's merger, norms and patch embedding stay frozen: the paper trains the "4 last blocks". (A tower that
 starts from random weights is trained whole.)
 
+Rows of the vocabulary that a chat template adds to a text-only backbone lie in its embedding and its head,
+and train with them at the existing rate: as new parameters Table 10 names CASA layers and Q-Former.
+
 Our choice, where the paper leaves it open: a frozen language model whose fusion layers borrow its projections
 (shared projections, or ∨) has nothing new to train. There the borrowed q, k, v and o are unfrozen at the
 existing parameters' rate.

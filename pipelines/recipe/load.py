@@ -144,11 +144,15 @@ def _with_base(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def _laid_over(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    """Sections merge, other values replace; ``null`` removes what the base has."""
+    """Sections merge, other values replace; ``null`` removes a section that the base has.
+
+    In the place of a value it stays: a setting that knows no ``null`` is refused, and does not silently fall
+    back to its default.
+    """
     merged = dict(base)
     for key, value in values.items():
-        if value is None:
-            merged.pop(key, None)
+        if value is None and isinstance(merged.get(key), dict):
+            del merged[key]
         elif isinstance(value, dict) and isinstance(merged.get(key), dict):
             merged[key] = _laid_over(merged[key], value)
         else:

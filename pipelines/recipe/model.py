@@ -5,9 +5,10 @@ Everything but ``where`` decides the result and is fingerprinted.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+import math
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from casa_core.fusion.config import (
     FusionInit,
@@ -193,7 +194,10 @@ class Train(Section):
     precision: Literal["fp32", "bf16"] = Field(
         default="fp32", description="bf16 computes in bfloat16 beside float32 master weights."
     )
-    clip_grad_norm: Positive = Field(default=1.0, description="Largest norm of the gradient.")
+    clip_grad_norm: NonNegative = Field(
+        default=1.0,
+        description="Largest norm of the gradient, to which a larger one is scaled; 0 for no limit.",
+    )
     checkpoint_every: Count = Field(default=100, description="Steps between checkpoints.")
     spike_nats: NonNegative = Field(
         default=3.0,
@@ -205,6 +209,12 @@ class Train(Section):
     held_out_sequences: Count = Field(
         default=32, description="Packed sequences of each kind that are held out for it, and not trained on."
     )
+
+    @field_validator("clip_grad_norm", mode="before")
+    @classmethod
+    def _unlimited(cls, value: Any) -> Any:
+        """``null`` and ``.inf`` say what 0 says: one setting, one fingerprint."""
+        return 0.0 if value is None or value == math.inf else value
 
     @property
     def batch_sizes(self) -> dict[str, int]:

@@ -94,6 +94,7 @@ def build_model(
     images: bool = True,
     start: str | Path | None = None,
     dtype: torch.dtype = torch.float32,
+    text_frozen: bool = False,
 ) -> CasaForConditionalGeneration:
     """The model before its first step, in training mode; the same on every worker.
 
@@ -104,9 +105,11 @@ def build_model(
         images: ``False``: the blind baseline.
         start: Checkpoint folder of a fused model to start from.
         dtype: The weights' dtype, which forwards compute in; float32 master weights are made from these.
+        text_frozen: Training leaves the language model as it is.
 
     Raises:
-        ConfigError: If a backbone has no weights, or the checkpoint holds another model.
+        ConfigError: If a backbone has no weights, the checkpoint holds another model, or a frozen language
+            model lacks tokens of the processor's.
     """
     torch.manual_seed(seed)
     weights, fusion = model.weights, fusion_config(model.fusion.model_dump())
@@ -131,7 +134,14 @@ def build_model(
             "Name them in `model.weights`: language_model (and vision_tower), checkpoint, or a recipe.",
         )
     nn.Module.to(built, dtype)  # in place
-    grow_vocabulary(built, len(processor.tokenizer))
+    added = grow_vocabulary(built, len(processor.tokenizer))
+    if added and text_frozen:
+        raise ConfigError(
+            f"The frozen language model lacks {added} tokens of the chat template.",
+            "Their vocabulary rows would stay as they start, all alike: no turn differs from another.",
+            "Train the language model (train.trains.language_model=true), or take a tokenizer and weights "
+            "that have the template's tokens.",
+        )
     built.config.images_withheld = not images
     return built.train()
 
@@ -189,15 +199,16 @@ def _check_family(model: CasaForConditionalGeneration, backbone: str, source: st
         )
 
 
-def grow_vocabulary(model: CasaForConditionalGeneration, size: int) -> None:
+def grow_vocabulary(model: CasaForConditionalGeneration, size: int) -> int:
     """Add tokens that a published tokenizer lacks (the chat template's), each starting as the mean of the
-    existing ones. A vocabulary that is large enough stays as it is."""
+    existing ones; returns how many. A vocabulary that is large enough stays as it is."""
     before = model.config.text_config.vocab_size
     if size <= before:
-        return
+        return 0
     model.resize_token_embeddings(size, mean_resizing=False)
     model.config.text_config.vocab_size = size
     with torch.no_grad():
         for table in (model.get_input_embeddings().weight, model.get_output_embeddings().weight):
             assert isinstance(table, torch.Tensor)
             table[before:] = table[:before].mean(dim=0)
+    return size - before

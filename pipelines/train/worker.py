@@ -91,6 +91,7 @@ def build_engine(job: TrainJob, processor: CasaProcessor, world_size: int) -> An
         images=settings.images,
         start=job.start,
         dtype=settings.dtype,
+        text_frozen=not settings.train.trains.language_model,
     )
     groups = parameter_groups(model, training_stage(settings.train))
     if job.placement.gradient_checkpointing:

@@ -41,6 +41,13 @@ def test_a_recipe_says_only_where_it_differs_from_its_base(tmp_path: Path):
     assert recipe.pack == base.pack
 
 
+def test_null_in_the_place_of_a_value_is_no_silent_return_to_the_default(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"`train.warmup_steps` = None cannot work"):
+        load_recipe(write(tmp_path, "short", base="quickstart", train={"warmup_steps": None}))
+    unlimited = load_recipe(write(tmp_path, "free", base="quickstart", train={"clip_grad_norm": None}))
+    assert unlimited.train.clip_grad_norm == 0
+
+
 def test_a_base_may_lie_beside_the_recipe_and_have_one_itself(tmp_path: Path):
     write(tmp_path, "middle", base="quickstart", seed=5)
     recipe = load_recipe(write(tmp_path, "top", base="middle.yaml", train={"steps": 300}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from casa_core.errors import ConfigError
+from casa_core.param_groups import STAGES, parameter_groups
 from casa_core.processing.processor import CasaProcessor
 from casa_core.processing.tokenizer import SPECIAL_TOKENS, add_missing_special_tokens, build_tokenizer
 from casa_core.weights.checkpoint import save_checkpoint
@@ -71,6 +73,23 @@ def test_published_weights_are_taken_and_new_tokens_start_as_the_average(weights
         torch.testing.assert_close(ours[VOCABULARY:], table.mean(dim=0).expand(size - VOCABULARY, -1))
     assert built.training
     assert all(parameter.dtype == torch.float32 for parameter in built.parameters())
+
+
+def test_new_tokens_train_with_the_embedding_at_the_existing_rate(weights: dict[str, str]):
+    built = build_model(model("helium", weights=weights), processor(), seed=0)
+    rates = {
+        id(parameter): group["lr"]
+        for group in parameter_groups(built, replace(STAGES["helium-image"], vision_blocks=1))
+        for parameter in group["params"]
+    }
+    for table in (built.get_input_embeddings().weight, built.get_output_embeddings().weight):
+        assert len(table) == len(processor().tokenizer)
+        assert rates[id(table)] == 1e-5
+
+
+def test_a_frozen_language_model_must_have_the_templates_tokens(weights: dict[str, str]):
+    with pytest.raises(ConfigError, match=r"lacks \d+ tokens of the chat template"):
+        build_model(model("helium", weights=weights), processor(), seed=0, text_frozen=True)
 
 
 def test_a_model_that_computes_in_bf16_is_built_in_it_and_its_positions_stay_exact(weights: dict[str, str]):

@@ -34,6 +34,7 @@ FACTORS = [0.5, 1, 1, 1, 1, 0.5]
 RUNS = [(1, 0), (1, 2), (1, 3), (2, 0), (2, 2), (2, 3)]
 """Workers and ZeRO stage. Pictures have three sizes: workers run the tiny tower's convolutions differently
 often."""
+UNCLIPPED = {"clip_grad_norm": 0.0}
 RESUMED = [(1, 3), (2, 2)]
 SETTINGS: dict[str, dict[str, Any]] = {
     "one sequence a forward": {"sequences_per_forward": 1},
@@ -72,9 +73,12 @@ def runs(job: TrainJob, tmp_path_factory: pytest.TempPathFactory) -> Path:
         again, stage = RESUMED[workers - 1]
         resumed = at(f"{again}-zero{stage}-resumed", zero_stage=stage)
         work.append(Assignment(resumed, str(root / f"{again}-zero{stage}")))
+        if workers == 1:
+            work += [Assignment(at(f"1-zero{n}-unclipped", zero_stage=n, train=UNCLIPPED)) for n in (0, 2)]
         if workers == 2:
             work.append(Assignment(at("2-blind", images=False)))
             work += [Assignment(at(name, **changes)) for name, changes in SETTINGS.items()]
+            work.append(Assignment(at("2-zero3-unclipped", zero_stage=3, train=UNCLIPPED)))
             half = {"precision": "bf16"}
             work += [Assignment(at(f"bf16-zero{n}", train=half, zero_stage=n)) for n in (1, 2, 3)]
         groups.append(start_workers(workers, work))
@@ -131,6 +135,15 @@ def test_losses_and_weights_are_those_of_plain_training(plain: Trained, runs: Pa
     assert recorded(run, "grad_norm") == pytest.approx(plain.grad_norms, rel=1e-5)
     assert recorded(run, "learning_rate") == pytest.approx([1.5e-3 * factor for factor in FACTORS])
     assert furthest(weights(run), plain.weights) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["1-zero0", "1-zero2", "2-zero3"])
+def test_without_a_limit_no_gradient_is_scaled(job: TrainJob, plain: Trained, runs: Path, name: str):
+    free = plainly(changed(job, output=Path(job.output), train=UNCLIPPED))
+    run = runs / f"{name}-unclipped"
+    assert recorded(run, "loss") == pytest.approx(free.losses, rel=1e-5)
+    assert recorded(run, "grad_norm") == pytest.approx(free.grad_norms, rel=1e-5)
+    assert free.losses[1:] != pytest.approx(plain.losses[1:], rel=1e-3)
 
 
 @pytest.mark.parametrize("name", SETTINGS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -62,7 +63,8 @@ def train_plainly(
         loss = loss / tokens
         optimizer.zero_grad()
         loss.backward()
-        norms.append(float(torch.nn.utils.clip_grad_norm_(trainable, settings.train.clip_grad_norm)))
+        most = settings.train.clip_grad_norm or math.inf
+        norms.append(float(torch.nn.utils.clip_grad_norm_(trainable, most)))
         optimizer.step()
         losses.append(float(loss.detach()))
     return Trained({name: p.detach() for name, p in model.named_parameters()}, losses, norms)

@@ -1,7 +1,8 @@
 """The textbook's packers for two budgets, over whole streams and all sequences, however many are open.
 
 They are what a bounded pool is to be compared with: nothing limits their memory, and the decreasing ones see
-every size before they begin. Each finds a sequence without searching them all.
+every size before they begin. Each finds a sequence without searching them all. The exceptions are next fit
+and ``first_fit_of``, which keep one sequence and so many open.
 """
 
 from __future__ import annotations
@@ -34,6 +35,39 @@ def next_fit(text_N: Ints, image_N: Ints, budget: Budget) -> Iterator[list[int]]
 def first_fit(text_N: Ints, image_N: Ints, budget: Budget) -> Iterator[list[int]]:
     """Each sample goes into the first sequence that has room for it."""
     return _first_fit(np.arange(len(text_N)), text_N, image_N, budget)
+
+
+def first_fit_of(text_N: Ints, image_N: Ints, budget: Budget, most_open: int) -> Iterator[list[int]]:
+    """First fit among the ``most_open`` oldest open sequences; one more closes the one that is fullest.
+
+    Args:
+        text_N, image_N: Tokens of each sample.
+        budget: Of a sequence.
+        most_open: Sequences that are kept open.
+    """
+    members: list[list[int]] = []
+    text_room: list[int] = []
+    image_room: list[int] = []
+    for number, (text, image) in enumerate(zip(text_N.tolist(), image_N.tolist(), strict=True)):
+        for place, room in enumerate(text_room):
+            if room >= text and image_room[place] >= image:
+                break
+        else:
+            if len(members) == most_open:
+                full = [
+                    min(t / budget.text, i / budget.image) for t, i in zip(text_room, image_room, strict=True)
+                ]
+                place = full.index(min(full))
+                yield members.pop(place)
+                del text_room[place], image_room[place]
+            place = len(members)
+            members.append([])
+            text_room.append(budget.text)
+            image_room.append(budget.image)
+        members[place].append(number)
+        text_room[place] -= text
+        image_room[place] -= image
+    yield from members
 
 
 def first_fit_decreasing(text_N: Ints, image_N: Ints, budget: Budget) -> Iterator[list[int]]:

@@ -30,6 +30,10 @@ class Unreachable(ClusterError):
     """The cluster's job API does not answer."""
 
 
+class Busy(Unreachable):
+    """The cluster answers, and takes no job at the moment: its agents are still starting, or overloaded."""
+
+
 class JobExists(ClusterError):
     """The cluster has had a job of this id, possibly for another store."""
 
@@ -176,6 +180,12 @@ class Cluster:
         except RuntimeError as error:
             if isinstance(error, ClusterError):
                 raise
+            if "try again later" in str(error):
+                raise Busy(
+                    f"The Ray cluster at {self._ray['address']} takes no jobs at the moment.",
+                    str(error).strip()[-2000:],
+                    "Run again to resume once it has recovered; `casa status` shows what is done.",
+                ) from None
             refusal = JobExists if "already exists" in str(error) else ClusterError
             raise refusal("Ray refused the request.", str(error).strip()[-2000:]) from None
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from casa_core.errors import CasaError, ClusterError
 from pipelines.dag.artifact import read_manifest
 from pipelines.dag.code_version import load_function
-from pipelines.dag.jobs import Cluster, JobExists, Unreachable
+from pipelines.dag.jobs import Busy, Cluster, JobExists, Unreachable
 from pipelines.dag.plan import PlannedStage
 from pipelines.dag.progress import Progress, last_lines, parse_progress, printed_lines
 from pipelines.dag.records import JobSpec, Outcome, Records
@@ -234,7 +234,8 @@ class Runner:
         now = time.monotonic()
         self._silent_since = self._silent_since or now
         # A foreign cluster that never answered is more likely misspelt than about to come back.
-        hopeless = not self._reached and not self._cluster.is_local
+        answered = self._reached or isinstance(error, Busy)
+        hopeless = not answered and not self._cluster.is_local
         if hopeless or now - self._silent_since > UNREACHABLE_S:
             raise error
         self._cluster.forget()

@@ -7,6 +7,7 @@ import signal
 import socket
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -62,6 +63,25 @@ def test_a_killed_job_is_tried_again_and_finds_its_files(tmp_path: Path, ray_fol
     assert manifest["summary"] == {"resumed_from": "step 7"}
     assert any(line.startswith("retrying mortal: ") and "-9" in line for line in notes.lines)
     assert any(line.startswith("started mortal-") and line.endswith("-a2") for line in notes.lines)
+
+
+def test_a_head_that_takes_no_jobs_yet_is_waited_for(
+    tmp_path: Path, ray_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from ray.job_submission import JobSubmissionClient
+
+    refusals = iter(["No available agent to submit job, please try again later."] * 2)
+    submit = JobSubmissionClient.submit_job
+
+    def overloaded(client: JobSubmissionClient, **arguments: Any) -> str:
+        if (refusal := next(refusals, None)) is not None:
+            raise RuntimeError(f"Request failed with status code 500: {refusal}.")
+        return submit(client, **arguments)
+
+    monkeypatch.setattr(JobSubmissionClient, "submit_job", overloaded)
+    manifests = make_runner([toy("one", "write_number", number=1)], tmp_path, ray_folder, Notes()).run()
+    assert manifests["one"]["summary"] == {"number": 1}
+    assert next(refusals, None) is None
 
 
 def test_a_killed_job_without_retries_left_fails(tmp_path: Path, ray_folder: Path):

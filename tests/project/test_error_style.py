@@ -14,6 +14,7 @@ from tests.support.source import OURS, name_of, sources, tree_of
 KINDS = {name for name, kind in vars(errors).items() if isinstance(kind, type)} | {
     "StageFailed",
     "Unreachable",
+    "Busy",
     "JobExists",
 }
 

@@ -61,6 +61,11 @@ class StoreError(CasaError, RuntimeError):
     """An artifact that is missing, incomplete, or not what its manifest says."""
 
 
+class TransferError(StoreError):
+    """A store that cannot be reached, after several attempts. Never an ``OSError``: readers take those for
+    broken records, and a run that loses its network must stop."""
+
+
 class TrainingError(CasaError, RuntimeError):
     """A training run that cannot continue: a loss that is not finite, or that has jumped."""
 

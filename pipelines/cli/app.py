@@ -30,6 +30,7 @@ from pipelines.cli import (
     train,
     verify,
 )
+from pipelines.storage.errors import disk_error
 
 FAILED = 1
 USER_ERROR = 2
@@ -39,12 +40,15 @@ class CasaGroup(TyperGroup):
     """Prints this project's errors as what, why and what to try, without a traceback."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run a command; a ``CasaError`` ends the process with :func:`exit_code`."""
+        """Run a command; a ``CasaError``, or a disk's error, ends the process with :func:`exit_code`."""
         try:
             return super().invoke(ctx)
-        except CasaError as error:
-            _report(error)
-            raise SystemExit(exit_code(error)) from None
+        except Exception as error:
+            said = error if isinstance(error, CasaError) else disk_error(error)
+            if said is None:
+                raise
+        _report(said)
+        raise SystemExit(exit_code(said))
 
 
 def exit_code(error: CasaError) -> int:

@@ -24,6 +24,7 @@ from pipelines.dag.context import StageContext
 from pipelines.dag.progress import INTERVAL_S, ProgressPrinter
 from pipelines.dag.records import JobSpec, Outcome, Records
 from pipelines.storage import growing
+from pipelines.storage.errors import disk_error
 from pipelines.storage.remote_path import RemotePath
 from pipelines.storage.uri import Folder, open_folder
 
@@ -38,18 +39,25 @@ def run_job(spec: JobSpec) -> Outcome:
         with records.writing(spec.kind, spec.fingerprint, _give_way):
             _make(spec)
         outcome = Outcome(ok=True)
-    except CasaError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        retry = isinstance(error, ClusterError)
-        outcome = Outcome(
-            ok=False, what=error.what, why=error.why, remedy=error.remedy, retry=retry, explained=True
-        )
     except Exception as error:
+        outcome = _failure(error)
+    try:
+        records.write_outcome(spec.job_id, outcome)
+    except StoreError as error:  # as on a full disk: the job's log, which Ray keeps too, has the reason
+        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+    return outcome
+
+
+def _failure(error: Exception) -> Outcome:
+    """How an error is recorded, and printed: this project's and a disk's as sentences, others as they are."""
+    said = error if isinstance(error, CasaError) else disk_error(error)
+    if said is None:
         traceback.print_exc()
         what = "".join(traceback.format_exception_only(error)).strip()
-        outcome = Outcome(ok=False, what=what, why=_place(error), retry=_was_lost(error))
-    records.write_outcome(spec.job_id, outcome)
-    return outcome
+        return Outcome(ok=False, what=what, why=_place(error), retry=_was_lost(error))
+    print(f"{type(said).__name__}: {said}", file=sys.stderr, flush=True)
+    retry = isinstance(said, ClusterError)
+    return Outcome(ok=False, what=said.what, why=said.why, remedy=said.remedy, retry=retry, explained=True)
 
 
 def _make(spec: JobSpec) -> None:

@@ -1,6 +1,6 @@
 """Atomic writes: a file or object appears under its name whole, or not at all.
 
-A local file is written under another name and renamed; an object on S3 appears when its upload is completed.
+A local file is written under another name and renamed; an object appears when its upload is completed.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from pipelines.storage.errors import explained
 from pipelines.storage.remote_path import RemotePath, S3Upload
 from pipelines.storage.uri import Folder
 
@@ -47,33 +48,53 @@ class Written:
     stamp: str
 
 
+class _LocalFile:
+    """A file under another name, renamed when it is whole."""
+
+    def __init__(self, path: Path, durable: bool) -> None:
+        self._path, self._durable = path, durable
+        self._temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        self._file = self._temporary.open("wb")
+
+    def write(self, data: memoryview) -> None:
+        self._file.write(data)
+
+    def finish(self) -> str:
+        if self._durable:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        self._file.close()
+        stamp = str(self._temporary.stat().st_mtime_ns)  # once named, a reader may remove it
+        self._temporary.replace(self._path)
+        if self._durable:
+            sync(self._path.parent)
+        return stamp
+
+    def abort(self) -> None:
+        self._temporary.unlink(missing_ok=True)  # first: on a full disk, closing fails too
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+
 class Output(io.RawIOBase):
-    """A file being written, local or on S3. See :func:`create`: the end of its block, and not ``close``,
+    """A file being written, local or remote. See :func:`create`: the end of its block, and not ``close``,
     decides whether the file appears."""
 
     def __init__(self, path: Folder, *, durable: bool = False) -> None:
         self.path = path
-        self._durable = durable
         self.written: Written | None = None
         self._hash = hashlib.sha256()
         self._size = 0
-        self._upload: S3Upload | None = None
-        self._file: IO[bytes] | None = None
-        if isinstance(path, RemotePath):
-            self._upload = S3Upload(path)
-        else:
-            self._temporary = path.with_name(f".{path.name}.{os.getpid()}")
-            self._file = self._temporary.open("wb")
+        with explained(str(path)):
+            self._target = _LocalFile(path, durable) if isinstance(path, Path) else S3Upload(path)
 
     def write(self, data: Any) -> int:
         """Appends bytes, or anything with the buffer protocol; returns how many."""
         view = memoryview(data).cast("B")
         self._hash.update(view)
         self._size += len(view)
-        if self._upload is not None:
-            self._upload.write(view)
-        elif self._file is not None:
-            self._file.write(view)
+        with explained(str(self.path)):
+            self._target.write(view)
         return len(view)
 
     def tell(self) -> int:
@@ -86,28 +107,12 @@ class Output(io.RawIOBase):
 
     def finish(self) -> None:
         """Makes the file appear under its name."""
-        if self._upload is not None:
-            stamp = self._upload.finish()
-        else:
-            assert isinstance(self.path, Path)
-            assert self._file is not None
-            if self._durable:
-                self._file.flush()
-                os.fsync(self._file.fileno())
-            self._file.close()
-            stamp = str(self._temporary.stat().st_mtime_ns)  # once named, a reader may remove it
-            self._temporary.replace(self.path)
-            if self._durable:
-                sync(self.path.parent)
-        self.written = Written(self._size, self._hash.hexdigest(), stamp)
+        with explained(str(self.path)):
+            self.written = Written(self._size, self._hash.hexdigest(), self._target.finish())
 
     def abort(self) -> None:
         """Discards what was written; what was there before stays."""
-        if self._upload is not None:
-            self._upload.abort()
-        elif self._file is not None:
-            self._file.close()
-            self._temporary.unlink(missing_ok=True)
+        self._target.abort()
 
 
 @contextlib.contextmanager

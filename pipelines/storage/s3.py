@@ -1,4 +1,4 @@
-"""S3 clients: endpoints, credentials, retries, listings and errors.
+"""S3 clients: endpoints, credentials, retries and listings.
 
 Whole objects are written and listed with botocore, which can abort an upload, list abandoned ones and put an
 object only where there is none; bulk data is read with Arrow's own client, outside of Python's lock. Both are
@@ -9,9 +9,7 @@ the usual environment (``AWS_ENDPOINT_URL``, ``AWS_REGION``, ``AWS_ACCESS_KEY_ID
 
 from __future__ import annotations
 
-import contextlib
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,7 +17,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
-from casa_core.errors import CasaError, ConfigError, StoreError
+from casa_core.errors import ConfigError
+from pipelines.storage.errors import explained
 from pipelines.storage.retry import ATTEMPTS, retry
 
 if TYPE_CHECKING:
@@ -132,67 +131,6 @@ def _arrow_filesystem(settings: S3Settings, bucket: str, process: int) -> fs.S3F
         request_timeout=READ_TIMEOUT_S,
         retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
     )
-
-
-@contextlib.contextmanager
-def explained(place: str) -> Iterator[None]:
-    """Turns what either client raises into ``StoreError``; a missing object is a ``FileNotFoundError``."""
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    try:
-        yield
-    except (CasaError, FileNotFoundError, FileExistsError):
-        raise
-    except ClientError as error:
-        code = str(error.response.get("Error", {}).get("Code", ""))
-        if code in ("NoSuchKey", "404", "NotFound"):
-            raise FileNotFoundError(place) from error
-        if code in ("PreconditionFailed", "412", "ConditionalRequestConflict"):
-            raise FileExistsError(place) from error
-        raise _store_error(place, {code}, str(error)) from error
-    except BotoCoreError as error:
-        raise _store_error(place, {type(error).__name__}, str(error)) from error
-    except OSError as error:  # Arrow's, which name the cause in the text: AWS Error NO_SUCH_BUCKET …
-        raise _store_error(place, set(re.findall(r"[A-Z_]{4,}", str(error))), str(error)) from error
-
-
-_CAUSES = (
-    (
-        {"NoSuchBucket", "NO_SUCH_BUCKET"},
-        "its bucket does not exist",
-        "Create the bucket, or correct where.data_store.",
-    ),
-    (
-        {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"},
-        "no credentials were found",
-        "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY where the job runs, or use a profile or a role.",
-    ),
-    (
-        {"InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied", "403", "Forbidden"}
-        | {"ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH"},
-        "the server refuses these credentials",
-        "Check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and that they may read and write there.",
-    ),
-    (
-        {"NoSuchUpload"},
-        "its upload was ended from outside, most likely by another run that makes the same artifact",
-        "Run again: what either run finished is kept.",
-    ),
-    (
-        {"EndpointConnectionError", "ConnectTimeoutError", "ConnectionClosedError", "ReadTimeoutError"}
-        | {"HTTPClientError", "NETWORK_CONNECTION"},
-        "the server does not answer, however often it is asked",
-        "Check the endpoint (AWS_ENDPOINT_URL, where.s3.endpoint) and the network; then run again to resume.",
-    ),
-)
-"""Signs in an error's code or words, what they mean, and what to do."""
-
-
-def _store_error(place: str, signs: set[str], detail: str) -> StoreError:
-    for known, cause, remedy in _CAUSES:
-        if signs & known:
-            return StoreError(f"{place} cannot be used: {cause}.", detail, remedy)
-    return StoreError(f"{place} cannot be used.", detail, "Run again to resume; what was finished is kept.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from casa_core.errors import ConfigError
 from pipelines.storage import s3
 from pipelines.storage.remote_path import RemotePath
+from pipelines.storage.retry import may_pass
 
 if TYPE_CHECKING:
     from pyarrow import fs
@@ -68,9 +69,8 @@ def filesystem_for(uri: str | Folder) -> tuple[fs.FileSystem, str]:
     try:
         filesystem, path = _hub(uri) if uri.startswith("hf://") else fs.FileSystem.from_uri(uri)
     except (ValueError, OSError) as error:
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        if isinstance(status, int) and status >= 500:
-            raise  # the server's own trouble, which may pass
+        if may_pass(error):
+            raise  # for the caller to try again
         raise ConfigError(
             f"{uri!r} is not a folder that this project can read.",
             f"Arrow: {error}.",

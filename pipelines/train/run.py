@@ -20,6 +20,7 @@ from casa_core.errors import CasaError, ConfigError
 from pipelines.dag.context import StageContext
 from pipelines.recipe.where import Device, TrainWorkers
 from pipelines.storage.atomic import write_whole
+from pipelines.storage.errors import disk_error
 from pipelines.storage.uri import Folder, recipe_folder
 from pipelines.train import metrics
 from pipelines.train.settings import TrainJob, read_train_settings
@@ -149,8 +150,10 @@ def _work(config: dict[str, Any]) -> None:
         return
     try:
         train(job, rank=world.get_world_rank(), world_size=world.get_world_size())
-    except CasaError as error:
-        write_whole(reported, json.dumps([type(error).__name__, *error.args]), durable=True)
+    except Exception as error:
+        said = error if isinstance(error, CasaError) else disk_error(error)
+        if said is not None:
+            write_whole(reported, json.dumps([type(said).__name__, *said.args]), durable=True)
         raise
 
 

@@ -252,7 +252,7 @@ def test_a_missing_bucket_is_named(s3_server, s3_folder, small_parts, action):
         ACTIONS[action](s3_server.folder("runs", bucket="nowhere"))
     assert "s3://nowhere/runs" in caught.value.what
     assert "bucket does not exist" in caught.value.what
-    assert "data_store" in caught.value.remedy
+    assert "where.store" in caught.value.remedy
 
 
 @pytest.mark.parametrize("action", ACTIONS)

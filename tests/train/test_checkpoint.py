@@ -204,7 +204,7 @@ def test_a_full_disk_ends_with_its_name_and_the_checkpoint_before_is_whole(
 
     monkeypatch.setattr(Output, "write", full)
     keeper.save(engines[0], processor, steps_done=20)
-    with pytest.raises(StoreError, match=r"(?s)The disk of .*step-00000020 is full.*are whole.*Make room"):
+    with pytest.raises(StoreError, match=r"(?s)step-00000020.*: the disk is full.*MiB are free"):
         keeper.close()
     keeper.check()  # raised once
     monkeypatch.undo()

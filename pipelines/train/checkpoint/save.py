@@ -10,7 +10,6 @@ steps done, so nothing else is stored of them.
 from __future__ import annotations
 
 import json
-import shutil
 import threading
 import time
 import uuid
@@ -23,6 +22,7 @@ import torch.distributed as dist
 from casa_core.errors import CasaError, StoreError
 from casa_core.processing.processor import CasaProcessor
 from pipelines.storage.atomic import remove_leftovers, write_whole
+from pipelines.storage.errors import disk_error
 from pipelines.storage.transfer import local_output, remove_tree
 from pipelines.storage.uri import Folder
 from pipelines.train.checkpoint import zero_state
@@ -176,12 +176,8 @@ class Checkpointer:
     def _run(self, write: _Write) -> None:
         try:
             write.run()
-        except CasaError as error:
-            self._error = error
-        except OSError as error:
-            self._error = _cannot_write(write.folder, error)
         except BaseException as error:
-            self._error = error
+            self._error = disk_error(error, write.folder) or error
 
     def _agree(self) -> tuple[str, bool]:
         """Rank 0's choice for all: a nonce, so that files of a killed save are not taken for this one's, and
@@ -206,8 +202,8 @@ class Checkpointer:
                 written = write_tensors(self.root / FROZEN, frozen)
                 digest = {"file": FROZEN, "bytes": written.bytes, "sha256": written.sha256}
                 write_whole(self.root / FROZEN_DIGEST, json.dumps(digest))
-            except OSError as error:
-                problem[0] = _cannot_write(self.root, error)
+            except (OSError, CasaError) as error:  # all others wait for word of it
+                problem[0] = disk_error(error, self.root) or error
         if self.world_size > 1:
             dist.broadcast_object_list(problem, src=0)
         if problem[0] is not None:
@@ -265,20 +261,3 @@ class _Write:
         for path in self.folder.glob("rank-*"):
             if path.name not in files:
                 path.unlink(missing_ok=True)
-
-
-def _cannot_write(folder: Folder, error: OSError) -> StoreError:
-    import errno
-
-    if error.errno == errno.ENOSPC:
-        free = shutil.disk_usage(str(folder.parent)).free
-        return StoreError(
-            f"The disk of {folder} is full.",
-            f"{free / 2**30:.1f} GiB are free; this checkpoint is given up, older ones are whole.",
-            "Make room, or set where.train.checkpoints to another disk or to S3; the same command resumes.",
-        )
-    return StoreError(
-        f"The checkpoint {folder} cannot be written.",
-        f"{error}.",
-        "Older ones are whole: once the folder can be written, the same command resumes.",
-    )

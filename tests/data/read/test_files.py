@@ -10,12 +10,13 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from casa_core.errors import ConfigError, DataError
+from casa_core.errors import ConfigError, DataError, StoreError, TransferError
 from pipelines.dag.raw_inputs import identify_remote
 from pipelines.data.read import READERS, open_reader
 from pipelines.data.read.source import files as files_module
-from pipelines.data.read.source.files import Files, TransferError, attempt
+from pipelines.data.read.source.files import Files
 from pipelines.storage import retry
+from pipelines.storage.errors import attempt
 from pipelines.storage.raw_listing import list_raw
 from pipelines.storage.remote_path import RemotePath
 from tests.support.data.hub import Hub, running_hub
@@ -153,7 +154,7 @@ class Unreliable(io.BytesIO):
 
 
 def remote(data: bytes, failures: list[BaseException | None]) -> pa.NativeFile:
-    raw = files_module._RemoteFile("a.bin", lambda: Unreliable(data, failures))
+    raw = files_module._RemoteFile("s3://bucket/a.bin", lambda: Unreliable(data, failures))
     return pa.PythonFile(io.BufferedReader(raw, 64), mode="r")
 
 
@@ -185,20 +186,27 @@ def test_an_answer_that_is_cut_short_is_asked_for_again(impatient):
         def read(self, size: int | None = -1, /) -> bytes:
             return served.pop(0)[:size]
 
-    raw = files_module._RemoteFile("a.bin", lambda: Short(b"x" * 100, []))
+    raw = files_module._RemoteFile("s3://bucket/a.bin", lambda: Short(b"x" * 100, []))
     assert raw.readall() == b"x" * 100
 
 
-@pytest.mark.parametrize("error", [FileNotFoundError("a"), PermissionError("a"), KeyError("a")])
-def test_what_another_attempt_cannot_mend_is_not_attempted_again(error):
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (FileNotFoundError("a"), FileNotFoundError),
+        (PermissionError("a"), StoreError),
+        (KeyError("a"), KeyError),
+    ],
+)
+def test_what_another_attempt_cannot_mend_is_not_attempted_again(error, kind):
     calls = []
 
     def action() -> None:
         calls.append(1)
         raise error
 
-    with pytest.raises(type(error)):
-        attempt("a.bin", action)
+    with pytest.raises(kind):
+        attempt("s3://bucket/a.bin", action)
     assert len(calls) == 1
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from casa_core.errors import ConfigError
 from pipelines.dag.context import StageContext
+from pipelines.storage.atomic import write_whole
 
 
 def write_number(context: StageContext) -> dict[str, Any]:
@@ -96,3 +97,22 @@ def check_answer(where: dict[str, Any], what: dict[str, Any], fingerprint: str) 
 def count_inputs(context: StageContext) -> dict[str, Any]:
     """Counts the files of its inputs."""
     return {"files": sum(len(manifest["files"]) for manifest in context.manifests.values())}
+
+
+def fill_disk(context: StageContext) -> dict[str, Any]:
+    """Writes more than the store's disk holds, by the library that the setting names."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    import torch
+    from safetensors.torch import save_file
+
+    numbers, file = np.random.default_rng(0).random(1_000_000), context.local_output / "numbers"
+    writers = {
+        "store": lambda: write_whole(file, numbers.tobytes()),
+        "plain": lambda: file.write_bytes(numbers.tobytes()),
+        "arrow": lambda: pq.write_table(pa.table({"a": numbers}), file),
+        "safetensors": lambda: save_file({"a": torch.from_numpy(numbers)}, file),
+    }
+    writers[context.settings["writer"]]()
+    return {}

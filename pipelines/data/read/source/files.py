@@ -1,7 +1,7 @@
 """Raw files by name under one root: a local folder, or a URI as :mod:`pipelines.storage.uri` reads it.
 
 What a network does in passing (a reset connection, a busy server) is tried again with growing waits. What
-stays broken raises :class:`TransferError`, which no reader mistakes for a broken record: a run that loses its
+stays broken raises ``TransferError``, which no reader mistakes for a broken record: a run that loses its
 network stops, and does not put half a corpus into the quarantine.
 """
 
@@ -17,9 +17,9 @@ from typing import Any, TypeVar
 import pyarrow as pa
 from pyarrow import fs
 
-from casa_core.errors import CasaError, DataError
+from casa_core.errors import DataError
+from pipelines.storage.errors import attempt
 from pipelines.storage.raw_listing import RawListing, list_raw
-from pipelines.storage.retry import ATTEMPTS, retry
 from pipelines.storage.uri import filesystem_for, is_remote
 
 _BUFFER = 256 << 10
@@ -27,10 +27,6 @@ _REQUESTS = 16
 """Remote files asked about side by side: each costs a round trip or two, and hardly any work."""
 
 Result = TypeVar("Result")
-
-
-class TransferError(CasaError, RuntimeError):
-    """A file that a remote store has and does not hand out, after several attempts."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +44,7 @@ class Files:
 
     @cached_property
     def _location(self) -> tuple[fs.FileSystem, str]:
-        return self._attempt(self.root, lambda: filesystem_for(self.root))
+        return self._attempt("", lambda: filesystem_for(self.root))
 
     @cached_property
     def listing(self) -> RawListing:
@@ -59,7 +55,7 @@ class Files:
             TransferError: Where it cannot be reached.
         """
         try:
-            found = self._attempt(self.root, lambda: list_raw(self.root, self._location))
+            found = self._attempt("", lambda: list_raw(self.root, self._location))
         except OSError as error:
             raise _unlisted(self.root, str(error)) from error
         if is_remote(self.root) and not found.files:
@@ -97,7 +93,7 @@ class Files:
         """
         if not is_remote(self.root):
             return self._handle(name)
-        raw = _RemoteFile(name, lambda: self._handle(name))
+        raw = _RemoteFile(self._place(name), lambda: self._handle(name))
         return pa.PythonFile(io.BufferedReader(raw, _BUFFER), mode="r")
 
     def read(self, name: str) -> bytes:
@@ -129,7 +125,10 @@ class Files:
         return filesystem.open_input_file(f"{path}/{name}")
 
     def _attempt(self, name: str, action: Callable[[], Result]) -> Result:
-        return attempt(name, action) if is_remote(self.root) else action()
+        return attempt(self._place(name), action) if is_remote(self.root) else action()
+
+    def _place(self, name: str) -> str:
+        return f"{self.root.partition('?')[0]}/{name}".rstrip("/")
 
 
 class _RemoteFile(io.RawIOBase):
@@ -195,39 +194,3 @@ def _some(names: Sequence[str]) -> str:
     """The first names of a list that may be long."""
     rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + rest
-
-
-def attempt(name: str, action: Callable[[], Result]) -> Result:
-    """Calls ``action``, and again after errors of the network: see :func:`~pipelines.storage.retry.retry`.
-
-    Args:
-        name: The file that is read, for the error.
-        action: May be called again after it failed.
-
-    Raises:
-        TransferError: If the last attempt fails too. What another attempt cannot mend (no such file, no
-            permission) is raised as it is.
-    """
-    try:
-        return retry(action, _may_pass)
-    except Exception as error:
-        if not _may_pass(error):
-            raise
-        raise TransferError(
-            f"{name} cannot be read from its store.",
-            f"{ATTEMPTS} attempts failed, the last with {type(error).__name__}: {error}",
-            "Check the network and the store, and run again: finished work is kept.",
-        ) from error
-
-
-_FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
-_PASSING_STATUS = frozenset({408, 425, 429})
-
-
-def _may_pass(error: Exception) -> bool:
-    """Whether another attempt may succeed: errors of the network, and a server's own."""
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if isinstance(error, _FINAL) or (isinstance(status, int) and 400 <= status < 500):
-        return status in _PASSING_STATUS
-    # The hub's client raises its HTTP library's errors as they are, and those are no OSError.
-    return isinstance(error, OSError) or type(error).__module__.startswith("httpx")

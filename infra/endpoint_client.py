@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 import mimetypes
 import struct
@@ -16,16 +15,15 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from casa_core.errors import ClusterError, ConfigError, MediaError
+from casa_core.media.decode import encode_jpeg
+from casa_core.media.video import VideoFrames, frame_times
 
 if TYPE_CHECKING:
-    from av import VideoFrame
     from websockets.sync.client import ClientConnection
 
 CONNECT_S = 5.0
 ANSWER_S = 300.0
-JPEG_QUALITY = 95
 _TIMEOUT = httpx.Timeout(ANSWER_S, connect=CONNECT_S)
-_TIME_TOLERANCE = 1e-4
 
 
 def ask(
@@ -127,51 +125,23 @@ def served_model(url: str) -> str:
 
 
 def encoded_frames(video: Path, fps: float) -> Iterator[tuple[float, bytes]]:
-    """`(timestamp, JPEG bytes)` every 1/fps seconds: the frame on the screen at that time.
+    """`(timestamp, JPEG bytes)` every 1/fps seconds: the frames that training sees at these times.
 
     Raises:
-        MediaError: `not_a_video` or `truncated_video`.
+        MediaError: `not_a_video`, `empty_file` or `truncated_video`.
     """
-    import av
-    from av.error import FFmpegError
-
     if not fps > 0:
         raise ConfigError(f"`fps` is {fps}.", "It must be above 0.", "Models are trained with 2.0.")
     try:
-        with av.open(str(video)) as container:
-            if not container.streams.video:
-                raise MediaError("not_a_video", f"{video} has no pictures.", "", "Choose a video file.")
-            yield from _sampled(container.decode(container.streams.video[0]), fps)
+        with VideoFrames(video) as frames:
+            times = frame_times(0.0, frames.duration, fps)
+            for time_s, pixels in zip(times, frames.at(times), strict=True):
+                yield time_s, encode_jpeg(pixels)
     except FileNotFoundError as error:
         raise MediaError("not_a_video", f"{video} does not exist.", "", "Check the path.") from error
-    except FFmpegError as error:
-        raise MediaError(
-            "not_a_video", f"{video} cannot be decoded.", str(error), "Try another file."
-        ) from error
-
-
-def _sampled(frames: Iterator[VideoFrame], fps: float) -> Iterator[tuple[float, bytes]]:
-    """Every frame in presentation order → the one shown at each k/fps, from the video's own start."""
-    shown: VideoFrame | None = None
-    start, number = 0.0, 0
-    for frame in frames:
-        if frame.time is None:
-            continue
-        if shown is None:
-            start, shown = frame.time, frame
-        while frame.time - start > number / fps + _TIME_TOLERANCE:
-            yield number / fps, _jpeg(shown)
-            number += 1
-        shown = frame
-    while shown is not None and number / fps < _shown_until(shown, start) - _TIME_TOLERANCE:
-        yield number / fps, _jpeg(shown)
-        number += 1
-
-
-def _shown_until(last: VideoFrame, start: float) -> float:
-    """When the last frame leaves the screen, seconds from the start."""
-    length = float(last.duration * last.time_base) if last.duration and last.time_base else 0.0
-    return (last.time or 0.0) - start + (length or 2 * _TIME_TOLERANCE)
+    except MediaError as error:
+        why = f"{error.what} {error.why}"
+        raise MediaError(error.reason, f"{video} cannot be decoded.", why, error.remedy) from error
 
 
 def _session(
@@ -241,12 +211,6 @@ def _words(url: str, lines: Iterator[str]) -> Iterator[str]:
         for choice in chunk["choices"]:
             if text := choice["delta"].get("content"):
                 yield text
-
-
-def _jpeg(frame: VideoFrame) -> bytes:
-    out = io.BytesIO()
-    frame.to_image().save(out, "JPEG", quality=JPEG_QUALITY, subsampling=0)
-    return out.getvalue()
 
 
 def _data_uri(image: Path) -> str:

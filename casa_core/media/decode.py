@@ -37,6 +37,7 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _TURNED = frozenset({5, 6, 7, 8})
+_JPEG_QUALITY = 95
 MAX_PIXELS = 178_956_970
 _DRAFT = 8
 """A JPEG is decoded at least this much larger than its thumbnail: then its thumbnail is an average, too."""
@@ -147,6 +148,13 @@ def encode_png(rgb: Rgb) -> bytes:
     return file.getvalue()
 
 
+def encode_jpeg(rgb: Rgb) -> bytes:
+    """Pixels (height, width, 3) → a JPEG file of quality 95, with full colour resolution."""
+    file = io.BytesIO()
+    Image.fromarray(rgb).save(file, format="JPEG", quality=_JPEG_QUALITY, subsampling="4:4:4")
+    return file.getvalue()
+
+
 def image_header(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[str, int]:
     """Pillow's name of a picture's format, and how many pixels it claims to have; nothing is decoded.
 
@@ -172,8 +180,8 @@ def image_dimensions(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[int,
     return (width, height) if turned else (height, width)
 
 
-def decode_images(sample: types.Sample) -> list[Rgb]:
-    """Pixels of every image of a sample, in order.
+def decode_images(sample: types.Sample) -> Iterator[Rgb]:
+    """Pixels of every image of a sample, in order, one at a time: see :func:`decode_pictures`.
 
     Raises:
         MediaError: If bytes are missing or cannot be decoded.
@@ -186,11 +194,13 @@ def decode_images(sample: types.Sample) -> list[Rgb]:
                     "missing_image", f"Sample {sample.sample_id!r} names an image but holds no bytes of it."
                 )
             pictures.append((image.data, image.timestamp))
-    return list(decode_pictures(pictures))
+    yield from decode_pictures(pictures)
 
 
 def decode_pictures(pictures: Sequence[tuple[bytes, float | None]]) -> Iterator[Rgb]:
     """Pixels of still pictures and video frames, in order; each video is opened once for all its frames.
+
+    One picture is in memory at a time: resize or copy what you need of it before you ask for the next.
 
     Args:
         pictures: The encoded file of each, and its time in seconds; ``None`` for a still picture.
@@ -208,9 +218,16 @@ def decode_pictures(pictures: Sequence[tuple[bytes, float | None]]) -> Iterator[
             yield decode_image(data)
             continue
         if data not in frames:
-            with VideoFrames(data) as video:
-                frames[data] = iter(video.at(times[data]))
+            frames[data] = _frames(data, tuple(times[data]))
         yield next(frames[data])
+        times[data].pop()
+        if not times[data]:
+            del frames[data]  # with its decoder, which keeps frames of its own
+
+
+def _frames(data: bytes, times: Sequence[float]) -> Iterator[Rgb]:
+    with VideoFrames(data) as video:
+        yield from video.at(times)
 
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:

@@ -306,11 +306,10 @@ class CasaProcessor(ProcessorMixin):
         patches_PE: list[torch.Tensor] = []
         for row in rows:
             parts = [part for part in row.sample.parts if isinstance(part, Image)]
-            sizes = [
-                settings.size(*rgb.shape[:2], frame=part.timestamp is not None)
-                for part, rgb in zip(parts, row.pictures, strict=True)
-            ]
-            patches_PE += [settings.patches(rgb, size) for rgb, size in zip(row.pictures, sizes, strict=True)]
+            sizes: list[ImageSize] = []
+            for part, rgb in zip(parts, row.pictures, strict=True):
+                sizes.append(settings.size(*rgb.shape[:2], frame=part.timestamp is not None))
+                patches_PE.append(settings.patches(rgb, sizes[-1]))
             encoded.append(self.encode(row.sample, sizes, add_generation_prompt=add_generation_prompt))
         longest = max(len(row.input_ids) for row in encoded)
         gaps = [longest - len(row.input_ids) for row in encoded]

@@ -33,15 +33,16 @@ class Row:
 
     Attributes:
         sample: Its parts.
-        pictures: (height, width, 3) RGB of each of its images, in order.
+        pictures: (height, width, 3) RGB of each of its images, in order, decoded as they are asked for: the
+            frames of a long video do not fit into memory together.
     """
 
     sample: Sample
-    pictures: list[Rgb]
+    pictures: Iterator[Rgb]
 
 
 def read_rows(text: Conversation | Sequence[Conversation], images: Any = None) -> list[Row]:
-    """Conversations with their pictures.
+    """Conversations with their pictures, which are decoded only when they are asked for.
 
     Args:
         text: One conversation or a list of them.
@@ -50,7 +51,7 @@ def read_rows(text: Conversation | Sequence[Conversation], images: Any = None) -
 
     Raises:
         DataError: If a conversation is not understood, or the images do not match its image parts.
-        MediaError: If a picture cannot be decoded.
+        MediaError: From a row's pictures, where one cannot be decoded.
     """
     conversations = _as_list(text)
     if any(isinstance(one, str) for one in conversations):
@@ -58,7 +59,7 @@ def read_rows(text: Conversation | Sequence[Conversation], images: Any = None) -
     drafts = [_Draft.read(one, row) for row, one in enumerate(conversations)]
     wanted = [draft.wanted for draft in drafts]
     shares = _share(images, wanted)
-    return [Row(draft.sample, list(draft.fill(share))) for draft, share in zip(drafts, shares, strict=True)]
+    return [Row(draft.sample, draft.fill(share)) for draft, share in zip(drafts, shares, strict=True)]
 
 
 def to_rgb(picture: Any, name: str) -> Rgb:
@@ -109,7 +110,8 @@ def _read_strings(conversations: list[Conversation], images: Any) -> list[Row]:
         pictures = _as_pictures(images[row]) if images is not None else []
         parts: list[Part] = [*(Image() for _ in pictures), Text(role="user", text=cast(str, words))]
         sample = Sample(source="call", sample_id=str(row), parts=tuple(parts))
-        rows.append(Row(sample, [to_rgb(one, f"images[{row}][{n}]") for n, one in enumerate(pictures)]))
+        named = [(f"images[{row}][{n}]", picture) for n, picture in enumerate(pictures)]
+        rows.append(Row(sample, (to_rgb(picture, name) for name, picture in named)))
     return rows
 
 
@@ -119,7 +121,7 @@ class _Draft:
 
     Attributes:
         sample: Its parts.
-        own: The picture that each image part brings, or ``None``.
+        own: The picture that each image part brings, or ``None``; of a sample's part with bytes, the part.
     """
 
     sample: Sample
@@ -128,7 +130,8 @@ class _Draft:
     @classmethod
     def read(cls, conversation: Any, row: int) -> _Draft:
         if isinstance(conversation, Sample):
-            return cls(conversation, _sample_pictures(conversation))
+            images = [part for part in conversation.parts if isinstance(part, Image)]
+            return cls(conversation, [None if image.data is None else image for image in images])
         parts: list[Part] = []
         own: list[Any] = []
         for number, message in enumerate(conversation):
@@ -146,16 +149,14 @@ class _Draft:
     def fill(self, share: Sequence[tuple[str, Any]]) -> Iterator[Rgb]:
         """All pictures in order; ``share`` names and gives those that are missing."""
         given = iter(share)
+        parts = [own for own in self.own if isinstance(own, Image)]
+        decoded = decode_pictures([(part.data or b"", part.timestamp) for part in parts])
         for number, own in enumerate(self.own):
+            if isinstance(own, Image):
+                yield next(decoded)
+                continue
             name, picture = next(given) if own is None else (f"Image {number} of the conversation", own)
             yield to_rgb(picture, name)
-
-
-def _sample_pictures(sample: Sample) -> list[Any]:
-    """Decoded pictures of a sample's image parts; ``None`` where a part holds no bytes."""
-    images = [part for part in sample.parts if isinstance(part, Image)]
-    decoded = decode_pictures([(image.data, image.timestamp) for image in images if image.data is not None])
-    return [None if image.data is None else next(decoded) for image in images]
 
 
 def _message_parts(message: Any, name: str) -> Iterator[tuple[Part, Any]]:

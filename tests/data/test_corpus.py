@@ -106,7 +106,7 @@ def test_a_clip_can_be_commented_from_its_frames_alone(live):
         words = [part.text for part in parts if isinstance(part, Text)]
         assert len(frames) == len(words) == 16
         with VideoFrames(record.media[0].data) as video:
-            pictures = video.at([frame.timestamp for frame in frames])
+            pictures = list(video.at([frame.timestamp for frame in frames]))
         before = None
         for number, picture in enumerate(pictures):
             color = seen_color(picture)

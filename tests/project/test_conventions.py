@@ -15,7 +15,7 @@ from tests.support.paths import ROOT
 OURS = {"casa_core", "pipelines", "serve", "infra"}
 MAY_IMPORT = {
     "casa_core": {"casa_core"},
-    "infra": {"infra", "casa_core.errors"},
+    "infra": {"infra", "casa_core.errors", "casa_core.media"},
     "pipelines": {"pipelines", "casa_core", "infra"},
     "serve": {"serve", "casa_core", "infra"},
 }

@@ -77,7 +77,7 @@ def test_a_row_comes_with_exactly_the_pictures_it_names(data: TrainingData):
         for image, patches_PE in zip(row["images"], sequence.patches_PE, strict=True):
             stored = clean[image["source"]].media(image["row"], image["media"])
             time = image["timestamp"]
-            rgb = decode_image(stored) if time is None else VideoFrames(stored).at([time])[0]
+            rgb = decode_image(stored) if time is None else next(VideoFrames(stored).at([time]))
             assert torch.equal(patches_PE, processor.patches(rgb, processor.image_size(*rgb.shape[:2])))
 
 

@@ -92,9 +92,9 @@ def _shrunk(data: bytes, limits: PictureLimits) -> bytes | None:
 
 def _video(raw: RawMedia, digest: str, timestamps: Sequence[float]) -> Media:
     with VideoFrames(raw.data) as video:
-        frames = video.at(timestamps)
-        height, width = frames[0].shape[:2] if frames else (video.height, video.width)
-    return Media(kind="video", data=raw.data, width=width, height=height, sha256=digest)
+        for _ in video.at(timestamps):
+            pass  # decoded to find out that it can be, and kept by nobody
+    return Media(kind="video", data=raw.data, width=video.width, height=video.height, sha256=digest)
 
 
 def _timestamps(record: Record, media: int) -> list[float]:

@@ -79,7 +79,7 @@ def test_a_clip_behind_the_videos_end_is_as_wrong_as_before(monkeypatch):
     monkeypatch.setattr(video_module, "CUT_FROM_BYTES", 0)
     data = noisy_video(frames=240)
     with pytest.raises(MediaError) as caught:
-        VideoFrames(cut_clip(data, 100.0, 101.0)).at([100.0])
+        next(VideoFrames(cut_clip(data, 100.0, 101.0)).at([100.0]))
     assert caught.value.reason == "truncated_video"
 
 
@@ -87,7 +87,9 @@ def test_a_clip_whose_packets_change_on_the_way_stays_whole(monkeypatch):
     monkeypatch.setattr(video_module, "CUT_FROM_BYTES", 0)
     data = noisy_video(frames=240)
     remux = video_module._remux
-    monkeypatch.setattr(video_module, "_remux", lambda template, packets: remux(template, packets[:-1]))
+    monkeypatch.setattr(
+        video_module, "_remux", lambda track, packets, begin: remux(track, packets[:-1], begin)
+    )
     assert cut_clip(data, 1.0, 2.0) is data
 
 

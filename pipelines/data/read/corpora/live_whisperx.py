@@ -2,7 +2,7 @@
 
 A line is ``[user, assistant]``; the user's content is a video span and a query (with ``previous``, ``title``
 and ``category``, any of which may be absent), the assistant's a ``text_stream`` of ``[start, end, word]``.
-All times are absolute in the video. **The last line is the list of line offsets**
+All times count from the video's first picture. **The last line is the list of line offsets**
 (:mod:`pipelines.data.read.formats.lines`). Clips are short parts of long videos: only the part is kept.
 """
 
@@ -13,9 +13,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from casa_core.media.video import frame_times
 from casa_core.types import Image, Part, Text
 from pipelines.data.read.corpora.base import CorpusReader
-from pipelines.data.read.corpora.video import cut_clip, frame_times
+from pipelines.data.read.corpora.video import cut_clip
 from pipelines.data.read.corpora.videos import VIDEO_BYTES, VIDEO_SUFFIXES, Videos
 from pipelines.data.read.formats.lines import json_lines, line_spans
 from pipelines.data.read.source.base import (

@@ -1,4 +1,4 @@
-"""Frame sampling times of a video, and cutting a clip out of a video without encoding it again.
+"""Times at which a corpus's videos are sampled, and cutting a clip out of a video without encoding it again.
 
 The times (paper, B.1 and B.2): two frames per second; 20 evenly spread frames of clips shorter than 10 s. At
 10 s both give the same times. Live captions always use the grid of two frames per second.
@@ -11,6 +11,9 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from casa_core.errors import MediaError
+from casa_core.media.video import TIME_ZERO, VideoFrames, frame_times, open_track
+
 SHORT_SECONDS = 10.0
 SHORT_FRAMES = 20
 CUT_FROM_BYTES = 1 << 20
@@ -20,17 +23,6 @@ CUT_TO_SHARE = 0.5
 _TIME_TOLERANCE = 1e-6
 _CONTAINERS = "mov,mp4,matroska,webm"
 """Videos in other containers are never cut: their packets change on the way into an MP4 file."""
-
-
-def frame_times(start: float, end: float, fps: float) -> list[float]:
-    """The grid: ``start + n / fps`` for every n that lies before ``end``, at least one.
-
-    Args:
-        start, end: The clip, seconds in the video.
-        fps: Frames per second.
-    """
-    count = max(1, math.ceil((end - start) * fps - _TIME_TOLERANCE))
-    return [start + number / fps for number in range(count)]
 
 
 def clip_times(start: float, end: float, fps: float) -> list[float]:
@@ -48,7 +40,8 @@ def cut_clip(data: bytes, start: float, end: float) -> bytes:
     """The part of a video from ``start`` to ``end``, its pictures as they are encoded, its times unchanged.
 
     It begins with the key frame before ``start`` and ends after the first frame from ``end`` on; sound is
-    left out. The cut is read back: unless every packet in it is the original's, with the same time, the whole
+    left out, and its metadata name the time of the video's first picture, from which times count. The cut is
+    read back: unless every packet in it is the original's, with the same time, and shows the same, the whole
     video is returned. So are small files, and videos of which the clip is more than half.
 
     Args:
@@ -64,27 +57,35 @@ def cut_clip(data: bytes, start: float, end: float) -> bytes:
     if len(data) < CUT_FROM_BYTES:
         return data
     try:
-        packets, template = _packets(data, start, end)
+        with VideoFrames(data) as video:
+            begin = video.begin
+        packets, stream = _packets(data, begin + max(start, 0.0), begin + end)
         if not packets or sum(packet.size for packet in packets) > CUT_TO_SHARE * len(data):
             return data
         expected = [_identity(packet) for packet in packets]
-        clip = _remux(template, packets)
-        written = [_identity(packet) for packet in _demux(_open(clip))]
-    except (FFmpegError, ValueError):
+        shown = float(packets[0].pts * stream.time_base) - begin
+        clip = _remux(stream, packets, begin)
+        written = [_identity(packet) for packet in _demux(*open_track(clip))]
+        same = written == expected and _looks(clip, shown) == _looks(data, shown)
+    except (FFmpegError, MediaError, ValueError):
         return data  # the decoder, which reads all of it, reports what is wrong
-    same = written == expected and _first_picture(clip) == _first_picture(data, start)
     return clip if same else data
 
 
 def _packets(data: bytes, start: float, end: float) -> tuple[list[Any], Any]:
-    """The packets between two times in decoding order, and the stream they come from."""
-    container = _open(data)
-    stream = container.streams.video[0]
+    """The packets of a clip in decoding order, and their stream; none where they cannot be told apart.
+
+    Args:
+        data: The video.
+        start, end: The clip, seconds on the file's clock.
+    """
+    container, stream = open_track(data, _CONTAINERS)
+    assert stream.time_base is not None
     if start > 0:
         container.seek(int(start / stream.time_base), stream=stream, backward=True)
     kept: list[Any] = []
     after: Any = None
-    for packet in _demux(container):
+    for packet in _demux(container, stream):
         if packet.pts is None or packet.dts is None or packet.is_discard:
             return [], stream  # without its times a packet cannot be placed inside the clip
         if after is not None and packet.dts > after:
@@ -93,10 +94,10 @@ def _packets(data: bytes, start: float, end: float) -> tuple[list[Any], Any]:
         if packet.pts * packet.time_base >= end:
             after = packet.pts if after is None else min(after, packet.pts)
     begins = kept[0].pts * kept[0].time_base if kept and kept[0].is_keyframe else math.inf
-    return (kept if begins <= max(start, 0.0) + _TIME_TOLERANCE else []), stream
+    return (kept if begins <= start + _TIME_TOLERANCE else []), stream
 
 
-def _remux(template: Any, packets: Sequence[Any]) -> bytes:
+def _remux(template: Any, packets: Sequence[Any], begin: float) -> bytes:
     """The packets in an MP4 file whose clock ticks as the original's does, so that no time is rounded."""
     import av
 
@@ -104,8 +105,10 @@ def _remux(template: Any, packets: Sequence[Any]) -> bytes:
     # An edit list keeps the time before the first picture; it counts in the movie's ticks, not in the
     # track's.
     options = {"movie_timescale": ticks, "video_track_timescale": ticks, "avoid_negative_ts": "disabled"}
+    options["movflags"] = "use_metadata_tags"  # otherwise only names that players know are written
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4", options=options) as container:
+        container.metadata[TIME_ZERO] = repr(begin)
         stream = container.add_stream_from_template(template)
         stream.time_base = template.time_base
         for packet in packets:
@@ -118,29 +121,12 @@ def _identity(packet: Any) -> tuple[Any, Any, bool, bytes]:
     return packet.pts * packet.time_base, packet.dts * packet.time_base, packet.is_keyframe, bytes(packet)
 
 
-def _first_picture(data: bytes, time: float = 0.0) -> tuple[Any, int, bytes] | None:
-    """Time, rotation and pixels of the first frame decoded from a time on."""
-    container = _open(data)
-    stream = container.streams.video[0]
-    stream.codec_context.thread_count = 1
-    if time > 0:
-        container.seek(int(time / stream.time_base), stream=stream, backward=True)
-    frame = next(iter(container.decode(stream)), None)
-    if frame is None or frame.pts is None:
-        return None
-    return frame.pts * frame.time_base, frame.rotation, frame.to_ndarray(format="rgb24").tobytes()
+def _looks(data: bytes, time: float) -> tuple[float, bytes]:
+    """When a video begins, and its upright picture at a time."""
+    with VideoFrames(data) as video:
+        return video.begin, next(video.at([time])).tobytes()
 
 
-def _demux(container: Any) -> Iterator[Any]:
-    """The first video stream's packets from where the container stands; the empty one at the end left out."""
-    return (packet for packet in container.demux(container.streams.video[0]) if packet.size)
-
-
-def _open(data: bytes) -> Any:
-    import av
-
-    options = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}
-    container = av.open(io.BytesIO(data), "r", options=options, metadata_errors="replace")
-    if not container.streams.video or container.streams.video[0].codec_context is None:
-        raise ValueError("there is no picture track that can be decoded")
-    return container
+def _demux(container: Any, stream: Any) -> Iterator[Any]:
+    """A track's packets from where the container stands; the empty one at the end left out."""
+    return (packet for packet in container.demux(stream) if packet.size)

@@ -37,8 +37,17 @@ class CorpusReader:
     def inventory(self) -> Inventory:
         """Which files each split has, and which are not read."""
         return take_inventory(
-            self.files, suffixes=self.suffixes, media=self.media, splits=self.splits, wanted=self.chosen
+            self.files,
+            suffixes=self.suffixes,
+            media=self.media,
+            splits=self.splits,
+            wanted=self.chosen,
+            is_read=self.is_read,
         )
+
+    def is_read(self, name: str) -> bool:
+        """Whether a file with one of ``suffixes`` holds records of this layout."""
+        return True
 
     def chosen(self, names: Sequence[str]) -> list[str]:
         """The files that the recipe asks for, out of those of a split."""

@@ -1,6 +1,7 @@
-"""Reader of users' own pictures and text: JSONL, parquet or WebDataset tar files, by suffix.
+"""Reader of users' own pictures and text: JSONL, JSON, parquet or WebDataset tar files, by suffix.
 
-A record (a line of ``.jsonl``, a row of ``.parquet``, the ``.json`` of a tar's sample) has
+A record (a line of ``.jsonl`` or ``.jsonl.gz``, a row of ``.parquet``, an item of a ``.json`` that is one
+array, the ``.json`` of a tar's sample) has
 
 * pictures in ``image`` or ``images`` (a list), or none. Each is the path of a file, relative to the root or
   to the folder of the file that names it; or ``{bytes, path}`` with either; or bytes (parquet); or a
@@ -33,6 +34,8 @@ from pipelines.data.read.corpora.conversation import (
     turns_from_pairs,
 )
 from pipelines.data.read.corpora.llava_midtraining import CAPTION_PROMPT, captioned
+from pipelines.data.read.formats.json_array import array_items, array_spans, begins_array
+from pipelines.data.read.formats.lines import SUFFIXES as LINES
 from pipelines.data.read.formats.lines import json_lines, json_value, line_spans
 from pipelines.data.read.formats.parquet import parquet_rows, parquet_spans, still_picture
 from pipelines.data.read.formats.tar_shards import Group, tar_groups, tar_spans
@@ -47,7 +50,7 @@ from pipelines.data.read.source.base import (
 )
 from pipelines.data.store.quarantine import Rejected
 
-SUFFIXES = (".jsonl", ".parquet", ".tar")
+PARQUET, ARRAY, SHARDS = (".parquet",), (".json",), (".tar",)
 IMAGE_SUFFIXES = frozenset(
     ("png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff", "ppm", "avif", "ico", "tga", "jp2")
 )
@@ -68,23 +71,35 @@ class ImageTextReader(CorpusReader):
         caption_prompt: The user's turn before a caption; empty for none.
     """
 
-    suffixes = SUFFIXES
+    suffixes = (*LINES, *PARQUET, *ARRAY, *SHARDS)
     media = tuple(f".{suffix}" for suffix in sorted(IMAGE_SUFFIXES))
 
     caption_prompt: str = CAPTION_PROMPT
 
+    def is_read(self, name: str) -> bool:
+        """Whether a file holds records: a JSON file does that begins as an array of objects.
+
+        One beside a picture of the same name describes that picture, and is not opened.
+        """
+        if not name.lower().endswith(ARRAY):
+            return True
+        stem = name[: -len(".json")]
+        described = any(f"{stem}{suffix}" in self.files.listing.files for suffix in self.media)
+        return not described and begins_array(self.files, name)
+
     def spans(self, split: str) -> list[Span]:
-        """The records of all three kinds of file, by name of file.
+        """The records of all kinds of file, by name of file.
 
         Raises:
             DataError: For a JSONL file that ends in line offsets which contradict it.
         """
         names = self.names(split)
-        of_kind = {kind: [name for name in names if name.endswith(kind)] for kind in SUFFIXES}
+        of_kind = lambda kind: [name for name in names if name.lower().endswith(kind)]  # noqa: E731
         spans = [
-            *line_spans(self.files, of_kind[".jsonl"], _IMAGE_BYTES),
-            *parquet_spans(self.files, of_kind[".parquet"]),
-            *tar_spans(self.files, of_kind[".tar"]),
+            *line_spans(self.files, of_kind(LINES), _IMAGE_BYTES),
+            *parquet_spans(self.files, of_kind(PARQUET)),
+            *array_spans(self.files, of_kind(ARRAY), _IMAGE_BYTES),
+            *tar_spans(self.files, of_kind(SHARDS)),
         ]
         return sorted(spans, key=lambda span: (span.file, span.start))
 
@@ -96,10 +111,13 @@ class ImageTextReader(CorpusReader):
 
     def _rows(self, span: Span) -> Iterator[dict[str, Any] | BadRecord]:
         """Records with all ``_FIELDS``, None where they are absent."""
-        if span.file.endswith(".parquet"):
+        name = span.file.lower()
+        if name.endswith(PARQUET):
             found = parquet_rows(self.files, span, needed=(), wanted=_FIELDS)
-        elif span.file.endswith(".jsonl"):
+        elif name.endswith(LINES):
             found = json_lines(self.files, span)
+        elif name.endswith(ARRAY):
+            found = array_items(self.files, span)
         else:
             groups = tar_groups(self.files, span)
             found = (group if isinstance(group, BadRecord) else _unpacked(group) for group in groups)

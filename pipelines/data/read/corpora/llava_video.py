@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -24,7 +24,7 @@ from pipelines.data.read.corpora.base import SubsetReader
 from pipelines.data.read.corpora.conversation import arrange, turns_from
 from pipelines.data.read.corpora.video import clip_times
 from pipelines.data.read.corpora.videos import VIDEO_BYTES, VIDEO_SUFFIXES, Videos
-from pipelines.data.read.formats.json_array import array_items, array_spans
+from pipelines.data.read.formats.json_array import array_items, array_spans, begins_array
 from pipelines.data.read.source.base import (
     BadRecord,
     Place,
@@ -34,7 +34,6 @@ from pipelines.data.read.source.base import (
     collect,
     inner_path,
 )
-from pipelines.data.read.source.splits import Inventory, is_document
 from pipelines.data.read.source.subsets import subset_of
 from pipelines.data.store.quarantine import Rejected
 
@@ -44,7 +43,6 @@ KINDS = {
     "open_ended": ("oe", "qa"),
 }
 """What is asked → words of the file's name; the first kind that has one (``…_mc_v0_1_qa_processed.json``)."""
-_BEGINS = re.compile(rb"(?:\xef\xbb\xbf)?\s*\[\s*\{")
 MAX_SECONDS = 180.0
 _ROUNDING = 1.0
 """Seconds by which a container may overstate a video of the maximal length."""
@@ -70,31 +68,15 @@ class LlavaVideoReader(SubsetReader):
     fps: float = 2.0
     max_seconds: float = MAX_SECONDS
 
-    def inventory(self) -> Inventory:
-        """Which files each split has; JSON files of other content are not read."""
-        found = super().inventory()
-        other = [name for name in found.excluded if kind_of(name) is None and not self._begins_well(name)]
-        unread = [name for name in other if not is_document(name)]
-        return replace(
-            found,
-            excluded=tuple(name for name in found.excluded if name not in other),
-            unread=tuple(sorted((*found.unread, *unread))),
-        )
+    def is_read(self, name: str) -> bool:
+        """Whether a file holds annotations: by its name, or where it begins so."""
+        return kind_of(name) is not None or begins_array(self.files, name)
 
     def chosen(self, names: Sequence[str]) -> list[str]:
         """The files of the kinds and in the subsets asked for."""
         everything = set(self.kinds) == set(KINDS)
-        asked = [
-            name
-            for name in names
-            if (kind := kind_of(name)) in self.kinds
-            or (kind is None and everything and not is_document(name) and self._begins_well(name))
-        ]
+        asked = [name for name in names if (kind := kind_of(name)) in self.kinds or (everything and not kind)]
         return super().chosen(asked)
-
-    def _begins_well(self, name: str) -> bool:
-        with self.files.open(name) as file:
-            return _BEGINS.match(file.read(1024)) is not None
 
     def spans(self, split: str) -> list[Span]:
         """The items of all annotation files of the kinds asked for."""

@@ -8,13 +8,16 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pipelines.data.read.source.base import BadRecord, Span
+from pipelines.data.read.formats.text import MARK, text_start
+from pipelines.data.read.source.base import BadRecord, Span, rest_of
 from pipelines.data.read.source.files import Files
 
 RECORDS_PER_SPAN = 64
 LARGEST_ITEM = 16 << 20
 """Characters after which an item that does not end counts as broken."""
 _CHUNK = 4 << 20
+_HEAD = 4096
+_BEGINS = re.compile(rb"(?:\xff\xfe|\xfe\xff)?\s*\[\s*(?:\{|$)")
 _DECODER = json.JSONDecoder()
 _BLANK = re.compile(r"[ \t\r\n]*")
 
@@ -25,26 +28,31 @@ def array_spans(files: Files, names: Sequence[str], media_bytes: int) -> list[Sp
     Each file holds an array; ``media_bytes`` is a guess at what a record's video takes.
     """
     spans: list[Span] = []
-    for name, (ends, whole) in zip(
-        names, files.map(lambda name: _item_ends(files, name), names), strict=True
-    ):
+    found = zip(names, files.map(lambda name: _item_ends(files, name), names), strict=True)
+    for name, (ends, whole) in found:
         for start in range(0, len(ends) - 1, RECORDS_PER_SPAN):
             stop = min(start + RECORDS_PER_SPAN, len(ends) - 1)
             begin, end = ends[start], ends[stop]
             size = end - begin + (stop - start) * media_bytes
             spans.append(Span(file=name, start=start, stop=stop, bytes=size, begin=begin, end=end))
         if not whole:
-            rest, at = len(ends) - 1, ends[-1]
-            spans.append(Span(file=name, start=rest, stop=rest + 1, bytes=0, begin=at, end=at))
+            spans.append(rest_of(name, row=len(ends) - 1, at=ends[-1], size=files.size(name)))
     return spans
+
+
+def begins_array(files: Files, name: str) -> bool:
+    """Whether a JSON file begins as an array of objects does, in any encoding; others hold no records."""
+    with files.open(name) as file:
+        head = file.read(_HEAD).removeprefix(MARK)
+    return _BEGINS.match(head.replace(b"\0", b"")) is not None
 
 
 def array_items(files: Files, span: Span) -> Iterator[Any | BadRecord]:
     """The items of a span; the one ``BadRecord`` of a span that stands for the broken end of a file."""
-    if span.begin == span.end:
-        yield BadRecord("truncated_file", f"no item and no end of the array follows byte {span.begin}")
-        return
     with files.open(span.file) as file:
+        if span.lost is not None:
+            yield _broken(file, span)
+            return
         file.seek(span.begin)
         # As the plan saw it: bytes that are no UTF-8 cost their own item, and do not move the others.
         text = file.read(span.end - span.begin).decode("utf-8", "surrogateescape")
@@ -52,6 +60,14 @@ def array_items(files: Files, span: Span) -> Iterator[Any | BadRecord]:
     for _ in range(span.records):
         item, at = _DECODER.raw_decode(text, _next_item(text, at))
         yield item
+
+
+def _broken(file: Any, span: Span) -> BadRecord:
+    try:
+        text_start(file)
+    except BadRecord as bad:
+        return bad
+    return BadRecord("truncated_file", f"no item and no end of the array follows byte {span.begin}")
 
 
 def _next_item(text: str, at: int) -> int:
@@ -66,22 +82,26 @@ def _blank(text: str, at: int) -> int:
 
 
 def _item_ends(files: Files, name: str) -> tuple[list[int], bool]:
-    """0, then the byte offset behind each item; and whether the array is closed behind the last."""
+    """Where the text begins, then the byte offset behind each item; and whether the array is closed there."""
     with files.open(name) as file:
-        return _Scanner(file).run()
+        try:
+            start = text_start(file)
+        except BadRecord:
+            return [0], False
+        return _Scanner(file, start).run()
 
 
 class _Scanner:
     """Reads one array piece by piece: from ``at`` (byte ``base`` of the file) on, ``text`` is still to do."""
 
-    def __init__(self, file: Any) -> None:
+    def __init__(self, file: Any, start: int = 0) -> None:
         self._file = file
         self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
-        self._text, self._at, self._base, self._done = "", 0, 0, False
+        self._text, self._at, self._base, self._done = "", 0, start, False
 
     def run(self) -> tuple[list[int], bool]:
         """As ``_item_ends``."""
-        ends = [0]
+        ends = [self._base]
         try:
             while True:
                 mark, following = self._marks()

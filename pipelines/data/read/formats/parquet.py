@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.data.read.source.base import BadRecord, RawMedia, Span
+from pipelines.data.read.source.base import BadRecord, RawMedia, Span, rest_of
 from pipelines.data.read.source.files import Files
 
 ROWS_PER_BATCH = 16
@@ -32,7 +32,7 @@ def parquet_spans(files: Files, names: Sequence[str]) -> list[Span]:
 
 
 def _row_groups(files: Files, name: str) -> list[Span]:
-    unreadable = Span(file=name, start=0, stop=1, bytes=0, begin=-1, end=-1)
+    unreadable = rest_of(name, row=0, at=0, size=files.size(name))
     try:
         with files.open(name) as file:
             metadata = pq.ParquetFile(file).metadata
@@ -60,7 +60,7 @@ def parquet_rows(
         needed: Columns without which no row can be used.
         wanted: Columns to be read where the file has them.
     """
-    if span.begin < 0:
+    if span.lost is not None:
         yield BadRecord("unreadable_file", "its footer cannot be read, or contradicts itself")
         return
     done = 0

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from pipelines.data.read.source.base import BadRecord, Span
+from pipelines.data.read.source.base import BadRecord, Span, rest_of
 from pipelines.data.read.source.files import Files
 
 RECORDS_PER_SPAN = 64
@@ -32,7 +32,7 @@ def tar_spans(files: Files, names: Sequence[str]) -> list[Span]:
 
 def tar_groups(files: Files, span: Span) -> Iterator[Group | BadRecord]:
     """The samples of a span."""
-    if span.begin == span.end:
+    if span.lost is not None:
         yield BadRecord(
             "truncated_file", f"no whole member and no end of the archive follows byte {span.end}"
         )
@@ -75,8 +75,7 @@ def _shard_spans(files: Files, name: str) -> list[Span]:
             spans.append(Span(file=name, start=first, stop=number, bytes=end - begin, begin=begin, end=end))
             first = number
     if not whole:
-        rest, at = len(starts) - 1, starts[-1]
-        spans.append(Span(file=name, start=rest, stop=rest + 1, bytes=0, begin=at, end=at))
+        spans.append(rest_of(name, row=len(starts) - 1, at=starts[-1], size=files.size(name)))
     return spans
 
 

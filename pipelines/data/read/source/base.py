@@ -27,6 +27,8 @@ class Span:
         start, stop: Record numbers in the file, ``stop`` not included.
         bytes: Estimated bytes to read.
         begin, end: Where the reader finds them: row groups (parquet) or byte offsets (everything else).
+        lost: Bytes of the file, from here on, that cannot be read; its one record stands for whatever they
+            hold. None for an ordinary span.
     """
 
     file: str
@@ -35,11 +37,17 @@ class Span:
     bytes: int
     begin: int
     end: int
+    lost: int | None = None
 
     @property
     def records(self) -> int:
         """How many records the span has; each is written or quarantined."""
         return self.stop - self.start
+
+
+def rest_of(file: str, *, row: int, at: int, size: int) -> Span:
+    """The span of what cannot be read of a file of ``size`` bytes, from byte ``at`` and record ``row`` on."""
+    return Span(file=file, start=row, stop=row + 1, bytes=0, begin=at, end=at, lost=max(0, size - at))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -105,6 +105,10 @@ class Files:
 
         return self._attempt(name, whole)
 
+    def size(self, name: str) -> int:
+        """Bytes of a file of the listing."""
+        return self.listing.files[name].size
+
     def exists(self, name: str) -> bool:
         """Whether there is such a file; raises ``TransferError``."""
         filesystem, path = self._location

@@ -84,6 +84,7 @@ def take_inventory(
     media: Sequence[str] = (),
     splits: Mapping[str, Sequence[str]] | None = None,
     wanted: Callable[[Sequence[str]], Sequence[str]] = lambda names: names,
+    is_read: Callable[[str], bool] = lambda name: True,
 ) -> Inventory:
     """Assign each file of a corpus.
 
@@ -93,24 +94,27 @@ def take_inventory(
         splits: A recipe's: split, or ``unused`` → patterns of names relative to the root. Files that none of
             them matches go by their names.
         wanted: Picks, from the files of one split, those that the recipe asks for.
+        is_read: Whether a file with such a suffix holds records at all.
 
     Raises:
         ConfigError: For a pattern that matches nothing, or a file that patterns of two splits match.
         DataError: Where ``README.json`` lists a file that is not there.
     """
-    names = files.names(tuple(suffixes))
+    named = files.names(tuple(suffixes))
+    names = [name for name in named if not is_document(name) and is_read(name)]
     stated, notes = _stated(files)
     split_of = _named(names, stated) | _chosen(names, splits or {})
     read = {split: tuple(wanted([name for name in names if split_of[name] == split])) for split in SPLITS}
     kept = {name for own in read.values() for name in own}
-    listing = files.listing
+    listing, known = files.listing, set(names)
     return Inventory(
         splits=read,
         excluded=tuple(name for name in names if name not in kept),
         unread=tuple(
             name
             for name in listing.files
-            if not name.lower().endswith((*suffixes, *media)) and not is_document(name)
+            if not (name in known or name in listing.doubles or is_document(name))
+            and not name.lower().endswith(tuple(media))
         ),
         links=(*listing.doubles, *listing.dangling),
         notes=notes,

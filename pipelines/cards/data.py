@@ -89,6 +89,7 @@ def _clean_page(
         header=_clean_tiles(card, records),
         sections={
             "Splits": section("Splits", "Only the train split is ever packed.", _split_table(splits)),
+            **_files_section(card.get("files")),
             "Sizes": section("Sizes", f"Samples of the train split: {scope}.", histograms),
             "Samples": section("Samples", gallery_lead, gallery(reader)),
             "Quarantine": quarantine_section(rejected, records),
@@ -177,6 +178,24 @@ def _split_table(splits: Mapping[str, Mapping[str, Any]]) -> Html:
     ]
     head = ["split", "records", "samples", "set aside", "pictures", "videos", "media", "shards"]
     return table(head, rows, numeric=range(1, len(head)))
+
+
+def _files_section(files: Mapping[str, Any] | None) -> dict[str, Html]:
+    """Which files were read and which were not, where the card states it."""
+    if not files:
+        return {}
+    rows = [[f"read, {split}", f"{count:,}", ""] for split, count in files["read"].items()]
+    rows += [["left out by the recipe", f"{files['excluded']:,}", ""]] if files["excluded"] else []
+    lost = files["lost"]
+    if lost["files"]:
+        about = f"about {lost['records']:,} records: " + ", ".join(lost["files"][:3])
+        rows.append(["damaged or cut", f"{len(lost['files']):,}", about])
+    rows += [
+        [f"not read: {kind}", f"{entry['files']:,}", ", ".join(entry["examples"])]
+        for kind, entry in files["not_read"].items()
+    ]
+    lead = "; ".join(files["notes"]) or "Pictures and videos that records name are not listed."
+    return {"Files": section("Files", lead, table(["files", "number", "such as"], rows, numeric=[1]))}
 
 
 def _need(card: Mapping[str, Any], keys: Sequence[str]) -> None:

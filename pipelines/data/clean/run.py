@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 from casa_core.errors import ConfigError
 from casa_core.media.decode import MAX_PIXELS
 from pipelines.dag.settings import read_settings, stage_settings
+from pipelines.data.clean.losses import Losses, losses_of
 from pipelines.data.clean.records import PictureLimits
 from pipelines.data.clean.shards import CleanShards, ShardReport, ShardTask, rejected_table
 from pipelines.data.read import Reader, Span, open_reader
+from pipelines.data.read.source.splits import SPLITS, Inventory
 from pipelines.data.store.on_ray import on_ray
 from pipelines.data.store.quarantine import QUARANTINE, Tally, merge_quarantines
 from pipelines.data.store.shard_pipeline import REPORTS, Run, write_shards
@@ -28,7 +30,6 @@ from pipelines.storage.transfer import remove_tree
 if TYPE_CHECKING:
     from pipelines.dag.context import StageContext
 
-SPLITS = ("train", "test")
 RECORDS_PER_SHARD = 4096
 BYTES_PER_SHARD = 256 << 20
 SMALL_SHARD = 8 << 20
@@ -89,13 +90,25 @@ def clean_source(context: StageContext, run: Run) -> dict[str, Any]:
     reader = open_reader(settings.reader, root, settings.source, settings.options)
     limits = PictureLimits(max_pixels=settings.max_pixels or MAX_PIXELS, shrink_above=settings.shrink_above)
     tasks = plan(reader)
-    reports = _clean_shards(context, reader, limits, tasks, settings.max_failures, run)
-    card = _card(settings, tasks, reports)
+    inventory = reader.inventory()
+    losses = losses_of([span for task in tasks for span in task.spans], inventory.sizes.__getitem__)
+    losses.check(settings.source, settings.max_failures)
+    allowed = losses.left_of(settings.max_failures)
+    reports = _clean_shards(context, reader, limits, tasks, allowed, run)
+    card = _card(settings, tasks, reports) | {
+        "files": inventory.to_json() | {"lost": {"files": losses.files, "records": losses.records}}
+    }
     write_json(context.output / CARD, card)
     remove_tree(context.output / REPORTS)
     rows = {split: entry["rows"] for split, entry in card["splits"].items()}
     return {
-        "headline": " · ".join([*(f"{count:,} {split}" for split, count in rows.items()), _set_aside(card)]),
+        "headline": " · ".join(
+            [
+                *(f"{count:,} {split}" for split, count in rows.items()),
+                _set_aside(card),
+                *_left(inventory, losses),
+            ]
+        ),
         "rows": rows,
         "bytes": card["bytes"],
         "quarantined": card["quarantine"],
@@ -127,10 +140,16 @@ def plan(reader: Reader) -> list[ShardTask]:
             ShardTask(split=split, number=number, spans=tuple(group)) for number, group in enumerate(groups)
         ]
     if not any(task.split == "train" for task in tasks):
+        found = reader.inventory()
+        held_out = (
+            f"{len(found.splits['test'])} files are held out by their names" if found.splits["test"] else ""
+        )
+        others = [text for text in (held_out, found.summary()) if text]
         raise ConfigError(
             f"Source {reader.source!r} has no training records.",
-            "No file of its layout was found there.",
-            "Check the source's path and reader.",
+            f"No file of its layout was found there{': ' if others else ''}{'; '.join(others)}.",
+            "Check the source's path and reader"
+            + (", or name files to train on in `splits`." if held_out else "."),
         )
     return tasks
 
@@ -212,3 +231,9 @@ def _set_aside(card: dict[str, Any]) -> str:
     reasons = card["quarantine"]
     listed = ", ".join(f"{reason} {count}" for reason, count in reasons.items())
     return f"{sum(reasons.values())} quarantined" + (f" ({listed})" if listed else "")
+
+
+def _left(inventory: Inventory, losses: Losses) -> list[str]:
+    """What is missing beside the records set aside: files lost, and files that are not read."""
+    lost = f"{len(losses.files)} files lost, about {losses.records:,} records" if losses.files else ""
+    return [text for text in (lost, inventory.summary()) if text]

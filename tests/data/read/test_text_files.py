@@ -13,6 +13,7 @@ from pipelines.data.read.formats import lines
 from pipelines.data.read.formats.lines import json_lines, line_spans
 from pipelines.data.read.source.base import BadRecord
 from pipelines.data.read.source.files import Files
+from pipelines.data.store.quarantine import Rejected
 from tests.support.data.corpus import reasons
 from tests.support.data.layouts import video_item
 
@@ -79,7 +80,8 @@ def test_another_encoding_is_named_with_the_remedy(tmp_path, encoding, reader, n
     opened = open_reader(reader, str(tmp_path), "corpus", {})
     (span,) = opened.spans("train")
     (result,) = opened.read(span)
-    assert reasons([result]) == ["bad_encoding"]
+    assert isinstance(result, Rejected)
+    assert result.reason == "bad_encoding"
     assert "iconv" in result.detail
     assert span.lost == (tmp_path / name).stat().st_size
 
@@ -100,7 +102,7 @@ def test_one_json_array_of_own_records_is_read_and_other_json_is_named(tmp_path)
     (tmp_path / "0.json").write_text('[{"about": "0.png"}]')
     opened = open_reader("image_text", str(tmp_path), "corpus", {})
     results = [result for span in opened.spans("train") for result in opened.read(span)]
-    assert [result.sample.parts[-1].text for result in results if isinstance(result, Record)] == ["a", "b"]  # type: ignore[union-attr]
+    assert [result.sample.parts[-1].text for result in results if isinstance(result, Record)] == ["a", "b"]
     assert opened.inventory().unread == ("0.json", "numbers.json", "settings.json")
 
 

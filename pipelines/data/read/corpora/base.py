@@ -5,7 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from functools import cached_property
+from typing import Any, ClassVar
 
 from pipelines.data.read.formats.parquet import Row, parquet_rows, parquet_spans
 from pipelines.data.read.source.base import Place, Record, Span, collect
@@ -34,8 +35,15 @@ class CorpusReader:
     suffixes: ClassVar[tuple[str, ...]] = ()
     media: ClassVar[tuple[str, ...]] = ()
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_inventory"}
+
     def inventory(self) -> Inventory:
-        """Which files each split has, and which are not read."""
+        """Which files each split has, and which are not read; taken once a process."""
+        return self._inventory
+
+    @cached_property
+    def _inventory(self) -> Inventory:
         return take_inventory(
             self.files,
             suffixes=self.suffixes,

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from casa_core.errors import DataError
-from pipelines.data.read.formats.text import text_start
+from pipelines.data.read.formats.text import MARK, text_start
 from pipelines.data.read.source.base import BadRecord, Span, rest_of
 from pipelines.data.read.source.files import Files
 
@@ -120,7 +120,7 @@ def _broken(files: Files, span: Span) -> BadRecord:
 def json_value(data: bytes) -> Any | BadRecord:
     """What a JSON document says, or what is wrong with it."""
     try:
-        return json.loads(data.decode("utf-8-sig"))
+        return json.loads(data.removeprefix(MARK).decode("utf-8"))
     except UnicodeDecodeError as error:
         return BadRecord("bad_encoding", str(error))
     except (ValueError, RecursionError) as error:

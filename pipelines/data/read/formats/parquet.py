@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.data.read.source.base import BadRecord, RawMedia, Span, rest_of
-from pipelines.data.read.source.files import Files
+from pipelines.data.read.source.files import Files, of_machine
 
 ROWS_PER_BATCH = 16
 """Rows decoded at once: a row may hold a dozen pages of a document."""
@@ -19,7 +19,8 @@ _READ_AHEAD = 4 << 20
 """Bytes of a column read at once: a row group of a gigabyte takes as much memory as a page of it, twice."""
 
 _DAMAGE = (pa.ArrowException, OSError, UnicodeDecodeError)
-"""What pyarrow raises for a damaged file, the last one for a column's name; never for a network's failure."""
+"""What pyarrow raises for a damaged file, the last one for a column's name. ``OSError`` may also be a disk's
+failure: ``of_machine`` tells them apart."""
 _PLAUSIBLE = 4
 """Times the bytes of a row group that decoding it may ask for at once; what asks for more is damaged."""
 
@@ -37,7 +38,9 @@ def _row_groups(files: Files, name: str) -> list[Span]:
         with files.open(name) as file:
             metadata = pq.ParquetFile(file).metadata
         counts = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-    except _DAMAGE:
+    except _DAMAGE as error:
+        if of_machine(error):
+            raise
         return [unreadable]
     if min(counts, default=0) < 0 or sum(counts) != metadata.num_rows:
         return [unreadable]
@@ -70,6 +73,8 @@ def parquet_rows(
                 yield _row(batch, number)
                 done += 1
     except _DAMAGE as error:
+        if of_machine(error):
+            raise
         if isinstance(error, MemoryError) and _requested(error) <= _PLAUSIBLE * span.bytes + _READ_AHEAD:
             raise  # the machine's fault, not the rows'
         bad = BadRecord("unreadable_rows", f"{type(error).__name__}: {error}")

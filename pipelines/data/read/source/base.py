@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol, TypeVar
 
 from casa_core.errors import MediaError
 from casa_core.types import Part, Sample, Text
+from pipelines.data.read.source.files import transfers
 from pipelines.data.read.source.reasons import REASONS
 from pipelines.data.read.source.splits import Inventory
 from pipelines.data.store.quarantine import Rejected
@@ -161,7 +162,7 @@ def collect(
         return Place(source=source, file=span.file, row=row, sample_id=name)
 
     done = 0
-    for done, raw in enumerate(rows, start=1):
+    for done, raw in enumerate(_handed_out(span.file, rows), start=1):
         place = place_of(span.start + done - 1)
         try:
             if isinstance(raw, BadRecord):
@@ -178,6 +179,12 @@ def collect(
         yield reject(
             place_of(row), "unreadable_rows", f"the file promises {span.records} rows here, not {done}"
         )
+
+
+def _handed_out(file: str, rows: Iterator[Raw]) -> Iterator[Raw]:
+    """The rows; raises ``TransferError`` where the disk or share fails on the way."""
+    with transfers(file):
+        yield from rows
 
 
 def reject(place: Place, reason: str, detail: str) -> Rejected:

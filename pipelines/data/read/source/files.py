@@ -1,15 +1,18 @@
 """Raw files by name under one root: a local folder, or a URI as :mod:`pipelines.storage.uri` reads it.
 
-What a network does in passing (a reset connection, a busy server) is tried again with growing waits. What
-stays broken raises ``TransferError``, which no reader mistakes for a broken record: a run that loses its
-network stops, and does not put half a corpus into the quarantine.
+What a network or a shared folder does in passing (a reset connection, a busy server, a stale handle) is tried
+again with growing waits. What stays broken, a file without permission included, raises ``TransferError``,
+which no reader mistakes for a broken record: a run that loses its network or its disk stops, and does not put
+half a corpus into the quarantine.
 """
 
 from __future__ import annotations
 
+import errno
 import io
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
@@ -17,9 +20,10 @@ from typing import Any, TypeVar
 import pyarrow as pa
 from pyarrow import fs
 
-from casa_core.errors import DataError
+from casa_core.errors import DataError, TransferError, cause
 from pipelines.storage.errors import attempt
 from pipelines.storage.raw_listing import RawListing, list_raw
+from pipelines.storage.retry import retry
 from pipelines.storage.uri import filesystem_for, is_remote
 
 _BUFFER = 256 << 10
@@ -92,7 +96,7 @@ class Files:
             TransferError: From the file's methods too, where it cannot be reached.
         """
         if not is_remote(self.root):
-            return self._handle(name)
+            return self._attempt(name, lambda: self._handle(name))
         raw = _RemoteFile(self._place(name), lambda: self._handle(name))
         return pa.PythonFile(io.BufferedReader(raw, _BUFFER), mode="r")
 
@@ -118,7 +122,10 @@ class Files:
     def map(self, function: Callable[[str], Result], names: Sequence[str]) -> Iterator[Result]:
         """``function`` of each name, in order; of remote files several at a time."""
         if not is_remote(self.root):
-            yield from map(function, names)
+            for name in names:
+                with transfers(name):
+                    result = function(name)
+                yield result
             return
         self._location  # noqa: B018 - opened once, before the threads share it
         with ThreadPoolExecutor(_REQUESTS) as threads:
@@ -129,7 +136,10 @@ class Files:
         return filesystem.open_input_file(f"{path}/{name}")
 
     def _attempt(self, name: str, action: Callable[[], Result]) -> Result:
-        return attempt(self._place(name), action) if is_remote(self.root) else action()
+        if is_remote(self.root):
+            return attempt(self._place(name), action)
+        with transfers(name):
+            return retry(action, lambda error: of_machine(error) and not isinstance(error, PermissionError))
 
     def _place(self, name: str) -> str:
         return f"{self.root.partition('?')[0]}/{name}".rstrip("/")
@@ -198,3 +208,33 @@ def _some(names: Sequence[str]) -> str:
     """The first names of a list that may be long."""
     rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + rest
+
+
+@contextmanager
+def transfers(name: str) -> Iterator[None]:
+    """Errors of the machine inside the block, not of what ``name`` holds, become ``TransferError``."""
+    try:
+        yield
+    except OSError as error:
+        if not of_machine(error):
+            raise
+        raise TransferError(
+            f"{name} is there and cannot be read.",
+            f"{cause(error)}.",
+            "Check its permissions and the disk or share it lies on, and run again: finished work is kept.",
+        ) from error
+
+
+def of_machine(error: BaseException) -> bool:
+    """Whether an error is the system's (permission, disk, share), and not about a name or damaged content.
+
+    Libraries raise ``OSError`` for damaged content too, but only the system's errors have a number.
+    """
+    if isinstance(error, PermissionError):
+        return True
+    return isinstance(error, OSError) and error.errno is not None and error.errno not in _ABOUT_A_NAME
+
+
+_ABOUT_A_NAME = frozenset(
+    {errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
+)

@@ -7,9 +7,9 @@ from types import MappingProxyType
 REASONS = MappingProxyType(
     {
         # the file around the record
-        "unreadable_file": "The file cannot be opened in its format; all of it counts as one record.",
+        "unreadable_file": "The file cannot be opened in its format; it counts with all it should hold.",
         "unreadable_rows": "The part of the parquet file that holds the row is damaged or lacks a column.",
-        "truncated_file": "The file breaks off here; what would follow counts as one record.",
+        "truncated_file": "The file breaks off here; it counts with the records that should follow.",
         # the record itself
         "bad_json": "The line or item is not JSON.",
         "bad_encoding": "A text is not UTF-8.",

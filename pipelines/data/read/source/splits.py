@@ -41,6 +41,7 @@ class Inventory:
 
     Attributes:
         splits: ``train`` and ``test`` → the files read, in order.
+        sizes: Each of these → its bytes.
         excluded: Files that a setting of the recipe leaves out.
         unread: Files that no reader of this layout reads; pictures and videos that records may name, and
             documents about the corpus, are none of them.
@@ -49,6 +50,7 @@ class Inventory:
     """
 
     splits: Mapping[str, tuple[str, ...]]
+    sizes: Mapping[str, int]
     excluded: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
     links: tuple[str, ...] = ()
@@ -100,8 +102,8 @@ def take_inventory(
         ConfigError: For a pattern that matches nothing, or a file that patterns of two splits match.
         DataError: Where ``README.json`` lists a file that is not there.
     """
-    named = files.names(tuple(suffixes))
-    names = [name for name in named if not is_document(name) and is_read(name)]
+    named = [name for name in files.names(tuple(suffixes)) if not is_document(name)]
+    names = [name for name, read in zip(named, files.map(is_read, named), strict=True) if read]
     stated, notes = _stated(files)
     split_of = _named(names, stated) | _chosen(names, splits or {})
     read = {split: tuple(wanted([name for name in names if split_of[name] == split])) for split in SPLITS}
@@ -109,6 +111,7 @@ def take_inventory(
     listing, known = files.listing, set(names)
     return Inventory(
         splits=read,
+        sizes={name: listing.files[name].size for own in read.values() for name in own},
         excluded=tuple(name for name in names if name not in kept),
         unread=tuple(
             name

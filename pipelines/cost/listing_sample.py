@@ -1,9 +1,13 @@
-"""Makes a corpus's listing from its headers and a bounded sample of its records."""
+"""Makes a corpus's listing from its headers and a bounded sample of its records.
+
+Records are counted by footers, line ends and archives' headers, and files measured by their listing. Pictures
+and videos that records name lie beside these files: their bytes follow from the sample.
+"""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from math import sqrt
@@ -17,10 +21,12 @@ from pipelines.data.pack.encode import SPLIT
 from pipelines.data.read import Reader, Record
 from pipelines.data.read.source.base import Span
 from pipelines.data.store.quarantine import Rejected
+from pipelines.text_format import byte_size
 
 SPANS, RECORDS = 8, 32
 """Spans of a corpus that are sampled, and records read per span."""
 TWO_SIDED_95 = 1.96
+_HOLD_MEDIA = (".parquet", ".tar", ".tar.gz", ".tgz")
 
 
 @dataclass(slots=True)
@@ -37,7 +43,12 @@ class _Sampled:
 
 
 def sample_source(
-    reader: Reader, count_tokens: Callable[[str], float], *, passes: float = 1.0, text_doubt: float = 0.0
+    reader: Reader,
+    count_tokens: Callable[[str], float],
+    *,
+    tokens_of: Callable[[int, int], object] = lambda height, width: None,
+    passes: float = 1.0,
+    text_doubt: float = 0.0,
 ) -> SourceListing:
     """Count a source's records from its headers, and measure a sample of them.
 
@@ -45,6 +56,7 @@ def sample_source(
         reader: The source's reader. The sample is the first records of spans that are evenly spaced over the
             train split; only the headers of pictures are read.
         count_tokens: Number of tokens of a text, or an estimate of it.
+        tokens_of: Raises ``MediaError`` for the height and width of a picture that cannot be packed.
         passes: How often each sample is packed.
         text_doubt: Relative uncertainty of ``count_tokens`` itself.
 
@@ -56,14 +68,19 @@ def sample_source(
     seen = _Sampled()
     for span in chosen:
         for record in islice(reader.read(span), RECORDS):
-            _measure(seen, record, count_tokens)
+            _measure(seen, record, count_tokens, tokens_of)
     measured = len(seen.images)
     usable = measured / max(measured + seen.unusable, 1)
     total = sum(seen.sizes.values())
     uncertainty = max(map(_relative_error, (seen.images, seen.text_tokens, seen.media_bytes))) + text_doubt
+    files, beside = _files(spans, reader.inventory().sizes, _mean(seen.media_bytes))
+    size = sum(file.bytes for file in files)
+    where = f"records and {byte_size(size - beside)} from headers"
+    if beside:
+        where += f", {byte_size(beside)} of pictures and videos beside them from the sample"
     return SourceListing(
         name=reader.source,
-        files=_files(spans),
+        files=files,
         images_per_row=_mean(seen.images) * usable,
         text_tokens_per_row=_mean(seen.text_tokens) * usable,
         text_bytes_per_row=_mean(seen.text_bytes) * usable,
@@ -75,14 +92,20 @@ def sample_source(
         video=seen.videos > measured / 2,
         passes=passes,
         uncertainty=uncertainty,
+        bytes_uncertainty=_relative_error(seen.media_bytes) * beside / max(size, 1),
         basis=(
-            f"records and bytes from headers; means of {measured} records in {len(chosen)} of {len(spans)} "
+            f"{where}; means of {measured} records in {len(chosen)} of {len(spans)} "
             f"places, {seen.unusable} unusable; within {uncertainty:.0%} (95 %)"
         ),
     )
 
 
-def _measure(seen: _Sampled, record: Record | Rejected, count_tokens: Callable[[str], float]) -> None:
+def _measure(
+    seen: _Sampled,
+    record: Record | Rejected,
+    count_tokens: Callable[[str], float],
+    tokens_of: Callable[[int, int], object],
+) -> None:
     if isinstance(record, Rejected):
         seen.unusable += 1
         return
@@ -90,8 +113,10 @@ def _measure(seen: _Sampled, record: Record | Rejected, count_tokens: Callable[[
     pictures = [part.media for part in parts if isinstance(part, Image)]
     try:
         sizes = {n: _size(record, n) for n in range(len(record.media))}
+        for width, height in sizes.values():
+            tokens_of(height, width)
     except MediaError:
-        seen.unusable += 1  # the clean stage will quarantine it
+        seen.unusable += 1  # the clean or the pack stage will quarantine it
         return
     seen.sizes.update(sizes[number] for number in pictures)
     seen.videos += any(media.kind == "video" for media in record.media)
@@ -112,13 +137,25 @@ def _size(record: Record, number: int) -> tuple[int, int]:
         return video.width, video.height
 
 
-def _files(spans: Sequence[Span]) -> tuple[RawFile, ...]:
+def _files(
+    spans: Sequence[Span], sizes: Mapping[str, int], media_bytes: float
+) -> tuple[tuple[RawFile, ...], int]:
+    """The files with their bytes, those of media beside them included; and the latter's sum.
+
+    Media lie beside a file of text that is smaller than they are: inside it, as base64, they would take a
+    third more than by themselves.
+    """
     rows: dict[str, int] = defaultdict(int)
-    size: dict[str, int] = defaultdict(int)
     for span in spans:
         rows[span.file] += span.records
-        size[span.file] += span.bytes
-    return tuple(RawFile(name=name, rows=rows[name], bytes=size[name]) for name in sorted(rows))
+    found: list[RawFile] = []
+    beside = 0
+    for name in sorted(rows):
+        media = round(rows[name] * media_bytes)
+        outside = media if not name.lower().endswith(_HOLD_MEDIA) and media > 0.75 * sizes[name] else 0
+        found.append(RawFile(name=name, rows=rows[name], bytes=sizes[name] + outside))
+        beside += outside
+    return tuple(found), beside
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from casa_core.errors import ConfigError
 from casa_core.media.images import ImageSettings
 from pipelines.cost.forecast import Budgets, Rate, Rates
 from pipelines.cost.listing import Listing, read_listing
+from pipelines.data.read.source.splits import Inventory
 
 RATES = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "data_rates.json"
 """Measured by ``benchmarks/data_rates.py``."""
@@ -28,11 +29,15 @@ TEMPLATE_TOKENS = 3
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """What is to be prepared: the corpora, the budgets of a sequence, the resolution of pictures."""
+    """What is to be prepared: the corpora, the budgets of a sequence, the resolution of pictures.
+
+    ``inventories`` has, by source, what becomes of each file; empty for a listing.
+    """
 
     listing: Listing
     budgets: Budgets
     images: ImageSettings
+    inventories: Mapping[str, Inventory] = field(default_factory=dict)
 
 
 def workload_of_listing(
@@ -124,8 +129,10 @@ def workload_of_recipe(name: str | None, overrides: Sequence[str]) -> Workload:
         raise ConfigError("There is nothing to plan.", "", "Name a recipe, or give `--listing FILE.json`.")
     recipe = load_recipe(name, overrides)
     count_tokens, doubt = _token_counter(recipe.model.tokenizer.model_dump(mode="json"))
-    passes = recipe.pack.mixture.passes
-    sources = []
+    pack, passes = recipe.pack, recipe.pack.mixture.passes
+    side = frame_side(pack.max_side, pack.max_frame_side)
+    images = image_settings(recipe.model.backbone, pack.max_side, side)
+    sources, inventories = [], {}
     for source_name, source in recipe.data.sources.items():
         if source.path is None:
             raise ConfigError(
@@ -140,14 +147,21 @@ def workload_of_recipe(name: str | None, overrides: Sequence[str]) -> Workload:
             if key in known
         }
         reader = open_reader(source.reader, source.path, source_name, options)
+        inventories[source_name] = reader.inventory()
         sources.append(
-            sample_source(reader, count_tokens, passes=passes.get(source_name, 1.0), text_doubt=doubt)
+            sample_source(
+                reader,
+                count_tokens,
+                tokens_of=images.size,
+                passes=passes.get(source_name, 1.0),
+                text_doubt=doubt,
+            )
         )
-    pack = recipe.pack
     return Workload(
         Listing(name=recipe.name, sources=tuple(sources)),
         Budgets(text=pack.text_tokens, image=pack.image_tokens),
-        image_settings(recipe.model.backbone, pack.max_side, frame_side(pack.max_side, pack.max_frame_side)),
+        images,
+        inventories,
     )
 
 

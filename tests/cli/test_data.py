@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -21,8 +22,10 @@ from pipelines.dag import artifact
 from pipelines.dag.plan import PlannedStage, StageSpec
 from pipelines.data.filter.hash_lists import known_pictures
 from pipelines.data.pack.sequences import documents_of
+from pipelines.data.read import READERS, open_reader
 from pipelines.data.store.readers import CleanReader, PackReader
 from tests.support.data.clean import picture
+from tests.support.data.layouts import write_every_layout
 from tests.support.data.prepared import PACK, make_store, write_photos
 from tests.support.naive.windows import naive_windows
 from tests.support.paths import ROOT
@@ -229,22 +232,55 @@ def test_a_missing_rate_is_asked_for(tmp_path):
     assert "no rate" in casa("data", "plan", "--listing", PAPER, "--rate", "pack_samples=0", code=2)
 
 
-def test_a_recipes_corpora_are_planned_from_their_files(tmp_path):
-    write_photos(tmp_path / "photos", count=60)
+def recipe_of(folder: Path, reader: str, path: Path) -> Path:
+    """A recipe with one source."""
     recipe = (ROOT / "pipelines" / "recipes" / "quickstart.yaml").read_text()
     start, end = recipe.index("    vqa:"), recipe.index("  max_failures")
-    sources = f"    photos: {{reader: finevision, path: {tmp_path / 'photos'}}}\n"
-    (tmp_path / "mine.yaml").write_text(
-        (recipe[:start] + sources + recipe[end:]).replace(
-            "image_video_ratio: [3, 1]", "image_video_ratio: [1, 0]"
-        )
-    )
-    shown = json.loads(casa("data", "plan", tmp_path / "mine.yaml", *GIVEN, "--json"))
+    sources = f"    mine: {{reader: {reader}, path: {path}}}\n"
+    ratio = "[0, 1]" if reader in ("live_whisperx", "llava_video") else "[1, 0]"
+    text = (recipe[:start] + sources + recipe[end:]).replace("[3, 1]", ratio)
+    (folder / "mine.yaml").write_text(text)
+    return folder / "mine.yaml"
+
+
+def test_a_recipes_corpora_are_planned_from_their_files(tmp_path):
+    write_photos(tmp_path / "photos", count=60)
+    mine = recipe_of(tmp_path, "finevision", tmp_path / "photos")
+    shown = json.loads(casa("data", "plan", mine, *GIVEN, "--json"))
     assert [own["rows"] for own in shown["sources"]] == [60]
     assert shown["budgets"] == {"text": 384, "image": 512}
-    twice = ["--set", "pack.mixture.passes={photos: 2}"]
-    shown = json.loads(casa("data", "plan", tmp_path / "mine.yaml", *twice, *GIVEN, "--json"))
+    twice = ["--set", "pack.mixture.passes={mine: 2}"]
+    shown = json.loads(casa("data", "plan", mine, *twice, *GIVEN, "--json"))
     assert [own["samples"] for own in shown["sources"]] == [120]
+
+
+HELD_OUT = {
+    "finevision": "ramps/validation-00000-of-00001.parquet",
+    "image_text": "dev/a.jsonl",
+    "live_whisperx": "val.jsonl",
+    "llava_midtraining": "test/0.parquet",
+    "llava_onevision": "from_value/test-0.parquet",
+    "llava_video": "0_30_s_nextqa/0_30_s_nextqa_mc_test_qa_processed.json",
+}
+"""A file of each layout that is held out by its name, a copy of one that is not."""
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_plan_of_a_published_layout_says_which_file_falls_into_which_split(tmp_path, reader):
+    write_every_layout(tmp_path)
+    root = tmp_path / reader
+    trained = open_reader(reader, str(root), "mine", {}).inventory().splits["train"]
+    held_out = root / HELD_OUT[reader]
+    held_out.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(root / next(name for name in trained if name.endswith(held_out.suffix)), held_out)
+    (root / "extra.csv").write_text("a,b")
+    mine = recipe_of(tmp_path, reader, root)
+    text = casa("data", "plan", mine, *GIVEN, columns=400)
+    assert re.search(rf"mine, train: {len(trained)} \([^)]*\): {re.escape(', '.join(trained))}", text)
+    assert re.search(rf"mine, test: 1 \([^)]*\): {re.escape(HELD_OUT[reader])}", text)
+    assert "mine, not read: 1 .csv: extra.csv" in text
+    files = json.loads(casa("data", "plan", mine, *GIVEN, "--json"))["files"]["mine"]
+    assert files["splits"] == {"train": list(trained), "test": [HELD_OUT[reader]]}
 
 
 @pytest.mark.parametrize(

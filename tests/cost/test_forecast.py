@@ -25,10 +25,13 @@ from pipelines.dag.context import StageContext
 from pipelines.data.pack import run as pack
 from pipelines.data.read import RawMedia, Record, Span
 from pipelines.data.read.corpora.finevision import FineVisionReader
+from pipelines.data.read.corpora.live_whisperx import LiveWhisperXReader
 from pipelines.data.read.source.files import Files
+from pipelines.data.read.source.splits import Inventory
 from pipelines.data.store.readers import CleanReader, PackReader
 from pipelines.recipe.pack import Pack
-from tests.support.data.media import encode
+from tests.support.data.corpus import finevision_row, live_record, write_finevision, write_jsonl
+from tests.support.data.media import counting_video, encode
 from tests.support.data.prepared import run_clean, write_photos
 from tests.support.paths import ROOT
 
@@ -158,9 +161,13 @@ class EndlessReader:
     def spans(self, split: str) -> list[Span]:
         assert split == "train"
         return [
-            Span(file=f"f{n // 10}", start=0, stop=self.per_span, bytes=5000, begin=n, end=n + 1)
+            Span(file=f"f{n // 10}.parquet", start=0, stop=self.per_span, bytes=5000, begin=n, end=n + 1)
             for n in range(self.spans_count)
         ]
+
+    def inventory(self) -> Inventory:
+        names = tuple(f"f{n}.parquet" for n in range(-(-self.spans_count // 10)))
+        return Inventory(splits={"train": names, "test": ()}, sizes=dict.fromkeys(names, 50_000))
 
     def length(self, span: int, row: int) -> int:
         return int(np.random.default_rng([self.seed, span, row]).lognormal(5, 1))
@@ -197,10 +204,51 @@ def test_of_a_jpeg_only_the_header_counts():
         def read(self, span: Span) -> Iterator[Record]:
             parts = (Image(media=0), Text(role="assistant", text="a", trained=True))
             media = (RawMedia(kind="image", data=data[: len(data) // 2], name="cut.jpg"),)
-            yield Record(file="f", row=0, sample=Sample(source="s", sample_id="0", parts=parts), media=media)
+            yield Record(
+                file="f0.parquet", row=0, sample=Sample(source="s", sample_id="0", parts=parts), media=media
+            )
 
     found = sample_source(OnePicture(seed=0, asked=[], spans_count=1, per_span=1), len)
     assert found.sizes == (PictureSize(width=300, height=200, share=1.0),)
+
+
+@dataclass(frozen=True)
+class TallPicture(EndlessReader):
+    """One record in two shows a picture 600 times as high as it is wide."""
+
+    def read(self, span: Span) -> Iterator[Record]:
+        for row in range(span.start, span.stop):
+            height = 2400 if row % 2 else 8
+            data = encode(PILImage.new("RGB", (4, height)), "PNG")
+            parts = (Image(media=0), Text(role="assistant", text="a", trained=True))
+            sample = Sample(source="s", sample_id=str(row), parts=parts)
+            media = (RawMedia(kind="image", data=data, name="tall.png"),)
+            yield Record(file=span.file, row=row, sample=sample, media=media)
+
+
+def test_a_picture_that_cannot_be_packed_is_unusable_and_does_not_end_the_plan():
+    reader = TallPicture(seed=0, asked=[], spans_count=1, per_span=20)
+    found = sample_source(reader, len, tokens_of=IMAGES.size)
+    assert found.sizes == (PictureSize(width=4, height=8, share=1.0),)
+    assert found.images_per_row == pytest.approx(0.5)
+    assert "10 unusable" in found.basis
+    assert plan(found).total("images").value == pytest.approx(10)
+
+
+def test_bytes_of_media_beside_the_records_come_from_the_sample_and_say_so(tmp_path):
+    (tmp_path / "clips").mkdir()
+    data = counting_video(tmp_path / "clips" / "a.mp4")
+    write_jsonl(tmp_path / "train.jsonl", [live_record("clips/a.mp4")] * 70)
+    reader = LiveWhisperXReader(files=Files(str(tmp_path)), source="live")
+    found = sample_source(reader, len)
+    written = (tmp_path / "train.jsonl").stat().st_size
+    assert found.bytes == written + 70 * len(data)
+    assert "of pictures and videos beside them from the sample" in found.basis
+    inside = [finevision_row()] * 30
+    write_finevision(tmp_path / "photos" / "0.parquet", inside)
+    photos = sample_source(FineVisionReader(files=Files(str(tmp_path / "photos")), source="p"), len)
+    assert photos.bytes == (tmp_path / "photos" / "0.parquet").stat().st_size
+    assert photos.bytes_uncertainty == 0
 
 
 # arithmetic

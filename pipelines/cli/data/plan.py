@@ -71,6 +71,6 @@ def plan(
         work = workload_of_recipe(*asked)
     found = forecast(work.listing, work.budgets, work.images, cluster)
     if json_:
-        print_json(forecast_as_json(found, work.budgets, cluster))
+        print_json(forecast_as_json(found, work.budgets, cluster, work.inventories))
     else:
-        show_forecast(found, work.budgets, cluster)
+        show_forecast(found, work.budgets, cluster, work.inventories)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -10,13 +10,17 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelines.cost.forecast import NETWORK_SHARE, PACKING_OVERHEAD, Budgets, Cluster, Estimate, Forecast
+from pipelines.data.read.source.splits import Inventory
 from pipelines.text_format import byte_size, duration, number
 
+SHOWN_FILES = 8
 _MEASURES = ("images", "text_tokens", "image_tokens", "read_bytes", "clean_bytes", "pack_bytes")
 
 
-def show_forecast(found: Forecast, budgets: Budgets, cluster: Cluster) -> None:
-    """Print a forecast: each source, then totals with their ranges, then samples and rates behind them."""
+def show_forecast(
+    found: Forecast, budgets: Budgets, cluster: Cluster, inventories: Mapping[str, Inventory]
+) -> None:
+    """Print a forecast: each source, totals with their ranges, its files, samples and rates behind them."""
     console = Console(markup=False, highlight=False)
     console.print(f"{found.name}\n", style="bold")
     console.print(_counts(found))
@@ -32,7 +36,28 @@ def show_forecast(found: Forecast, budgets: Budgets, cluster: Cluster) -> None:
     for name, stage in (("clean", found.clean), ("pack", found.pack)):
         alone = f"cores alone {duration(stage.compute.value)}, network alone {duration(stage.network.value)}"
         console.print(f"  {name}: bound by the {stage.bound_by} ({alone})")
+    _files(console, inventories)
     _basis(console, found, cluster)
+
+
+def _files(console: Console, inventories: Mapping[str, Inventory]) -> None:
+    """Which files each split has, and which are not read."""
+    if inventories:
+        console.print("\nFiles", style="bold")
+    for source, inventory in inventories.items():
+        for split, names in inventory.splits.items():
+            size = byte_size(sum(inventory.sizes[name] for name in names))
+            console.print(f"  {source}, {split}: {len(names)} ({size}){_listed(names)}")
+        if inventory.excluded:
+            count = len(inventory.excluded)
+            console.print(f"  {source}, left out by the recipe: {count}{_listed(inventory.excluded)}")
+        if inventory.summary():
+            console.print(f"  {source}, {inventory.summary()}{_listed(inventory.unread)}")
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = [*names[:SHOWN_FILES], *(["…"] if len(names) > SHOWN_FILES else [])]
+    return f": {', '.join(shown)}" if shown else ""
 
 
 def _basis(console: Console, found: Forecast, cluster: Cluster) -> None:
@@ -57,13 +82,22 @@ def _basis(console: Console, found: Forecast, cluster: Cluster) -> None:
     )
 
 
-def forecast_as_json(found: Forecast, budgets: Budgets, cluster: Cluster) -> dict[str, Any]:
-    """A forecast as plain JSON; each estimate as ``value``, ``low``, ``high``."""
+def forecast_as_json(
+    found: Forecast, budgets: Budgets, cluster: Cluster, inventories: Mapping[str, Inventory]
+) -> dict[str, Any]:
+    """A forecast as plain JSON; each estimate as ``value``, ``low``, ``high``; each file's name."""
     values = asdict(found)
     for stage, own in (("clean", found.clean), ("pack", found.pack)):
         values[stage]["bound_by"] = own.bound_by
     totals = {measure: asdict(found.total(measure)) for measure in _MEASURES}
-    return {"budgets": asdict(budgets), "cluster": asdict(cluster), "totals": totals, **values}
+    files = {source: asdict(inventory) for source, inventory in inventories.items()}
+    return {
+        "budgets": asdict(budgets),
+        "cluster": asdict(cluster),
+        "totals": totals,
+        "files": files,
+        **values,
+    }
 
 
 def _counts(found: Forecast) -> Table:

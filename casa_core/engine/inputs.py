@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from casa_core.decoding.kv_batch import TokenChunk
 from casa_core.media.decode import decode_images
+from casa_core.processing.prepare import prepare_images
 from casa_core.processing.processor import CasaProcessor
 from casa_core.types import Image, ImageSize, Sample
 
@@ -28,10 +29,17 @@ class PreparedImage:
 
 
 def prepare_image(
-    pixels: NDArray[np.uint8], processor: CasaProcessor, *, frame: bool = False
+    pixels: NDArray[np.uint8],
+    processor: CasaProcessor,
+    *,
+    frame: bool = False,
+    most_tokens: int | None = None,
 ) -> PreparedImage:
-    """Resize and patchify one decoded image or video frame (H, W, 3); all pixels enter the model here."""
-    size = processor.image_size(*pixels.shape[:2], frame=frame)
+    """Resize and patchify one decoded image or video frame (H, W, 3); all pixels enter the model here.
+
+    ``most_tokens`` bounds a frame of a video that would be over its budget.
+    """
+    size = processor.image_size(*pixels.shape[:2], frame=frame, most_tokens=most_tokens)
     return PreparedImage(size, processor.grid(size), processor.patches(pixels, size))
 
 
@@ -48,12 +56,12 @@ def prompt_chunk(sample: Sample, processor: CasaProcessor, *, images_withheld: b
         count = sum(isinstance(part, Image) for part in sample.parts)
         encoded = processor.encode(sample, [_UNSEEN] * count, add_generation_prompt=True)
         return TokenChunk(encoded.input_ids)
-    parts = [part for part in sample.parts if isinstance(part, Image)]
+    shown = prepare_images(processor.image_settings, sample, decode_images(sample))
+    encoded = processor.encode(shown.sample, shown.sizes, add_generation_prompt=True)
     images = [
-        prepare_image(pixels, processor, frame=part.timestamp is not None)
-        for part, pixels in zip(parts, decode_images(sample), strict=True)
+        PreparedImage(size, processor.grid(size), patches_PE)
+        for size, patches_PE in zip(shown.sizes, shown.patches_PE, strict=True)
     ]
-    encoded = processor.encode(sample, [image.size for image in images], add_generation_prompt=True)
     return image_chunk(encoded.input_ids, encoded.image_positions, images)
 
 

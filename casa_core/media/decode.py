@@ -180,12 +180,36 @@ def image_dimensions(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[int,
     return (width, height) if turned else (height, width)
 
 
+def image_sizes(sample: types.Sample) -> list[tuple[int, int]]:
+    """(height, width) of every image of a sample, in order, from the headers of pictures and videos.
+
+    Raises:
+        MediaError: If bytes are missing or are no picture or video.
+    """
+    videos: dict[bytes, tuple[int, int]] = {}
+    sizes = []
+    for data, time in _encoded(sample):
+        if time is None:
+            sizes.append(image_dimensions(data))
+            continue
+        if data not in videos:
+            with VideoFrames(data) as video:
+                videos[data] = video.height, video.width
+        sizes.append(videos[data])
+    return sizes
+
+
 def decode_images(sample: types.Sample) -> Iterator[Rgb]:
     """Pixels of every image of a sample, in order, one at a time: see :func:`decode_pictures`.
 
     Raises:
         MediaError: If bytes are missing or cannot be decoded.
     """
+    yield from decode_pictures(_encoded(sample))
+
+
+def _encoded(sample: types.Sample) -> list[tuple[bytes, float | None]]:
+    """The encoded file and the time of every image of a sample."""
     pictures: list[tuple[bytes, float | None]] = []
     for image in sample.parts:
         if isinstance(image, types.Image):
@@ -194,7 +218,7 @@ def decode_images(sample: types.Sample) -> Iterator[Rgb]:
                     "missing_image", f"Sample {sample.sample_id!r} names an image but holds no bytes of it."
                 )
             pictures.append((image.data, image.timestamp))
-    yield from decode_pictures(pictures)
+    return pictures
 
 
 def decode_pictures(pictures: Sequence[tuple[bytes, float | None]]) -> Iterator[Rgb]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from casa_core.config import VisionConfig
 from casa_core.errors import ConfigError, DataError, MediaError
 from casa_core.types import ImageSize
 
+VideoOverBudget = Literal["smaller", "fewer", "refuse"]
 MAX_ASPECT_RATIO = 200  # beyond it a resized side would vanish; the same bound as Qwen2.5-VL's
 RESAMPLING = {name.lower(): filter for name, filter in PILImage.Resampling.__members__.items()}
 
@@ -43,6 +44,11 @@ class ImageSettings:
             pairs frames of a video; the paper's B.2 does not).
         max_side: R_max: pictures keep their resolution up to ``max_side``² pixels and their aspect always.
         max_frame_side: The same for frames of a video; ``None``: as pictures. 896 and 448 in the paper.
+        max_video_tokens: The most image tokens of a whole video, with the other images of its conversation;
+            ``None``: no bound. Its frames are fitted to it by :mod:`casa_core.media.video_budget`.
+        min_frame_side: Frames are not made smaller than ``min_frame_side``² pixels to fit it; ``None``: half
+            of the side of the largest frames.
+        video_over_budget: What becomes of a video over it: ``smaller`` frames, ``fewer``, or ``refuse``.
         min_side: Smaller pictures are enlarged to ``min_side``² pixels; ``None``: to one image token.
         image_mean, image_std: Mean and deviation of each colour channel, with colours from 0 to 1.
         resample: Pillow's filter for resizing.
@@ -54,6 +60,9 @@ class ImageSettings:
     max_side: int = 64
     max_frame_side: int | None = None
     min_side: int | None = None
+    max_video_tokens: int | None = None
+    min_frame_side: int | None = None
+    video_over_budget: VideoOverBudget = "smaller"
     image_mean: Sequence[float] = (0.5, 0.5, 0.5)
     image_std: Sequence[float] = (0.5, 0.5, 0.5)
     resample: str = "bicubic"
@@ -67,7 +76,7 @@ class ImageSettings:
                     f"Set {name} as the vision tower has it.",
                 )
         smallest = max(self.factor, self.min_side or 0)
-        for name in ("max_side", "max_frame_side"):
+        for name in ("max_side", "max_frame_side", "min_frame_side"):
             side = getattr(self, name)
             if side is not None and side < smallest:
                 raise ConfigError(
@@ -75,6 +84,12 @@ class ImageSettings:
                     f"The smallest image is {smallest} by {smallest} pixels.",
                     f"Set {name} to {smallest} or more.",
                 )
+        if self.video_over_budget not in get_args(VideoOverBudget):
+            raise ConfigError(
+                f"`video_over_budget = {self.video_over_budget!r}` is not available.",
+                f"Expected one of {', '.join(get_args(VideoOverBudget))}.",
+                "Set video_over_budget to one of them.",
+            )
         for name in ("image_mean", "image_std"):
             values = getattr(self, name)
             if len(values) != 3 or (name == "image_std" and min(values) <= 0):
@@ -118,28 +133,43 @@ class ImageSettings:
         """Side of one image token, pixels."""
         return self.patch_size * self.merge_size
 
-    def size(self, height: int, width: int, *, frame: bool = False) -> ImageSize:
+    @property
+    def frame_side(self) -> int:
+        """R_max of frames of a video, pixels."""
+        return self.max_frame_side or self.max_side
+
+    @property
+    def min_frame_tokens(self) -> int:
+        """Tokens that a frame of a video may always have, whatever its video's budget."""
+        side = max(self.min_frame_side or self.frame_side // 2, self.factor, self.min_side or 0)
+        return max(1, side // self.factor) ** 2
+
+    def size(
+        self, height: int, width: int, *, frame: bool = False, most_tokens: int | None = None
+    ) -> ImageSize:
         """The size a picture is resized to.
 
         Args:
             height, width: As decoded, pixels.
             frame: It is a frame of a video.
+            most_tokens: Tokens that it may have at most, beside what the settings allow.
 
         Raises:
             MediaError: ``empty_image`` or ``extreme_aspect_ratio``.
         """
         if height < 1 or width < 1:
-            # The words of both errors lie in packs' quarantine tables: other words would be other bytes.
-            raise MediaError("empty_image", f"an image of {width} by {height} pixels has nothing to see")
+            raise MediaError("empty_image", f"An image of {width} by {height} pixels has nothing to see.")
         if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
             raise MediaError(
                 "extreme_aspect_ratio",
-                f"an image of {width} by {height} pixels is too elongated",
-                f"its longer side is more than {MAX_ASPECT_RATIO} times the shorter",
+                f"An image of {width} by {height} pixels is too elongated.",
+                f"Its longer side is more than {MAX_ASPECT_RATIO} times the shorter.",
                 "Crop it.",
             )
         factor, unit = self.factor, self.factor**2
-        most = (self.max_frame_side or self.max_side if frame else self.max_side) ** 2
+        most = (self.frame_side if frame else self.max_side) ** 2
+        if most_tokens is not None:
+            most = min(most, most_tokens * unit)
         least = (self.min_side or factor) ** 2
         rows, columns = round(height / factor), round(width / factor)
         if rows * columns * unit > most:

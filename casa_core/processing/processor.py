@@ -23,7 +23,8 @@ from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, P
 from casa_core.config import CasaConfig
 from casa_core.errors import ConfigError, DataError
 from casa_core.inputs import IMAGE_INPUTS
-from casa_core.media.images import MAX_ASPECT_RATIO, ImageSettings
+from casa_core.media.images import MAX_ASPECT_RATIO, ImageSettings, VideoOverBudget
+from casa_core.processing.prepare import prepare_images
 from casa_core.processing.processor_inputs import Conversation, Row, read_rows
 from casa_core.processing.templates import WRITERS, ImagePlacement, special_ids
 from casa_core.processing.tokenizer import keep_control_tokens_out_of_texts
@@ -42,8 +43,9 @@ class CasaProcessor(ProcessorMixin):
         template: Version of the chat template, see :mod:`casa_core.processing.templates`.
         image_placement: Where consecutive images go: ``window_start`` for fusion layers, ``in_place`` for
             insertion.
-        patch_size, merge_size, temporal_patch_size, max_side, max_frame_side, min_side, image_mean,
-            image_std, resample: As :class:`casa_core.media.images.ImageSettings` documents them.
+        patch_size, merge_size, temporal_patch_size, max_side, max_frame_side, min_side, max_video_tokens,
+            min_frame_side, video_over_budget, image_mean, image_std, resample: As
+            :class:`casa_core.media.images.ImageSettings` documents them.
 
     Raises:
         ConfigError: If a setting cannot work, or the tokenizer lacks a token of the template, or makes one of
@@ -64,6 +66,9 @@ class CasaProcessor(ProcessorMixin):
         temporal_patch_size: int = 1,
         max_frame_side: int | None = None,
         min_side: int | None = None,
+        max_video_tokens: int | None = None,
+        min_frame_side: int | None = None,
+        video_over_budget: VideoOverBudget = "smaller",
         image_mean: Sequence[float] = (0.5, 0.5, 0.5),
         image_std: Sequence[float] = (0.5, 0.5, 0.5),
         resample: str = "bicubic",
@@ -85,6 +90,9 @@ class CasaProcessor(ProcessorMixin):
         self.max_side = max_side
         self.max_frame_side = max_frame_side
         self.min_side = min_side
+        self.max_video_tokens = max_video_tokens
+        self.min_frame_side = min_frame_side
+        self.video_over_budget = video_over_budget
         self.image_mean = list(image_mean)
         self.image_std = list(image_std)
         self.resample = resample
@@ -210,10 +218,12 @@ class CasaProcessor(ProcessorMixin):
         """Text of generated ids, without special tokens and surrounding spaces."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
-    def image_size(self, height: int, width: int, *, frame: bool = False) -> ImageSize:
+    def image_size(
+        self, height: int, width: int, *, frame: bool = False, most_tokens: int | None = None
+    ) -> ImageSize:
         """The size a picture, or a frame of a video, is resized to: see
         :meth:`casa_core.media.images.ImageSettings.size`."""
-        return self.image_settings.size(height, width, frame=frame)
+        return self.image_settings.size(height, width, frame=frame, most_tokens=most_tokens)
 
     def grid(self, size: ImageSize) -> tuple[int, int]:
         """(rows, columns) of patches."""
@@ -305,12 +315,11 @@ class CasaProcessor(ProcessorMixin):
         encoded: list[EncodedSample] = []
         patches_PE: list[torch.Tensor] = []
         for row in rows:
-            parts = [part for part in row.sample.parts if isinstance(part, Image)]
-            sizes: list[ImageSize] = []
-            for part, rgb in zip(parts, row.pictures, strict=True):
-                sizes.append(settings.size(*rgb.shape[:2], frame=part.timestamp is not None))
-                patches_PE.append(settings.patches(rgb, sizes[-1]))
-            encoded.append(self.encode(row.sample, sizes, add_generation_prompt=add_generation_prompt))
+            images = prepare_images(settings, row.sample, row.pictures)
+            patches_PE += images.patches_PE
+            encoded.append(
+                self.encode(images.sample, images.sizes, add_generation_prompt=add_generation_prompt)
+            )
         longest = max(len(row.input_ids) for row in encoded)
         gaps = [longest - len(row.input_ids) for row in encoded]
         if any(gaps) and not padding:

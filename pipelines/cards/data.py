@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from casa_core.errors import StoreError, cause
 from pipelines.cards.gallery import CLIPS, PICTURES, gallery
-from pipelines.cards.pack import budget_line, fill_section, mixture_section, pack_tiles
+from pipelines.cards.pack import budget_line, fill_section, mixture_section, pack_tiles, videos_section
 from pipelines.cards.samples import clean_histograms, token_histograms
 from pipelines.cards.tables import (
     filters_section,
@@ -122,6 +122,7 @@ def _pack_page(
             "Fill": fill_section(card),
             "Tokens": section("Tokens", f"Documents of the sequences: {scope}.", histograms),
             "Mixture": mixture_section(card),
+            **({"Videos": videos_section(card)} if card.get("videos") else {}),
             "Filters": filters_section(filtered, clean, card.get("filters", {})),
             "Quarantine": quarantine_section(rejected, sum(map(len, clean.values())), card.get("clean", {})),
             "Samples": section("Samples", gallery_lead, *shown),

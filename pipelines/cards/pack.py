@@ -110,6 +110,38 @@ def mixture_section(card: Mapping[str, Any]) -> Html:
     return section("Mixture", lead, table(head, rows, numeric=range(1, 6)))
 
 
+def videos_section(card: Mapping[str, Any]) -> Html:
+    """What was done to fit videos to their budget; empty where the artifact has none."""
+    rows = [[source, *cells] for source, cells in video_cells(card).items()]
+    if not rows:
+        return Html()
+    lead = (
+        "A video with a question that is over its image budget gets smaller frames, then fewer; a live "
+        "stream is cut into windows. Each is counted once, whatever the mixture."
+    )
+    return section("Videos", lead, table(["source", *VIDEO_COLUMNS], rows, numeric=[1]))
+
+
+VIDEO_COLUMNS = ("videos", "smaller frames", "fewer frames", "cut into windows", "silent streams")
+_SIZES_SHOWN = 3
+
+
+def video_cells(card: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Source → its row under `VIDEO_COLUMNS`, in words; sources without videos have none."""
+    found = {}
+    for source, own in card.get("videos", {}).items():
+        sizes = [f"{count:,} of {size}" for size, count in own["sizes"].items()]
+        shown = ", ".join([*sizes[:_SIZES_SHOWN], *(["…"] if len(sizes) > _SIZES_SHOWN else [])])
+        found[source] = [
+            f"{own['videos']:,}",
+            f"{own['smaller']:,} ({shown})" if own["smaller"] else "0",
+            f"{own['fewer']:,} (down to {own['least_kept']:.0%})" if own["fewer"] else "0",
+            f"{own['cut']:,} into {own['windows']:,}" if own["cut"] else "0",
+            f"{own['silent']:,}",
+        ]
+    return found
+
+
 def fill_histograms(card: Mapping[str, Any]) -> Html:
     """Histograms of the sequences' fill, one per budget; empty where the card has none."""
     drawings = []

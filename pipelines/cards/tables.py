@@ -29,7 +29,7 @@ PACK_REASONS = {
     "empty_image": "The picture has no pixels.",
     "nothing_to_train": "No token of an answer is trained.",
     "over_text_budget": "The sample has more text tokens than a sequence holds, and cannot be split.",
-    "over_image_budget": "The sample has more image tokens than a sequence holds, and cannot be split.",
+    "over_image_budget": "The sample has more image tokens than a sequence holds, and cannot be made to fit.",
 }
 """Reason for which the pack stage sets a sample aside → what it means."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -69,9 +69,20 @@ class Pack(Section):
     video: VideoBudget | None = Field(
         default=None, description="Budgets of a video (those of pictures where not given)."
     )
+    video_over_budget: Literal["smaller", "fewer", "refuse"] = Field(
+        default="smaller",
+        description="A video with a question over its image budget: make its frames smaller and, where that "
+        "is not enough, keep fewer; keep fewer at once; or quarantine it.",
+    )
+    min_frame_side: Side | None = Field(
+        default=None,
+        description="Frames are not made smaller than the area of a square with this side, in pixels (half "
+        "of max_frame_side where not given).",
+    )
     split: bool = Field(
         default=True,
-        description="Split a conversation over the text budget between turns, if its pictures come first.",
+        description="Split a conversation over the text budget between turns, if its pictures come first, "
+        "and a live stream over either budget between frames.",
     )
     mixture: Mixture = Field(default_factory=Mixture, description="How often each source occurs.")
 
@@ -85,6 +96,10 @@ class Pack(Section):
         frame = frame_side(self.max_side, self.max_frame_side)
         videos = self.image_tokens if self.video is None else self.video.image_tokens
         limit = "image_tokens" if self.video is None else "video.image_tokens"
+        if self.min_frame_side is not None and self.min_frame_side > frame:
+            raise ValueError(
+                f"pack.min_frame_side = {self.min_frame_side} is above max_frame_side = {frame}; lower it"
+            )
         for name, pixels, budget, field in (
             ("max_side", self.max_side, self.image_tokens, "image_tokens"),
             ("max_frame_side", frame, videos, limit),

@@ -1,6 +1,6 @@
 """Data loader: packed rows and the media they refer to → batches, decoded ahead of the step that needs them.
 
-Row schema in: ``pack/2`` rows (ids and references) and ``clean/2`` media. Out:
+Row schema in: ``pack/3`` rows (ids and references) and ``clean/2`` media. Out:
 :class:`casa_core.batch.PackedBatch`.
 """
 
@@ -115,7 +115,12 @@ class SequenceReader:
                     f"{error.what} Cleaning has read it, so its file has changed since.",
                     "Restore the clean artifact, or remove it and run again.",
                 ) from error
-            image = prepare_image(rgb, self.processor, frame=reference["timestamp"] is not None)
+            image = prepare_image(
+                rgb,
+                self.processor,
+                frame=reference["timestamp"] is not None,
+                most_tokens=reference["most_tokens"],
+            )
             if image.size.tokens != reference["tokens"]:
                 raise StoreError(
                     f"Row {key[1]} of {key[0]} gives {image.size.tokens} image tokens, "

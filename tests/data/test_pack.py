@@ -40,6 +40,7 @@ from pipelines.data.pack.plan import (
 from pipelines.data.pack.processor import Encoding, image_settings, load_processor
 from pipelines.data.pack.sequences import ENCODED_SCHEMA, documents_of
 from pipelines.data.pack.settings import read_pack_settings
+from pipelines.data.pack.video_counts import VideoCounts
 from pipelines.data.store.quarantine import Tally, read_quarantine
 from pipelines.data.store.readers import CleanReader, PackReader, ShardReader
 from pipelines.data.store.rows import CleanSample
@@ -109,6 +110,9 @@ def test_every_row_is_packed_in_all_its_pieces_or_quarantined(packed, cleaned):
         backbone="tiny",
         max_side=64,
         max_frame_side=64,
+        max_video_tokens=160,
+        min_frame_side=None,
+        video_over_budget="smaller",
         image_placement="window_start",
     )
     processor = load_processor(encoding)
@@ -158,6 +162,7 @@ def test_budgets_hold_for_each_kind_and_the_card_counts_what_is_there(packed):
             "rows": len({document.row for document in own}),
             "samples": sum(document.part == 0 for document in own),
             "documents": len(own),
+            "without_images": sum(document.part == 0 and not document.images for document in own),
             "text_tokens": sum(len(document.input_ids) for document in own),
             "image_tokens": sum(image["tokens"] for document in own for image in document.images),
         }
@@ -354,6 +359,7 @@ def reports(draw):
                     video_E=np.repeat(np.array(video, bool), pieces),
                     rejected=np.empty(0, np.int32),
                     tally=Tally(),
+                    videos=VideoCounts(),
                 )
             )
             owners.append(f"s{source}")
@@ -413,6 +419,7 @@ def test_the_pieces_of_a_row_follow_one_another_in_the_stream():
         video_E=np.zeros(6, bool),
         rejected=np.empty(0, np.int32),
         tally=Tally(),
+        videos=VideoCounts(),
     )
     encoded = gather(["a"], ["a"], [report])
     chunks = list(sample_stream(encoded, plan_rows(encoded, Mixture(passes={"a": 2})), 0))
@@ -514,6 +521,7 @@ def test_a_shards_planned_checksum_is_that_of_its_documents():
         video_E=np.zeros(4, bool),
         rejected=np.empty(0, np.int32),
         tally=Tally(),
+        videos=VideoCounts(),
     )
     encoded = gather(["a", "b"], ["a", "b"], [report, report])
     plan = planned(encoded)

@@ -71,6 +71,11 @@ def test_a_turn_of_several_texts_stays_whole():
     assert found == [chat(parts), chat(parts)]
 
 
+def test_a_whole_video_is_repeated_in_each_piece_as_pictures_are():
+    video = (Image(timestamp=0.0), Image(timestamp=0.5))
+    assert pieces(chat(turn(4), turn(4), before=video), within(5)) == [chat(turn(4), before=video)] * 2
+
+
 def test_text_without_pictures_is_split_too():
     assert pieces(chat(turn(4), turn(4), before=()), within(5)) == [chat(turn(4), before=())] * 2
 
@@ -80,13 +85,12 @@ def test_text_without_pictures_is_split_too():
     [
         chat(turn(4), (Image(), *turn(4))),  # a picture in a later turn
         chat((Text(role="user", text="see"), Image()), turn(4), turn(4), before=()),  # … or after words
-        chat(turn(4), turn(4), before=(Image(timestamp=0.0), Image(timestamp=0.5))),  # a video
         chat(
             (Text(role="user", text="describe"), Image(role="assistant", timestamp=0.0)),
             turn(4),
             turn(4),
             before=(),
-        ),
+        ),  # … in the assistant's turn
         chat(turn(4), turn(9)),  # a single turn that is too long
     ],
 )
@@ -142,11 +146,12 @@ def test_what_cannot_be_used_is_rejected_with_its_reason(processor):
 
     assert rejected(chat(turn(2), turn(90))).reason == "over_text_budget"
     assert rejected(chat(turn(2)), image=7).reason == "over_image_budget"
-    assert rejected(chat(turn(2)), image=7).detail == "8 image tokens; a sequence holds 7"
+    assert rejected(chat(turn(2)), image=7).detail == "The sample has 8 image tokens; a sequence holds 7."
     assert rejected(chat(turn(2, trained=False))).reason == "nothing_to_train"
 
 
-def test_a_video_has_budgets_of_its_own(processor):
+def test_a_video_has_budgets_of_its_own(processor, monkeypatch):
+    monkeypatch.setattr(processor, "video_over_budget", "refuse")
     clip = chat(turn(3), before=(Image(timestamp=0.0), Image(timestamp=0.5)))
     media = Media(kind="video", data=None, width=32, height=32, sha256="")
     clean = CleanSample(sample=clip, media=(media,), meta={})

@@ -202,6 +202,9 @@ def test_every_sample_is_packed_once_and_comes_back_bit_for_bit(packed, cleaned)
         backbone="tiny",
         max_side=64,
         max_frame_side=64,
+        max_video_tokens=160,
+        min_frame_side=None,
+        video_over_budget="smaller",
         image_placement="window_start",
     )
     processor = load_processor(encoding)
@@ -294,21 +297,30 @@ def test_another_seed_deals_the_same_sequences_in_another_order(packed, cleaned,
     assert sorted(ours, key=key) == sorted(theirs, key=key)
 
 
-def test_samples_over_a_budget_are_quarantined_with_their_reason(cleaned, tmp_path):
+def test_samples_over_a_budget_are_cut_or_quarantined_with_their_reason(cleaned, tmp_path):
     tight = PACK | {"image_tokens": 127}  # a clip has 8 frames of 16 tokens
     summary = run(pack, tmp_path / "image", tight, cleaned)
+    assert summary["quarantine"] == {}
+    packs = PackReader(tmp_path / "image")
+    windows = [len(packs[int(number)]["images"]) for number in packs.by_kind["video"]]
+    assert sorted(windows) == [1] * 12 + [7] * 12
+    videos = json.loads((tmp_path / "image" / "card.json").read_text())["videos"]["live"]
+    assert (videos["videos"], videos["cut"], videos["windows"]) == (12, 12, 24)
+    whole = tight | {"split": False, "max_failures": 1.0}
+    summary = run(pack, tmp_path / "whole", whole, cleaned)
     assert summary["quarantine"] == {"over_image_budget": 12}
-    assert len(PackReader(tmp_path / "image").by_kind["video"]) == 0
-    entry = read_quarantine(tmp_path / "image" / "quarantine.parquet")[0]
+    assert len(PackReader(tmp_path / "whole").by_kind["video"]) == 0
+    entry = read_quarantine(tmp_path / "whole" / "quarantine.parquet")[0]
     assert (entry.source, entry.sample_id) == ("live", "train/0")
-    assert entry.detail == "128 image tokens; a sequence holds 127"
-    what = PACK | {"text_tokens": 24, "tokenizer": {"path": str(tmp_path / "image" / "tokenizer")}}
+    assert entry.detail == "The sample has 128 image tokens; a sequence holds 127."
+    own = {"tokenizer": {"path": str(tmp_path / "image" / "tokenizer")}, "split": False}
+    what = PACK | {"text_tokens": 24, "max_failures": 1.0, **own}
     summary = run(pack, tmp_path / "text", what, cleaned)
     assert summary["quarantine"]["over_text_budget"] >= 12
     packed = sum(len(sequence["documents"]) for sequence in PackReader(tmp_path / "text"))
     assert packed + summary["quarantine"]["over_text_budget"] == 252
     with pytest.raises(ConfigError, match="no sample to pack"):
-        run(pack, tmp_path / "none", PACK | {"text_tokens": 3}, cleaned)
+        run(pack, tmp_path / "none", PACK | {"text_tokens": 3, "max_failures": 1.0}, cleaned)
 
 
 def test_a_tokenizer_can_be_brought_along(packed, cleaned, tmp_path):

@@ -163,9 +163,9 @@ def test_columns_are_cut_into_even_batches_however_they_come(tmp_path):
         assert write_batches(tmp_path / f"{name}.arrow", PACK_SCHEMA, parts, rows_per_batch=4) == 11
         file = pa.ipc.open_file(tmp_path / f"{name}.arrow")
         assert [file.get_batch(n).num_rows for n in range(file.num_record_batches)] == [4, 4, 3]
-        assert list(ShardReader([tmp_path / f"{name}.arrow"], "pack/2")) == batch.to_pylist()
+        assert list(ShardReader([tmp_path / f"{name}.arrow"], "pack/3")) == batch.to_pylist()
     assert write_batches(tmp_path / "none.arrow", PACK_SCHEMA, []) == 0
-    assert len(ShardReader([tmp_path / "none.arrow"], "pack/2")) == 0
+    assert len(ShardReader([tmp_path / "none.arrow"], "pack/3")) == 0
 
 
 def test_the_index_of_five_million_sequences_stays_small_on_disk_and_in_memory(tmp_path):

@@ -31,7 +31,7 @@ def show_prepared(
     console.print()
     console.print(_fill(card))
     console.print(_sources(card, found["clean"]))
-    for line in _left_out(card, found["clean"]):
+    for line in [*_videos(card), *_left_out(card, found["clean"])]:
         console.print(line)
     for name, folder in found["artifacts"].items():
         console.print(f"{name}: {nearby(folder)}", soft_wrap=True)
@@ -100,6 +100,18 @@ def _sources(card: Mapping[str, Any], clean: Mapping[str, Mapping[str, Any]]) ->
             f"{row.realised:.2%}",
         )
     return table
+
+
+def _videos(card: Mapping[str, Any]) -> list[str]:
+    """What was done to fit videos to their budget, one line per source of which something was."""
+    from pipelines.cards.pack import VIDEO_COLUMNS, video_cells
+
+    lines = []
+    for source, cells in video_cells(card).items():
+        done = [f"{name} {cell}" for name, cell in zip(VIDEO_COLUMNS, cells, strict=True) if cell != "0"]
+        if len(done) > 1:
+            lines.append(f"{source}: {', '.join(done)}")
+    return lines
 
 
 def _left_out(card: Mapping[str, Any], clean: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -81,6 +81,7 @@ def _documents(documents: Documents, starts_D: Ints) -> pa.StructArray:
         "sample_id": rows.column("sample_id"),
         "part": rows.column("part"),
         "occurrence": pa.array(documents.occurrence_D, pa.int32()),
+        "frames": rows.column("frames"),
         "turns": _lists(ends(turns_of_D), moved),
     }
     return pa.StructArray.from_arrays([columns[field.name] for field in DOCUMENT], fields=list(DOCUMENT))

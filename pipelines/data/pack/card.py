@@ -19,7 +19,8 @@ def pack_card(encoded: EncodedSamples, plan: Plan, limits: Limits) -> dict[str, 
 
     The lower bound of pictures is tokens divided by budget, the larger of the two. Each video has a sequence
     of its own, so their bound is their number. ``fill`` is relative to the budget of a sequence's kind.
-    ``sources`` counts different ``rows``, and every occurrence: ``samples`` of rows, ``documents`` of pieces.
+    ``sources`` counts different ``rows``, and every occurrence: ``samples`` of rows, ``documents`` of pieces,
+    ``without_images`` of rows that show none.
     """
     text_S, image_S = _per_sequence(encoded.text_E, plan), _per_sequence(encoded.image_E, plan)
     of_text = text_S / np.where(plan.video_S, limits.video.text, limits.pictures.text)
@@ -36,7 +37,7 @@ def pack_card(encoded: EncodedSamples, plan: Plan, limits: Limits) -> dict[str, 
             "fill": {"text": _mean(of_text[own_S]), "image": _mean(of_image[own_S])},
         }
     return {
-        "schema": "pack/2",
+        "schema": "pack/3",
         "budget": asdict(limits.pictures) | {"video": asdict(limits.video)},
         "sequences": len(plan),
         "lower_bound": sum(entry["lower_bound"] for entry in by_kind.values()),
@@ -63,6 +64,7 @@ def realised(encoded: EncodedSamples, plan: Plan) -> dict[str, dict[str, int]]:
             "rows": int(first.sum()),
             "samples": int(passes[first].sum()),
             "documents": int(passes.sum()),
+            "without_images": int(passes[first & (encoded.of(number, encoded.image_E) == 0)].sum()),
             "text_tokens": int(passes @ encoded.of(number, encoded.text_E)),
             "image_tokens": int(passes @ encoded.of(number, encoded.image_E)),
         }

@@ -1,27 +1,31 @@
 """Tokenization of clean samples → token ids, image sizes and loss masks, before packing.
 
-A sample that exceeds a budget is split between turns where that loses no context, otherwise quarantined. Each
-task writes one Arrow shard and, last, a report of it: a killed run resumes with the tasks that are missing.
+A sample that exceeds a budget is made to fit by a stated rule, otherwise quarantined: the frames of a whole
+video become smaller or fewer (:mod:`casa_core.media.video_budget`), live streams are cut into windows, and
+conversations are split between turns (:mod:`pipelines.data.pack.split`). Each task writes one Arrow shard
+and, last, a report of it: a killed run resumes with the tasks that are missing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from casa_core.errors import MediaError
-from casa_core.types import EncodedSample, Image, ImageSize, Sample
+from casa_core.media.video_budget import FittedSample, fit_sample
+from casa_core.types import EncodedSample, Image, Sample
 from pipelines.data.pack.budgets import Budget, Limits
 from pipelines.data.pack.processor import Encoding, load_processor
 from pipelines.data.pack.sequences import ENCODED_SCHEMA, encoded_row
-from pipelines.data.pack.split import pieces
+from pipelines.data.pack.split import pieces, windows
+from pipelines.data.pack.video_counts import VideoCounts
 from pipelines.data.store.quarantine import Rejected, Tally, write_quarantine
 from pipelines.data.store.readers import CleanReader, ShardReader
-from pipelines.data.store.rows import CleanSample, Row, is_video
+from pipelines.data.store.rows import CleanSample, Row, is_stream, is_video
 from pipelines.data.store.shard_task import write_once
 from pipelines.data.store.shard_writing import write_shard
 from pipelines.storage.uri import Folder
@@ -31,7 +35,7 @@ if TYPE_CHECKING:
 
 SPLIT = "train"
 """Held-out samples are never packed."""
-ENCODED = "encoded/2"
+ENCODED = "encoded/3"
 
 _COLUMNS = ("row", "part", "text_tokens", "image_tokens", "video")
 
@@ -74,6 +78,7 @@ class EncodeReport:
         video_E: Which are videos.
         rejected: Rows that are quarantined; a table beside the shard lists the reasons.
         tally: The same rows, counted by reason.
+        videos: What was done to fit videos to their budget.
     """
 
     row_E: NDArray[np.int32]
@@ -83,6 +88,7 @@ class EncodeReport:
     video_E: NDArray[np.bool_]
     rejected: NDArray[np.int32]
     tally: Tally
+    videos: VideoCounts
 
 
 def encode_rows(task: EncodeTask) -> EncodeReport:
@@ -98,43 +104,66 @@ def encode_sample(
     ``number`` is the sample's row in the clean artifact. The bytes of its media are not needed.
     """
     sample = clean.sample
+    budget = limits.video if is_video(sample) else limits.pictures
     try:
-        sizes = _image_sizes(processor, clean)
+        fitted = fit_sample(processor.image_settings, sample, _natives(clean), budget.image)
     except MediaError as error:
         return _reject(number, clean, error.reason, f"{error.what} {error.why}".strip())
-    budget = limits.video if is_video(sample) else limits.pictures
-    image = sum(size.tokens for size in sizes)
-    if image > budget.image:
-        detail = f"{image} image tokens; a sequence holds {budget.image}"
-        return _reject(number, clean, "over_image_budget", detail)
-    encoded = processor.encode(sample, sizes)
+    image = sum(size.tokens for size in fitted.sizes)
+    cut = limits.split and is_stream(sample)
+    if image > budget.image and not cut:
+        return _reject(number, clean, "over_image_budget", _over(image, "image", budget.image))
+    encoded = processor.encode(fitted.sample, fitted.sizes)
+    text = len(encoded.input_ids)
     if not any(encoded.loss_mask):
-        return _reject(number, clean, "nothing_to_train", "no token of an answer is trained")
-    if len(encoded.input_ids) <= budget.text:
-        return [encoded_row(number, sample, encoded)]
-    split = _split(processor, sample, sizes, budget) if limits.split else None
-    if split is None:
-        detail = f"{len(encoded.input_ids)} text tokens; a sequence holds {budget.text}"
-        return _reject(number, clean, "over_text_budget", detail)
-    return [encoded_row(number, piece, own, part) for part, (piece, own) in enumerate(split)]
+        return _reject(number, clean, "nothing_to_train", "No token of an answer is trained.")
+    found: list[tuple[Sample, EncodedSample]] | None = [(fitted.sample, encoded)]
+    if text > budget.text or image > budget.image:
+        found = _split(processor, fitted, clean.meta, budget) if limits.split else None
+    if found is None and text > budget.text:
+        return _reject(number, clean, "over_text_budget", _over(text, "text", budget.text))
+    if found is None:
+        return _reject(number, clean, "over_image_budget", _over(image, "image", budget.image))
+    frames = None if cut else len(_natives(clean))
+    return [
+        encoded_row(number, piece, own, part, most_tokens=fitted.most_tokens, frames=frames)
+        for part, (piece, own) in enumerate(found)
+    ]
 
 
-def _image_sizes(processor: CasaProcessor, clean: CleanSample) -> list[ImageSize]:
-    images = [part for part in clean.sample.parts if isinstance(part, Image)]
-    shown = [(clean.media[image.media], image.timestamp is not None) for image in images]
-    return [processor.image_size(media.height, media.width, frame=frame) for media, frame in shown]
+def _natives(clean: CleanSample) -> list[tuple[int, int]]:
+    """(height, width) of each image of the sample, as decoded."""
+    shown = [clean.media[part.media] for part in clean.sample.parts if isinstance(part, Image)]
+    return [(media.height, media.width) for media in shown]
+
+
+def _over(tokens: int, kind: str, budget: int) -> str:
+    return f"The sample has {tokens:,} {kind} tokens; a sequence holds {budget:,}."
 
 
 def _split(
-    processor: CasaProcessor, sample: Sample, sizes: list[ImageSize], budget: Budget
+    processor: CasaProcessor, fitted: FittedSample, meta: Mapping[str, Any], budget: Budget
 ) -> list[tuple[Sample, EncodedSample]] | None:
-    """Pieces that each fit, encoded; ``None`` where the sample cannot be split. Each has all the pictures."""
+    """Pieces that each fit, encoded; ``None`` where the sample cannot be split."""
+    images = [part for part in fitted.sample.parts if isinstance(part, Image)]
+    # Equal for all images that share their bytes: of still pictures, and of a video's frames.
+    size_of = {(image.media, image.role): size for image, size in zip(images, fitted.sizes, strict=True)}
+
+    def encode(piece: Sample) -> EncodedSample:
+        shown = [part for part in piece.parts if isinstance(part, Image)]
+        return processor.encode(piece, [size_of[image.media, image.role] for image in shown])
 
     def fits(piece: Sample) -> bool:
-        return len(processor.encode(piece, sizes).input_ids) <= budget.text
+        encoded = encode(piece)
+        image = sum(size.tokens for size in encoded.images)
+        return len(encoded.input_ids) <= budget.text and image <= budget.image
 
-    found = pieces(sample, fits)
-    return None if found is None else [(piece, processor.encode(piece, sizes)) for piece in found]
+    if is_stream(fitted.sample):
+        most = budget.image // min(size.tokens for size in fitted.sizes)
+        found = windows(fitted.sample, fits, most, str(meta.get("previous") or ""))
+    else:
+        found = pieces(fitted.sample, fits)
+    return None if found is None else [(piece, encode(piece)) for piece in found]
 
 
 def _write(task: EncodeTask) -> dict[str, Any]:
@@ -142,19 +171,23 @@ def _write(task: EncodeTask) -> dict[str, Any]:
     processor = load_processor(task.encoding)
     reader = CleanReader(task.clean, SPLIT)
     rejected: list[Rejected] = []
+    videos = VideoCounts()
 
     def rows() -> Iterator[Row]:
         for number in (task.start + np.flatnonzero(task.keep)).tolist():
-            result = encode_sample(processor, number, reader.sample(number), task.limits)
+            clean = reader.sample(number)
+            result = encode_sample(processor, number, clean, task.limits)
             if isinstance(result, Rejected):
                 rejected.append(result)
-            else:
-                yield from result
+                continue
+            videos.count(clean.sample, result)
+            yield from result
 
     schema = ENCODED_SCHEMA.with_metadata({**(ENCODED_SCHEMA.metadata or {}), "casa.source": task.source})
     write_shard(task.output, schema, rows())
     write_quarantine(task.quarantine, rejected)
-    return Tally.of(rejected).to_json() | {"rejected": [entry.row for entry in rejected]}
+    listed = {"rejected": [entry.row for entry in rejected], "videos": asdict(videos)}
+    return Tally.of(rejected).to_json() | listed
 
 
 def _read_report(task: EncodeTask, values: Mapping[str, Any]) -> EncodeReport:
@@ -176,6 +209,7 @@ def _read_report(task: EncodeTask, values: Mapping[str, Any]) -> EncodeReport:
         video_E=video.astype(bool),
         rejected=np.array(values["rejected"], np.int32),
         tally=Tally.from_json(values),
+        videos=VideoCounts(**values["videos"]),
     )
 
 

@@ -14,7 +14,7 @@ from pipelines.storage.transfer import local_copy
 from pipelines.storage.uri import open_folder
 
 if TYPE_CHECKING:
-    from casa_core.media.images import ImageSettings
+    from casa_core.media.images import ImageSettings, VideoOverBudget
     from casa_core.processing.processor import CasaProcessor
     from pipelines.recipe.model import Tokenizer
 
@@ -29,6 +29,8 @@ class Encoding:
         backbone: Decides the vision tower, and so patch and merge size.
         max_side: R_max of still pictures, pixels.
         max_frame_side: R_max of frames, pixels.
+        max_video_tokens, min_frame_side, video_over_budget: As in
+            :class:`casa_core.media.images.ImageSettings`; evaluation and serving take them from here, too.
         image_placement: Where consecutive images go in the text: see :mod:`casa_core.processing.templates`.
     """
 
@@ -37,6 +39,9 @@ class Encoding:
     backbone: str
     max_side: int
     max_frame_side: int
+    max_video_tokens: int
+    min_frame_side: int | None
+    video_over_budget: VideoOverBudget
     image_placement: Literal["window_start", "in_place"]
 
 
@@ -51,7 +56,14 @@ def load_processor(encoding: Encoding) -> CasaProcessor:
 
     from casa_core.processing.processor import CasaProcessor
 
-    images = image_settings(encoding.backbone, encoding.max_side, encoding.max_frame_side)
+    images = image_settings(
+        encoding.backbone,
+        encoding.max_side,
+        encoding.max_frame_side,
+        max_video_tokens=encoding.max_video_tokens,
+        min_frame_side=encoding.min_frame_side,
+        video_over_budget=encoding.video_over_budget,
+    )
     with local_copy(open_folder(encoding.tokenizer)) as folder:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     return CasaProcessor(
@@ -62,7 +74,7 @@ def load_processor(encoding: Encoding) -> CasaProcessor:
     )
 
 
-def image_settings(backbone: str, max_side: int, max_frame_side: int) -> ImageSettings:
+def image_settings(backbone: str, max_side: int, max_frame_side: int, **video: Any) -> ImageSettings:
     """Sizes of pictures and frames for a backbone's vision tower; arguments as in :class:`Encoding`.
 
     Raises:
@@ -82,7 +94,9 @@ def image_settings(backbone: str, max_side: int, max_frame_side: int) -> ImageSe
         raise ConfigError(
             f"There is no backbone named {backbone!r}.", "", f"Use one of: {', '.join(towers)}."
         )
-    return ImageSettings.for_tower(towers[backbone](), max_side=max_side, max_frame_side=max_frame_side)
+    return ImageSettings.for_tower(
+        towers[backbone](), max_side=max_side, max_frame_side=max_frame_side, **video
+    )
 
 
 def make_tokenizer(origin: Tokenizer, texts: Iterable[str], template: str, folder: Path) -> str:

@@ -31,6 +31,7 @@ from pipelines.data.pack.plan import (
 )
 from pipelines.data.pack.processor import Encoding, load_processor, make_tokenizer
 from pipelines.data.pack.settings import PackSettings, read_pack_settings
+from pipelines.data.pack.video_counts import VideoCounts
 from pipelines.data.pack.write import (
     ENCODED_FOLDER,
     WriteTasks,
@@ -64,10 +65,11 @@ Run = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Encoded:
-    """What became of the input: samples as ids, and what was set aside."""
+    """What became of the input: samples as ids, what was set aside, and of each source's videos."""
 
     samples: EncodedSamples
     rejected: Tally
+    videos: dict[str, VideoCounts]
     filters: dict[str, Any]
 
 
@@ -110,6 +112,7 @@ def pack_sources(context: StageContext, run: Run) -> dict[str, Any]:
         "mixture": rows.report() if settings.mixture != Mixture() else None,
         "filters": found.filters,
         "quarantine": found.rejected.by_reason(),
+        "videos": {name: asdict(own) for name, own in found.videos.items() if own.videos},
         "clean": {source: _clean_fate(context.inputs[source]) for source in settings.sources},
     }
     write_json(output / CARD, card)
@@ -136,6 +139,9 @@ def _prepare_encoding(
             backbone=settings.backbone,
             max_side=settings.max_side,
             max_frame_side=frame_side(settings.max_side, settings.max_frame_side),
+            max_video_tokens=settings.limits.video.image,
+            min_frame_side=settings.min_frame_side,
+            video_over_budget=settings.video_over_budget,
             image_placement=settings.image_placement,
         )
         processor = load_processor(encoding)
@@ -165,9 +171,11 @@ def _encode(
         columns = samples.of(number, samples.row_E), samples.of(number, samples.part_E)
         check_rows(source, filtered.keep[source], rejected, *columns)
     tally = Tally()
-    for report in reports:
+    videos = {source: VideoCounts() for source in settings.sources}
+    for task, report in zip(tasks, reports, strict=True):
         tally.add(report.tally)
-    return _Encoded(samples=samples, rejected=tally, filters=filtered.report)
+        videos[task.source].add(report.videos)
+    return _Encoded(samples=samples, rejected=tally, videos=videos, filters=filtered.report)
 
 
 def _encode_all(

@@ -21,6 +21,7 @@ _ENCODED_IMAGE = [
     ("media", pa.int32()),
     ("timestamp", pa.float64()),  # null for a still picture
     *[(name, pa.int32()) for name in _SIZES],
+    ("most_tokens", pa.int32()),  # null where the resolution alone bounds it
 ]
 
 ENCODED_SCHEMA = pa.schema(
@@ -35,12 +36,14 @@ ENCODED_SCHEMA = pa.schema(
         ("turns", pa.list_(_TURN)),
         ("text_tokens", pa.int32()),
         ("image_tokens", pa.int32()),
+        ("frames", pa.int32()),
         ("video", pa.bool_()),
     ],
-    metadata={"casa.schema": "encoded/2"},
+    metadata={"casa.schema": "encoded/3"},
 )
 """One sample as ids. ``row`` is its row in the source's clean artifact; of a sample that had to be split,
-``part`` counts the pieces from 0. A shard's metadata names the source (``casa.source``)."""
+``part`` counts the pieces from 0. ``frames``: images it had before its video was thinned. A shard's metadata
+names the source (``casa.source``)."""
 
 DOCUMENT = pa.struct(
     [
@@ -49,6 +52,7 @@ DOCUMENT = pa.struct(
         ("sample_id", pa.string()),
         ("part", pa.int32()),
         ("occurrence", pa.int32()),
+        ("frames", pa.int32()),
         ("turns", pa.list_(_TURN)),
     ]
 )
@@ -66,7 +70,7 @@ PACK_SCHEMA = pa.schema(
         ("image_tokens", pa.int32()),
         ("kind", pa.string()),
     ],
-    metadata={"casa.schema": "pack/2"},
+    metadata={"casa.schema": "pack/3"},
 )
 """One sequence: samples with pictures, or one video. Positions and turns count from its first token."""
 
@@ -84,6 +88,7 @@ class Document:
         row: Row of the source's clean artifact.
         part: Piece of the sample, from 0; 0 where it was not split.
         occurrence: Pass over the data, from 0.
+        frames: Images that the sample, or the piece, had before its video was thinned.
         images: Source, row and media that hold their bytes, sizes and times, as in ``PACK_SCHEMA``.
     """
 
@@ -92,6 +97,7 @@ class Document:
     sample_id: str
     part: int
     occurrence: int
+    frames: int
     input_ids: tuple[int, ...]
     loss_mask: tuple[bool, ...]
     image_positions: tuple[int, ...]
@@ -99,8 +105,21 @@ class Document:
     turns: tuple[tuple[int, int], ...]
 
 
-def encoded_row(row: int, sample: Sample, encoded: EncodedSample, part: int = 0) -> Row:
-    """A row of ``ENCODED_SCHEMA``."""
+def encoded_row(
+    row: int,
+    sample: Sample,
+    encoded: EncodedSample,
+    part: int = 0,
+    *,
+    most_tokens: int | None = None,
+    frames: int | None = None,
+) -> Row:
+    """A row of ``ENCODED_SCHEMA``.
+
+    Args:
+        most_tokens: Bound on its frames' tokens, where its video was over the budget.
+        frames: Images it had before its video was thinned; those it has, where it was not.
+    """
     images = [image for image in sample.parts if isinstance(image, Image)]
     return {
         "row": row,
@@ -110,12 +129,18 @@ def encoded_row(row: int, sample: Sample, encoded: EncodedSample, part: int = 0)
         "loss_mask": encoded.loss_mask,
         "image_positions": encoded.image_positions,
         "images": [
-            {"media": image.media, "timestamp": image.timestamp, **asdict(size)}
+            {
+                "media": image.media,
+                "timestamp": image.timestamp,
+                **asdict(size),
+                "most_tokens": most_tokens if image.timestamp is not None else None,
+            }
             for image, size in zip(images, encoded.images, strict=True)
         ],
         "turns": [{"start": start, "end": end} for start, end in encoded.turns],
         "text_tokens": len(encoded.input_ids),
         "image_tokens": sum(size.tokens for size in encoded.images),
+        "frames": len(images) if frames is None else frames,
         "video": is_video(sample),
     }
 
@@ -135,6 +160,7 @@ def documents_of(packed: Mapping[str, Any]) -> list[Document]:
                 sample_id=entry["sample_id"],
                 part=entry["part"],
                 occurrence=entry["occurrence"],
+                frames=entry["frames"],
                 input_ids=tuple(packed["input_ids"][start:end]),
                 loss_mask=tuple(packed["loss_mask"][start:end]),
                 image_positions=tuple(positions[at] - start for at in own),

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from casa_core.media.images import VideoOverBudget
 from pipelines.dag.settings import read_settings, stage_settings
 from pipelines.data.pack.budgets import Budget, Limits
 from pipelines.recipe.filters import Filters
@@ -22,7 +23,8 @@ class PackSettings:
         tokenizer, template, backbone: The recipe's ``model`` section.
         image_placement: Where consecutive images go in the text: see :mod:`casa_core.processing.templates`.
         filters, max_failures: The recipe's, in its ``data`` section.
-        text_tokens, image_tokens, max_side, max_frame_side, video, split, mixture: Its ``pack`` section.
+        text_tokens, image_tokens, max_side, max_frame_side, video, video_over_budget, min_frame_side, split,
+            mixture: Its ``pack`` section.
         seed: Seed of the order of sequences, and of what a fractional pass takes.
     """
 
@@ -38,6 +40,8 @@ class PackSettings:
     max_side: int
     max_frame_side: int | None
     video: VideoBudget | None
+    video_over_budget: VideoOverBudget
+    min_frame_side: int | None
     split: bool
     mixture: Mixture
     seed: int

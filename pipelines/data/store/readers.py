@@ -213,7 +213,7 @@ class PackReader(ShardReader):
         self._folder = folder
         index = _read_json(folder / INDEX)
         rows = [shard["rows"] for shard in index["shards"]]
-        super().__init__([folder / shard["file"] for shard in index["shards"]], "pack/2", rows)
+        super().__init__([folder / shard["file"] for shard in index["shards"]], "pack/3", rows)
         _check_total(folder, len(self), index["sequences"])
         kinds = np.load(io.BytesIO(_read_bytes(folder / KINDS_FILE)))
         self.by_kind: dict[str, NDArray[np.int64]] = {

@@ -125,6 +125,11 @@ def is_video(sample: Sample) -> bool:
     return any(isinstance(part, Image) and part.timestamp is not None for part in sample.parts)
 
 
+def is_stream(sample: Sample) -> bool:
+    """Whether it is a live stream: an image lies in the assistant's turn."""
+    return any(isinstance(part, Image) and part.role == "assistant" for part in sample.parts)
+
+
 def _part_to_struct(part: Part) -> dict[str, Any]:
     if isinstance(part, Text):
         return {"kind": "text", "role": part.role, "text": part.text, "trained": part.trained}

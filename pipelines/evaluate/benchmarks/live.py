@@ -8,6 +8,7 @@ from dataclasses import replace
 from casa_core.engine.protocol import EngineProtocol
 from casa_core.media.decode import decode_images
 from casa_core.types import Image, Sample, Text
+from pipelines.data.store.rows import is_stream
 from pipelines.evaluate.benchmarks.base import (
     BenchmarkSettings,
     EvalSample,
@@ -29,7 +30,7 @@ class Live:
 
     def accepts(self, sample: Sample) -> bool:
         """Samples whose images lie inside the assistant's turn."""
-        return any(isinstance(part, Image) and part.role == "assistant" for part in sample.parts)
+        return is_stream(sample)
 
     def batch_size(self, settings: BenchmarkSettings) -> int:
         """One clip."""

@@ -8,6 +8,7 @@ from dataclasses import replace
 from casa_core.engine.protocol import EngineProtocol
 from casa_core.engine.requests import GenerationRequest, SamplingParams
 from casa_core.types import Image, Sample, Text
+from pipelines.data.store.rows import is_stream
 from pipelines.evaluate.benchmarks.base import (
     BenchmarkSettings,
     EvalSample,
@@ -28,8 +29,7 @@ class Vqa:
 
     def accepts(self, sample: Sample) -> bool:
         """Anything with a trained assistant turn and no live frames."""
-        live = any(isinstance(part, Image) and part.role == "assistant" for part in sample.parts)
-        return not live and any(isinstance(part, Text) and part.trained for part in sample.parts)
+        return not is_stream(sample) and any(isinstance(part, Text) and part.trained for part in sample.parts)
 
     def batch_size(self, settings: BenchmarkSettings) -> int:
         """As many as the engine is to answer together."""

@@ -137,7 +137,7 @@ def write_training(folder: Path, steps: int, floor: float) -> None:
 
 
 PACK_CARD = {
-    "schema": "pack/2",
+    "schema": "pack/3",
     "sequences": 1490, "lower_bound": 1462, "text_tokens": 551_230, "image_tokens": 748_544,
     "budget": {"text": 384, "image": 512},
     "fill": {"text": 0.963, "image": 0.981},

@@ -24,7 +24,7 @@ def packed_row(
             {"source": source, "row": document["row"], **image} for image in document["images"]
         ]
         packed["documents"].append(
-            {name: document[name] for name in ("row", "sample_id", "part")}
+            {name: document[name] for name in ("row", "sample_id", "part", "frames")}
             | {
                 "source": source,
                 "occurrence": occurrences[number] if occurrences else 0,

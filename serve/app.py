@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+from contextlib import ExitStack
 from typing import Any
 
 from fastapi import FastAPI
@@ -30,14 +31,32 @@ def load_engine(settings: ServeSettings) -> EngineProtocol:
     Raises:
         ConfigError: The name cannot be imported.
     """
-    module, _, name = settings.engine.partition(":")
+    return _named(settings.engine, "engine").from_pretrained(settings.model_folder)
+
+
+def _named(path: str, what: str) -> Any:
+    module, _, name = path.partition(":")
     try:
-        engine_class = getattr(importlib.import_module(module), name)
+        return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
-            f"The engine {settings.engine!r} cannot be loaded.", str(error), "Name it as module:Class."
+            f"The {what} {path!r} cannot be loaded.", str(error), "Name it as module:name."
         ) from error
-    return engine_class.from_pretrained(settings.model_folder)
+
+
+def with_local_folders(settings: dict[str, Any], copies: ExitStack) -> dict[str, Any]:
+    """The settings with paths of this machine for the folders that are to be copied to it.
+
+    Args:
+        settings: `ServeSettings` as JSON.
+        copies: Holds the copies until it is closed.
+    """
+    digests = settings.get("digests", {})
+    if not digests:
+        return settings
+    fetch = _named(settings["fetch"], "function")
+    folders = {name: copies.enter_context(fetch(settings[name], digest)) for name, digest in digests.items()}
+    return {**settings, **folders}
 
 
 def client_for(engine: EngineProtocol, settings: ServeSettings) -> EngineClient:
@@ -57,7 +76,8 @@ class Endpoint:
     """One replica: one engine, one worker thread, one ASGI app. Takes `ServeSettings` as JSON."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
-        self._settings = ServeSettings.model_validate(settings)
+        self._copies = ExitStack()  # as long as the replica runs
+        self._settings = ServeSettings.model_validate(with_local_folders(settings, self._copies))
         if self._settings.loopback_only:
             keep_replica_on_loopback()
         self._client = client_for(load_engine(self._settings), self._settings)
@@ -85,4 +105,4 @@ def build(args: dict[str, Any]) -> Application:
         "ray_actor_options": {"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus},
         "graceful_shutdown_timeout_s": 5,
     }
-    return Endpoint.options(**options).bind(settings.model_dump(mode="json"))
+    return Endpoint.options(**options).bind(args)

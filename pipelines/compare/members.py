@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from casa_core.errors import StoreError
 from pipelines.evaluate.benchmarks.base import MODEL
+from pipelines.storage.uri import Folder
 from pipelines.train import metrics
 
 LAST = 50
@@ -42,7 +42,7 @@ class Trained:
     operations_per_token: float
 
 
-def read_member(variant: str, seed: int, trained: Path, evaluated: Path) -> Trained:
+def read_member(variant: str, seed: int, trained: Folder, evaluated: Folder) -> Trained:
     """Read one member's artifacts.
 
     Args:
@@ -58,7 +58,7 @@ def read_member(variant: str, seed: int, trained: Path, evaluated: Path) -> Trai
         manifest = json.loads((trained / "model" / "manifest.json").read_text())
     except FileNotFoundError as error:
         raise StoreError(
-            f"`{error.filename}` is missing.",
+            f"`{error.filename or error}` is missing.",
             f"Variant {variant} with seed {seed} is compared from it.",
             "Remove that artifact's folder and run the sweep again.",
         ) from error

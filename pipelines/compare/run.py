@@ -53,13 +53,13 @@ def run_stage(context: StageContext) -> dict[str, Any]:
         read_member(
             variant,
             seed,
-            context.local_input(f"train-{variant}-{seed}"),
-            context.local_input(f"evaluate-{variant}-{seed}"),
+            context.inputs[f"train-{variant}-{seed}"],
+            context.inputs[f"evaluate-{variant}-{seed}"],
         )
         for variant, seed in settings.members
     ]
     found = compare(settings.sweep, members)
-    output = context.local_output
+    output = context.output
     write_whole(output / "table.md", text.markdown(found))
     write_whole(output / "comparison.svg", draw(found) + "\n")
     write_whole(output / "comparison.json", json.dumps(asdict(found), indent=1) + "\n")

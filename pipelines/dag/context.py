@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -22,10 +21,10 @@ class StageContext:
     Attributes:
         name: The stage's name in this run, for example ``clean-vqa``.
         settings: The stage's own part of the recipe; together with the inputs it decides the output.
-        placement: The recipe's ``where`` section, with ``store`` as an absolute path. Must not decide the
-            output.
-        inputs: Folder of each input artifact, by role. Read only. Data artifacts may lie on S3.
-        output: Folder to fill; a data stage's may lie on S3. May hold files of an earlier, killed attempt:
+        placement: The recipe's ``where`` section, with ``store`` as an absolute path or a URI. Must not
+            decide the output.
+        inputs: Folder of each input artifact, by role, local or on S3. Read only.
+        output: Folder to fill, local or on S3. May hold files of an earlier, killed attempt:
             overwrite them or resume.
         manifests: Manifest of each input, by role.
         fingerprint: Fingerprint of this stage's output.
@@ -41,14 +40,6 @@ class StageContext:
     fingerprint: str = ""
     progress: Callable[..., None] = no_progress
 
-    @property
-    def local_output(self) -> Path:
-        """``output``, for stages other than those of data: they lie in the store, which is a folder."""
-        assert isinstance(self.output, Path), "Only artifacts of data lie on S3."
-        return self.output
-
-    def local_input(self, role: str) -> Path:
-        """An input that is not data, likewise."""
-        folder = self.inputs[role]
-        assert isinstance(folder, Path), "Only artifacts of data lie on S3."
-        return folder
+    def content_digest(self, role: str) -> str:
+        """Digest of an input's files; empty where its manifest was not given."""
+        return self.manifests.get(role, {}).get("content_digest", "")

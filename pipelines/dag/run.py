@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from casa_core.errors import CasaError, ClusterError
+from casa_core.errors import CasaError, ClusterError, TransferError
 from pipelines.dag.artifact import read_manifest
 from pipelines.dag.code_version import load_function
 from pipelines.dag.jobs import Busy, Cluster, JobExists, Unreachable
@@ -111,7 +111,7 @@ class Runner:
             try:
                 self._start_ready()
                 self._poll()
-            except Unreachable as error:
+            except (Unreachable, TransferError) as error:  # the cluster, or the store
                 self._wait_for_cluster(error)
             if not self._running and (self._failures or not self._waiting):
                 break
@@ -180,8 +180,8 @@ class Runner:
             self._reach()
             self._pass_on_output(running, now=state != "active")
             if state != "active":
-                del self._running[running.stage.name]
                 self._settle(running)
+                del self._running[running.stage.name]
 
     def _settle(self, running: _Running) -> None:
         """A job has ended: its artifact is there, or it is tried again, or it failed."""
@@ -219,7 +219,7 @@ class Runner:
     def _reach(self) -> None:
         self._reached, self._silent_since = True, None
 
-    def _wait_for_cluster(self, error: Unreachable) -> None:
+    def _wait_for_cluster(self, error: Unreachable | TransferError) -> None:
         """Look for the cluster anew; a local head that ended is started again, and its jobs are new attempts.
 
         Raises:

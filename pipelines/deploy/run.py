@@ -25,6 +25,8 @@ from pipelines.storage.uri import Folder
 
 APP = "casa"
 IMPORT_PATH = "serve.app:build"
+FETCH = "pipelines.storage.host:cached_copy"
+"""What replicas copy folders with that lie on S3."""
 START_TIMEOUT_S = 180.0
 PROBE_TIMEOUT_S = 3.0
 DEMO_CLIPS = 4
@@ -79,7 +81,7 @@ def run_stage(context: StageContext) -> dict[str, Any]:
     if running is not None:
         return running
     context.progress(0, 3, "collecting demo clips")
-    clips = context.local_output / "demo"
+    clips = context.output / "demo"
     copy_demo_clips([path for role, path in context.inputs.items() if role != "train"], clips)
     arguments = serve_arguments(context, clips)
     context.progress(1, 3, "starting the endpoint")
@@ -142,20 +144,28 @@ def endpoint_health(url: str, expected_fingerprint: str) -> Health:
     return "same" if same else "different"
 
 
-def serve_arguments(context: StageContext, clips: Path) -> dict[str, Any]:
+def serve_arguments(context: StageContext, clips: Folder) -> dict[str, Any]:
     """The JSON settings of ``serve.app:build``."""
     own = read_settings(DeploySettings, context.settings).deploy
+    model = context.inputs["train"] / "model"
+    digests = {}
+    if not isinstance(model, Path):
+        digests["model_folder"] = context.content_digest("train")
+    if not isinstance(clips, Path):
+        digests["demo_clips"] = context.fingerprint
     return {
-        "model_folder": str(context.local_input("train") / "model"),
+        "model_folder": str(model),
         **asdict(own),
         "fingerprint": context.fingerprint,
         "checkpoint": context.manifests["train"]["fingerprint"],
         "demo_clips": str(clips),
+        "fetch": FETCH,
+        "digests": digests,
         "loopback_only": is_loopback(context.placement["serve"]["host"]),
     }
 
 
-def copy_demo_clips(clean_artifacts: list[Folder], folder: Path) -> None:
+def copy_demo_clips(clean_artifacts: list[Folder], folder: Folder) -> None:
     """Write up to four held-out videos as mp4 files, and ``clips.json`` with each one's title and query."""
     from pipelines.data.store.readers import CleanReader  # late: `check` needs no Arrow
 
@@ -308,12 +318,13 @@ def _other_applications(details: dict[str, Any]) -> list[dict[str, Any]]:
 def _connect() -> tuple[ServeClient, dict[str, Any]]:
     """The REST API of the cluster that this job runs on, and the runtime environment of the job.
 
-    Replicas get the same ``working_dir`` and ``py_modules`` as the job, so that they import the same code.
+    Replicas get the same ``working_dir`` and ``py_modules`` as the job, so that they import the same code,
+    and the same ``env_vars``, so that they reach the same store.
     """
     import ray
     from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 
     session = ray.init(logging_level=logging.ERROR, log_to_driver=False, ignore_reinit_error=True)
     job = ray.get_runtime_context().runtime_env
-    shipped = {key: job[key] for key in ("working_dir", "py_modules") if job.get(key)}
+    shipped = {key: job[key] for key in ("working_dir", "py_modules", "env_vars") if job.get(key)}
     return ServeSubmissionClient(f"http://{session.dashboard_url}"), shipped

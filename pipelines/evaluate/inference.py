@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -20,6 +19,7 @@ from pipelines.data.store.rows import CleanSample
 from pipelines.evaluate import HELD_OUT
 from pipelines.evaluate.benchmarks import benchmark_for
 from pipelines.evaluate.benchmarks.base import BenchmarkSettings, EvalSample, Prediction, SpokenFrame
+from pipelines.storage.host import cached_copy
 from pipelines.storage.uri import Folder
 
 FRAME_TYPE = pa.struct(
@@ -94,18 +94,26 @@ def prediction_from_row(row: Mapping[str, Any]) -> Prediction:
     return Prediction(**{**values, "frames": tuple(SpokenFrame(**frame) for frame in row["frames"])})
 
 
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint folder, and the digest of the artifact it lies in, which changes with its files."""
+
+    folder: Folder
+    digest: str
+
+
 class EvalWorker:
     """The Ray actor: one model in one engine.
 
     Args:
         model: Name of the model, ``model`` or ``blind``.
-        checkpoint: Its checkpoint folder.
+        checkpoint: Its weights; from S3 each machine copies them once.
         sources: Source name → clean artifact folder.
         settings: The recipe's evaluate settings.
     """
 
     def __init__(
-        self, model: str, checkpoint: Path, sources: Mapping[str, Folder], settings: BenchmarkSettings
+        self, model: str, checkpoint: Checkpoint, sources: Mapping[str, Folder], settings: BenchmarkSettings
     ) -> None:
         self._model = model
         self._checkpoint = checkpoint
@@ -121,7 +129,8 @@ class EvalWorker:
         from casa_core.engine.engine import Engine
 
         torch.set_num_threads(1)  # as many actors as cores: more threads would compete
-        return Engine.from_pretrained(self._checkpoint)
+        with cached_copy(self._checkpoint.folder, self._checkpoint.digest) as folder:
+            return Engine.from_pretrained(folder)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """``{source: string, rows: list<int64>}`` in, `PREDICTION_SCHEMA` out."""
@@ -135,7 +144,7 @@ class EvalWorker:
 
 
 def predict(
-    checkpoints: Mapping[str, Path],
+    checkpoints: Mapping[str, Checkpoint],
     sources: Mapping[str, Folder],
     work: Sequence[Chunk],
     settings: BenchmarkSettings,
@@ -149,7 +158,7 @@ def predict(
     but at least one per model.
 
     Args:
-        checkpoints: Model name → checkpoint folder.
+        checkpoints: Model name → its weights.
         sources: Source name → clean artifact folder.
         work: From `chunks`.
         settings: The recipe's evaluate settings.
@@ -171,7 +180,7 @@ def predict(
     items = [{"source": chunk.source, "rows": list(chunk.rows)} for chunk in work]
     each = max(1, workers // len(checkpoints))
 
-    def rows_of(model: str, checkpoint: Path) -> ray.data.Dataset:
+    def rows_of(model: str, checkpoint: Checkpoint) -> ray.data.Dataset:
         # One block per chunk: the pool gives a chunk to the first free actor.
         return ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             EvalWorker,

@@ -16,7 +16,6 @@ import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,9 +31,10 @@ from pipelines.data.store.readers import CleanReader
 from pipelines.evaluate import HELD_OUT
 from pipelines.evaluate.benchmarks import BENCHMARKS
 from pipelines.evaluate.benchmarks.base import BLIND, MODEL, BenchmarkSettings, Scoreboard
-from pipelines.evaluate.inference import PREDICTION_SCHEMA, chunks, predict, prediction_from_row
+from pipelines.evaluate.inference import PREDICTION_SCHEMA, Checkpoint, chunks, predict, prediction_from_row
 from pipelines.evaluate.metrics.intervals import Estimate
 from pipelines.storage.atomic import create, write_whole
+from pipelines.storage.uri import Folder
 
 ROLES = {"train": MODEL, "blind": BLIND}
 """Input role of the stage → name of the evaluated model, the model first. Other roles are clean artifacts."""
@@ -69,7 +69,9 @@ def run_stage(context: StageContext) -> dict[str, Any]:
     own = read_settings(EvaluateSettings, context.settings)
     settings = own.evaluate
     checkpoints = {
-        n: context.local_input(role) / "model" for role, n in ROLES.items() if role in context.inputs
+        n: Checkpoint(context.inputs[role] / "model", context.content_digest(role))
+        for role, n in ROLES.items()
+        if role in context.inputs
     }
     sources = {source: context.inputs[source] for source in own.sources}
     work = chunks({source: CleanReader(path, HELD_OUT) for source, path in sources.items()}, settings)
@@ -91,7 +93,7 @@ def run_stage(context: StageContext) -> dict[str, Any]:
     workers = int(context.placement["data"]["workers"])
     rows = predict(checkpoints, sources, work, settings, workers=workers, on_rows=advance)
     boards = score(rows, settings)
-    write(context.local_output, rows, boards)
+    write(context.output, rows, boards)
     for source, board in boards.items():
         print_board(source, board)
     return summary(rows, boards)
@@ -128,7 +130,7 @@ def _one_line(board: Scoreboard) -> str:
     return f"{model[0].key} {model[1]} ({beside})"
 
 
-def write(output: Path, rows: Sequence[Mapping[str, Any]], boards: Mapping[str, Scoreboard]) -> None:
+def write(output: Folder, rows: Sequence[Mapping[str, Any]], boards: Mapping[str, Scoreboard]) -> None:
     """Write the three files; each appears whole or not at all."""
     results = pa.Table.from_pylist(
         [{name: row[name] for name in RESULT_SCHEMA.names} for row in rows], RESULT_SCHEMA
@@ -183,7 +185,7 @@ def _percent(estimate: Estimate | None) -> str:
     return f"{value} [{100 * estimate.low:.1f} to {100 * estimate.high:.1f}]"
 
 
-def _write_json(path: Path, content: Any) -> None:
+def _write_json(path: Folder, content: Any) -> None:
     write_whole(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 

@@ -29,11 +29,11 @@ def run_stage(context: StageContext) -> dict[str, Any]:
     steps = len(described) + 1
     for done, (address, stage) in enumerate(described.items()):
         context.progress(done, steps, f"drawing the data card of {stage.name}")
-        (context.local_output / address).parent.mkdir(exist_ok=True)
+        (context.output / address).parent.mkdir(exist_ok=True)
         write_whole(context.output / address, card_page(stage.folder, run.inputs_of(stage)))
     context.progress(steps - 1, steps, "drawing the report")
     page = render(run)
     write_whole(context.output / FILE, page)
     context.progress(steps, steps, "report drawn")
-    path = str(context.local_output / FILE)
+    path = str(context.output / FILE)
     return {"headline": path, "path": path, "bytes": len(page.encode())}

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipelines.storage.transfer import copy_tree
-from pipelines.storage.uri import Folder
+from pipelines.storage.uri import Folder, open_folder
 
 CACHE_BYTES = 64 << 30
 """Copies beyond this are removed when another is made, the one unused for longest first."""
@@ -27,19 +27,22 @@ def session_folder(store: Folder) -> Path:
     """Folder of a store's session files on this machine; beneath a local store, its own ``session``."""
     if isinstance(store, Path):
         return store / "session"
-    name = re.sub(r"\W+", "-", str(store).partition("?")[0].partition("://")[2])[:60]
-    return _own_folder("XDG_STATE_HOME", ".local/state") / f"{name}-{_short_digest(str(store))}"
+    address = str(store).partition("?")[0]  # however its server is named: here, or in the environment
+    name = re.sub(r"\W+", "-", address.partition("://")[2])[:60]
+    return _own_folder("XDG_STATE_HOME", ".local/state") / f"{name}-{_short_digest(address)}"
 
 
 @contextlib.contextmanager
-def cached_copy(folder: Folder, digest: str) -> Iterator[Path]:
+def cached_copy(folder: str | Folder, digest: str) -> Iterator[Path]:
     """A local folder with the files of ``folder``, which is that itself or a copy.
 
     A copy is made whole by one process at a time and kept for later ones; it is not removed in the block.
 
     Args:
+        folder: A path, or a URI.
         digest: Changes when the files do.
     """
+    folder = open_folder(folder)
     if isinstance(folder, Path):
         yield folder
         return

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from pipelines.storage.atomic import write_whole
+from pipelines.storage.growing import Follower, append_to
+from pipelines.storage.uri import Folder
 from pipelines.text_format import duration, number
 
 FILE = "metrics.jsonl"
@@ -65,58 +64,45 @@ class StepMetrics:
 
 
 class MetricsLog:
-    """Appends steps to the file; opening it drops the steps after the one that training resumes from."""
+    """Appends steps to the file; opening it drops the steps after the one that training resumes from.
 
-    def __init__(self, folder: Path, *, steps_done: int) -> None:
-        path = folder / FILE
-        kept = [line for line in read_lines(path) if line["step"] <= steps_done]
-        write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
-        self._file: TextIO = path.open("a", buffering=1)  # a line is in the file when the step is over
+    On S3 they reach other processes within seconds, and :func:`pipelines.storage.growing.finish` makes one
+    object of them at the end.
+    """
+
+    def __init__(self, folder: Folder, *, steps_done: int) -> None:
+        kept = [line for line in read_lines(folder / FILE) if line["step"] <= steps_done]
+        content = "".join(json.dumps(line) + "\n" for line in kept)
+        self._file = append_to(folder / FILE, content.encode())
 
     def write(self, metrics: StepMetrics) -> None:
-        """Append a step; readers see it at once."""
-        self._file.write(json.dumps(asdict(metrics)) + "\n")
+        """Append a step; on a disk, readers see it at once."""
+        self._file.write((json.dumps(asdict(metrics)) + "\n").encode())
 
     def flush(self) -> None:
-        """Force the steps written so far to the disk."""
-        os.fsync(self._file.fileno())
+        """Have the steps written so far survive this machine."""
+        self._file.flush()
 
     def close(self) -> None:
-        """Close the file."""
+        """Flush on S3, and close the file."""
         self._file.close()
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Folder) -> list[dict[str, Any]]:
     """The steps recorded so far, without a last line that is still being written."""
     return MetricsFollower(path).poll()
 
 
-class MetricsFollower:
-    """Reads a metrics file as it grows, each line once.
+class MetricsFollower(Follower):
+    """Reads a metrics file as it grows, each line once."""
 
-    Args:
-        path: The file, which need not exist yet.
-    """
+    def poll(self, *, now: bool = True) -> list[dict[str, Any]]:
+        """Steps since the last call; all of them once a resumed run has replaced the file.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._inode, self._offset = 0, 0
-
-    def poll(self) -> list[dict[str, Any]]:
-        """Steps since the last call; all of them once a resumed run has replaced the file."""
-        try:
-            file = self._path.open("rb")
-        except FileNotFoundError:
-            return []
-        with file:
-            inode = os.fstat(file.fileno()).st_ino
-            if inode != self._inode:
-                self._inode, self._offset = inode, 0
-            file.seek(self._offset)
-            new = file.read()
-        whole = new[: new.rfind(b"\n") + 1]  # the last line may be incomplete
-        self._offset += len(whole)
-        return [json.loads(line) for line in whole.splitlines()]
+        Args:
+            now: As of :meth:`~pipelines.storage.growing.Follower.lines`.
+        """
+        return [json.loads(line) for line in self.lines(now=now)]
 
 
 def progress_message(recent: Sequence[dict[str, Any]], steps: int) -> str:

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import threading
 from collections import deque
-from pathlib import Path
 from typing import Any
 
 from casa_core import errors
@@ -21,12 +19,16 @@ from pipelines.dag.context import StageContext
 from pipelines.recipe.where import Device, TrainWorkers
 from pipelines.storage.atomic import write_whole
 from pipelines.storage.errors import disk_error
-from pipelines.storage.uri import Folder, recipe_folder
+from pipelines.storage.growing import finish
+from pipelines.storage.transfer import remove_tree
+from pipelines.storage.uri import Folder, filesystem_for, open_folder, recipe_folder
 from pipelines.train import metrics
 from pipelines.train.settings import TrainJob, read_train_settings
 from pipelines.train.worker import train
 
 ERROR = "error.json"
+RAY_TRAIN = "ray_train"
+"""Folder beside the checkpoints for Ray Train's own files, which all nodes must see."""
 POLL_SECONDS = 0.5
 RECENT_STEPS = 50
 ELASTIC_SECONDS = float(os.environ.get("CASA_ELASTIC_SECONDS", "60"))
@@ -39,8 +41,9 @@ def run_stage(context: StageContext) -> dict[str, Any]:
     job = _job(context)
     with _ProgressFromMetrics(context, job.settings.train.steps):
         _fit(job, name=context.name)
-    shutil.rmtree(context.local_output / "ray_train", ignore_errors=True)
-    return _summary(context.local_output)
+    remove_tree(open_folder(job.checkpoints) / RAY_TRAIN)
+    finish(context.output / metrics.FILE)
+    return _summary(context.output)
 
 
 def _job(context: StageContext) -> TrainJob:
@@ -53,12 +56,13 @@ def _job(context: StageContext) -> TrainJob:
         placement=TrainWorkers.model_validate(placement["train"]),
         pack=inputs.pop("pack"),
         sources=inputs,
-        start=named if earlier is None else str(Path(earlier) / "model"),
-        output=str(context.local_output),
+        start=named if earlier is None else str(open_folder(earlier) / "model"),
+        start_digest="" if earlier is None else context.content_digest("start"),
+        output=str(context.output),
         checkpoints=str(checkpoint_root(placement, context.fingerprint)),
         run_name=placement["recipe"] + ("" if context.name == "train" else f"-{context.name}"),
         run_key=context.fingerprint,
-        track_folder=str(Path(placement["store"]) / "tracking"),
+        track_folder=str(open_folder(placement["store"]) / "tracking"),
     )
 
 
@@ -66,11 +70,11 @@ def checkpoint_root(placement: dict[str, Any], fingerprint: str) -> Folder:
     """Folder of a train stage's checkpoints, during the run and after it.
 
     Args:
-        placement: The stage's, with the store's absolute path.
+        placement: The stage's, with the store's absolute path or URI.
         fingerprint: The stage's; each has a folder of its own.
     """
     named = placement["train"]["checkpoints"]
-    root = recipe_folder(named, placement) if named else Path(placement["store"]) / "checkpoints"
+    root = recipe_folder(named, placement) if named else open_folder(placement["store"]) / "checkpoints"
     return root / fingerprint
 
 
@@ -87,6 +91,7 @@ def _fit(job: TrainJob, name: str) -> None:
         ray.init()
     placement = job.placement
     fewest, most = placement.fewest, placement.most
+    filesystem, folder = filesystem_for(open_folder(job.checkpoints) / RAY_TRAIN)
     gpus = uses_gpus(placement.device, ray.cluster_resources().get("GPU", 0), fewest)
     trainer = TorchTrainer(
         _work,
@@ -100,12 +105,13 @@ def _fit(job: TrainJob, name: str) -> None:
         ),
         run_config=RunConfig(
             name=name,
-            storage_path=str(Path(job.output) / "ray_train"),
+            storage_path=folder,
+            storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=placement.max_failures),
             worker_runtime_env={"env_vars": worker_environment(gpus)},
         ),
     )
-    reported = Path(job.output) / ERROR
+    reported = open_folder(job.output) / ERROR
     reported.unlink(missing_ok=True)
     try:
         trainer.fit()
@@ -145,7 +151,7 @@ def _work(config: dict[str, Any]) -> None:
     import ray.train
 
     job, world = config["job"], ray.train.get_context()
-    reported = Path(job.output) / ERROR
+    reported = open_folder(job.output) / ERROR
     if reported.is_file():
         return
     try:
@@ -157,7 +163,7 @@ def _work(config: dict[str, Any]) -> None:
         raise
 
 
-def _raise_reported(reported: Path) -> None:
+def _raise_reported(reported: Folder) -> None:
     """Raise the error that a worker wrote to the file, with its own type."""
     if reported.is_file():
         kind, *args = json.loads(reported.read_text())
@@ -194,11 +200,11 @@ class _ProgressFromMetrics:
         self._thread.join()
 
     def _follow(self) -> None:
-        follower = metrics.MetricsFollower(self._context.local_output / metrics.FILE)
+        follower = metrics.MetricsFollower(self._context.output / metrics.FILE)
         recent: deque[dict[str, Any]] = deque(maxlen=RECENT_STEPS)
         while True:
             over = self._over.wait(POLL_SECONDS)
-            if new := follower.poll():
+            if new := follower.poll(now=over):
                 recent.extend(new)
                 message = metrics.progress_message(recent, self._steps)
                 self._context.progress(recent[-1]["step"], self._steps, message)
@@ -206,7 +212,7 @@ class _ProgressFromMetrics:
                 return
 
 
-def _summary(output: Path) -> dict[str, Any]:
+def _summary(output: Folder) -> dict[str, Any]:
     lines = metrics.read_lines(output / metrics.FILE)
     seconds = sum(line["seconds"] for line in lines)
     last = {

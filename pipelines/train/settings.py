@@ -47,7 +47,8 @@ class TrainJob:
         placement: On what it runs; no part of the result.
         pack, sources: Input artifacts: the pack, and the clean artifact of each source.
         start: Checkpoint folder of a fused model to start from; else ``settings.model`` names the weights.
-        output: Folder that all workers can write.
+        start_digest: Changes with the files of ``start``, where it may lie on S3.
+        output: Folder that all workers can write, local or on S3.
         checkpoints: Folder of this run's checkpoints, local or on S3.
         run_name, run_key, track_folder: The run's name, identity and folder for trackers
             (:mod:`pipelines.train.tracking`).
@@ -58,6 +59,7 @@ class TrainJob:
     pack: str
     sources: dict[str, str]
     start: str | None
+    start_digest: str
     output: str
     checkpoints: str
     run_name: str

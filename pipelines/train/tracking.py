@@ -16,10 +16,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 from casa_core.errors import ConfigError
 from pipelines.recipe.where import TrackerName
+from pipelines.storage.host import session_folder
+from pipelines.storage.transfer import copy_tree
+from pipelines.storage.uri import open_folder
 from pipelines.train.metrics import StepMetrics
 
 PROJECT = "casa"
@@ -27,6 +31,7 @@ TAG = "casa.fingerprint"
 MAX_WAITING = 10_000
 """Steps that are queued for a slow tracker; further ones are dropped."""
 FLUSH_SECONDS, CLOSE_SECONDS = 10.0, 60.0
+UPLOAD_SECONDS, EVENT_BYTES = 30.0, 1 << 20
 log = logging.getLogger(__name__)
 
 
@@ -37,7 +42,7 @@ class TrackedRun:
     Attributes:
         name: Name that trackers show.
         key: The train stage's fingerprint: a resumed run has the same.
-        folder: Folder of local files, seen by every node.
+        folder: Folder of their files, seen by every node: a path or an ``s3://`` URI.
         config: Settings that decide the result, for tables that compare runs.
     """
 
@@ -167,27 +172,52 @@ class Trackers:
 
 
 class TensorBoard:
-    """Event files below ``folder``; a resumed run replaces the steps that it takes again."""
+    """Event files below ``folder``; a resumed run replaces the steps that it takes again.
+
+    On S3 they are written to a temporary folder and uploaded at each checkpoint and every ``UPLOAD_SECONDS``;
+    a file of ``EVENT_BYTES`` is followed by another, so that no long one is uploaded again and again.
+    """
 
     def __init__(self, run: TrackedRun, steps_done: int) -> None:
+        self._folder = open_folder(run.folder) / f"{run.name}-{run.key[:8]}"
+        self._scratch = None if isinstance(self._folder, Path) else TemporaryDirectory(prefix="casa-")
+        self._local = Path(str(self._folder) if self._scratch is None else self._scratch.name)
+        self._steps_done, self._files = steps_done, 0
+        self._uploaded_at = time.monotonic()
+        self._writer = self._open(steps_done + 1 if steps_done else None)
+
+    def _open(self, purge: int | None = None) -> Any:
         from tensorboardX import SummaryWriter
 
-        folder = Path(run.folder) / f"{run.name}-{run.key[:8]}"
-        purge = steps_done + 1 if steps_done else None
-        suffix = (
-            f".after-{steps_done}"  # default names have seconds, and two attempts may begin in the same one
-        )
-        self._writer = SummaryWriter(str(folder), purge_step=purge, flush_secs=10, filename_suffix=suffix)
+        # Default names have seconds, and two files may begin in the same one.
+        suffix = f".after-{self._steps_done}" + (f"-{self._files}" if self._files else "")
+        self._files += 1
+        return SummaryWriter(str(self._local), purge_step=purge, flush_secs=10, filename_suffix=suffix)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
+        if self._scratch is not None and time.monotonic() - self._uploaded_at > UPLOAD_SECONDS:
+            self.flush()
 
     def flush(self) -> None:
         self._writer.flush()
+        if self._scratch is None:
+            return
+        copy_tree(self._local, self._folder)
+        self._uploaded_at = time.monotonic()
+        if sum(path.stat().st_size for path in self._local.iterdir()) > EVENT_BYTES:
+            self._writer.close()
+            copy_tree(self._local, self._folder)
+            for path in self._local.iterdir():
+                path.unlink()
+            self._writer = self._open()
 
     def close(self) -> None:
         self._writer.close()
+        if self._scratch is not None:
+            copy_tree(self._local, self._folder)
+            self._scratch.cleanup()
 
 
 class WeightsAndBiases:
@@ -196,13 +226,16 @@ class WeightsAndBiases:
     def __init__(self, run: TrackedRun, steps_done: int) -> None:
         import wandb
 
-        Path(run.folder).mkdir(parents=True, exist_ok=True)
+        folder = open_folder(run.folder)
+        if not isinstance(folder, Path):  # it writes to disks alone, and sends what it writes to its server
+            folder = session_folder(folder)
+        folder.mkdir(parents=True, exist_ok=True)
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
             name=run.name,
             id=run.key[:16],
             resume="allow",
-            dir=run.folder,
+            dir=str(folder),
             config=dict(run.config),
             settings=wandb.Settings(console="off"),
         )

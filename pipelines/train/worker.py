@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
-from pathlib import Path
+from contextlib import ExitStack, closing, nullcontext
 from typing import Any
 
 import torch
@@ -13,7 +12,8 @@ from casa_core.model import CasaForConditionalGeneration
 from casa_core.param_groups import parameter_groups
 from casa_core.processing.processor import CasaProcessor
 from casa_core.weights.checkpoint import save_checkpoint
-from pipelines.storage.transfer import local_copy
+from pipelines.storage.host import cached_copy
+from pipelines.storage.transfer import local_copy, local_output
 from pipelines.storage.uri import open_folder
 from pipelines.train import zero
 from pipelines.train.build import build_model, training_stage
@@ -29,7 +29,7 @@ from pipelines.train.tracking import TrackedRun, Trackers
 
 def train(job: TrainJob, *, rank: int, world_size: int) -> None:
     """Train to the last step, from the newest whole checkpoint if there is one, and export the model."""
-    settings, placement, output = job.settings, job.placement, Path(job.output)
+    settings, placement = job.settings, job.placement
     if not torch.cuda.is_available():
         torch.set_num_threads(placement.cpus_per_worker)
     with local_copy(open_folder(job.pack) / "tokenizer") as folder:
@@ -61,7 +61,8 @@ def train(job: TrainJob, *, rank: int, world_size: int) -> None:
     with zero.full_weights(engine) as module:
         if rank == 0:
             assert isinstance(module, CasaForConditionalGeneration)
-            save_checkpoint(output / "model", module, processor, provenance={"steps": last})
+            with local_output(open_folder(job.output) / "model") as folder:
+                save_checkpoint(folder, module, processor, provenance={"steps": last})
 
 
 def _logs(job: TrainJob, steps_done: int) -> list[MetricsLog | Trackers]:
@@ -76,7 +77,7 @@ def _logs(job: TrainJob, steps_done: int) -> list[MetricsLog | Trackers]:
     }
     run = TrackedRun(job.run_name, job.run_key, job.track_folder, config)
     return [
-        MetricsLog(Path(job.output), steps_done=steps_done),
+        MetricsLog(open_folder(job.output), steps_done=steps_done),
         Trackers(job.placement.track, run, steps_done=steps_done),
     ]
 
@@ -84,15 +85,16 @@ def _logs(job: TrainJob, steps_done: int) -> list[MetricsLog | Trackers]:
 def build_engine(job: TrainJob, processor: CasaProcessor, world_size: int) -> Any:
     """The recipe's model under DeepSpeed, with the recipe's parameters trainable."""
     settings = job.settings
-    model = build_model(
-        settings.model,
-        processor,
-        seed=settings.seed,
-        images=settings.images,
-        start=job.start,
-        dtype=settings.dtype,
-        text_frozen=not settings.train.trains.language_model,
-    )
+    with nullcontext() if job.start is None else cached_copy(job.start, job.start_digest) as start:
+        model = build_model(
+            settings.model,
+            processor,
+            seed=settings.seed,
+            images=settings.images,
+            start=start,
+            dtype=settings.dtype,
+            text_frozen=not settings.train.trains.language_model,
+        )
     groups = parameter_groups(model, training_stage(settings.train))
     if job.placement.gradient_checkpointing:
         model.recompute_activations()

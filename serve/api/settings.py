@@ -74,6 +74,13 @@ class ServeSettings(_Section):
     )
     live_query: str = Field(description="Query of a live session whose client names none.")
     demo_clips: Path | None = Field(default=None, description="Folder of mp4 files the live page offers.")
+    fetch: str = Field(
+        default="",
+        description="Context manager, as module:name, from a folder's URI and digest to a local copy of it.",
+    )
+    digests: dict[str, str] = Field(
+        default={}, description="Digest of each folder's files, by setting, for those that `fetch` must copy."
+    )
     engine: str = Field(default="casa_core.engine.engine:Engine", description="Engine class, as module:name.")
     replicas: Replicas
     num_cpus: float = Field(default=0.5, ge=0, description="CPUs that Ray reserves for each replica.")

@@ -7,7 +7,7 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from pipelines.dag.context import StageContext
 from pipelines.deploy import run as deploy
 from pipelines.recipe.model import Deploy, Replicas
 from serve.api.settings import ServeSettings
+from serve.app import with_local_folders
 from tests.support.serve.fakes import FakeEngine
 from tests.support.serve.server import MODEL, running, settings_with
 
@@ -104,6 +105,27 @@ def test_what_the_stage_sends_is_what_serving_accepts(tmp_path: Path):
     assert (settings.fingerprint, settings.checkpoint) == (FINGERPRINT, "c" * 16)
     assert (settings.replicas.min, settings.replicas.max) == (1, 2)
     assert settings.loopback_only
+
+
+def test_a_replica_copies_a_model_and_clips_that_lie_on_s3(s3_folder):
+    model, clips = s3_folder / "train" / "model", s3_folder / "deploy" / "demo"
+    (model / "config.json").write_text("{}")
+    (clips / "clip-1.mp4").write_bytes(b"mp4")
+    context = StageContext(
+        name="deploy",
+        settings=SETTINGS,
+        placement={"serve": {"host": "127.0.0.1", "port": 8000}},
+        output=s3_folder / "deploy",
+        inputs={"train": s3_folder / "train"},
+        manifests={"train": {"fingerprint": "c" * 16, "content_digest": "d" * 64}},
+        fingerprint=FINGERPRINT,
+    )
+    sent = json.loads(json.dumps(deploy.serve_arguments(context, clips)))
+    with ExitStack() as copies:
+        settings = ServeSettings.model_validate(with_local_folders(sent, copies))
+        assert (settings.model_folder / "config.json").read_text() == "{}"
+        assert settings.demo_clips is not None
+        assert (settings.demo_clips / "clip-1.mp4").read_bytes() == b"mp4"
 
 
 def test_health_tells_nothing_something_else_another_and_the_same_apart(free_url: str):

@@ -12,10 +12,13 @@ from hypothesis import strategies as st
 
 from casa_core.errors import ConfigError
 from pipelines.recipe.model import Train
+from pipelines.storage.growing import finish
+from pipelines.storage.uri import Folder
 from pipelines.train import metrics
 from pipelines.train.loop import learning_rate_factor
 from pipelines.train.metrics import MetricsLog, StepMetrics
 from pipelines.train.sampler import StepSampler, share_of
+from tests.support.s3 import flaky
 
 DATA = {"image": [0, 1, 2, 3, 4, 10, 11], "video": [5, 6, 7]}
 
@@ -120,7 +123,7 @@ def step_metrics(step: int, loss: float = 1.0) -> StepMetrics:
     )
 
 
-def written(folder: Path) -> list[tuple[float, float]]:
+def written(folder: Folder) -> list[tuple[float, float]]:
     return [(line["step"], line["loss"]) for line in metrics.read_lines(folder / metrics.FILE)]
 
 
@@ -175,3 +178,25 @@ def test_a_growing_file_is_followed_line_by_line_and_from_the_start_when_a_resum
     assert [line["step"] for line in follower.poll()] == [3]
     MetricsLog(tmp_path, steps_done=1).write(step_metrics(2))
     assert [line["step"] for line in follower.poll()] == [1, 2]
+
+
+def test_on_s3_the_same_steps_are_followed_resumed_and_become_one_object(s3_server, s3_folder):
+    with flaky(s3_server, fail_every=5) as proxy:
+        folder = proxy.through(s3_folder)
+        follower = metrics.MetricsFollower(folder / metrics.FILE)
+        killed = MetricsLog(folder, steps_done=0)
+        for step in (1, 2, 3):
+            killed.write(step_metrics(step))
+        killed.flush()  # a checkpoint; then the worker is killed
+        assert [line["step"] for line in follower.poll()] == [1, 2, 3]
+        log = MetricsLog(folder, steps_done=2)
+        log.write(step_metrics(3, loss=0.5))
+        log.close()
+        assert [(line["step"], line["loss"]) for line in follower.poll()] == [(1, 1.0), (2, 1.0), (3, 0.5)]
+        finish(folder / metrics.FILE)
+        MetricsLog(folder, steps_done=3).close()  # killed before the artifact was committed
+        finish(folder / metrics.FILE)
+        assert proxy.failed > 0
+    assert [path.name for path in s3_folder.rglob("*")] == [metrics.FILE]
+    assert len((s3_folder / metrics.FILE).read_text().splitlines()) == 3
+    assert written(s3_folder) == [(1, 1.0), (2, 1.0), (3, 0.5)]

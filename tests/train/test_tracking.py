@@ -14,6 +14,7 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import crc32c
 
 from casa_core.errors import ConfigError
+from pipelines.storage.uri import Folder
 from pipelines.train import tracking
 from pipelines.train.metrics import StepMetrics
 from pipelines.train.tracking import TrackedRun, Trackers, scalars
@@ -39,11 +40,11 @@ def step(number: int, loss: float = 1.0, **changes: Any) -> StepMetrics:
     return StepMetrics(**(values | changes))
 
 
-def run_in(folder: Path) -> TrackedRun:
+def run_in(folder: Folder) -> TrackedRun:
     return TrackedRun("quickstart", KEY, str(folder), {"model.kind": "casa", "train.steps": 8})
 
 
-def events(folder: Path) -> dict[str, dict[int, float]]:
+def events(folder: Folder) -> dict[str, dict[int, float]]:
     """Name → step → value, as TensorBoard shows them: what a restart purges is gone."""
     shown: dict[str, dict[int, float]] = {}
     for path in sorted(folder.rglob("events.*")):
@@ -78,18 +79,25 @@ def test_every_measured_value_has_a_name_and_others_are_left_out():
     assert "loss/video" not in values
 
 
-def test_tensorboard_shows_every_step_once_after_a_run_goes_on_from_an_earlier_one(tmp_path: Path):
-    first = Trackers(["tensorboard"], run_in(tmp_path))
+@pytest.mark.parametrize("place", ["disk", "s3"])
+def test_tensorboard_shows_every_step_once_after_a_run_goes_on_from_an_earlier_one(
+    place: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(tracking, "EVENT_BYTES", 2000)  # a new file on S3 at each upload
+    folder = tmp_path if place == "disk" else request.getfixturevalue("s3_folder")
+    first = Trackers(["tensorboard"], run_in(folder))
     for number in range(1, 7):
         first.write(step(number, loss=number))
         if number == 4:
             first.flush()
+        if number == 4 and place == "s3":
+            assert events(folder)["loss/image"].keys() == {1, 2, 3, 4}, "and it has not been closed"
     first.close()
-    second = Trackers(["tensorboard"], run_in(tmp_path), steps_done=4)
+    second = Trackers(["tensorboard"], run_in(folder), steps_done=4)
     for number in range(5, 9):
         second.write(step(number, loss=number + 100))
     second.close()
-    losses = events(tmp_path / "quickstart-01234567")["loss/image"]
+    losses = events(folder / "quickstart-01234567")["loss/image"]
     assert losses == {1: 1, 2: 2, 3: 3, 4: 4, 5: 105, 6: 106, 7: 107, 8: 108}
 
 

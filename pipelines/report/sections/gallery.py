@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from io import BytesIO
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -24,7 +25,7 @@ def gallery(run: Run) -> Html:
     """Example answers; one sentence for a run without questions about pictures."""
     stage = run.get("evaluate")
     path = stage.folder / "results.parquet" if stage else None
-    answers = pq.read_table(path).to_pylist() if path and path.is_file() else []
+    answers = pq.read_table(BytesIO(path.read_bytes())).to_pylist() if path and path.is_file() else []
     questions = [row for row in answers if row["correct"] is not None and row["model"] == "model"]
     if not questions:
         return section("Gallery", "This run answered no questions about pictures.")

@@ -254,7 +254,7 @@ class _Write:
         raise StoreError(
             f"Worker {rank} has not written its part of {self.folder} in {OTHERS_TIMEOUT_S / 60:.0f} min.",
             "The first worker completes a checkpoint when all have written theirs.",
-            "See that worker's log, and check that where.store is a folder that all nodes share.",
+            "See that worker's log, and check that where.store is S3, or a folder that all nodes share.",
         )
 
     def _remove_leftovers(self, files: set[str]) -> None:

@@ -24,6 +24,7 @@ def make_job(
         pack=str(data.pack),
         sources={name: str(folder) for name, folder in data.sources.items()},
         start=None,
+        start_digest="",
         output=str(output),
         checkpoints=str(Path(output) / "checkpoints"),
         run_name="",

@@ -23,6 +23,7 @@ from pipelines.cli import (
     logs,
     plan,
     prepare,
+    report,
     run,
     status,
     stop,
@@ -122,6 +123,7 @@ app.command("status")(status.status)
 app.command("logs")(logs.logs)
 app.command("stop")(stop.stop)
 app.command("verify")(verify.verify)
+app.command("report")(report.report)
 app.command("ask")(ask.ask)
 app.command("caption")(caption.caption)
 app.command("inspect")(inspect.inspect)

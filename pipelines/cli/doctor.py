@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import uuid
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 import typer
@@ -13,6 +16,7 @@ from pipelines.cli.show.format import print_json
 
 if TYPE_CHECKING:
     from infra.doctor import Check
+    from pipelines.storage.remote_path import RemotePath
 
 MARKS = {"ok": "[green]✓", "optional": "[yellow]○", "problem": "[red]✗"}
 
@@ -24,11 +28,16 @@ def doctor(store: StoreOption = DEFAULT_STORE, json_: JsonOption = False) -> Non
 
       casa doctor
 
+      casa doctor --store s3://bucket/runs
+
       casa doctor --json | jq '.[] | select(.level != "ok")'
     """
     from infra.doctor import run_checks
+    from pipelines.storage.host import session_folder
 
-    checks = run_checks(store)
+    checks = run_checks(session_folder(store).parent)
+    if not isinstance(store, Path):
+        checks.append(_store(store))
     after_device = next(index for index, check in enumerate(checks) if check.name == "device") + 1
     checks[after_device:after_device] = _attention()
     if json_:
@@ -46,6 +55,26 @@ def doctor(store: StoreOption = DEFAULT_STORE, json_: JsonOption = False) -> Non
         Console().print(table)
     if any(check.level == "problem" for check in checks):
         raise typer.Exit(1)
+
+
+def _store(store: RemotePath) -> Check:
+    """Whether a store elsewhere can be written, and lets one of two writers of the same object win."""
+    from casa_core.errors import StoreError
+    from infra.doctor import Check
+
+    probe, wins = store / "session" / f"doctor-{uuid.uuid4().hex}", 0
+    try:
+        with contextlib.suppress(FileExistsError):
+            for _ in range(2):
+                probe.write_bytes(b"", only_new=True)
+                wins += 1
+        probe.unlink()
+    except StoreError as error:
+        return Check("store", "problem", error.what, error.why, error.remedy)
+    if wins == 1:
+        return Check("store", "ok", f"{store.place} can be written")
+    cost = "two runs at once would overwrite each other: its server ignores If-None-Match"
+    return Check("store", "problem", store.place, cost, "use a server that keeps conditional writes")
 
 
 def _attention() -> list[Check]:

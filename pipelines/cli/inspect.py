@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from casa_core.analysis.inspection import InspectedSample, Inspector
     from casa_core.engine.engine import Engine
     from pipelines.cards.inspection import Inspection
+    from pipelines.storage.uri import Folder
 
 QUESTION = "what color is the shape?"
 FPS = 2.0
@@ -24,7 +26,11 @@ FEWEST_GROUPS = 16
 
 def inspect(
     folder: Annotated[
-        Path, typer.Argument(help="A checkpoint, or the artifact of a train stage.", metavar="MODEL_FOLDER")
+        str,
+        typer.Argument(
+            help="A checkpoint, or the artifact of a train stage: a folder or an s3:// URI.",
+            metavar="MODEL_FOLDER",
+        ),
     ],
     image: Annotated[
         list[Path] | None,
@@ -80,13 +86,12 @@ def inspect(
     from casa_core.analysis.inspection import Inspector
 
     asked = _pair(image or [], question or []) if image or question or clip is None else []
-    folder = _found(folder)
-    engine = _load(folder)
+    checkpoint, engine = _load(folder)
     inspector = Inspector(engine, seed, max_tokens)
     inspected = [_ask(inspector, picture, text) for picture, text in asked]
     if clip is not None:
         inspected.append(inspector.clip(_frames(clip, frames), query, clip.name))
-    _present(_inspection(folder, inspector, inspected, group), page, as_json=json_)
+    _present(_inspection(checkpoint, inspector, inspected, group), page, as_json=json_)
 
 
 def _pair(images: Sequence[Path], questions: Sequence[str]) -> list[tuple[Path | None, str]]:
@@ -106,7 +111,7 @@ def _pair(images: Sequence[Path], questions: Sequence[str]) -> list[tuple[Path |
     return list(zip(pictures, questions, strict=True))
 
 
-def _found(folder: Path) -> Path:
+def _found(folder: Folder) -> Folder:
     """The checkpoint, or the checkpoint inside a train stage's artifact."""
     from casa_core.errors import StoreError
 
@@ -121,16 +126,30 @@ def _found(folder: Path) -> Path:
     return folder
 
 
-def _load(folder: Path) -> Engine:
+def _local(checkpoint: Folder) -> AbstractContextManager[Path]:
+    """The checkpoint on this machine; one of an artifact on S3 is copied once."""
+    from pipelines.dag.artifact import read_manifest
+    from pipelines.storage.host import cached_copy
+    from pipelines.storage.transfer import local_copy
+
+    manifest = None if isinstance(checkpoint, Path) else read_manifest(checkpoint.parent)
+    return local_copy(checkpoint) if manifest is None else cached_copy(checkpoint, manifest["content_digest"])
+
+
+def _load(folder: str) -> tuple[Folder, Engine]:
+    """The checkpoint that a folder is or has in it, and an engine with its weights."""
     from transformers.utils import logging
 
     from casa_core.engine.engine import Engine
+    from pipelines.storage.uri import open_folder
 
     logging.disable_progress_bar()
-    return Engine.from_pretrained(folder)
+    checkpoint = _found(open_folder(folder))
+    with _local(checkpoint) as local:
+        return checkpoint, Engine.from_pretrained(local)
 
 
-def _name(folder: Path) -> str:
+def _name(folder: Folder) -> str:
     """A checkpoint's name: its folder's, or the fingerprint of the train stage's artifact that it is in."""
     folder = folder.absolute()
     return f"model {folder.parent.name[:12]}" if folder.name == "model" else folder.name
@@ -166,7 +185,7 @@ def _frames(clip: Path, most: int) -> list[bytes]:
 
 
 def _inspection(
-    folder: Path, inspector: Inspector, inspected: Sequence[InspectedSample], group: int | None
+    folder: Folder, inspector: Inspector, inspected: Sequence[InspectedSample], group: int | None
 ) -> Inspection:
     from casa_core.analysis.attention_stats import attention_by_kind
     from casa_core.analysis.forward import delimiter_ids

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from pipelines.cli.shared.options import JsonOption, PlainOption, RecipeArgument, SetOption
 from pipelines.cli.show.format import print_json_line
 
@@ -29,11 +27,12 @@ def sweep(
       casa sweep my.yaml --set train.steps=2000
     """
     from pipelines.cli.shared.run_handle import open_sweep, run_stages
+    from pipelines.storage.uri import open_folder
 
     opened = open_sweep(recipe, set_ or ())
     manifests = run_stages(opened, f"casa sweep {recipe}", as_json=json_, plain=plain)
     compared = manifests["compare"]["summary"]
-    folder = Path(compared["path"]).parent
+    folder = open_folder(compared["path"]).parent
     if json_:
         print_json_line({"event": "result", "conclusion": compared["headline"], "folder": str(folder)})
         return

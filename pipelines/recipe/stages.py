@@ -16,6 +16,8 @@ from pipelines.dag.plan import StageSpec
 from pipelines.dag.raw_inputs import identify, identify_remote, local_folder
 from pipelines.recipe.data import DEFAULT_VIDEO_FPS, Source
 from pipelines.recipe.model import Recipe
+from pipelines.storage.host import session_folder
+from pipelines.storage.uri import Folder, recipe_folder
 
 START = "train of the earlier recipe"
 """Stands for the train stage of ``model.weights.recipe`` until that recipe's stages are there."""
@@ -43,7 +45,7 @@ def evaluated_stages(recipe: Recipe) -> list[StageSpec]:
 
 
 def where_of(recipe: Recipe) -> dict[str, Any]:
-    """On what the recipe's stages run; ``store`` as an absolute path."""
+    """On what the recipe's stages run; ``store`` as an absolute path or a URI."""
     return _json(recipe.where) | {"store": str(store_folder(recipe))}
 
 
@@ -130,13 +132,13 @@ def _check_same_model(recipe: Recipe, earlier: Recipe) -> None:
             )
 
 
-def store_folder(recipe: Recipe) -> Path:
-    """The recipe's store as an absolute path."""
-    return Path(recipe.where.store).expanduser().absolute()
+def store_folder(recipe: Recipe) -> Folder:
+    """The recipe's store, an absolute path or on S3."""
+    return recipe_folder(recipe.where.store, _json(recipe.where))
 
 
 def _hash_cache(recipe: Recipe) -> Path:
-    return store_folder(recipe) / "session" / "raw_hashes.json"
+    return session_folder(store_folder(recipe)) / "raw_hashes.json"
 
 
 def _source_stages(recipe: Recipe, name: str, source: Source, where: dict[str, Any]) -> list[StageSpec]:

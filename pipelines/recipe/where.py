@@ -141,7 +141,7 @@ class ServeAddress(Section):
 
 
 class S3Server(Section):
-    """An S3 server other than Amazon's, for `data_store`."""
+    """An S3 server other than Amazon's, for `store`, `data_store` and `train.checkpoints`."""
 
     endpoint: str | None = Field(
         default=None, description="Its URL, http://host:port; otherwise AWS_ENDPOINT_URL, or Amazon's."
@@ -160,12 +160,13 @@ class Where(Section):
     """On what the run executes: changing it never re-runs anything."""
 
     store: str = Field(
-        default="runs", description="Folder of artifacts, seen by every node; relative to where you run."
+        default="runs",
+        description="Where all of a run lies: a folder that every node sees, relative to where you run, or "
+        "`s3://bucket/prefix`.",
     )
     data_store: str | None = Field(
         default=None,
-        description="Where the data artifacts (corpus, clean, pack) live instead of in `store`: a folder, or "
-        "`s3://bucket/prefix`.",
+        description="Where the data artifacts (corpus, clean, pack) live instead of in `store`, likewise.",
     )
     s3: S3Server = Field(
         default_factory=S3Server, description="How S3 is reached; else the environment says."
@@ -179,18 +180,9 @@ class Where(Section):
         default=1, description="Further attempts at a stage whose process or node was lost."
     )
 
-    @field_validator("store")
+    @field_validator("store", "data_store")
     @classmethod
-    def _store_is_a_folder(cls, value: str) -> str:
-        if "://" in value:
-            raise ValueError("expected a folder that every node sees; on S3 only `data_store` can lie")
-        if not value.strip():
-            raise ValueError("expected the path of a folder")
-        return value
-
-    @field_validator("data_store")
-    @classmethod
-    def _data_store_is_a_folder(cls, value: str | None) -> str | None:
+    def _can_hold_artifacts(cls, value: str | None) -> str | None:
         if value is not None:
             if not value.strip():
                 raise ValueError("expected the path of a folder, or s3://bucket/prefix")

@@ -100,7 +100,7 @@ def test_a_killed_training_worker_is_replaced_and_the_run_ends_with_the_same_wei
     code = quickstart.kill_during_training(
         tmp_path,
         25,
-        lambda _: quickstart.training_workers(tmp_path)[:1],
+        lambda _: quickstart.training_workers(tmp_path / "session")[:1],
         settings={"where.serve.port": "18233"},
     )
     assert code == 0
@@ -116,7 +116,7 @@ def test_a_run_that_loses_its_runner_its_head_and_every_worker_continues_from_th
     def everything(runner: int) -> list[int]:
         session = local_ray.read_session(tmp_path / "session")
         assert session is not None
-        return [runner, session.pid, *quickstart.training_workers(tmp_path)]
+        return [runner, session.pid, *quickstart.training_workers(tmp_path / "session")]
 
     quickstart.kill_during_training(tmp_path, 25, everything)
     output = quickstart.run(tmp_path, {"where.serve.port": "18234"})

@@ -16,6 +16,7 @@ from pipelines.data.pack import run as pack
 from pipelines.data.store.readers import CleanReader, PackReader
 from pipelines.data.store.shard_pipeline import run_here
 from pipelines.recipe import load_recipe
+from pipelines.recipe.stages import build_stages, store_folder
 from pipelines.storage.remote_path import RemotePath
 from pipelines.storage.uri import Folder, open_folder
 from tests.data.test_pack import PACK
@@ -53,7 +54,7 @@ def data_stages(place: dict[str, Any]) -> list[StageSpec]:
     ]  # fmt: skip
 
 
-def planned(stages: list[StageSpec], store: Path) -> list[PlannedStage]:
+def planned(stages: list[StageSpec], store: Folder) -> list[PlannedStage]:
     return plan(stages, store, {stage.kind: "1" for stage in stages})
 
 
@@ -192,8 +193,6 @@ def test_a_killed_job_on_s3_is_tried_again_once_its_lease_is_stale(s3_folder, ra
 
 
 def test_a_recipe_needs_one_line_to_have_its_data_on_s3(tmp_path):
-    from pipelines.recipe.stages import build_stages
-
     overrides = [f"where.store={tmp_path}", "where.data_store=s3://bucket/runs"]
     server = ["where.s3.endpoint=http://minio:9000"]
     fingerprints = []
@@ -212,7 +211,21 @@ def test_a_recipe_needs_one_line_to_have_its_data_on_s3(tmp_path):
     assert {s.fingerprint for s in plain} >= set(fingerprints[0])
 
 
-def plan_without_looking(stages: list[StageSpec], store: Path) -> list[PlannedStage]:
+def test_a_recipe_needs_one_line_to_have_everything_on_s3(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    place = "where.store=s3://bucket/runs"
+    recipe = load_recipe("quickstart", [place, "where.s3.endpoint=http://minio:9000"])
+    stages = plan_without_looking(build_stages(recipe), store_folder(recipe))
+    for stage in stages:
+        folder = f"s3://bucket/runs/{stage.spec.kind}/{stage.fingerprint}"
+        assert str(stage.folder) == f"{folder}?endpoint_override=http://minio:9000"
+        assert open_folder(stage.spec.placement["store"]) == store_folder(recipe)
+    at_home = load_recipe("quickstart", [f"where.store={tmp_path}"])
+    plain = plan_without_looking(build_stages(at_home), tmp_path)
+    assert [stage.fingerprint for stage in stages] == [stage.fingerprint for stage in plain]
+
+
+def plan_without_looking(stages: list[StageSpec], store: Folder) -> list[PlannedStage]:
     """A plan of stages whose bucket nobody has: only where things would lie."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipelines.dag.plan._status", lambda *_: ("run", ""))

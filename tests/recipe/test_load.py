@@ -86,7 +86,7 @@ def test_a_wrong_key_is_refused_with_its_path_and_the_closest_name(override: str
         ("model=tiny", "model", "backbone"),
         ("name=A name", "name", "pattern"),
         ("where.ray.address=head:8265", "where.ray.address", "http://"),
-        ("where.store=s3://bucket/runs", "where.store", "folder"),
+        ("where.store=ftp://host/runs", "where.store", "folder"),
     ],
 )
 def test_a_wrong_type_or_value_is_refused_with_what_was_expected(override: str, path: str, expected: str):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from casa_core.errors import ConfigError
@@ -12,7 +11,7 @@ from pipelines.dag.artifact import read_manifest
 from pipelines.storage.uri import Folder, open_folder
 
 
-def find_artifact(artifact: str, store: Path) -> Folder:
+def find_artifact(artifact: str, store: Folder) -> Folder:
     """The folder of an artifact.
 
     Args:
@@ -29,7 +28,7 @@ def find_artifact(artifact: str, store: Path) -> Folder:
     return open_folder(latest_run(store).stage(artifact)["folder"])
 
 
-def find_data_artifact(artifact: str, store: Path) -> tuple[Folder, dict[str, Any]]:
+def find_data_artifact(artifact: str, store: Folder) -> tuple[Folder, dict[str, Any]]:
     """Folder and manifest of a clean or pack artifact; arguments as of :func:`find_artifact`.
 
     Raises:

@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from pipelines.storage.uri import Folder, open_folder
+
+
+def _store(value: str | Folder) -> Folder:
+    folder = open_folder(value).absolute()
+    if isinstance(folder, Path) and folder.is_file():
+        raise typer.BadParameter(f"{value} is a file.")
+    return folder
+
 
 RecipeArgument = Annotated[
     str, typer.Argument(help="A recipe's name (quickstart, …) or a YAML file.", metavar="RECIPE")
@@ -17,8 +27,15 @@ SetOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 PlainOption = Annotated[bool, typer.Option("--plain", help="Lines instead of a live table.")]
 StoreOption = Annotated[
-    Path, typer.Option("--store", help="Folder of artifacts, where.store of the recipe.", file_okay=False)
+    Any,
+    typer.Option(
+        "--store",
+        help="where.store of the recipe: a folder, or s3://bucket/prefix.",
+        parser=_store,
+        metavar="FOLDER",
+    ),
 ]
+"""A :data:`~pipelines.storage.uri.Folder`."""
 UrlOption = Annotated[
     str | None,
     typer.Option(help="The endpoint, http://host:port; by default that of the store's latest run."),

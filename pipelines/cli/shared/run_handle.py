@@ -6,7 +6,6 @@ import difflib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import typer
@@ -23,7 +22,7 @@ from pipelines.recipe import Recipe, build_stages, load_recipe
 from pipelines.recipe.load import load_sweep
 from pipelines.recipe.stages import endpoint_url, store_folder
 from pipelines.recipe.sweep_stages import build_sweep
-from pipelines.storage.uri import open_folder
+from pipelines.storage.uri import Folder, open_folder
 
 INTERRUPTED = 130
 HEALTH_CHECK_S = 3.0
@@ -149,15 +148,14 @@ class LatestRun:
         return self.records.latest_attempt(job_prefix(stage))
 
 
-def latest_run(store: Path) -> LatestRun:
+def latest_run(store: Folder) -> LatestRun:
     """The latest run of a store.
 
     Raises:
         ConfigError: If there is none.
     """
-    store = store.expanduser().absolute()
     records = Records(store)
-    run = records.read_run() if store.is_dir() else None
+    run = records.read_run()
     if run is None:
         raise ConfigError(
             f"There is no run in {store}.",
@@ -216,15 +214,12 @@ def _stage_state(run: LatestRun, stage: dict[str, Any], active: set[str]) -> dic
     }
 
 
-def stop_run(store: Path) -> dict[str, Any]:
+def stop_run(store: Folder) -> dict[str, Any]:
     """End what runs for a store.
 
     Returns:
         ``processes``: ids of the local head's ended processes. ``jobs``: ids of ended jobs elsewhere.
     """
-    store = store.expanduser().absolute()
-    if not store.is_dir():
-        return {"processes": [], "jobs": []}
     records = Records(store)
     run = latest_run(store) if records.read_run() is not None else None
     jobs = [] if run is None or run.cluster.is_local else _stop_remote(run)

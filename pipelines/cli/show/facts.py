@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator
-from pathlib import Path
 
 from torch import nn
 
@@ -14,6 +13,7 @@ from casa_core.engine.engine import Engine
 from casa_core.fusion.config import FusionConfig
 from casa_core.model import CasaForConditionalGeneration
 from casa_core.weights.checkpoint import MANIFEST
+from pipelines.storage.uri import Folder
 from pipelines.text_format import number
 
 KINDS = {
@@ -40,7 +40,7 @@ def headline(engine: Engine) -> str:
     return f"{KINDS[settings.kind]}{where}.{blind}"
 
 
-def facts(engine: Engine, folder: Path) -> dict[str, str]:
+def facts(engine: Engine, folder: Folder) -> dict[str, str]:
     """Label → value of a loaded checkpoint, the most important ones first."""
     model, processor = engine.model, engine.processor
     text, vision = model.config.text_config, model.config.vision_config

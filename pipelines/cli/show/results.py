@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from rich.text import Text
 from pipelines.cli.show.format import headline, nearby, print_json_line
 from pipelines.dag.plan import PlannedStage
 from pipelines.recipe import Recipe
-from pipelines.recipe.stages import endpoint_url
+from pipelines.recipe.stages import endpoint_url, store_folder
 
 
 def show_results(
@@ -46,6 +47,7 @@ def show_results(
         "live page": found["live_page"],
         "ask": f'{casa} ask PICTURE "what color is the shape?"{store}',
         "caption": f"{casa} caption CLIP.mp4{store}",
+        "report": f"{casa} report --open{store}" if "://" in found["report"] else "",
         "stop": f"{casa} stop{store}",
     }
     text = Text("\n").join(
@@ -78,7 +80,9 @@ def collect(
 
 def _store_option(recipe: Recipe) -> str:
     store = recipe.where.store
-    return "" if Path(store) == Path("runs") else f" --store {store}"
+    if isinstance(folder := store_folder(recipe), Path):
+        return "" if Path(store) == Path("runs") else f" --store {store}"
+    return f" --store {shlex.quote(str(folder))}"
 
 
 def _this_command() -> str:

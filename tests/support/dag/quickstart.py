@@ -15,6 +15,8 @@ import psutil
 
 from infra import local_ray
 from infra.processes import session_processes
+from pipelines.storage.uri import Folder
+from pipelines.train.metrics import read_lines
 
 SMALL = {
     "data.sources.vqa.make.train_rows": "1200",
@@ -30,16 +32,26 @@ SMALL = {
 }
 
 
-def command(store: Path, verb: str, settings: dict[str, str] | None = None) -> list[str]:
+def command(store: Folder, verb: str, settings: dict[str, str] | None = None) -> list[str]:
     """``casa <verb> quickstart`` at test size on ``store``."""
     values = SMALL | {"where.store": str(store)} | (settings or {})
     sets = [word for name, value in values.items() for word in ("--set", f"{name}={value}")]
     return [sys.executable, "-c", "from pipelines.cli import main; main()", verb, "quickstart", *sets]
 
 
-def run(store: Path, settings: dict[str, str] | None = None) -> str:
+def run(store: Folder, settings: dict[str, str] | None = None) -> str:
     """Runs to the end; the output."""
-    done = subprocess.run(command(store, "run", settings), capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command(store, "run", settings), capture_output=True, text=True, timeout=2000)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def casa(*words: str) -> str:
+    """The output of a ``casa`` command."""
+    done = subprocess.run(
+        [sys.executable, "-c", "from pipelines.cli import main; main()", *words],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -54,7 +66,10 @@ def plan(store: Path, settings: dict[str, str] | None = None) -> dict[str, bool]
 
 
 def kill_during_training(
-    store: Path, after_step: int, victims: Callable[[int], list[int]], settings: dict[str, str] | None = None
+    store: Folder,
+    after_step: int,
+    victims: Callable[[int], list[int]],
+    settings: dict[str, str] | None = None,
 ) -> int:
     """Starts a run, SIGKILLs some of its processes once a step is done; returns the runner's exit code.
 
@@ -67,35 +82,35 @@ def kill_during_training(
     quiet = subprocess.DEVNULL
     runner = subprocess.Popen(command(store, "run", settings), stdout=quiet, stderr=quiet)
     try:
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 1200
         while steps_done(store) < after_step:
             assert runner.poll() is None, "the run ended before it could be killed"
             assert time.monotonic() < deadline, "training did not get there"
             time.sleep(0.05)
         for pid in victims(runner.pid):
             psutil.Process(pid).send_signal(signal.SIGKILL)
-        return runner.wait(timeout=400)
+        return runner.wait(timeout=1200)
     finally:
         if runner.poll() is None:
             runner.kill()
 
 
-def steps_done(store: Path) -> int:
+def steps_done(store: Folder) -> int:
     """Steps in the metrics of the training that runs or ran."""
-    return max(
-        (len(path.read_text().splitlines()) for path in store.glob("train/*/metrics.jsonl")), default=0
-    )
+    runs = list((store / "train").iterdir()) if (store / "train").is_dir() else []
+    return max((len(read_lines(run / "metrics.jsonl")) for run in runs), default=0)
 
 
-def training_workers(store: Path) -> list[int]:
-    """Process ids of the training workers of the store's Ray head."""
-    session = local_ray.read_session(store / "session")
+def training_workers(session_folder: Path) -> list[int]:
+    """Process ids of the training workers of a store's Ray head."""
+    session = local_ray.read_session(session_folder)
     assert session is not None
     processes = session_processes(session.session_id, Path(session.folder))
     return [process.pid for process in processes if "RayTrainWorker" in " ".join(process.cmdline())]
 
 
-def manifests(store: Path) -> dict[str, dict[str, Any]]:
+def manifests(store: Folder) -> dict[str, dict[str, Any]]:
     """Manifest of each finished stage, by name."""
-    found = [json.loads(path.read_text()) for path in store.glob("*/*/manifest.json")]
+    paths = [path for path in store.rglob("manifest.json") if path.parent.parent.parent == store]
+    found = [json.loads(path.read_text()) for path in paths]
     return {manifest["provenance"]["stage"]: manifest for manifest in found}

@@ -29,6 +29,7 @@ from pipelines.data.read.corpora.live_whisperx import LiveWhisperXReader
 from pipelines.data.read.source.files import Files
 from pipelines.data.read.source.splits import Inventory
 from pipelines.data.store.readers import CleanReader, PackReader
+from pipelines.data.store.shard_pipeline import run_here
 from pipelines.recipe.pack import Pack
 from tests.support.data.corpus import finevision_row, live_record, write_finevision, write_jsonl
 from tests.support.data.media import counting_video, encode
@@ -94,7 +95,7 @@ def prepared(tmp_path_factory) -> tuple[SourceListing, Path, Path]:
         context = StageContext(
             name="pack", settings=what, placement={}, inputs={"photos": root / "clean"}, output=root / "pack"
         )
-        pack.pack_sources(context, map)
+        pack.pack_sources(context, run_here)
         tokenizer = PreTrainedTokenizerFast.from_pretrained(root / "pack" / "tokenizer")
         # Around a text stand its role and its end; an image is followed by one token.
         listed = sample_source(

@@ -1,4 +1,4 @@
-"""Runs whose data artifacts live on a real S3 server, job by job, with Ray's pipelines replaced by `map`."""
+"""Runs whose data artifacts live on a real S3 server, job by job, without Ray."""
 
 from __future__ import annotations
 
@@ -70,8 +70,8 @@ def run(stages: list[StageSpec], store: Path) -> list[PlannedStage]:
 
 @pytest.fixture
 def without_ray(monkeypatch):
-    monkeypatch.setattr(clean, "on_ray", lambda workers: run_here)
-    monkeypatch.setattr(pack, "ray_map", lambda function, work, *, workers: map(function, work))
+    for stage in (clean, pack):
+        monkeypatch.setattr(stage, "on_ray", lambda workers: run_here)
 
 
 def test_a_run_with_its_data_on_s3_makes_the_same_artifacts_as_one_in_folders(

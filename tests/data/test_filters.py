@@ -27,6 +27,7 @@ from pipelines.data.filter.filters import filter_sources, write_filtered
 from pipelines.data.filter.hash_lists import known_pictures, picture_hash, write_hash_list
 from pipelines.data.store.readers import CleanReader
 from pipelines.data.store.rows import CLEAN_SCHEMA, Media
+from pipelines.data.store.shard_pipeline import run_here
 from pipelines.data.store.shard_writing import write_shard
 from pipelines.recipe.filters import Filters
 from tests.support.data.corpus import finevision_row, write_finevision
@@ -78,7 +79,7 @@ def artifact(folder: Path, rows: list[dict], rows_per_shard: int = 7) -> CleanRe
 
 
 def applied(readers: dict[str, CleanReader], **declared) -> filters.Filtered:
-    return filter_sources(readers, Filters.model_validate(declared), map)
+    return filter_sources(readers, Filters.model_validate(declared), run_here)
 
 
 def removed_rows(readers: dict[str, CleanReader], **declared) -> list[tuple[str, int, str]]:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ from pipelines.data.pack import run as pack
 from pipelines.data.pack.accounting import check_plan, check_rows, checksum, planned_checksum
 from pipelines.data.pack.assemble import Documents, assemble
 from pipelines.data.pack.budgets import Budget, Limits
-from pipelines.data.pack.encode import ENCODED, EncodeReport, encode_sample
+from pipelines.data.pack.encode import ENCODED, encode_sample
+from pipelines.data.pack.encode_shards import EncodeReport
 from pipelines.data.pack.mixture import Draw
 from pipelines.data.pack.plan import (
     EncodedSamples,
@@ -41,9 +43,11 @@ from pipelines.data.pack.processor import Encoding, image_settings, load_process
 from pipelines.data.pack.sequences import ENCODED_SCHEMA, documents_of
 from pipelines.data.pack.settings import read_pack_settings
 from pipelines.data.pack.video_counts import VideoCounts
+from pipelines.data.pack.write import PackShards, WriteTask
 from pipelines.data.store.quarantine import Tally, read_quarantine
 from pipelines.data.store.readers import CleanReader, PackReader, ShardReader
 from pipelines.data.store.rows import CleanSample
+from pipelines.data.store.shard_pipeline import Run, ShardPipeline, Tasks, run_here
 from pipelines.data.store.shard_writing import CARD
 from pipelines.recipe import load_recipe
 from pipelines.recipe.pack import FRAME_SIDE, IMAGE_TOKEN_SIDES, Mixture, Pack, VideoBudget, frame_side
@@ -81,7 +85,7 @@ def cleaned(tmp_path_factory) -> dict[str, Path]:
     }
 
 
-def run_pack(output: Path, cleaned: dict[str, Path], run: Any = map, **changes: Any) -> dict[str, Any]:
+def run_pack(output: Path, cleaned: dict[str, Path], run: Run = run_here, **changes: Any) -> dict[str, Any]:
     output.mkdir(exist_ok=True)
     context = StageContext(name="pack", settings=PACK | changes, placement={}, inputs=cleaned, output=output)
     return pack.pack_sources(context, run)
@@ -180,36 +184,32 @@ def test_how_the_work_is_cut_decides_nothing_and_a_stopped_run_goes_on(
 
     written = 0
 
-    def reports() -> int:
-        return sum(
-            len(list((tmp_path / "killed" / name).glob("*.json"))) for name in (".encoded", ".reports")
-        )
-
     class Killed(BaseException):
         pass
 
-    def dying(left: int):
-        def run(function, tasks):
+    def dying(left: int) -> Run:
+        def run(
+            pipeline: ShardPipeline[Any], tasks: Tasks[Any], names: Sequence[str]
+        ) -> Generator[tuple[str, bytes]]:
             nonlocal left, written
-            for task in tasks:
+            for name in names:
                 if left == 0:
                     raise Killed
                 left -= 1
-                fresh = reports()
-                yield function(task)
-                written += reports() > fresh
+                yield from run_here(pipeline, tasks, [name])
+                written += 1
 
         return run
 
     attempts = 0
-    for left in itertools.count(7, 9):
+    for left in itertools.count(3, 5):
         attempts += 1
         try:
             run_pack(tmp_path / "killed", cleaned, dying(left))
             break
         except Killed:
             assert not (tmp_path / "killed" / CARD).exists()
-            (tmp_path / "killed" / ".encoded" / ".000001.arrow.4711").write_bytes(b"half a shard")
+            (tmp_path / "killed" / ".encoded" / ".encoded-000001.arrow.4711").write_bytes(b"half a shard")
     assert attempts > 3
     assert contents(tmp_path / "killed") == contents(tmp_path / "cut")
     shards = len(json.loads((tmp_path / "cut" / "index.json").read_text())["shards"])
@@ -217,14 +217,14 @@ def test_how_the_work_is_cut_decides_nothing_and_a_stopped_run_goes_on(
 
 
 def test_a_shard_that_holds_other_documents_than_planned_stops_the_run(cleaned, tmp_path, monkeypatch):
-    real = pack.write_packed
+    real = PackShards.read
 
-    def swapped(task):
+    def swapped(self: PackShards, task: WriteTask) -> Iterator[pa.Table]:
         row_D = task.row_D.copy()
         row_D[0] = (row_D[0] + 1) % 40  # another document of the same encoded shard, planned elsewhere
-        return real(replace(task, row_D=row_D))
+        return real(self, replace(task, row_D=row_D))
 
-    monkeypatch.setattr(pack, "write_packed", swapped)
+    monkeypatch.setattr(PackShards, "read", swapped)
     with pytest.raises(StoreError, match="does not hold the documents planned"):
         run_pack(tmp_path / "swapped", cleaned)
 

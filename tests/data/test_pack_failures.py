@@ -14,6 +14,7 @@ from pipelines.cards.tables import quarantine_section
 from pipelines.dag.context import StageContext
 from pipelines.data.pack import run as pack
 from pipelines.data.store.quarantine import read_quarantine
+from pipelines.data.store.shard_pipeline import run_here
 from pipelines.data.store.shard_writing import CARD
 from tests.support.data.clean import chats, write_clean
 from tests.support.data.prepared import PACK
@@ -42,7 +43,7 @@ def inputs(tmp_path) -> dict[str, Path]:
 def run_pack(output: Path, inputs: dict[str, Path], **changes: Any) -> dict[str, Any]:
     output.mkdir()
     context = StageContext(name="pack", settings=WHAT | changes, placement={}, inputs=inputs, output=output)
-    return pack.pack_sources(context, map)
+    return pack.pack_sources(context, run_here)
 
 
 def test_a_source_over_the_failure_budget_stops_the_run_before_anything_is_packed(inputs, tmp_path):
@@ -64,7 +65,7 @@ def test_the_run_stops_at_the_task_that_spends_the_budget(inputs, tmp_path, monk
     monkeypatch.setattr(pack, "ROWS_PER_TASK", 10)
     with pytest.raises(DataError, match="3 of 40"):  # of 0.05 x 40 = 2 that may be, one in each task
         run_pack(tmp_path / "pack", inputs)
-    assert len(list((tmp_path / "pack" / ".encoded").glob("*.json"))) == 40 + 3
+    assert len(list((tmp_path / "pack" / ".reports").glob("encoded-*.json"))) == 40 + 3
 
 
 def test_within_the_budget_the_rest_is_packed(inputs, tmp_path):

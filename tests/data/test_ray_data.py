@@ -6,9 +6,10 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,9 +18,11 @@ import ray
 from PIL import Image as PILImage
 
 from casa_core.errors import ClusterError, DataError
+from pipelines.dag.context import StageContext
 from pipelines.data.clean import run as clean
 from pipelines.data.clean.records import DEFAULT_LIMITS, clean_record
 from pipelines.data.clean.shards import CleanShards, ShardTask
+from pipelines.data.pack import run as pack
 from pipelines.data.read import Record
 from pipelines.data.read.corpora.finevision import FineVisionReader
 from pipelines.data.read.source.files import Files
@@ -31,16 +34,19 @@ from pipelines.data.store.shard_pipeline import (
     REPORTS,
     Convert,
     ShardPipeline,
+    Tasks,
     Write,
     framed_records,
     run_here,
     write_report,
     write_shards,
 )
-from pipelines.data.store.shard_writing import write_shard
+from pipelines.data.store.shard_writing import INDEX, write_shard
 from pipelines.storage.atomic import DIGESTS
+from tests.support.data.clean import chats, write_clean
 from tests.support.data.corpus import PICTURE, finevision_row, write_finevision
 from tests.support.data.media import encode
+from tests.support.data.prepared import PACK
 from tests.support.data.store import media_bytes
 
 
@@ -130,6 +136,40 @@ def test_cleaning_is_one_fused_operator_with_a_task_per_shard(reader, tasks, tmp
     results = dataset.take_all()
     assert sorted(row["task"] for row in results) == sorted(tasks)
     assert executed(dataset) == [("ReadCleanShards->MapBatches(Convert)->MapBatches(Write)", len(tasks))]
+
+
+# Packing
+
+
+def test_encoding_and_writing_packs_are_one_fused_operator_each(tmp_path, monkeypatch):
+    """And so are the scans of filters."""
+    monkeypatch.setattr(pack, "ROWS_PER_TASK", 16)
+    monkeypatch.setattr(pack, "SEQUENCES_PER_SHARD", 8)
+    found: list[tuple[str, int]] = []
+
+    def run(
+        pipeline: ShardPipeline[Any], tasks: Tasks[Any], names: Sequence[str]
+    ) -> Generator[tuple[str, bytes]]:
+        dataset = shard_dataset(pipeline, tasks, names, workers=2)
+        yield from [(row["task"], row["result"]) for row in dataset.take_all()]
+        found.extend(executed(dataset))
+
+    inputs = {"chats": write_clean(tmp_path / "clean", chats(60))}
+    what = PACK | {"sources": ["chats"], "filters": {"text_length": {"min_characters": 2}}, "mixture": {}}
+    for name, own in (("fused", run), ("here", run_here)):
+        (tmp_path / name).mkdir()
+        output = tmp_path / name
+        pack.pack_sources(
+            StageContext(name="pack", settings=what, placement={}, inputs=inputs, output=output), own
+        )
+    shards = len(json.loads((tmp_path / "fused" / INDEX).read_text())["shards"])
+    assert shards > 1
+    assert found == [
+        ("Read_Mapped->MapBatches(Convert)->MapBatches(Write)", 1),
+        ("ReadEncodeShards->MapBatches(Convert)->MapBatches(Write)", 4),
+        ("ReadPackShards->MapBatches(Convert)->MapBatches(Write)", shards),
+    ]
+    assert contents(tmp_path / "fused") == contents(tmp_path / "here")
 
 
 # What can go wrong, with a pipeline of numbers

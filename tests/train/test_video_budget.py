@@ -19,6 +19,7 @@ from pipelines.data.pack import run as pack
 from pipelines.data.pack.sequences import documents_of
 from pipelines.data.store.readers import CleanReader, PackReader
 from pipelines.data.store.rows import CleanSample, Media
+from pipelines.data.store.shard_pipeline import run_here
 from pipelines.data.store.shard_writing import CARD
 from pipelines.train.loader import SequenceReader
 from tests.support.data.clean import clip, write_clean
@@ -53,7 +54,7 @@ def run_pack(cleaned: Path, output: Path, image_tokens: int, **changes: Any) -> 
     context = StageContext(
         name="pack", settings=what | changes, placement={}, inputs={"videos": cleaned}, output=output
     )
-    pack.pack_sources(context, map)
+    pack.pack_sources(context, run_here)
     return json.loads((output / CARD).read_text())["videos"]["videos"]
 
 

@@ -17,11 +17,11 @@ from casa_core.media.decode import MAX_PIXELS
 from pipelines.dag.settings import read_settings, stage_settings
 from pipelines.data.clean.losses import Losses, losses_of
 from pipelines.data.clean.records import PictureLimits
-from pipelines.data.clean.shards import CleanShards, ShardReport, ShardTask, rejected_table
+from pipelines.data.clean.shards import CleanShards, ShardReport, ShardTask
 from pipelines.data.read import Reader, Span, open_reader
 from pipelines.data.read.source.splits import SPLITS, Inventory
 from pipelines.data.store.on_ray import on_ray
-from pipelines.data.store.quarantine import QUARANTINE, Tally, merge_quarantines
+from pipelines.data.store.quarantine import QUARANTINE, Tally, merge_quarantines, rejected_table
 from pipelines.data.store.shard_pipeline import REPORTS, Run, write_shards
 from pipelines.data.store.shard_writing import CARD, write_json
 from pipelines.storage.atomic import remove_leftovers

@@ -16,9 +16,17 @@ from numpy.typing import NDArray
 
 from pipelines.data.clean.records import SHRUNK, PictureLimits, clean_record
 from pipelines.data.read import Reader, Record, Span
-from pipelines.data.store.quarantine import QUARANTINE_SCHEMA, Rejected, Tally, write_quarantine
+from pipelines.data.store.quarantine import (
+    REJECT,
+    REJECT_FIELD,
+    Rejected,
+    Tally,
+    rejected_table,
+    split_rejected,
+    write_quarantine,
+)
 from pipelines.data.store.rows import CLEAN_SCHEMA, Row
-from pipelines.data.store.shard_pipeline import REPORTS, ShardPipeline, write_report
+from pipelines.data.store.shard_pipeline import ShardPipeline, write_report
 from pipelines.data.store.shard_writing import ShardFile
 from pipelines.storage.uri import Folder
 
@@ -27,8 +35,7 @@ BYTES_PER_TABLE = 4 << 20
 
 _RECORDS = pa.schema([("record", pa.large_binary()), ("media", pa.list_(pa.large_binary()))])
 """A record, or why there is none, as Python pickles it; the bytes of its media lie beside it."""
-_REJECT = "reject"
-_ROWS = CLEAN_SCHEMA.append(pa.field(_REJECT, pa.struct(QUARANTINE_SCHEMA)))
+_ROWS = CLEAN_SCHEMA.append(REJECT_FIELD)
 """A row of the artifact, or only what became of a record that is none."""
 
 
@@ -123,11 +130,6 @@ class CleanShards(ShardPipeline[ShardTask]):
         return _CleanSink(self._output, name)
 
 
-def rejected_table(output: Folder, name: str) -> Folder:
-    """The table of the records of a shard that were rejected."""
-    return output / REPORTS / f"{name}.parquet"
-
-
 def _records(reader: Reader, task: ShardTask) -> Iterator[Record | Rejected]:
     for span in task.spans:
         seen = bytearray(span.records)
@@ -170,7 +172,7 @@ def _unpickled(pickled: pa.LargeBinaryScalar, media: pa.ListScalar) -> Record | 
 def _converted(record: Record | Rejected, limits: PictureLimits) -> Row:
     """A row of ``_ROWS``."""
     clean = clean_record(record, limits) if isinstance(record, Record) else record
-    return {_REJECT: asdict(clean)} if isinstance(clean, Rejected) else clean.to_row()
+    return {REJECT: asdict(clean)} if isinstance(clean, Rejected) else clean.to_row()
 
 
 class _CleanSink:
@@ -187,11 +189,8 @@ class _CleanSink:
     def add(self, rows: pa.Table) -> None:
         """Splits off what was rejected, and writes the rest."""
         for batch in rows.to_batches():
-            rejected = batch.column(_REJECT)
-            clean = batch.drop_columns([_REJECT])
-            if rejected.null_count < len(batch):
-                self._rejected += (Rejected(**entry) for entry in rejected.drop_null().to_pylist())
-                clean = clean.filter(rejected.is_null())
+            clean, rejected = split_rejected(batch)
+            self._rejected += rejected
             size_R = _media_bytes(clean)
             self._count(clean, size_R)
             self._shard.add(clean, size_R)

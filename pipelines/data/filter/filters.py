@@ -7,7 +7,7 @@ function of the samples in their order, and everything removed is listed with wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +17,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipelines.data.clean.perceptual import earlier_neighbours, first_equal
-from pipelines.data.filter.scan import FILTERS, KEPT, Scanned, ScanTask, join_scans, scan_rows
+from pipelines.data.filter.scan import FILTERS, KEPT, ScanTask, join_scans, scan_rows
+from pipelines.data.store.mapped import run_mapped
 from pipelines.data.store.readers import CleanReader
+from pipelines.data.store.shard_pipeline import Run
 from pipelines.recipe.filters import Filters, NearDuplicates
 from pipelines.storage.atomic import create
 from pipelines.storage.uri import Folder
@@ -37,8 +39,7 @@ FILTERED_SCHEMA = pa.schema(
 EXAMPLES = 5
 """Removed samples per filter that the report quotes."""
 ROWS_PER_SCAN = 1 << 16
-
-Run = Callable[[Callable[[ScanTask], Scanned], Sequence[ScanTask]], Iterable[Scanned]]
+_REMEDY = "Run fewer workers on a node, or give them more memory."
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,7 @@ def filter_sources(readers: Mapping[str, CleanReader], declared: Filters, run: R
     Args:
         readers: The sources in the order of the stream; the first of equal samples stays.
         declared: The recipe's ``data.filters``.
-        run: Maps a pure function over tasks, in order: ``map``, or ``ray_map`` with its workers given.
+        run: Carries the scans, one task each.
 
     Raises:
         DataError: For a file of hashes that cannot be read.
@@ -141,7 +142,7 @@ class _Stream:
             for source, reader in readers.items()
             for start in range(0, len(reader), ROWS_PER_SCAN)
         ]
-        self._found = join_scans(list(run(scan_rows, tasks)))
+        self._found = join_scans(run_mapped(run, scan_rows, tasks, "scanned samples for filters", _REMEDY))
         self.fate, self.details = self._found.fate, self._found.details
         self.rows_of: dict[str, slice] = {}
         start = 0

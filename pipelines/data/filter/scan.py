@@ -63,7 +63,7 @@ class Scanned:
 
 def scan_rows(task: ScanTask) -> Scanned:
     """Scans the rows of a task, one record batch at a time."""
-    return join_scans([_scan(batch, task.declared) for batch in _batches(task.reader, task.start, task.stop)])
+    return join_scans([_scan(batch, task.declared) for batch in task.reader.batches(task.start, task.stop)])
 
 
 def join_scans(parts: Sequence[Scanned]) -> Scanned:
@@ -85,14 +85,6 @@ def join_scans(parts: Sequence[Scanned]) -> Scanned:
         pictures=joined("pictures", np.empty(0, np.int32)),
         phashes=joined("phashes", np.empty(0, np.uint64)),
     )
-
-
-def _batches(reader: CleanReader, start: int, stop: int) -> Iterator[pa.RecordBatch]:
-    while start < stop:
-        batch, row = reader.locate(start)
-        count = min(batch.num_rows - row, stop - start)
-        yield batch.slice(row, count)
-        start += count
 
 
 def _scan(batch: pa.RecordBatch, declared: Filters) -> Scanned:

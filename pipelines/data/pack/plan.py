@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from casa_core.errors import ConfigError
 from pipelines.data.pack.budgets import Budget, Limits
-from pipelines.data.pack.encode import EncodeReport
+from pipelines.data.pack.encode_shards import EncodeReport
 from pipelines.data.pack.mixture import Draw, plan_draw, row_stream
 from pipelines.data.pack.packing import Packer
 from pipelines.recipe.pack import Mixture

@@ -1,16 +1,16 @@
 """The ``pack`` stage: clean samples → sequences of ids and references, for one tokenizer and template.
 
-Filters decide what is kept; Ray encodes the samples of all sources in parallel; the driver sees only their
-sizes, and decides which share a sequence and in which order sequences come; Ray writes the shards. No step
+Filters decide what is kept; Ray Data encodes the samples of all sources; the driver sees only their sizes,
+and decides which share a sequence and in which order sequences come; Ray Data writes the shards. No step
 depends on the number of workers, and a killed stage resumes with the shards that are missing.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,9 +18,15 @@ from numpy.typing import NDArray
 
 from pipelines.data.filter.filters import FILTERED, filter_sources, write_filtered
 from pipelines.data.pack.accounting import check_plan, check_rows, check_written
-from pipelines.data.pack.budgets import Limits
 from pipelines.data.pack.card import pack_card
-from pipelines.data.pack.encode import SPLIT, EncodeReport, EncodeTask, encode_rows
+from pipelines.data.pack.encode import SPLIT
+from pipelines.data.pack.encode_shards import (
+    ENCODED_FOLDER,
+    EncodeReport,
+    EncodeShards,
+    EncodeTask,
+    encoded_name,
+)
 from pipelines.data.pack.plan import (
     EncodedSamples,
     Plan,
@@ -32,17 +38,11 @@ from pipelines.data.pack.plan import (
 from pipelines.data.pack.processor import Encoding, load_processor, make_tokenizer
 from pipelines.data.pack.settings import PackSettings, read_pack_settings
 from pipelines.data.pack.video_counts import VideoCounts
-from pipelines.data.pack.write import (
-    ENCODED_FOLDER,
-    WriteTasks,
-    Written,
-    encoded_path,
-    write_packed,
-)
-from pipelines.data.store.quarantine import QUARANTINE, Tally, merge_quarantines
-from pipelines.data.store.ray_map import ray_map
+from pipelines.data.pack.write import PackShards, WriteTasks, Written
+from pipelines.data.store.on_ray import on_ray
+from pipelines.data.store.quarantine import QUARANTINE, Tally, merge_quarantines, rejected_table
 from pipelines.data.store.readers import CleanReader
-from pipelines.data.store.shard_task import REPORTS
+from pipelines.data.store.shard_pipeline import REPORTS, Run, write_shards
 from pipelines.data.store.shard_writing import CARD, write_index, write_json
 from pipelines.recipe.pack import Mixture, frame_side
 from pipelines.recipe.where import DataWorkers
@@ -58,9 +58,6 @@ SEQUENCES_PER_SHARD = 512
 TOKENIZER = "tokenizer"
 _STEPS = 4
 _REMEDY = "Raise the budgets of `pack`, leave such samples out by `data.filters`"
-
-Run = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]]
-"""Maps a function over tasks; yields the results in order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,11 +82,11 @@ def run_stage(context: StageContext) -> dict[str, Any]:
         StoreError: Where a row would be lost or doubled.
     """
     placement = DataWorkers.model_validate(context.placement["data"])
-    return pack_sources(context, partial(ray_map, workers=placement.workers))
+    return pack_sources(context, on_ray(placement.workers))
 
 
 def pack_sources(context: StageContext, run: Run) -> dict[str, Any]:
-    """The stage, with ``run`` to map tasks over workers: :func:`ray_map` in a run, ``map`` in a test."""
+    """The stage, with ``run`` to carry its shards: on Ray in a run, in this process in a test."""
     settings, output = read_pack_settings(context.settings), context.output
     readers = {source: CleanReader(context.inputs[source], SPLIT) for source in settings.sources}
     for folder in (ENCODED_FOLDER, REPORTS):
@@ -162,78 +159,82 @@ def _encode(
     if filtered.report:
         write_filtered(context.output / FILTERED, filtered.removed)
     context.progress(2, _STEPS, "encoding")
-    tasks = _encode_tasks(context, filtered.keep, encoding, settings.limits)
-    reports = _encode_all(context, tasks, filtered.keep, settings.max_failures, run)
-    samples = gather(settings.sources, [task.source for task in tasks], reports)
+    tasks = _encode_tasks(context, filtered.keep)
+    shards = EncodeShards(
+        context.output, encoding, settings.limits, {name: task.source for name, task in tasks.items()}
+    )
+    reports = _encode_all(context, shards, tasks, filtered.keep, settings.max_failures, run)
+    of_sources = [task.source for task in tasks.values()]
+    samples = gather(settings.sources, of_sources, reports)
     for number, source in enumerate(samples.sources):
-        own = [report.rejected for task, report in zip(tasks, reports, strict=True) if task.source == source]
+        own = [report.rejected for of, report in zip(of_sources, reports, strict=True) if of == source]
         rejected = np.concatenate([np.empty(0, np.int32), *own])
         columns = samples.of(number, samples.row_E), samples.of(number, samples.part_E)
         check_rows(source, filtered.keep[source], rejected, *columns)
     tally = Tally()
     videos = {source: VideoCounts() for source in settings.sources}
-    for task, report in zip(tasks, reports, strict=True):
+    for source, report in zip(of_sources, reports, strict=True):
         tally.add(report.tally)
-        videos[task.source].add(report.videos)
+        videos[source].add(report.videos)
     return _Encoded(samples=samples, rejected=tally, videos=videos, filters=filtered.report)
 
 
 def _encode_all(
     context: StageContext,
-    tasks: Sequence[EncodeTask],
+    shards: EncodeShards,
+    tasks: Mapping[str, EncodeTask],
     keep: Mapping[str, NDArray[np.bool_]],
     max_failures: float,
     run: Run,
 ) -> list[EncodeReport]:
     """Runs all tasks, and stops as soon as more of a source's kept samples are rejected than may be."""
-    reports: list[EncodeReport] = []
+    reports: dict[str, EncodeReport] = {}
     rejected = {source: Tally() for source in keep}
     try:
-        for task, report in zip(tasks, run(encode_rows, tasks), strict=True):
-            reports.append(report)
-            context.progress(2 + len(reports) / len(tasks), _STEPS, "encoding")
-            own = rejected[task.source]
-            own.add(report.tally)
-            own.check(task.source, int(keep[task.source].sum()), max_failures, remedy=_REMEDY)
+        with closing(write_shards(run, shards, tasks, context.output)) as written:
+            for name, values in written:
+                report = reports[name] = EncodeReport.from_json(values)
+                context.progress(2 + len(reports) / len(tasks), _STEPS, "encoding")
+                source = tasks[name].source
+                rejected[source].add(report.tally)
+                rejected[source].check(source, int(keep[source].sum()), max_failures, remedy=_REMEDY)
     finally:  # also where too many were rejected, so that they can be looked at
-        merge_quarantines(context.output / QUARANTINE, (task.quarantine for task in tasks[: len(reports)]))
-    return reports
+        tables = (rejected_table(context.output, name) for name in tasks if name in reports)
+        merge_quarantines(context.output / QUARANTINE, tables)
+    return [reports[name] for name in tasks]
 
 
-def _encode_tasks(
-    context: StageContext, keep: Mapping[str, NDArray[np.bool_]], encoding: Encoding, limits: Limits
-) -> list[EncodeTask]:
+def _encode_tasks(context: StageContext, keep: Mapping[str, NDArray[np.bool_]]) -> dict[str, EncodeTask]:
     spans = [
         (source, start, min(start + ROWS_PER_TASK, len(kept)))
         for source, kept in keep.items()
         for start in range(0, len(kept), ROWS_PER_TASK)
     ]
-    return [
-        EncodeTask(
+    return {
+        encoded_name(number): EncodeTask(
             source=source,
             clean=context.inputs[source],
             start=start,
             stop=stop,
             keep=keep[source][start:stop],
-            output=encoded_path(context.output, number),
-            encoding=encoding,
-            limits=limits,
         )
         for number, (source, start, stop) in enumerate(spans)
-    ]
+    }
 
 
 def _write(
     context: StageContext, samples: EncodedSamples, plan: Plan, metadata: dict[str, str], run: Run
 ) -> list[Written]:
-    """Writes all shards, and checks that each holds what was planned."""
-    tasks = WriteTasks(context.output, samples, plan, metadata, SEQUENCES_PER_SHARD)
-    shards: list[Written] = []
-    for number, shard in enumerate(run(write_packed, tasks)):
-        check_written(shard.file, tasks.planned_checksum(number), shard.checksum)
-        shards.append(shard)
-        context.progress(3 + len(shards) / len(tasks), _STEPS, "writing")
-    return shards
+    """Writes all shards, and checks that each holds what was planned; they come in the order of the plan."""
+    tasks = WriteTasks(samples, plan, SEQUENCES_PER_SHARD)
+    found: dict[str, Written] = {}
+    shards = PackShards(context.output, samples.sources, metadata)
+    with closing(write_shards(run, shards, tasks, context.output)) as written:
+        for name, values in written:
+            shard = found[name] = Written(**values)
+            check_written(shard.file, tasks.planned_checksum(name), shard.checksum)
+            context.progress(3 + len(found) / len(tasks), _STEPS, "writing")
+    return [found[name] for name in tasks]
 
 
 def _clean_fate(folder: Folder) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from casa_core.errors import DataError
+from pipelines.data.store.shard_pipeline import REPORTS
 from pipelines.storage.atomic import create
 from pipelines.storage.uri import Folder, filesystem_for
 
@@ -27,6 +28,9 @@ QUARANTINE_SCHEMA = pa.schema(
     ],
     metadata={"casa.schema": "quarantine/1"},
 )
+REJECT = "reject"
+REJECT_FIELD = pa.field(REJECT, pa.struct(QUARANTINE_SCHEMA))
+"""A column beside those of an artifact's rows: set where there is no row, but a rejected record."""
 _ROWS_PER_GROUP = 1 << 16
 
 
@@ -125,6 +129,20 @@ def write_quarantine(path: Folder, rejected: Iterable[Rejected]) -> None:
     ordered = sorted(rejected, key=lambda entry: (entry.source, entry.file, entry.row))
     with create(path) as output:
         pq.write_table(_table(ordered), output, compression="zstd")
+
+
+def split_rejected(batch: pa.RecordBatch) -> tuple[pa.RecordBatch, list[Rejected]]:
+    """The rows proper, and the rejected records that travel among them in the column ``REJECT``."""
+    rejected = batch.column(REJECT)
+    rows = batch.drop_columns([REJECT])
+    if rejected.null_count == len(batch):
+        return rows, []
+    return rows.filter(rejected.is_null()), [Rejected(**entry) for entry in rejected.drop_null().to_pylist()]
+
+
+def rejected_table(output: Folder, shard: str) -> Folder:
+    """The table of the records of one shard that were rejected, until they are merged."""
+    return output / REPORTS / f"{shard}.parquet"
 
 
 def merge_quarantines(path: Folder, parts: Iterable[Folder]) -> int:

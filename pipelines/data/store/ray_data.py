@@ -65,7 +65,7 @@ def shard_dataset(
     """The pipeline as a dataset of ``RESULT_SCHEMA``, not executed yet."""
     context = quiet_context()
     context.target_max_block_size = pipeline.block_bytes
-    pool = {"compute": TaskPoolStrategy(size=workers), "num_cpus": 1}
+    pool = {"compute": TaskPoolStrategy(size=min(workers, len(names))), "num_cpus": 1}
     batches = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
     with DataContext.current(context):
         records = read_datasource(Shards(pipeline, tasks, names), override_num_blocks=len(names), **pool)

@@ -87,6 +87,14 @@ class ShardReader:
         batch, row = self._locate(number)
         return batch.rows, row
 
+    def batches(self, start: int, stop: int) -> Iterator[pa.RecordBatch]:
+        """Rows ``start`` to ``stop``, one batch per batch of the files, as :meth:`locate` gives them."""
+        while start < stop:
+            batch, row = self.locate(start)
+            count = min(batch.num_rows - row, stop - start)
+            yield batch.slice(row, count)
+            start += count
+
     def _locate(self, number: int) -> tuple[Batch, int]:
         if not 0 <= number < len(self):
             raise IndexError(f"There is no row {number}, only {len(self)} in all.")

@@ -54,6 +54,13 @@ CLEAN_SCHEMA = pa.schema(
     metadata={"casa.schema": "clean/2"},
 )
 
+_MEDIA = CLEAN_SCHEMA.field("media").type.value_type
+LAYOUT_SCHEMA = CLEAN_SCHEMA.set(
+    CLEAN_SCHEMA.get_field_index("media"),
+    pa.field("media", pa.list_(pa.struct([field for field in _MEDIA if field.name != "bytes"]))),
+)
+"""The same rows without the bytes of their media: what layout needs, and all that is read for it."""
+
 _MEDIA_FIELDS = ("kind", "width", "height", "sha256", "phash")
 
 Row = dict[str, Any]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import multiprocessing
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
 import casa_core.processing.processor  # noqa: F401 (before the workers fork, so that none needs to load it again)
 from pipelines.dag.context import StageContext
 from pipelines.data.pack import run as pack
+from pipelines.data.store.shard_pipeline import ShardPipeline, Tasks, run_here
 
 
 def attempt(settings: dict[str, Any]) -> None:
@@ -28,10 +29,17 @@ def attempt(settings: dict[str, Any]) -> None:
     )
     with multiprocessing.get_context("fork").Pool(settings["workers"]) as pool:
 
-        def run(function: Callable[[Any], Any], tasks: Sequence[Any]) -> Iterator[Any]:
-            return pool.imap(function, tasks)
+        def run(
+            pipeline: ShardPipeline[Any], tasks: Tasks[Any], names: Sequence[str]
+        ) -> Generator[tuple[str, bytes]]:
+            yield from pool.imap_unordered(_one, [(pipeline, {name: tasks[name]}, [name]) for name in names])
 
         pack.pack_sources(context, run)
+
+
+def _one(work: tuple[ShardPipeline[Any], Tasks[Any], Sequence[str]]) -> tuple[str, bytes]:
+    (found,) = run_here(*work)
+    return found
 
 
 if __name__ == "__main__":

@@ -54,7 +54,8 @@ def make_store(root: Path) -> dict[str, Path]:
     output = root / "pack" / "p1"
     output.mkdir(parents=True)
     pack.pack_sources(
-        StageContext(name="pack", settings=PACK, placement={}, inputs=dict(folders), output=output), map
+        StageContext(name="pack", settings=PACK, placement={}, inputs=dict(folders), output=output),
+        run_here,
     )
     for name, fingerprint in (("chats", "c1"), ("clips", "c2")):
         _commit(folders[name], "clean", fingerprint, {}, {})

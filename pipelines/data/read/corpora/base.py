@@ -36,7 +36,7 @@ class CorpusReader:
     media: ClassVar[tuple[str, ...]] = ()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_inventory"}
+        return {name: value for name, value in self.__dict__.items() if not name.startswith("_")}
 
     def inventory(self) -> Inventory:
         """Which files each split has, and which are not read; taken once a process."""

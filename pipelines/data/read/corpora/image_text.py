@@ -22,6 +22,7 @@ import base64
 import binascii
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -37,7 +38,7 @@ from pipelines.data.read.corpora.llava_midtraining import CAPTION_PROMPT, captio
 from pipelines.data.read.formats.json_array import array_items, array_spans, begins_array
 from pipelines.data.read.formats.lines import SUFFIXES as LINES
 from pipelines.data.read.formats.lines import json_lines, json_value, line_spans
-from pipelines.data.read.formats.parquet import parquet_rows, parquet_spans, still_picture
+from pipelines.data.read.formats.parquet import lists_addresses, parquet_rows, parquet_spans, still_picture
 from pipelines.data.read.formats.tar_shards import Group, tar_groups, tar_spans
 from pipelines.data.read.source.base import (
     BadRecord,
@@ -77,15 +78,28 @@ class ImageTextReader(CorpusReader):
     caption_prompt: str = CAPTION_PROMPT
 
     def is_read(self, name: str) -> bool:
-        """Whether a file holds records: a JSON file does that begins as an array of objects.
+        """Whether a file holds records, and not what other files of the corpus say more about.
 
-        One beside a picture of the same name describes that picture, and is not opened.
+        A JSON file does that begins as an array of objects, and is not about the picture of its name. A
+        parquet file does, unless it lists web addresses beside a tar of its name: img2dataset's table of it.
+        A tar without texts holds pictures for the records of other files, where there are any.
         """
-        if not name.lower().endswith(ARRAY):
-            return True
-        stem = name[: -len(".json")]
-        described = any(f"{stem}{suffix}" in self.files.listing.files for suffix in self.media)
-        return not described and begins_array(self.files, name)
+        plain, stem = name.lower(), str(PurePosixPath(name).with_suffix(""))
+        if plain.endswith(PARQUET):
+            beside = f"{stem}.tar" in self.files.contents
+            return not (beside and lists_addresses(self.files, name))
+        if plain.endswith(SHARDS):
+            texts = any(inner.lower().endswith((".json", ".txt")) for inner in self.files.index(name))
+            return texts or not self._annotated
+        if plain.endswith(ARRAY):
+            described = any(f"{stem}{suffix}" in self.files.contents for suffix in self.media)
+            return not described and begins_array(self.files, name)
+        return True
+
+    @cached_property
+    def _annotated(self) -> bool:
+        kinds = (*LINES, *PARQUET, *ARRAY)
+        return any(name.lower().endswith(kinds) and self.is_read(name) for name in self.files.contents)
 
     def spans(self, split: str) -> list[Span]:
         """The records of all kinds of file, by name of file.

@@ -4,7 +4,7 @@
 ``<image>`` for the video. A word of the file's name says what is asked: ``cap`` for a caption, ``oe`` or
 ``qa`` open-ended questions, ``mc`` multiple choice. A file whose name says nothing is read where it begins
 as such an array does, unless the recipe chooses ``kinds``. Paths are relative to the JSON file's folder or to
-the root; the corpus ships its videos in archives, which are to be unpacked beside the JSON files first.
+the root, unpacked or inside the archives that the corpus ships them in (gunzip .tar.gz ones to .tar first).
 
 The whole video is one window: all its frames come before the first question. Two frames per second, 20 frames
 of a video below 10 s; one longer than ``max_seconds`` is rejected as ``over_duration``, because the corpus

@@ -53,6 +53,18 @@ def _row_groups(files: Files, name: str) -> list[Span]:
     return spans
 
 
+def lists_addresses(files: Files, name: str) -> bool:
+    """Whether a file's columns name pictures by their addresses on the web, and hold none."""
+    try:
+        with files.open(name) as file:
+            columns = set(pq.ParquetFile(file).schema_arrow.names)
+    except _DAMAGE as error:
+        if of_machine(error):
+            raise
+        return False
+    return "url" in columns and not columns & {"image", "images"}
+
+
 def parquet_rows(
     files: Files, span: Span, *, needed: Sequence[str], wanted: Sequence[str] = ()
 ) -> Iterator[Row | BadRecord]:

@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from pipelines.data.read.source.base import BadRecord, Span, rest_of
-from pipelines.data.read.source.files import Files
+from pipelines.data.read.source.files import HEADERS, Files
 
 RECORDS_PER_SPAN = 64
 BYTES_PER_SPAN = 32 << 20
@@ -64,7 +64,7 @@ def key_of(name: str) -> tuple[str, str]:
 
 
 def _shard_spans(files: Files, name: str) -> list[Span]:
-    with files.open(name) as file:
+    with files.open(name, HEADERS) as file:
         starts, whole = _group_starts(file)
     spans: list[Span] = []
     first = 0

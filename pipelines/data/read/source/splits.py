@@ -111,16 +111,24 @@ def take_inventory(
     listing, known = files.listing, set(names)
     return Inventory(
         splits=read,
-        sizes={name: listing.files[name].size for own in read.values() for name in own},
+        sizes={name: files.size(name) for own in read.values() for name in own},
         excluded=tuple(name for name in names if name not in kept),
         unread=tuple(
             name
-            for name in listing.files
+            for name in files.contents
             if not (name in known or name in listing.doubles or is_document(name))
             and not name.lower().endswith(tuple(media))
+            and not _serves(files, name, known, tuple(media))
         ),
         links=(*listing.doubles, *listing.dangling),
         notes=notes,
+    )
+
+
+def _serves(files: Files, name: str, known: set[str], media: tuple[str, ...]) -> bool:
+    """Whether an archive holds files that are read, or that records may name."""
+    return name in files.archives and any(
+        f"{name}/{inner}" in known or (media and inner.lower().endswith(media)) for inner in files.index(name)
     )
 
 

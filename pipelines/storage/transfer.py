@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from pipelines.storage import s3
-from pipelines.storage.atomic import create
+from pipelines.storage.atomic import create, remember
 from pipelines.storage.remote_path import RemotePath
 from pipelines.storage.uri import Folder, filesystem_for
 
 THREADS = 8
+LARGE = 16 << 20
+"""Bytes from which a file's digest is worth an object of its own until the commit."""
 Work = TypeVar("Work")
 Result = TypeVar("Result")
 
@@ -29,8 +31,12 @@ def remove_tree(folder: Folder) -> None:
         shutil.rmtree(folder)
 
 
-def copy_tree(source: Folder, target: Folder) -> None:
-    """Copies all files below a folder to another, either of them local or on S3, each appearing whole."""
+def copy_tree(source: Folder, target: Folder, *, keep_digests: bool = False) -> None:
+    """Copies all files below a folder to another, either of them local or on S3, each appearing whole.
+
+    Args:
+        keep_digests: Keep those of large files, so that the artifact's commit does not read them again.
+    """
     for path in sorted(source.rglob("*")):  # type: ignore[type-var]
         if not path.is_file():
             continue
@@ -40,6 +46,8 @@ def copy_tree(source: Folder, target: Folder) -> None:
         with s3.explained(str(path)), filesystem.open_input_stream(inside) as stream, create(copy) as output:
             while block := stream.read(8 << 20):
                 output.write(block)
+        if keep_digests and output.written is not None and output.written.bytes >= LARGE:
+            remember(copy, output.written)
 
 
 @contextlib.contextmanager
@@ -58,9 +66,10 @@ def local_copy(folder: Folder) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def local_output(folder: Folder) -> Iterator[Path]:
-    """A local folder to fill with small files, for libraries that write nowhere else.
+    """A local folder to fill, for libraries that write nowhere else.
 
-    For one on S3 it is a temporary folder, whose files are uploaded when the block ends well.
+    For one on S3 it is a temporary folder, whose files are uploaded when the block ends well: the disk of
+    ``TMPDIR`` needs room for them.
     """
     if isinstance(folder, Path):
         folder.mkdir(parents=True, exist_ok=True)
@@ -68,7 +77,7 @@ def local_output(folder: Folder) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="casa-") as scratch:
         yield Path(scratch)
-        copy_tree(Path(scratch), folder)
+        copy_tree(Path(scratch), folder, keep_digests=True)
 
 
 def side_by_side(function: Callable[[Work], Result], work: Sequence[Work], threads: str) -> list[Result]:

@@ -18,10 +18,12 @@ from pipelines.data.store.shard_pipeline import run_here
 from pipelines.recipe import load_recipe
 from pipelines.recipe.stages import build_stages, store_folder
 from pipelines.storage.remote_path import RemotePath
+from pipelines.storage.transfer import local_output
 from pipelines.storage.uri import Folder, open_folder
 from tests.data.test_pack import PACK
 from tests.support import s3
 from tests.support.dag.runner import Notes, make_runner, toy
+from tests.support.s3 import flaky
 
 CORPUS = {"generator": "moving_shapes", "train_clips": 3, "test_clips": 1, "seconds": 2.0, "fps": 10}
 
@@ -95,6 +97,21 @@ def test_a_run_with_its_data_on_s3_makes_the_same_artifacts_as_one_in_folders(
     assert list(readers[0]) == list(readers[1])
     packs = [PackReader(folder) for folder in pack_folders]
     assert list(packs[0]) == list(packs[1])
+
+
+def test_a_large_model_is_not_read_back_for_its_digest(s3_server, s3_folder):
+    with flaky(s3_server) as proxy:
+        folder = proxy.through(s3_folder)
+        artifact.begin(folder)
+        with local_output(folder / "model") as local:
+            (local / "model.safetensors").write_bytes(bytes(17 << 20))
+            (local / "config.json").write_text("{}")
+        artifact.commit(folder, {"fingerprint": "f", "kind": "train"}, {}, {})
+        assert not [
+            path for method, path, _ in proxy.requests if method == "GET" and path.endswith(".safetensors")
+        ]
+    assert artifact.verify(s3_folder) == []
+    assert len(list(s3_folder.rglob("*"))) == 3
 
 
 def test_a_plan_and_the_records_of_a_run_say_where_an_artifact_lies(s3_folder, tmp_path):

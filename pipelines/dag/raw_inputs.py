@@ -13,7 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -93,10 +93,12 @@ def _hashes(path: Path, listing: RawListing, cache: Path | None) -> dict[str, st
     saved = time.monotonic()
     with ThreadPoolExecutor(HASHING_THREADS) as threads:
         running = {threads.submit(file_digest, places[name]): name for name in missing}
-        for done in as_completed(running):
-            name = running[done]
-            found[name] = done.result()
-            progress.add(listing.files[name].size)
+        waiting = set(running)
+        while waiting:
+            done, waiting = wait(waiting, _REPORT_EVERY_S, FIRST_COMPLETED)
+            for own in done:
+                found[running[own]] = own.result()
+            progress.show(sum(listing.files[running[own]].size for own in done))
             if time.monotonic() - saved > _SAVE_EVERY_S:
                 save()
                 saved = time.monotonic()
@@ -113,8 +115,8 @@ class _Progress:
         self._began = time.monotonic()
         self._next = self._began + _REPORT_AFTER_S
 
-    def add(self, size: int) -> None:
-        """Count a file that is hashed."""
+    def show(self, size: int) -> None:
+        """Counts bytes that were hashed, and prints a line now and then."""
         self._done += size
         now = time.monotonic()
         if now < self._next or self._done >= self._total:
@@ -122,8 +124,9 @@ class _Progress:
         self._next = now + _REPORT_EVERY_S
         left = (now - self._began) * (self._total - self._done) / max(self._done, 1)
         print(
-            f"identifying {self._path}: {byte_size(self._done)} of {byte_size(self._total)} hashed, "
-            f"about {duration(left)} left; each file is hashed once",
+            f"identifying {self._path}: {byte_size(self._done)} of {byte_size(self._total)} hashed"
+            + (f", about {duration(left)} left" if self._done else "")
+            + "; each file is hashed once",
             file=sys.stderr,
             flush=True,
         )

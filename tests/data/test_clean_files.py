@@ -85,7 +85,7 @@ def test_nothing_to_train_on_is_explained_by_what_is_there(tmp_path):
     with pytest.raises(ConfigError, match=r"not read: 2 \.csv"):
         plan(open_reader("image_text", str(tmp_path), "corpus", {}))
     write_jsonl(tmp_path / "val.jsonl", [{"caption": "a"}], seeks=False)
-    with pytest.raises(ConfigError, match="1 files are held out"):
+    with pytest.raises(ConfigError, match="1 held out by their names"):
         plan(open_reader("image_text", str(tmp_path), "corpus", {}))
 
 

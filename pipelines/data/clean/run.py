@@ -141,9 +141,7 @@ def plan(reader: Reader) -> list[ShardTask]:
         ]
     if not any(task.split == "train" for task in tasks):
         found = reader.inventory()
-        held_out = (
-            f"{len(found.splits['test'])} files are held out by their names" if found.splits["test"] else ""
-        )
+        held_out = f"{len(found.splits['test'])} held out by their names" if found.splits["test"] else ""
         others = [text for text in (held_out, found.summary()) if text]
         raise ConfigError(
             f"Source {reader.source!r} has no training records.",

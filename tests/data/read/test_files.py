@@ -13,8 +13,8 @@ import pytest
 from casa_core.errors import ConfigError, DataError, StoreError, TransferError
 from pipelines.dag.raw_inputs import identify_remote
 from pipelines.data.read import READERS, open_reader
-from pipelines.data.read.source import files as files_module
 from pipelines.data.read.source.files import Files
+from pipelines.data.read.source.remote_file import RemoteFile
 from pipelines.storage import retry
 from pipelines.storage.errors import attempt
 from pipelines.storage.raw_listing import list_raw
@@ -154,7 +154,7 @@ class Unreliable(io.BytesIO):
 
 
 def remote(data: bytes, failures: list[BaseException | None]) -> pa.NativeFile:
-    raw = files_module._RemoteFile("s3://bucket/a.bin", lambda: Unreliable(data, failures))
+    raw = RemoteFile("s3://bucket/a.bin", lambda: Unreliable(data, failures))
     return pa.PythonFile(io.BufferedReader(raw, 64), mode="r")
 
 
@@ -186,7 +186,7 @@ def test_an_answer_that_is_cut_short_is_asked_for_again(impatient):
         def read(self, size: int | None = -1, /) -> bytes:
             return served.pop(0)[:size]
 
-    raw = files_module._RemoteFile("s3://bucket/a.bin", lambda: Short(b"x" * 100, []))
+    raw = RemoteFile("s3://bucket/a.bin", lambda: Short(b"x" * 100, []))
     assert raw.readall() == b"x" * 100
 
 

@@ -89,8 +89,9 @@ class ImageTextReader(CorpusReader):
             beside = f"{stem}.tar" in self.files.contents
             return not (beside and lists_addresses(self.files, name))
         if plain.endswith(SHARDS):
-            texts = any(inner.lower().endswith((".json", ".txt")) for inner in self.files.index(name))
-            return texts or not self._annotated
+            return not self._annotated or any(
+                inner.lower().endswith((".json", ".txt")) for inner in self.files.index(name)
+            )
         if plain.endswith(ARRAY):
             described = any(f"{stem}{suffix}" in self.files.contents for suffix in self.media)
             return not described and begins_array(self.files, name)

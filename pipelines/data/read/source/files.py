@@ -33,6 +33,7 @@ from pipelines.data.read.source.archives import (
     member_bytes,
     section,
 )
+from pipelines.data.read.source.remote_file import RemoteFile
 from pipelines.storage.errors import attempt
 from pipelines.storage.raw_listing import RawListing, list_raw
 from pipelines.storage.retry import retry
@@ -165,7 +166,7 @@ class Files:
     def _open(self, name: str, block: int) -> pa.NativeFile:
         if not is_remote(self.root):
             return self._attempt(name, lambda: self._handle(name))
-        raw = _RemoteFile(self._place(name), lambda: self._handle(name))
+        raw = RemoteFile(self._place(name), lambda: self._handle(name))
         return pa.PythonFile(io.BufferedReader(raw, block), mode="r")
 
     def read(self, name: str) -> bytes:
@@ -235,61 +236,6 @@ class Files:
 def _index(root: str, archive: str) -> Index:
     with Files(root)._open(archive, HEADERS) as file:
         return index_of(archive, file)
-
-
-class _RemoteFile(io.RawIOBase):
-    """A remote file whose reads are attempted several times, each time on a new connection."""
-
-    def __init__(self, name: str, connect: Callable[[], Any]) -> None:
-        self._name, self._connect = name, connect
-        self._file: Any = attempt(name, connect)
-        self._size: int = attempt(name, self._file.size)
-        self._position = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        self._position = max(0, start + offset)
-        return self._position
-
-    def readinto(self, buffer: Any, /) -> int:
-        data = self._fetch(min(len(buffer), max(0, self._size - self._position)))
-        buffer[: len(data)] = data
-        return len(data)
-
-    def readall(self) -> bytes:
-        return self._fetch(max(0, self._size - self._position))
-
-    def close(self) -> None:
-        if not self.closed:
-            self._file.close()
-        super().close()
-
-    def _fetch(self, size: int) -> bytes:
-        def once() -> bytes:
-            if self._file is None:
-                self._file = self._connect()
-            try:
-                self._file.seek(self._position)
-                data = self._file.read(size)
-                if len(data) < size:
-                    raise ConnectionError(f"{len(data)} bytes arrived where {size} were asked for")
-                return data
-            except Exception:
-                self._file = None  # whatever state it is in, the next attempt starts with a new connection
-                raise
-
-        data = attempt(self._name, once) if size else b""
-        self._position += len(data)
-        return data
 
 
 def _unlisted(root: str, why: str) -> DataError:

@@ -19,7 +19,8 @@ from PIL import ImageOps
 from casa_core.errors import DataError
 from casa_core.media.decode import decode_image, decode_pictures, flattened
 from casa_core.media.images import check_pixels
-from casa_core.types import Image, Part, Role, Sample, Text
+from casa_core.processing.arrangement import Content, arrange, role_of
+from casa_core.types import Image, Role, Sample
 
 Rgb = NDArray[np.uint8]
 Picture = bytes | Rgb | PILImage.Image
@@ -108,8 +109,8 @@ def _read_strings(conversations: list[Conversation], images: Any) -> list[Row]:
     rows = []
     for row, words in enumerate(conversations):
         pictures = _as_pictures(images[row]) if images is not None else []
-        parts: list[Part] = [*(Image() for _ in pictures), Text(role="user", text=cast(str, words))]
-        sample = Sample(source="call", sample_id=str(row), parts=tuple(parts))
+        parts = arrange([("user", [*(Image() for _ in pictures), cast(str, words)])])
+        sample = Sample(source="call", sample_id=str(row), parts=parts)
         named = [(f"images[{row}][{n}]", picture) for n, picture in enumerate(pictures)]
         rows.append(Row(sample, (to_rgb(picture, name) for name, picture in named)))
     return rows
@@ -132,14 +133,9 @@ class _Draft:
         if isinstance(conversation, Sample):
             images = [part for part in conversation.parts if isinstance(part, Image)]
             return cls(conversation, [None if image.data is None else image for image in images])
-        parts: list[Part] = []
         own: list[Any] = []
-        for number, message in enumerate(conversation):
-            for part, picture in _message_parts(message, f"messages[{number}]"):
-                parts.append(part)
-                if isinstance(part, Image):
-                    own.append(picture)
-        return cls(Sample(source="call", sample_id=str(row), parts=tuple(parts)), own)
+        turns = [_turn(message, f"messages[{number}]", own) for number, message in enumerate(conversation)]
+        return cls(Sample(source="call", sample_id=str(row), parts=arrange(turns)), own)
 
     @property
     def wanted(self) -> int:
@@ -159,27 +155,28 @@ class _Draft:
             yield to_rgb(picture, name)
 
 
-def _message_parts(message: Any, name: str) -> Iterator[tuple[Part, Any]]:
-    """Parts of one message, each with the picture it brings."""
-    role = message.get("role") if isinstance(message, Mapping) else None
-    if role not in get_args(Role):
+def _turn(message: Any, name: str, own: list[Any]) -> tuple[Role, Content]:
+    """One message; the picture that each image part brings, or None, is appended to ``own``."""
+    said = message.get("role") if isinstance(message, Mapping) else None
+    role = role_of(said)
+    if role is None:
         raise DataError(
-            f"{name} has the role {role!r}.",
+            f"{name} has the role {said!r}.",
             f"Expected a message with one of the roles {', '.join(get_args(Role))}.",
             'Write it as {"role": "user", "content": …}.',
         )
     content = message.get("content")
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content or ()
-    for number, part in enumerate(parts):
-        yield _message_part(part, cast(Role, role), f"{name}.content[{number}]")
+    return role, [_piece(part, role, f"{name}.content[{n}]", own) for n, part in enumerate(parts)]
 
 
-def _message_part(part: Any, role: Role, name: str) -> tuple[Part, Any]:
+def _piece(part: Any, role: Role, name: str, own: list[Any]) -> str | Image:
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind == "text" and isinstance(part.get("text"), str):
-        return Text(role=role, text=part["text"], trained=role == "assistant"), None
+        return part["text"]
     if kind == "image" and role == "user":
-        return Image(role=role), part.get("image")
+        own.append(part.get("image"))
+        return Image()
     if kind == "image":
         raise DataError(
             f"{name} is an image in the {role}'s turn.",

@@ -49,7 +49,7 @@ _FILES = frozenset({"splits"})
 _SUBSETS = _FILES | {"subsets", "exclude_subsets"}
 READER_OPTIONS = {
     "finevision": _SUBSETS,
-    "image_text": _FILES | {"caption_prompt"},
+    "image_text": _FILES | {"caption_prompt", "pictures"},
     "live_whisperx": _FILES | {"fps", "context"},
     "llava_midtraining": _SUBSETS | {"caption_prompt"},
     "llava_onevision": _SUBSETS,
@@ -105,6 +105,10 @@ class Source(Section):
     )
     caption_prompt: str | None = Field(
         default=None, description="The user's words before a caption; empty for none."
+    )
+    pictures: Literal["required", "optional"] | None = Field(
+        default=None,
+        description="Whether a record without a picture is quarantined (where not given) or is text alone.",
     )
 
     max_pixels: Count | None = Field(

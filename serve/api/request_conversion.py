@@ -6,12 +6,12 @@ import asyncio
 import base64
 import binascii
 import re
-from collections.abc import Iterator
 
 from casa_core.engine.requests import GenerationRequest, SamplingParams
 from casa_core.errors import MediaError
 from casa_core.media.decode import decode_image
-from casa_core.types import Image, Part, Role, Sample, Text
+from casa_core.processing.arrangement import Content, arrange, role_of
+from casa_core.types import Image, Role, Sample
 from serve.api.errors import bad_request, invalid_image
 from serve.api.schemas import ChatCompletionRequest, ImagePart, Message, TextPart
 from serve.api.settings import Limits, ServeSettings
@@ -34,14 +34,14 @@ async def to_generation_request(
     if body.messages[-1].role != "user":
         last = f"messages[{len(body.messages) - 1}].role"
         raise bad_request("The conversation must end with a user message.", last)
-    parts = [part for index, message in enumerate(body.messages) for part in _parts(message, index)]
-    images = [(param, part.data) for param, part in parts if isinstance(part, Image)]
+    images: list[tuple[str, bytes]] = []
+    turns = [_turn(message, index, images) for index, message in enumerate(body.messages)]
     if len(images) > limits.images_per_request:
         message = f"{len(images)} images; at most {limits.images_per_request} are accepted."
         raise bad_request(message, "messages", "too_many_images")
     for param, data in images:
-        await check_image(data or b"", limits, param)
-    sample = Sample(source="request", sample_id=request_id, parts=tuple(part for _, part in parts))
+        await check_image(data, limits, param)
+    sample = Sample(source="request", sample_id=request_id, parts=arrange(turns))
     return GenerationRequest(sample=sample, sampling=_sampling(body, settings), request_id=request_id)
 
 
@@ -81,26 +81,30 @@ def image_bytes(url: str, param: str) -> bytes:
         raise bad_request(message, param, "invalid_image") from error
 
 
-def _parts(message: Message, index: int) -> Iterator[tuple[str, Part]]:
-    """A message's parts, each with its place in the request."""
-    role: Role = "system" if message.role == "developer" else message.role
+def _turn(message: Message, index: int, images: list[tuple[str, bytes]]) -> tuple[Role, Content]:
+    """A message as a turn; its images are appended to ``images``, each with its place in the request."""
+    role = role_of(message.role)
+    assert role is not None, "the schema admits no other roles"
     place = f"messages[{index}].content"
     if isinstance(message.content, str):
         if not message.content and role == "user":
             raise bad_request("A user message must not be empty.", place)
-        yield place, Text(role=role, text=message.content)
-        return
+        return role, [message.content]
     if not message.content:
         raise bad_request("A message must not be empty.", place)
+    content: list[str | Image] = []
     for number, part in enumerate(message.content):
         match part:
             case TextPart():
-                yield f"{place}[{number}].text", Text(role=role, text=part.text)
+                content.append(part.text)
             case ImagePart():
                 param = f"{place}[{number}].image_url.url"
                 if role != "user":
                     raise bad_request("Images are accepted in user messages only.", param)
-                yield param, Image(role=role, data=image_bytes(part.image_url.url, param))
+                data = image_bytes(part.image_url.url, param)
+                images.append((param, data))
+                content.append(Image(data=data))
+    return role, content
 
 
 def _sampling(body: ChatCompletionRequest, settings: ServeSettings) -> SamplingParams:

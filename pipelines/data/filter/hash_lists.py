@@ -23,7 +23,7 @@ from casa_core.media.decode import verify_image
 from pipelines.dag.context import no_progress
 from pipelines.data.clean.perceptual import THUMBNAIL, HashIndex, difference_hash
 from pipelines.data.read import Reader, Record, Span, open_reader
-from pipelines.data.read.corpora.image_text import IMAGE_SUFFIXES
+from pipelines.data.read.corpora.picture_fields import IMAGE_SUFFIXES
 from pipelines.data.read.source.files import Files
 from pipelines.storage.atomic import create
 from pipelines.storage.uri import Folder, filesystem_for

@@ -19,8 +19,9 @@ from pipelines.data.read.formats import json_array, lines, parquet, tar_shards
 from pipelines.data.read.formats.json_array import array_items, array_spans
 from pipelines.data.read.formats.lines import json_lines, line_spans
 from pipelines.data.read.formats.tar_shards import tar_groups, tar_spans
-from pipelines.data.read.source.base import BadRecord, collect, inner_path
+from pipelines.data.read.source.base import BadRecord, collect
 from pipelines.data.read.source.files import Files
+from pipelines.data.read.source.record_paths import inner_paths
 from pipelines.data.store.quarantine import Rejected
 from tests.support.data.corpus import write_jsonl
 from tests.support.data.layouts import write_array, write_every_layout, write_tar
@@ -124,7 +125,7 @@ MEMBERS = [(f"{n:04d}.{suffix}", bytes([n]) * 700) for n in range(5) for suffix 
 
 
 def read_tar(folder, name="a.tar"):
-    """Keys and suffixes of the samples, None for each that is broken."""
+    """Keys and members of the samples, None for each that is broken."""
     files = Files(str(folder))
     found = []
     for span in tar_spans(files, [name]):
@@ -139,8 +140,10 @@ def test_members_with_one_key_are_a_sample_in_whichever_span(tmp_path, monkeypat
     monkeypatch.setattr(tar_shards, "RECORDS_PER_SPAN", per_span)
     long = "deep/" * 30 + "x" * 80  # needs a header of its own for its name
     write_tar(tmp_path / "a.tar", [*MEMBERS, (f"{long}.seg.PNG", b"1"), (f"{long}.txt", b"2")])
-    expected = [(f"{n:04d}", dict.fromkeys(("png", "json"), bytes([n]) * 700)) for n in range(5)]
-    assert read_tar(tmp_path) == [*expected, (long, {"seg.png": b"1", "txt": b"2"})]
+    expected = [
+        (f"{n:04d}", {f"{n:04d}.{end}": bytes([n]) * 700 for end in ("png", "json")}) for n in range(5)
+    ]
+    assert read_tar(tmp_path) == [*expected, (long, {f"{long}.seg.PNG": b"1", f"{long}.txt": b"2"})]
 
 
 def test_a_cut_archive_is_noticed_at_every_block(tmp_path):
@@ -274,7 +277,7 @@ def test_a_text_that_unicode_does_not_have_is_set_aside_and_can_be_stored(tmp_pa
     ("path", "reason"),
     [
         ("/etc/passwd", "bad_path"),
-        ("a/../../b.png", "bad_path"),
+        ("a/../../../b.png", "bad_path"),
         ("https://host/a.png", "remote_image"),
         ("", "bad_record"),
         (None, "bad_record"),
@@ -284,6 +287,6 @@ def test_a_text_that_unicode_does_not_have_is_set_aside_and_can_be_stored(tmp_pa
 )
 def test_a_path_that_leads_out_of_the_corpus_is_refused(path, reason):
     with pytest.raises(BadRecord) as caught:
-        inner_path(path, "folder")
+        inner_paths("/corpus", path, "folder")
     assert caught.value.reason == reason
-    assert inner_path("a/b.png", "folder") == "folder/a/b.png"
+    assert inner_paths("/corpus", "a/b.png", "folder") == ("folder/a/b.png", "a/b.png")

@@ -70,8 +70,8 @@ def test_several_pictures_stand_where_they_are_marked_and_text_may_have_none(fol
     two = {"images": ["0.png", "sub/1.png"], "messages": asked({"type": "image"}, ASK, {"type": "image"})}
     bare = {"texts": [{"user": "what is it?", "assistant": "a ramp"}]}
     write_jsonl(folder / "mine.jsonl", [two, bare], seeks=False)
-    first, second = read_all(ImageTextReader, folder)
-    assert first.sample.parts == (Image(media=0), Image(media=1), QUESTION, ANSWER)
+    first, second = read_all(ImageTextReader, folder, pictures="optional")
+    assert first.sample.parts == (Image(media=0), QUESTION, Image(media=1), ANSWER)
     assert second.sample.parts == (QUESTION, ANSWER)
 
 
@@ -103,7 +103,7 @@ def test_members_of_a_tar_with_one_key_are_a_sample(folder):
     assert first.sample.parts == (Image(media=0), QUESTION, ANSWER)
     assert first.meta == {"score": 5, "id": "a/0"}
     assert second.sample.parts == (Image(media=0), Image(media=1), QUESTION, ANSWER)
-    assert [media.name for media in second.media] == ["a/1.left.png", "a/1.right.png"]
+    assert [media.name for media in second.media] == ["a/1.left.png", "a/1.right.PNG"]
 
 
 def test_files_that_differ_in_their_suffix_alone_do_not_share_ids(folder):
@@ -111,7 +111,7 @@ def test_files_that_differ_in_their_suffix_alone_do_not_share_ids(folder):
     write_jsonl(folder / "mine.jsonl", [caption], seeks=False)
     write_rows(folder / "mine.parquet", [caption], pa.schema([("caption", pa.string())]))
     write_tar(folder / "mine.tar", [("x.txt", b"a ramp")])
-    ids = [record.sample.sample_id for record in read_all(ImageTextReader, folder)]
+    ids = [record.sample.sample_id for record in read_all(ImageTextReader, folder, pictures="optional")]
     assert ids == ["mine.jsonl/0", "mine.parquet/0", "x@mine.tar/0"]
 
 
@@ -132,7 +132,7 @@ def test_files_that_differ_in_their_suffix_alone_do_not_share_ids(folder):
         ({"image": "data:image/png,raw", "texts": PAIRS}, "bad_record"),
         ({"image": {}, "texts": PAIRS}, "missing_image"),
         ({"image": 7, "texts": PAIRS}, "bad_record"),
-        ({"images": "0.png", "texts": PAIRS}, "bad_record"),
+        ({"images": [["0.png"]], "texts": PAIRS}, "bad_record"),
         ({"texts": PAIRS}, "missing_image"),
         ({"texts": ["what?"]}, "bad_record"),
         ({"messages": "hello"}, "bad_record"),
@@ -150,7 +150,13 @@ def test_a_record_that_cannot_be_used_is_rejected_with_its_place(folder, record,
 
 
 def test_broken_members_of_a_tar_cost_their_sample(folder):
-    members = [("0.json", b"{"), ("1.json", b"[]"), ("2.txt", b"\xff"), ("3.txt", b"good")]
+    members = [
+        ("0.json", b"{"),
+        ("1.json", b"[]"),
+        ("2.txt", b"\xff"),
+        ("3.png", PICTURE),
+        ("3.txt", b"good"),
+    ]
     write_tar(folder / "shard.tar", members)
     found = reasons(read_all(ImageTextReader, folder))
     assert found == ["bad_json", "bad_record", "bad_encoding", None]

@@ -60,8 +60,8 @@ def test_all_encodings_of_a_turn_say_the_same(tmp_path, encoding, user, assistan
     assert isinstance(record, Record)
     assert record.sample.parts == (
         Text(role="system", text="be brief"),
-        Image(media=0),
         Text(role="user", text="what is it?"),
+        Image(media=0),
         Text(role="assistant", text="a ramp", trained=True),
         Text(role="user", text="which way?"),
         Text(role="assistant", text="up", trained=True),

@@ -100,7 +100,7 @@ def test_one_json_array_of_own_records_is_read_and_other_json_is_named(tmp_path)
     (tmp_path / "numbers.json").write_text("[1, 2]")
     (tmp_path / "0.png").write_bytes(b"")
     (tmp_path / "0.json").write_text('[{"about": "0.png"}]')
-    opened = open_reader("image_text", str(tmp_path), "corpus", {})
+    opened = open_reader("image_text", str(tmp_path), "corpus", {"pictures": "optional"})
     results = [result for span in opened.spans("train") for result in opened.read(span)]
     assert [result.sample.parts[-1].text for result in results if isinstance(result, Record)] == ["a", "b"]
     assert opened.inventory().unread == ("0.json", "numbers.json", "settings.json")

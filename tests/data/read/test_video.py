@@ -97,7 +97,9 @@ def test_live_clips_keep_their_part_of_the_video_and_its_absolute_times(tmp_path
     monkeypatch.setattr(video_module, "CUT_FROM_BYTES", 0)
     data = noisy_video(frames=300)
     (tmp_path / "clip.mp4").write_bytes(data)
-    clips = [live_record(start=start, end=start + 1.5, words=[]) for start in (0.0, 4.25, 8.5)]
+    clips = [
+        live_record(start=start, end=start + 1.5, words=[(start, start, "so")]) for start in (0.0, 4.25, 8.5)
+    ]
     write_jsonl(tmp_path / "train.jsonl", clips)
     for record in read_all(LiveWhisperXReader, tmp_path):
         times = [part.timestamp for part in record.sample.parts if isinstance(part, Image)]
@@ -196,7 +198,7 @@ def test_a_path_may_start_at_the_root_and_a_video_above_the_maximum_is_set_aside
         (video_item(conversations=None), "missing_text"),
         (video_item(turns=(("human", "<image><image>?"), ("gpt", "no"))), "missing_image"),
         (video_item(video=None), "bad_record"),
-        (video_item("../a.mp4"), "bad_path"),
+        (video_item("../../a.mp4"), "bad_path"),
         (video_item("clips/gone.mp4"), "missing_video"),
         (video_item("clips"), "missing_video"),
         (video_item("clips/" + "x" * 300), "missing_video"),

@@ -162,7 +162,10 @@ def _pointers(root: Path) -> None:
 def _splits(root: Path) -> None:
     for name in ("train-0.parquet", "validation-0.parquet", "test/part-0.parquet"):
         write_finevision(root / name, [finevision_row()])
-    put(root, {f"{name}.jsonl": [{"caption": "a"}] for name in ("val", "dev", "testimonials")})
+    put(
+        root,
+        {f"{name}.jsonl": [CAPTION] for name in ("val", "dev", "testimonials")} | {"images/0.png": PICTURE},
+    )
 
 
 def _media_archives(root: Path) -> None:

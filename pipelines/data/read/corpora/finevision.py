@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from pipelines.data.read.corpora.base import ParquetReader
-from pipelines.data.read.corpora.conversation import arrange, pictures, turns_from_pairs
+from pipelines.data.read.corpora.conversation import pictures, placed, turns_from_pairs
 from pipelines.data.read.formats.parquet import Row, still_picture
 from pipelines.data.read.source.base import BadRecord, Place, RawMedia, Record
 from pipelines.data.read.source.subsets import subset_of
@@ -33,7 +33,7 @@ class FineVisionReader(ParquetReader):
     def parse(self, place: Place, row: Row) -> Record:
         turns = turns_from_pairs(row["texts"])
         media = _pictures(row["images"] or [])
-        return place.record(arrange(turns, pictures(len(media))), media, _meta(place.file, row))
+        return place.record(placed(turns, pictures(len(media))), media, _meta(place.file, row))
 
 
 def _pictures(images: Any) -> tuple[RawMedia, ...]:

@@ -1,45 +1,51 @@
 """Reader of users' own pictures and text: JSONL, JSON, parquet or WebDataset tar files, by suffix.
 
 A record (a line of ``.jsonl`` or ``.jsonl.gz``, a row of ``.parquet``, an item of a ``.json`` that is one
-array, the ``.json`` of a tar's sample) has
+array, a sample of a tar) has
 
-* pictures in ``image`` or ``images`` (a list), or none. Each is the path of a file, relative to the root or
-  to the folder of the file that names it; or ``{bytes, path}`` with either; or bytes (parquet); or a
-  ``data:`` URI. Web addresses are refused.
+* pictures in ``image`` or ``images``, one or a list. Each is the path of a file (:func:`inner_paths`); or
+  ``{bytes, path}`` with either; or bytes (parquet); or a ``data:`` URI. Web addresses are refused.
 * text in one of ``texts`` (``[{user, assistant}]``), ``conversations`` (any encoding of LLaVA's corpora),
-  ``messages`` (as chat APIs take them: ``{role, content}``, content a text or a list of ``{type: text,
-  text}``, ``{type: image, image}`` and ``{type: image_url, image_url: {url}}``), or ``caption`` or ``text``,
-  a caption. ``<image>`` in a question marks where a picture belongs; unmarked pictures come first.
+  ``messages`` (as chat APIs take them, pictures among the parts or in fields of their own), or ``caption`` or
+  ``text``, a caption. :mod:`pipelines.data.read.corpora.conversation` says where pictures stand.
 * optionally an ``id``, and an object ``meta`` that is kept beside the sample.
 
-In a tar, neighbouring members with one key (``0001.jpg``, ``0001.json``) are a sample: pictures by their
-suffix, the record in ``.json``, or a caption in ``.txt``.
+A record without a picture is set aside, unless the source says ``pictures: optional``.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Any
 
+from casa_core.types import Part
 from pipelines.data.read.corpora.base import CorpusReader
 from pipelines.data.read.corpora.conversation import (
-    IMAGE_MARKER,
-    arrange,
+    conversation_from,
     pictures,
-    turns_from,
+    placed,
+    trainable,
     turns_from_pairs,
 )
 from pipelines.data.read.corpora.llava_midtraining import CAPTION_PROMPT, captioned
+from pipelines.data.read.corpora.picture_fields import IMAGE_SUFFIXES, PICTURES, TEXTS, listed, misnamed
+from pipelines.data.read.corpora.tar_samples import MEMBERS, in_members, tar_record
 from pipelines.data.read.formats.json_array import array_items, array_spans, begins_array
 from pipelines.data.read.formats.lines import SUFFIXES as LINES
-from pipelines.data.read.formats.lines import json_lines, json_value, line_spans
-from pipelines.data.read.formats.parquet import lists_addresses, parquet_rows, parquet_spans, still_picture
-from pipelines.data.read.formats.tar_shards import Group, tar_groups, tar_spans
+from pipelines.data.read.formats.lines import json_lines, line_spans
+from pipelines.data.read.formats.parquet import (
+    column_names,
+    lists_addresses,
+    parquet_rows,
+    parquet_spans,
+    still_picture,
+)
+from pipelines.data.read.formats.tar_shards import tar_groups, tar_spans
 from pipelines.data.read.source.base import (
     BadRecord,
     Place,
@@ -47,16 +53,12 @@ from pipelines.data.read.source.base import (
     Record,
     Span,
     collect,
-    inner_path,
 )
+from pipelines.data.read.source.record_paths import read_named
 from pipelines.data.store.quarantine import Rejected
 
 PARQUET, ARRAY, SHARDS = (".parquet",), (".json",), (".tar",)
-IMAGE_SUFFIXES = frozenset(
-    ("png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff", "ppm", "avif", "ico", "tga", "jp2")
-)
-"""Of the formats that ``casa_core.media.decode`` decodes."""
-_FIELDS = ("id", "image", "images", "texts", "conversations", "messages", "caption", "text", "meta")
+_FIELDS = ("id", *PICTURES, *TEXTS, "meta")
 _IMAGE_BYTES = 256 << 10
 """A guess at a picture's size, for plans: asking for each would cost a request."""
 
@@ -70,12 +72,15 @@ class ImageTextReader(CorpusReader):
 
     Attributes:
         caption_prompt: The user's turn before a caption; empty for none.
+        pictures: ``required``: a record without a picture is set aside as ``missing_image``. ``optional``: it
+            is text alone, unless it names a picture in a field that is not read.
     """
 
     suffixes = (*LINES, *PARQUET, *ARRAY, *SHARDS)
     media = tuple(f".{suffix}" for suffix in sorted(IMAGE_SUFFIXES))
 
     caption_prompt: str = CAPTION_PROMPT
+    pictures: str = "required"
 
     def is_read(self, name: str) -> bool:
         """Whether a file holds records, and not what other files of the corpus say more about.
@@ -120,59 +125,73 @@ class ImageTextReader(CorpusReader):
 
     def read(self, span: Span) -> Iterator[Record | Rejected]:
         """The records of the span."""
-        return collect(
-            self.source, span, self._rows(span), self._parse, own_id=lambda row: row["id"], keep_suffix=True
-        )
+        own_id = lambda row: row.get("id")  # noqa: E731
+        return collect(self.source, span, self._rows(span), self._parse, own_id=own_id, keep_suffix=True)
 
     def _rows(self, span: Span) -> Iterator[dict[str, Any] | BadRecord]:
-        """Records with all ``_FIELDS``, None where they are absent."""
         name = span.file.lower()
         if name.endswith(PARQUET):
-            found = parquet_rows(self.files, span, needed=(), wanted=_FIELDS)
+            wanted = _wanted(column_names(self.files, span.file))
+            found = parquet_rows(self.files, span, needed=(), wanted=wanted)
         elif name.endswith(LINES):
             found = json_lines(self.files, span)
         elif name.endswith(ARRAY):
             found = array_items(self.files, span)
         else:
             groups = tar_groups(self.files, span)
-            found = (group if isinstance(group, BadRecord) else _unpacked(group) for group in groups)
+            found = (group if isinstance(group, BadRecord) else tar_record(group) for group in groups)
         for row in found:
-            if isinstance(row, Mapping):
-                yield {name: row.get(name) for name in _FIELDS}
-            elif isinstance(row, BadRecord):
+            if isinstance(row, dict | BadRecord):
                 yield row
             else:
                 yield BadRecord("bad_record", f"the record is no object: {type(row).__name__}")
 
     def _parse(self, place: Place, row: dict[str, Any]) -> Record:
-        listed = row["images"] if row["images"] is not None else [row["image"]]
-        if not isinstance(listed, list):
-            raise BadRecord("bad_record", f"images is no list: {type(listed).__name__}")
-        if row["messages"] is not None:
-            turns, named = _chat(row["messages"])
-            given = [value for value in listed if value is not None]
-            if named and given:
-                raise BadRecord("bad_record", "pictures in the messages and in a field of their own")
-            listed = named or given
-        elif row["conversations"] is not None:
-            turns = turns_from(row["conversations"])
-        elif row["texts"] is not None:
-            turns = turns_from_pairs(row["texts"])
-        else:
-            turns = None
+        try:
+            parts, media = self._content(place, row)
+        except BadRecord as error:
+            if MEMBERS in row and error.reason in ("missing_text", "missing_image"):
+                members = ", ".join(row[MEMBERS])
+                detail = f"{error.detail}; the sample's neighbouring members are {members}"
+                raise BadRecord(error.reason, detail) from error
+            raise
+        meta, own = row.get("meta"), row.get("id")
+        known = {"id": own} if isinstance(own, str | int) else {}
+        return place.record(parts, media, {**(meta if isinstance(meta, dict) else {}), **known})
+
+    def _content(self, place: Place, row: Mapping[str, Any]) -> tuple[tuple[Part, ...], tuple[RawMedia, ...]]:
+        given = listed(row)
+        talk = None
+        if row.get("messages") is not None:
+            talk = conversation_from(row["messages"])
+        elif row.get("conversations") is not None:
+            talk = conversation_from(row["conversations"])
+        values = given if talk is None or not talk.shown else _shown(talk.shown, given, MEMBERS in row)
+        values = in_members(values, row[MEMBERS]) if MEMBERS in row else values
         folder = str(PurePosixPath(place.file).parent)
-        media = tuple(self._picture(value, n, folder) for n, value in enumerate(listed) if value is not None)
-        if turns is None:
-            caption = row["caption"] if row["caption"] is not None else row["text"]
-            parts = captioned(self.caption_prompt, caption, len(media))
-        else:
-            parts = arrange(turns, pictures(len(media)))
-        known = {"id": row["id"]} if isinstance(row["id"], str | int) else {}
-        return place.record(parts, media, {**(row["meta"] if isinstance(row["meta"], dict) else {}), **known})
+        media = tuple(self._picture(value, number, folder) for number, value in enumerate(values))
+        parts = self._parts(row, talk, len(media))
+        if not media and (self.pictures == "required" or misnamed(row)):
+            raise BadRecord("missing_image", _no_picture(row))
+        return parts, media
+
+    def _parts(self, row: Mapping[str, Any], talk: Any, count: int) -> tuple[Part, ...]:
+        if talk is not None:
+            return trainable(talk.turns) if talk.shown else placed(talk.turns, pictures(count))
+        if row.get("texts") is not None:
+            return placed(turns_from_pairs(row["texts"]), pictures(count))
+        caption = row["caption"] if row.get("caption") is not None else row.get("text")
+        if caption is None:
+            others = ", ".join(name for name in row if name != MEMBERS and row[name] is not None)
+            fields = ", ".join(TEXTS)
+            raise BadRecord("missing_text", f"the record has none of {fields}; it has {others or 'nothing'}")
+        return captioned(self.caption_prompt, caption, count)
 
     def _picture(self, value: Any, number: int, folder: str) -> RawMedia:
         if isinstance(value, dict) and value.get("bytes") is None:
             value = value.get("path")
+        if isinstance(value, list):
+            raise BadRecord("bad_record", f"image {number} is a list; expected a path, bytes or a data URI")
         if not isinstance(value, str):
             picture = still_picture(value, number)
             if picture is None:
@@ -180,66 +199,37 @@ class ImageTextReader(CorpusReader):
             return picture
         if value.startswith("data:"):
             return RawMedia(kind="image", data=_from_data_uri(value, number), name=f"image {number}")
-        why = ""
-        for name in (inner_path(value, folder), inner_path(value)):
-            try:
-                return RawMedia(kind="image", data=self.files.read(name), name=value)
-            except OSError as error:  # a network's failures are TransferErrors, and stop the run
-                why = type(error).__name__  # its message would say where the corpus lies
-        raise BadRecord("missing_image", f"there is no file {value}: {why}")
+        return RawMedia(kind="image", data=read_named(self.files, value, folder, "missing_image"), name=value)
 
 
-def _chat(messages: Any) -> tuple[Any, list[Any]]:
-    """Turns of ``messages``, each picture in their content a marker; and those pictures."""
-    named: list[Any] = []
-    if not isinstance(messages, list):
-        raise BadRecord("bad_record", f"messages is no list: {type(messages).__name__}")
-    flat = [
-        {**message, "content": _content(message["content"], named)}
-        if isinstance(message, Mapping) and isinstance(message.get("content"), list)
-        else message
-        for message in messages
-    ]
-    return turns_from(flat), named
+def _wanted(columns: Sequence[str]) -> list[str]:
+    """The columns to read: of those that are not known only what may hold a picture under a wrong name."""
+    known = [name for name in _FIELDS if name in columns]
+    if any(name in PICTURES for name in known):
+        return known
+    return [*known, *misnamed(dict.fromkeys(columns, None), by_name=True)]
 
 
-def _content(entries: list[Any], named: list[Any]) -> str:
-    texts: list[str] = []
-    for entry in entries:
-        kind = entry.get("type") if isinstance(entry, Mapping) else None
-        if kind == "text" and isinstance(entry.get("text"), str):
-            texts.append(entry["text"])
-        elif kind in ("image", "image_url"):
-            found = entry.get(kind)
-            found = found.get("url") if kind == "image_url" and isinstance(found, Mapping) else found
-            named += [found] if found is not None else []  # without one it stands for the next of `images`
-            texts.append(IMAGE_MARKER)
-        else:
-            raise BadRecord("bad_record", f"content of type {kind!r}; expected text, image or image_url")
-    return "\n".join(texts)
+def _shown(shown: list[Any], given: list[Any], is_tar: bool) -> list[Any]:
+    """The pictures of a content's parts: named there, or else those of the record's own fields in order."""
+    named = [value for value in shown if value is not None]
+    if named and (given or len(named) < len(shown)):
+        raise BadRecord(
+            "bad_record", "pictures in some parts of the messages and elsewhere, or not in all parts"
+        )
+    if named or (is_tar and not given):
+        return named
+    if len(given) != len(shown):
+        detail = f"the messages have {len(shown)} pictures, the record's own fields {len(given)}"
+        raise BadRecord("missing_image", detail)
+    return given
 
 
-def _unpacked(group: Group) -> dict[str, Any] | BadRecord:
-    """A tar's sample as a record."""
-    found = [
-        {"bytes": data, "path": f"{group.key}.{suffix}"}
-        for suffix, data in group.members.items()
-        if suffix.rpartition(".")[2] in IMAGE_SUFFIXES
-    ]
-    row: Any = {}
-    if "json" in group.members:
-        row = json_value(group.members["json"])
-        if isinstance(row, BadRecord):
-            return row
-        if not isinstance(row, Mapping):
-            return BadRecord("bad_record", f"{group.key}.json is no object")
-    elif "txt" in group.members:
-        try:
-            row = {"caption": group.members["txt"].decode("utf-8")}
-        except UnicodeDecodeError as error:
-            return BadRecord("bad_encoding", str(error))
-    own = {"id": row.get("id", group.key)}
-    return {**row, **own, "image": None, "images": found} if found else {**row, **own}
+def _no_picture(row: Mapping[str, Any]) -> str:
+    others = misnamed(row, by_name=True)
+    if others:
+        return f"pictures are read from {' or '.join(PICTURES)}, not from {', '.join(others)}"
+    return "the record has no picture; texts alone are read from a source with `pictures: optional`"
 
 
 def _from_data_uri(uri: str, number: int) -> bytes:

@@ -2,7 +2,9 @@
 
 A line is ``[user, assistant]``; the user's content is a video span and a query (with ``previous``, ``title``
 and ``category``, any of which may be absent), the assistant's a ``text_stream`` of ``[start, end, word]``.
-All times count from the video's first picture. **The last line is the list of line offsets**
+All times count from the video's first picture. Words are ordered by when they begin; one without a start
+(null or NaN: aligners leave numbers untimed) takes the end of the word before it, or the next one's start. A
+clip without a word is rejected. **The last line is the list of line offsets**
 (:mod:`pipelines.data.read.formats.lines`). Clips are short parts of long videos: only the part is kept.
 """
 
@@ -11,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from casa_core.media.video import frame_times
 from casa_core.types import Image, Part, Text
@@ -26,7 +28,6 @@ from pipelines.data.read.source.base import (
     Record,
     Span,
     collect,
-    inner_path,
 )
 from pipelines.data.store.quarantine import Rejected
 
@@ -37,8 +38,8 @@ _TIME_TOLERANCE = 1e-6
 class LiveWhisperXReader(CorpusReader):
     """Reads Live-WhisperX's layout.
 
-    A sample's meta holds the clip (``video``, ``video_start``, ``video_end``, ``fps``), and ``previous``,
-    ``title`` and ``category`` where known.
+    A sample's meta holds the clip (``video``, ``video_start``, ``video_end``, ``fps``), ``previous``,
+    ``title`` and ``category`` where known, and ``untimed_words``, how many words had no time of their own.
 
     Attributes:
         fps: Frames sampled per second, from the clip's start on; each is followed by the words that begin
@@ -72,15 +73,18 @@ class LiveWhisperXReader(CorpusReader):
         start, end = _seconds(video, "video_start"), _seconds(video, "video_end")
         if end <= start or start < 0:
             raise BadRecord("bad_record", f"the clip runs from {start} to {end} seconds")
-        name = inner_path(video["video"])
         times = frame_times(start, end, self.fps)
-        frames = words_by_frame(_words(stream), start, end, self.fps)
+        words, untimed = _timed(_words(stream))
+        if not words:
+            raise BadRecord("missing_text", "no word is spoken in the clip")
+        frames = words_by_frame(words, start, end, self.fps)
         parts: list[Part] = [Text(role="user", text=self._prompt(query))]
         for time, words in zip(times, frames, strict=True):
             parts.append(Image(role="assistant", timestamp=time))
             parts.append(Text(role="assistant", text=" ".join(words), trained=True))
-        data = cut_clip(videos.read(name), start, end)
+        data = cut_clip(videos.read(video["video"]), start, end)
         known = {name: query[name] for name in ("previous", "title", "category") if query.get(name)}
+        known |= {"untimed_words": untimed} if untimed else {}
         return place.record(
             tuple(parts),
             (RawMedia(kind="video", data=data, name=video["video"]),),
@@ -134,14 +138,51 @@ def _layout(line: Any) -> tuple[dict[str, Any], dict[str, Any], list[Any]]:
     return video, query, stream
 
 
-def _words(stream: Any) -> list[tuple[float, str]]:
+class _Word(NamedTuple):
+    text: str
+    start: float | None
+    end: float | None
+
+
+def _words(stream: Any) -> list[_Word]:
+    """The words of a stream, blank ones left out; a time that is no number is None."""
     words = []
     for entry in stream if isinstance(stream, list) else [None]:
         if not (isinstance(entry, list) and len(entry) == 3 and isinstance(entry[2], str)):
             raise BadRecord("bad_record", f"a word is not [start, end, text]: {entry!r}")
         if entry[2].strip():
-            words.append((_number(entry[0], "a word's start"), entry[2].strip()))
+            words.append(_Word(entry[2].strip(), _time(entry[0]), _time(entry[1])))
     return words
+
+
+def _timed(words: Sequence[_Word]) -> tuple[list[tuple[float, str]], int]:
+    """``(start, word)`` by time, and how many had no start of their own.
+
+    Such a word takes the end of the word before it, no later than the next one's start; the first ones take
+    the next one's start.
+
+    Raises:
+        BadRecord: ``missing_text`` where no word has a start.
+    """
+    starts = [word.start for word in words]
+    untimed = sum(start is None for start in starts)
+    if words and untimed == len(words):
+        raise BadRecord("missing_text", f"none of the clip's {len(words)} words has a time")
+    timed: list[tuple[float, str]] = []
+    for number, word in enumerate(words):
+        following = next((start for start in starts[number:] if start is not None), math.inf)
+        start = word.start
+        if start is None and timed:
+            before, ends = timed[-1][0], words[number - 1].end
+            start = min(max(before, ends if ends is not None else before), max(before, following))
+        timed.append((following if start is None else start, word.text))
+    return sorted(timed, key=lambda entry: entry[0]), untimed
+
+
+def _time(value: Any) -> float | None:
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return None
+    return _number(value, "a word's time")
 
 
 def _seconds(video: dict[str, Any], name: str) -> float:

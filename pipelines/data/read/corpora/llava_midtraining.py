@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from casa_core.types import Image, Part, Text
+from casa_core.processing.arrangement import Content, arrange
+from casa_core.types import Image, Part, Role
 from pipelines.data.read.corpora.base import ParquetReader
 from pipelines.data.read.formats.parquet import Row, still_picture
 from pipelines.data.read.source.base import BadRecord, Place, Record
@@ -48,6 +49,7 @@ def captioned(prompt: str, caption: object, count: int) -> tuple[Part, ...]:
         raise BadRecord("bad_record", f"the caption is no string: {type(caption).__name__}")
     if caption is None or not caption.strip():
         raise BadRecord("missing_text", "the record has no caption")
-    asked = [Text(role="user", text=prompt)] if prompt else []
-    images = [Image(media=number) for number in range(count)]
-    return (*images, *asked, Text(role="assistant", text=caption.strip(), trained=True))
+    asked: list[str | Image] = [Image(media=number) for number in range(count)]
+    asked += [prompt] if prompt.strip() else []
+    question: list[tuple[Role, Content]] = [("user", asked)] if asked else []
+    return arrange([*question, ("assistant", [caption.strip()])])

@@ -8,7 +8,7 @@ picture. Large subsets are split into folders ``<subset>-part-01-of-10``, which 
 from __future__ import annotations
 
 from pipelines.data.read.corpora.base import ParquetReader
-from pipelines.data.read.corpora.conversation import arrange, pictures, turns_from
+from pipelines.data.read.corpora.conversation import pictures, placed, turns_from
 from pipelines.data.read.formats.parquet import Row, still_picture
 from pipelines.data.read.source.base import Place, Record
 from pipelines.data.read.source.subsets import subset_of
@@ -29,5 +29,5 @@ class LlavaOneVisionReader(ParquetReader):
         media = () if picture is None else (picture,)
         known = {name: row[name] for name in self.wanted if row.get(name) is not None}
         return place.record(
-            arrange(turns, pictures(len(media))), media, {"subset": subset_of(place.file), **known}
+            placed(turns, pictures(len(media))), media, {"subset": subset_of(place.file), **known}
         )

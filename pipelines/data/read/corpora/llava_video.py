@@ -21,7 +21,7 @@ from typing import Any
 
 from casa_core.types import Image
 from pipelines.data.read.corpora.base import SubsetReader
-from pipelines.data.read.corpora.conversation import arrange, turns_from
+from pipelines.data.read.corpora.conversation import placed, turns_from
 from pipelines.data.read.corpora.video import clip_times
 from pipelines.data.read.corpora.videos import VIDEO_BYTES, VIDEO_SUFFIXES, Videos
 from pipelines.data.read.formats.json_array import array_items, array_spans, begins_array
@@ -32,7 +32,6 @@ from pipelines.data.read.source.base import (
     Record,
     Span,
     collect,
-    inner_path,
 )
 from pipelines.data.read.source.subsets import subset_of
 from pipelines.data.store.quarantine import Rejected
@@ -94,7 +93,7 @@ class LlavaVideoReader(SubsetReader):
             raise BadRecord("bad_record", f"the item is no object: {type(item).__name__}")
         turns = turns_from(item.get("conversations"))
         folder = str(PurePosixPath(place.file).parent)
-        data = videos.read(inner_path(item.get("video"), folder), inner_path(item["video"]))
+        data = videos.read(item.get("video"), folder)
         duration = videos.duration()
         if duration > self.max_seconds + _ROUNDING:
             raise BadRecord("over_duration", f"{duration:.1f} s; at most {self.max_seconds:g} s are used")
@@ -103,7 +102,7 @@ class LlavaVideoReader(SubsetReader):
         known = {name: item[name] for name in ("id", "data_source") if item.get(name) is not None}
         meta = {"subset": subset_of(place.file), "kind": kind_of(place.file), "video": item["video"]}
         return place.record(
-            arrange(turns, [frames]),
+            placed(turns, [frames]),
             (RawMedia(kind="video", data=data, name=item["video"]),),
             {**meta, "duration": duration, "fps": self.fps, **known},
         )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from casa_core.media.decode import VideoFrames
-from pipelines.data.read.source.base import BadRecord
 from pipelines.data.read.source.files import Files
+from pipelines.data.read.source.record_paths import read_named
 
 VIDEO_SUFFIXES = (
     ".mp4", ".m4v", ".mkv", ".webm", ".mov", ".avi", ".ts", ".mpg", ".mpeg", ".flv", ".wmv", ".3gp", ".ogv"
@@ -18,28 +20,20 @@ class Videos:
 
     def __init__(self, files: Files) -> None:
         self._files = files
-        self._name = ""
+        self._name: Any = None
         self._data = b""
         self._duration: float | None = None
 
-    def read(self, *names: str) -> bytes:
-        """The bytes of the first of these files that exists.
+    def read(self, value: Any, folder: str = "") -> bytes:
+        """The bytes of the video that a record names; see :func:`read_named`.
 
         Raises:
-            BadRecord: ``missing_video``.
+            BadRecord: ``missing_video``, or what is wrong with the name.
         """
-        why = ""
-        for name in names:
-            if name == self._name:
-                return self._data
-            try:
-                data = self._files.read(name)
-            except OSError as error:  # a network's failures are TransferErrors, and stop the run
-                why = type(error).__name__  # its message would say where the corpus lies
-                continue
-            self._name, self._data, self._duration = name, data, None
-            return data
-        raise BadRecord("missing_video", f"there is no file {' or '.join(names)}: {why}")
+        if (value, folder) != self._name:
+            self._data = read_named(self._files, value, folder, "missing_video")
+            self._name, self._duration = (value, folder), None
+        return self._data
 
     def duration(self) -> float:
         """Seconds that the container of the video read last states.

@@ -53,15 +53,20 @@ def _row_groups(files: Files, name: str) -> list[Span]:
     return spans
 
 
-def lists_addresses(files: Files, name: str) -> bool:
-    """Whether a file's columns name pictures by their addresses on the web, and hold none."""
+def column_names(files: Files, name: str) -> list[str]:
+    """The columns of a file; none where its footer cannot be read."""
     try:
         with files.open(name) as file:
-            columns = set(pq.ParquetFile(file).schema_arrow.names)
+            return list(pq.ParquetFile(file).schema_arrow.names)
     except _DAMAGE as error:
         if of_machine(error):
             raise
-        return False
+        return []
+
+
+def lists_addresses(files: Files, name: str) -> bool:
+    """Whether a file's columns name pictures by their addresses on the web, and hold none."""
+    columns = set(column_names(files, name))
     return "url" in columns and not columns & {"image", "images"}
 
 

@@ -215,26 +215,3 @@ def _storable(record: Record) -> Record:
 def sample_id(file: str, row: int) -> str:
     """An id for layouts that have none: the file without its suffix, and the record's number."""
     return f"{PurePosixPath(file).with_suffix('')}/{row}"
-
-
-def inner_path(value: Any, folder: str = "") -> str:
-    """A path from a record as a name under the corpus's root.
-
-    Args:
-        value: As the record has it.
-        folder: What it is relative to, itself relative to the root.
-
-    Raises:
-        BadRecord: ``bad_record`` where it is no path, ``bad_path`` where it leads out of the corpus,
-            ``remote_image`` for a web address, ``bad_encoding`` for what is no Unicode.
-    """
-    if not isinstance(value, str) or not value or "\0" in value:
-        raise BadRecord("bad_record", f"not the path of a file: {value!r}")
-    if any("\ud800" <= character <= "\udfff" for character in value):
-        raise BadRecord("bad_encoding", f"not the path of a file: {value!r}")
-    if "://" in value:
-        raise BadRecord("remote_image", f"{value} is an address, not a file of the corpus")
-    path = PurePosixPath(value)
-    if path.is_absolute() or ".." in path.parts:
-        raise BadRecord("bad_path", f"{value} leads out of the corpus")
-    return str(PurePosixPath(folder) / path)

@@ -152,7 +152,9 @@ def _clean_tiles(card: Mapping[str, Any], records: int) -> Html:
     aside = sum(split["quarantined"] for split in splits)
     media = {kind: sum(split[kind] for split in splits) for kind in ("images", "videos")}
     shrunk = sum(split.get("shrunk", {}).get("pictures", 0) for split in splits)
+    shared = sum(split.get("shared", {}).get("media", 0) for split in splits)
     note = f"{shrunk:,} of them shrunk" if shrunk else "bytes as they were found"
+    note += f", {shared:,} stored with another sample" if shared else ""
     found = " and ".join(f"{number(count)} {kind}" for kind, count in media.items() if count)
     return tiles(
         tile(number(kept), "samples", f"of {number(records)} records"),

@@ -1,6 +1,6 @@
 """Data loader: packed rows and the media they refer to → batches, decoded ahead of the step that needs them.
 
-Row schema in: ``pack/3`` rows (ids and references) and ``clean/2`` media. Out:
+Row schema in: ``pack/3`` rows (ids and references) and ``clean/3`` media. Out:
 :class:`casa_core.batch.PackedBatch`.
 """
 

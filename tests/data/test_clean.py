@@ -159,7 +159,8 @@ def test_a_shard_holds_every_record_or_its_rejection(tmp_path):
     reader = FineVisionReader(files=Files(str(tmp_path / "corpus")), source="s")
     (task,) = plan(reader)
     report = clean_shard(reader, task, tmp_path)
-    assert (report.rows, report.bytes, report.media) == (2, 2 * len(PICTURE), {"image": 2})
+    assert (report.rows, report.bytes, report.media) == (2, len(PICTURE), {"image": 2})
+    assert report.shared == {"media": 1, "bytes": len(PICTURE)}  # both show one picture
     assert report.rejected.by_reason() == {"missing_text": 1, "not_an_image": 1}
     listed = read_quarantine(tmp_path / ".reports" / "train-00000.parquet")
     assert [(entry.row, entry.reason) for entry in listed] == [(1, "not_an_image"), (2, "missing_text")]

@@ -108,6 +108,24 @@ def test_the_pictures_of_a_sequence_come_in_few_requests_and_alone(s3_server, s3
     assert 4 * PICTURE <= proxy.sent < 4.1 * PICTURE
 
 
+def test_bytes_that_an_earlier_row_holds_still_cost_one_request(s3_server, s3_folder, pictures):
+    first, *later = pictures[0]
+    followers = [
+        row | {"media": [entry | {"bytes": None, "at_row": 0, "at_media": 1} for entry in row["media"][:1]]}
+        for row in later
+    ]
+    write_clean(s3_folder, {"train": [[first, *followers]]})
+    with flaky(s3_server) as proxy:
+        reader = CleanReader(proxy.through(s3_folder), "train")
+        reader.media(1, 0)
+        proxy.requests.clear()
+        proxy.sent = 0
+        assert reader.media(2, 0) == first["media"][1]["bytes"]
+        assert len(proxy.requests) == 1
+        assert PICTURE <= proxy.sent < 1.1 * PICTURE
+        assert len(reader[3]["media"][0]["bytes"]) == PICTURE
+
+
 def test_sequences_in_random_order_take_two_requests_each_once_shards_are_open(
     s3_server, s3_folder, pictures
 ):

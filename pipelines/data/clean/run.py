@@ -210,12 +210,13 @@ def _card(
             "shrunk": {
                 name: sum(report.shrunk[name] for report in own) for name in ("pictures", "bytes_before")
             },
+            "shared": {name: sum(report.shared[name] for report in own) for name in ("media", "bytes")},
             "shards": [{"file": f"{report.name}.arrow", "rows": report.rows} for report in own],
         }
         for report in own:
             rejected.add(report.rejected)
     return {
-        "schema": "clean/2",
+        "schema": "clean/3",
         "source": settings.source,
         "reader": settings.reader,
         "bytes": sum(entry["bytes"] for entry in splits.values()),

@@ -28,6 +28,7 @@ from pipelines.data.store.quarantine import (
 from pipelines.data.store.rows import CLEAN_SCHEMA, Row
 from pipelines.data.store.shard_pipeline import ShardPipeline, write_report
 from pipelines.data.store.shard_writing import ShardFile
+from pipelines.data.store.shared_media import SharedMedia
 from pipelines.storage.uri import Folder
 
 RECORDS_PER_TABLE = 64
@@ -73,6 +74,7 @@ class ShardReport:
         bytes: Bytes of the media written.
         media: Pictures and videos written, by kind.
         shrunk: Pictures that were encoded anew, and the bytes they had before.
+        shared: Pictures and videos whose bytes an earlier row has, and these bytes.
         rejected: The rejected records, counted.
     """
 
@@ -82,6 +84,7 @@ class ShardReport:
     bytes: int
     media: dict[str, int]
     shrunk: dict[str, int]
+    shared: dict[str, int]
     rejected: Tally
 
     @classmethod
@@ -184,6 +187,7 @@ class _CleanSink:
         self._rejected: list[Rejected] = []
         self._kinds: Counter[str] = Counter()
         self._shrunk = {"pictures": 0, "bytes_before": 0}
+        self._shared = SharedMedia()
         self._bytes = 0
 
     def add(self, rows: pa.Table) -> None:
@@ -191,6 +195,7 @@ class _CleanSink:
         for batch in rows.to_batches():
             clean, rejected = split_rejected(batch)
             self._rejected += rejected
+            clean = self._shared.share(clean)
             size_R = _media_bytes(clean)
             self._count(clean, size_R)
             self._shard.add(clean, size_R)
@@ -206,6 +211,7 @@ class _CleanSink:
             "bytes": self._bytes,
             "media": dict(sorted(self._kinds.items())),
             "shrunk": self._shrunk,
+            "shared": {"media": self._shared.count, "bytes": self._shared.bytes},
             "rejected": Tally.of(self._rejected).to_json(),
         }
         return write_report(self._output, self._name, report)
@@ -226,7 +232,8 @@ class _CleanSink:
 def _media_bytes(clean: pa.RecordBatch) -> NDArray[np.int64]:
     """Bytes of each row's media; (R,)."""
     media = clean.column("media")
-    sizes = pc.call_function("binary_length", [media.flatten().field("bytes")]).to_numpy(zero_copy_only=False)
+    found = pc.call_function("binary_length", [media.flatten().field("bytes")])
+    sizes = found.fill_null(0).to_numpy(zero_copy_only=False)
     ends = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
     last_R = np.cumsum(media.value_lengths().to_numpy(zero_copy_only=False), dtype=np.int64)
     return np.diff(ends[np.concatenate([[0], last_R])])

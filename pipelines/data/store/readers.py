@@ -138,7 +138,7 @@ class CleanReader(ShardReader):
         self._folder, self._split = folder, split
         own = _read_json(folder / CARD)["splits"].get(split, {"rows": 0, "shards": []})
         rows = [shard["rows"] for shard in own["shards"]]
-        super().__init__([folder / shard["file"] for shard in own["shards"]], "clean/2", rows, _media_data)
+        super().__init__([folder / shard["file"] for shard in own["shards"]], "clean/3", rows, _media_data)
         _check_total(folder, len(self), own["rows"])
 
     def __getstate__(self) -> dict[str, Any]:
@@ -168,12 +168,13 @@ class CleanReader(ShardReader):
         Raises:
             IndexError: If a row has no such media.
         """
-        batches = self._for_each(lambda place: self._locate(place[0]), places)
+        holders = self._for_each(self._holder, places)
+        batches = self._for_each(lambda place: self._locate(place[0]), holders)
         wanted: dict[int, _Wanted] = {}
-        for order, ((batch, row), (number, media)) in enumerate(zip(batches, places, strict=True)):
+        for order, ((batch, row), (_, media)) in enumerate(zip(batches, holders, strict=True)):
             own = wanted.setdefault(id(batch), _Wanted(batch, [], []))
             own.orders.append(order)
-            own.spans.append(_media_span(batch.rows, row, media, number))
+            own.spans.append(_media_span(batch.rows, row, media))
         groups = list(wanted.values())
         pieces = self._for_each(
             lambda own: own.batch.pieces(_media_data(own.batch.rows)[0], own.spans), groups
@@ -182,6 +183,18 @@ class CleanReader(ShardReader):
         for own, data in zip(groups, pieces, strict=True):
             found |= zip(own.orders, data, strict=True)
         return [found[order] for order in range(len(places))]
+
+    def _holder(self, place: tuple[int, int]) -> tuple[int, int]:
+        """The row and media of the same shard that hold the bytes of a row's media."""
+        number, media = place
+        batch, row = self._locate(number)
+        at = _media_number(batch.rows, row, media, number)
+        entries = batch.rows.column("media").values
+        at_row = entries.field("at_row")[at].as_py()
+        if at_row is None:
+            return place
+        shard = bisect_right(self._ends, number)
+        return (self._ends[shard - 1] if shard else 0) + at_row, entries.field("at_media")[at].as_py()
 
     def _for_each(self, function: Callable[[Any], Any], work: Sequence[Any]) -> list[Any]:
         """One after the other where the artifact is mapped, side by side where S3 must be waited for."""
@@ -247,14 +260,21 @@ def _media_data(batch: pa.RecordBatch) -> list[pa.Buffer]:
     return [] if data is None else [data]
 
 
-def _media_span(batch: pa.RecordBatch, row: int, media: int, number: int) -> tuple[int, int]:
-    """Where in that buffer the bytes of one of a row's media lie."""
-    entries = batch.column("media")
-    first, end = entries.offsets[row].as_py(), entries.offsets[row + 1].as_py()
+def _media_number(batch: pa.RecordBatch, row: int, media: int, number: int) -> int:
+    """Which of the batch's media one of a row's is; ``number`` is the row's in the artifact."""
+    offsets = batch.column("media").offsets
+    first, end = offsets[row].as_py(), offsets[row + 1].as_py()
     if not 0 <= media < end - first:
         raise IndexError(f"Row {number} has no media {media}, only {end - first} in all.")
+    return first + media
+
+
+def _media_span(batch: pa.RecordBatch, row: int, media: int) -> tuple[int, int]:
+    """Where in that buffer the bytes of one of a row's media lie."""
+    entries = batch.column("media")
+    at = entries.offsets[row].as_py() + media
     offsets = np.frombuffer(entries.values.field("bytes").buffers()[1], np.int64)
-    return int(offsets[first + media]), int(offsets[first + media + 1])
+    return int(offsets[at]), int(offsets[at + 1])
 
 
 def _without_bytes(batch: pa.RecordBatch) -> pa.RecordBatch:

@@ -1,7 +1,9 @@
 """The rows of a clean artifact: their schema, and the one conversion between a row and a ``CleanSample``.
 
 The bytes of a sample's pictures and videos lie in ``media``; an image part names its bytes by their index
-there, so that the frames of a clip share one video.
+there, so that the frames of a clip share one video. Bytes that an earlier row of the same shard has are not
+stored again: ``at_row`` and ``at_media`` name the row, counted in the shard, and its media that holds them.
+Everything else about them (size, hashes) is in each row.
 """
 
 from __future__ import annotations
@@ -40,7 +42,9 @@ CLEAN_SCHEMA = pa.schema(
                 pa.struct(
                     [
                         ("kind", pa.string()),
-                        ("bytes", pa.large_binary()),
+                        ("bytes", pa.large_binary()),  # null where another row of the shard has them
+                        ("at_row", pa.int32()),
+                        ("at_media", pa.int32()),
                         ("width", pa.int32()),
                         ("height", pa.int32()),
                         ("sha256", pa.string()),
@@ -51,7 +55,7 @@ CLEAN_SCHEMA = pa.schema(
         ),
         ("meta", pa.string()),
     ],
-    metadata={"casa.schema": "clean/2"},
+    metadata={"casa.schema": "clean/3"},
 )
 
 _MEDIA = CLEAN_SCHEMA.field("media").type.value_type

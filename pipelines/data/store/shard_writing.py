@@ -37,7 +37,7 @@ def write_shard(
         schema: Schema of the rows, with its version in the metadata.
         rows: In order; consumed in batches, so that memory does not grow with the shard.
         size_of: Bytes of a row, where rows can be large; a batch ends at the row that takes it to
-            ``BYTES_PER_BATCH``.
+            ``BYTES_PER_BATCH``, and at the rows without bytes that follow it: they may refer to its.
 
     Returns:
         How many rows were written.
@@ -47,11 +47,12 @@ def write_shard(
         batch: list[Row] = []
         size = count = 0
         for row in rows:
-            batch.append(row)
-            size += size_of(row) if size_of is not None else 0
-            if len(batch) == ROWS_PER_BATCH or size >= BYTES_PER_BATCH:
+            own = size_of(row) if size_of is not None else 0
+            if len(batch) == ROWS_PER_BATCH or (size >= BYTES_PER_BATCH and own):
                 count += write(pa.RecordBatch.from_pylist(batch, schema=schema))
                 batch, size = [], 0
+            batch.append(row)
+            size += own
         if batch:
             count += write(pa.RecordBatch.from_pylist(batch, schema=schema))
     return count
@@ -123,12 +124,12 @@ class ShardFile:
         """Appends rows; ``size_R`` has the bytes of each (R,) where rows can be large."""
         start = 0
         for stop, size in enumerate(size_R if size_R is not None else np.zeros(len(rows), int), 1):
+            if self._rows == self._each or (self._bytes >= BYTES_PER_BATCH and size):
+                self._waiting.append(rows.slice(start, stop - 1 - start))
+                self._flush()
+                start = stop - 1
             self._rows += 1
             self._bytes += int(size)
-            if self._rows == self._each or self._bytes >= BYTES_PER_BATCH:
-                self._waiting.append(rows.slice(start, stop - start))
-                self._flush()
-                start = stop
         if start < len(rows):
             self._waiting.append(rows.slice(start))
 

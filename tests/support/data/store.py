@@ -97,4 +97,4 @@ def write_pack(folder: Folder, shards: Sequence[Sequence[dict[str, Any]]]) -> No
 
 def media_bytes(row: dict[str, Any]) -> int:
     """Of all media of a row."""
-    return sum(len(entry["bytes"]) for entry in row["media"])
+    return sum(len(entry["bytes"] or b"") for entry in row["media"])

@@ -62,7 +62,7 @@ def write_clean(folder: Path, rows: Iterable[dict[str, Any]], rejected: Iterable
         "train": {"records": 0, "rows": 0, "shards": [], **counts},
         HELD_OUT: {"records": len(rows), "rows": len(rows), "shards": shards, **counts},
     }
-    card = {"schema": "clean/2", "source": folder.name, "reader": "test", "bytes": 0, "splits": splits}
+    card = {"schema": "clean/3", "source": folder.name, "reader": "test", "bytes": 0, "splits": splits}
     (folder / "card.json").write_text(json.dumps(card))
 
 

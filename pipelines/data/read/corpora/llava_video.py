@@ -78,8 +78,8 @@ class LlavaVideoReader(SubsetReader):
         return super().chosen(asked)
 
     def spans(self, split: str) -> list[Span]:
-        """The items of all annotation files of the kinds asked for."""
-        return array_spans(self.files, self.names(split), VIDEO_BYTES)
+        """The items of all annotation files of the kinds asked for; neighbours about one video together."""
+        return array_spans(self.files, self.names(split), VIDEO_BYTES, key="video")
 
     def read(self, span: Span) -> Iterator[Record | Rejected]:
         """The items of the span; the header of each one's video is opened for its duration."""

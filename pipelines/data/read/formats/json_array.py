@@ -22,22 +22,36 @@ _DECODER = json.JSONDecoder()
 _BLANK = re.compile(r"[ \t\r\n]*")
 
 
-def array_spans(files: Files, names: Sequence[str], media_bytes: int) -> list[Span]:
-    """Spans of up to 64 items of each file; where a file breaks off, what is left of it is one bad record.
+def array_spans(files: Files, names: Sequence[str], media_bytes: int, key: str | None = None) -> list[Span]:
+    """Spans of 64 items of each file; where a file breaks off, what is left of it is one bad record.
 
-    Each file holds an array; ``media_bytes`` is a guess at what a record's video takes.
+    Args:
+        names: Files that each hold an array.
+        media_bytes: A guess at what a record's video takes.
+        key: Field that names it. Neighbours with one video share a span, which may then have up to 128 items,
+            and count its bytes once.
     """
     spans: list[Span] = []
-    found = zip(names, files.map(lambda name: _item_ends(files, name), names), strict=True)
-    for name, (ends, whole) in found:
-        for start in range(0, len(ends) - 1, RECORDS_PER_SPAN):
-            stop = min(start + RECORDS_PER_SPAN, len(ends) - 1)
+    found = zip(names, files.map(lambda name: _item_ends(files, name, key), names), strict=True)
+    for name, (ends, whole, begins) in found:
+        for start, stop in _cuts(begins):
             begin, end = ends[start], ends[stop]
-            size = end - begin + (stop - start) * media_bytes
+            size = end - begin + max(sum(begins[start:stop]), 1) * media_bytes
             spans.append(Span(file=name, start=start, stop=stop, bytes=size, begin=begin, end=end))
         if not whole:
             spans.append(rest_of(name, row=len(ends) - 1, at=ends[-1], size=files.size(name)))
     return spans
+
+
+def _cuts(begins: Sequence[bool]) -> Iterator[tuple[int, int]]:
+    """First item of each span and the one after its last; ``begins``: which items are about another video."""
+    start, count = 0, len(begins)
+    while start < count:
+        stop = min(start + RECORDS_PER_SPAN, count)
+        while stop < min(start + 2 * RECORDS_PER_SPAN, count) and not begins[stop]:
+            stop += 1
+        yield start, stop
+        start = stop
 
 
 def begins_array(files: Files, name: str) -> bool:
@@ -81,26 +95,29 @@ def _blank(text: str, at: int) -> int:
     return match.end() if match else at
 
 
-def _item_ends(files: Files, name: str) -> tuple[list[int], bool]:
-    """Where the text begins, then the byte offset behind each item; and whether the array is closed there."""
+def _item_ends(files: Files, name: str, key: str | None) -> tuple[list[int], bool, list[bool]]:
+    """Where the text begins, then the byte offset behind each item; whether the array is closed there; and
+    whether each item has another value of ``key`` than the one before it, or none."""
     with files.open(name) as file:
         try:
             start = text_start(file)
         except BadRecord:
-            return [0], False
-        return _Scanner(file, start).run()
+            return [0], False, []
+        scanner = _Scanner(file, start, key)
+        return *scanner.run(), scanner.begins
 
 
 class _Scanner:
     """Reads one array piece by piece: from ``at`` (byte ``base`` of the file) on, ``text`` is still to do."""
 
-    def __init__(self, file: Any, start: int = 0) -> None:
-        self._file = file
+    def __init__(self, file: Any, start: int = 0, key: str | None = None) -> None:
+        self._file, self._key, self._value = file, key, None
+        self.begins: list[bool] = []
         self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         self._text, self._at, self._base, self._done = "", 0, start, False
 
     def run(self) -> tuple[list[int], bool]:
-        """As ``_item_ends``."""
+        """The first two results of ``_item_ends``; ``begins`` is the third."""
         ends = [self._base]
         try:
             while True:
@@ -111,8 +128,12 @@ class _Scanner:
                     return ends, False
                 if len(ends) == 1 and following == "]":
                     return ends, True
-                self._pass(self._item_end())
+                item, end = self._next()
+                self._pass(end)
                 ends.append(self._base)
+                value = item.get(self._key) if isinstance(item, dict) else None
+                self.begins.append(value is None or value != self._value)
+                self._value = value
         except (ValueError, RecursionError):  # not JSON, or nested without end: here the file breaks
             return ends, False
 
@@ -125,13 +146,13 @@ class _Scanner:
                 return self._text[first : first + 1], self._text[second : second + 1]
             self._more()
 
-    def _item_end(self) -> int:
-        """Where the item behind the bracket or comma ends in ``text``."""
+    def _next(self) -> tuple[Any, int]:
+        """The item behind the bracket or comma, and where it ends in ``text``."""
         while True:
             try:
-                _, end = _DECODER.raw_decode(self._text, _next_item(self._text, self._at))
+                item, end = _DECODER.raw_decode(self._text, _next_item(self._text, self._at))
                 if end < len(self._text) or self._done:  # a number may go on in the next piece
-                    return end
+                    return item, end
             except ValueError:
                 if len(self._text) - self._at > LARGEST_ITEM or self._done:
                     raise

@@ -14,6 +14,7 @@ from casa_core.errors import ConfigError
 from casa_core.media.images import ImageSettings
 from pipelines.cost.forecast import Budgets, Rate, Rates
 from pipelines.cost.listing import Listing, read_listing
+from pipelines.data.pack.processor import load_tokenizer
 from pipelines.data.read.source.splits import Inventory
 
 RATES = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "data_rates.json"
@@ -169,7 +170,5 @@ def _token_counter(tokenizer: Mapping[str, Any]) -> tuple[Callable[[str], float]
     """A function that counts a text's tokens, and its relative error: a tokenizer's, or an estimate."""
     if not tokenizer.get("path"):
         return lambda text: len(text) / CHARACTERS_PER_TOKEN + TEMPLATE_TOKENS, CHARACTER_DOUBT
-    from transformers import PreTrainedTokenizerFast
-
-    loaded = PreTrainedTokenizerFast.from_pretrained(tokenizer["path"])
+    loaded = load_tokenizer(tokenizer["path"], tokenizer.get("revision"))
     return lambda text: len(loaded.encode(text, add_special_tokens=False)) + TEMPLATE_TOKENS, 0.0

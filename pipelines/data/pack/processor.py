@@ -117,20 +117,25 @@ def make_tokenizer(origin: Tokenizer, texts: Iterable[str], template: str, folde
         tokenizer = build_tokenizer(texts, origin.train_bpe.vocab_size, template)
     else:
         assert origin.path is not None, "A recipe's tokenizer is trained or named."
-        tokenizer = _load_tokenizer(origin.path, origin.revision)
+        tokenizer = load_tokenizer(origin.path, origin.revision)
         add_missing_special_tokens(tokenizer, template)
     tokenizer.save_pretrained(folder)
     return hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
 
 
-def _load_tokenizer(path: str, revision: str | None) -> Any:
+def load_tokenizer(path: str, revision: str | None = None) -> Any:
+    """A tokenizer from a folder or the hub.
+
+    Raises:
+        ConfigError: Where there is none, or the hub does not answer.
+    """
     from transformers import AutoTokenizer
 
     try:
         return AutoTokenizer.from_pretrained(path, revision=revision or "main")
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"There is no tokenizer at {path!r}.",
+            f"No tokenizer can be loaded from {path!r}.",
             str(error).partition("\n")[0],
             "Set model.tokenizer.path to a folder with tokenizer.json, or to a repository's name on the hub.",
         ) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 from casa_core.errors import ConfigError
@@ -107,7 +108,7 @@ def fill_disk(context: StageContext) -> dict[str, Any]:
     import torch
     from safetensors.torch import save_file
 
-    numbers, file = np.random.default_rng(0).random(1_000_000), context.local_output / "numbers"
+    numbers, file = np.random.default_rng(0).random(1_000_000), Path(str(context.output)) / "numbers"
     writers = {
         "store": lambda: write_whole(file, numbers.tobytes()),
         "plain": lambda: file.write_bytes(numbers.tobytes()),

@@ -145,9 +145,8 @@ class ShardFile:
             raise _Aborted
 
     def _flush(self) -> None:
-        whole = pa.concat_batches(self._waiting)
-        # Taken, not sliced: a slice's bitmaps keep bits of its neighbours, which would be written, too.
-        self.rows += self._write(whole.take(pa.array(np.arange(len(whole)))))
+        # Also of one part a copy: a slice's bitmaps keep bits of its neighbours, which would be written, too.
+        self.rows += self._write(pa.concat_batches(self._waiting))
         self._waiting, self._rows, self._bytes = [], 0, 0
 
 

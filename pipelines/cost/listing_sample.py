@@ -17,6 +17,7 @@ from casa_core.errors import MediaError
 from casa_core.media.decode import VideoFrames, image_dimensions
 from casa_core.types import Image, Text
 from pipelines.cost.listing import PictureSize, RawFile, SourceListing
+from pipelines.data.clean.losses import losses_of
 from pipelines.data.pack.encode import SPLIT
 from pipelines.data.read import Reader, Record
 from pipelines.data.read.source.base import Span
@@ -76,6 +77,11 @@ def sample_source(
     files, beside = _files(spans, reader.inventory().sizes, _mean(seen.media_bytes))
     size = sum(file.bytes for file in files)
     where = f"records and {byte_size(size - beside)} from headers"
+    lost = losses_of(spans, reader.inventory().sizes.__getitem__)
+    if lost.files:
+        where += (
+            f", less about {lost.records:,} in {len(lost.files)} files that cannot be read ({lost.files[0]})"
+        )
     if beside:
         where += f", {byte_size(beside)} of pictures and videos beside them from the sample"
     return SourceListing(

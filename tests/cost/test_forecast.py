@@ -252,6 +252,14 @@ def test_bytes_of_media_beside_the_records_come_from_the_sample_and_say_so(tmp_p
     assert photos.bytes_uncertainty == 0
 
 
+def test_a_file_that_cannot_be_read_is_named_in_the_basis(tmp_path):
+    for number in range(3):
+        write_finevision(tmp_path / f"{number}.parquet", [finevision_row()] * 20)
+    (tmp_path / "1.parquet").write_bytes(b"")
+    found = sample_source(FineVisionReader(files=Files(str(tmp_path)), source="p"), len)
+    assert "less about 20 in 1 files that cannot be read (1.parquet)" in found.basis
+
+
 # arithmetic
 
 

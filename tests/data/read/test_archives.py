@@ -108,6 +108,9 @@ def test_videos_lie_in_the_tar_and_zip_parts_of_their_subset(tmp_path):
     assert packed.inventory().summary() == "not read: 1 .tar.gz"
     with pytest.raises(NotUnpacked, match="gunzip"):
         Files(str(tmp_path / "corpus")).read("gone.mp4")
+    missing = results(packed)[-1]
+    assert isinstance(missing, Rejected)
+    assert "gunzip them once" in missing.detail
 
 
 def test_a_tar_of_pictures_alone_serves_the_records_beside_it(tmp_path):

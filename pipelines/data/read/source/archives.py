@@ -28,7 +28,11 @@ _LOCAL_HEADER = 30
 _STORED, _DEFLATED = 0, 8
 
 
-class NotUnpacked(FileNotFoundError):
+class ArchiveError(OSError):
+    """A member that cannot be had; the message names its archive relative to the corpus."""
+
+
+class NotUnpacked(ArchiveError, FileNotFoundError):
     """A file that is not there, while the corpus has archives in which files cannot be found."""
 
 
@@ -115,7 +119,7 @@ def member_bytes(file: Any, member: Member) -> bytes:
         file: Its archive, opened.
 
     Raises:
-        OSError: Without a number, for a damaged member or one packed in an unknown way.
+        ArchiveError: For a damaged member or one packed in an unknown way.
     """
     file.seek(_data_offset(file, member))
     data = file.read(member.stored)
@@ -123,11 +127,13 @@ def member_bytes(file: Any, member: Member) -> bytes:
         try:
             data = zlib.decompress(data, -zlib.MAX_WBITS)
         except zlib.error as error:
-            raise OSError(f"it is damaged in {member.archive}: {error}") from error
+            raise ArchiveError(f"it is damaged in {member.archive}: {error}") from error
     elif member.method != _STORED:
-        raise OSError(f"it is packed in a way that is not read (method {member.method} of {member.archive})")
+        raise ArchiveError(
+            f"it is packed in a way that is not read (method {member.method} of {member.archive})"
+        )
     if len(data) != member.size or (member.crc is not None and zlib.crc32(data) != member.crc):
-        raise OSError(f"it is cut or damaged in {member.archive}")
+        raise ArchiveError(f"it is cut or damaged in {member.archive}")
     return data
 
 
@@ -137,7 +143,7 @@ def _data_offset(file: Any, member: Member) -> int:
     file.seek(member.at)
     head = file.read(_LOCAL_HEADER)
     if len(head) < _LOCAL_HEADER:
-        raise OSError(f"{member.archive} ends before it")
+        raise ArchiveError(f"{member.archive} ends before it")
     name, extra = struct.unpack("<HH", head[26:])
     return member.at + _LOCAL_HEADER + name + extra
 

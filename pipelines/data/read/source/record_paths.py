@@ -11,6 +11,7 @@ from pathlib import PureWindowsPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from pipelines.data.read.source.archives import ArchiveError
 from pipelines.data.read.source.base import BadRecord
 from pipelines.data.read.source.files import Files
 from pipelines.storage.uri import is_remote
@@ -27,7 +28,8 @@ def read_named(files: Files, value: Any, folder: str, missing: str) -> bytes:
         try:
             return files.read(name)
         except OSError as error:  # a network's failures are TransferErrors, and stop the run
-            why = why or type(error).__name__  # its message would say where the corpus lies
+            # Other messages say where the corpus lies; those about archives name them relative to it.
+            why = why or (str(error) if isinstance(error, ArchiveError) else type(error).__name__)
     raise BadRecord(missing, f"there is no file {value}: {why}")
 
 

@@ -169,17 +169,17 @@ def _each(size: int, media: Mapping[str, int]) -> str:
 
 
 def _split_table(splits: Mapping[str, Mapping[str, Any]]) -> Html:
-    columns = ("records", "rows", "quarantined", "images", "videos")
+    columns = ("records", "rows", "quarantined", "images", "videos", "without_pictures")
     rows = [
         [
             name,
-            *(f"{split[column]:,}" for column in columns),
+            *(f"{split.get(column, 0):,}" for column in columns),
             byte_size(split["bytes"]),
             f"{len(split['shards']):,}",
         ]
         for name, split in splits.items()
     ]
-    head = ["split", "records", "samples", "set aside", "pictures", "videos", "media", "shards"]
+    head = ["split", "records", "samples", "set aside", "pictures", "videos", "without", "media", "shards"]
     return table(head, rows, numeric=range(1, len(head)))
 
 

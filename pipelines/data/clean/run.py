@@ -105,6 +105,7 @@ def clean_source(context: StageContext, run: Run) -> dict[str, Any]:
         "headline": " · ".join(
             [
                 *(f"{count:,} {split}" for split, count in rows.items()),
+                *_texts_alone(card),
                 _set_aside(card),
                 *_left(inventory, losses),
             ]
@@ -207,6 +208,7 @@ def _card(
             "bytes": sum(report.bytes for report in own),
             "images": sum(report.media.get("image", 0) for report in own),
             "videos": sum(report.media.get("video", 0) for report in own),
+            "without_pictures": sum(report.without_pictures for report in own),
             "shrunk": {
                 name: sum(report.shrunk[name] for report in own) for name in ("pictures", "bytes_before")
             },
@@ -223,6 +225,12 @@ def _card(
         "splits": splits,
         "quarantine": rejected.by_reason(),
     }
+
+
+def _texts_alone(card: dict[str, Any]) -> list[str]:
+    """``3 samples without pictures``, where there are any."""
+    count = sum(split["without_pictures"] for split in card["splits"].values())
+    return [f"{count:,} samples without pictures"] if count else []
 
 
 def _set_aside(card: dict[str, Any]) -> str:

@@ -73,6 +73,7 @@ class ShardReport:
         rows: Rows written.
         bytes: Bytes of the media written.
         media: Pictures and videos written, by kind.
+        without_pictures: Rows that have neither.
         shrunk: Pictures that were encoded anew, and the bytes they had before.
         shared: Pictures and videos whose bytes an earlier row has, and these bytes.
         rejected: The rejected records, counted.
@@ -83,6 +84,7 @@ class ShardReport:
     rows: int
     bytes: int
     media: dict[str, int]
+    without_pictures: int
     shrunk: dict[str, int]
     shared: dict[str, int]
     rejected: Tally
@@ -188,7 +190,7 @@ class _CleanSink:
         self._kinds: Counter[str] = Counter()
         self._shrunk = {"pictures": 0, "bytes_before": 0}
         self._shared = SharedMedia()
-        self._bytes = 0
+        self._bytes = self._without_pictures = 0
 
     def add(self, rows: pa.Table) -> None:
         """Splits off what was rejected, and writes the rest."""
@@ -210,6 +212,7 @@ class _CleanSink:
             "rows": self._shard.rows,
             "bytes": self._bytes,
             "media": dict(sorted(self._kinds.items())),
+            "without_pictures": self._without_pictures,
             "shrunk": self._shrunk,
             "shared": {"media": self._shared.count, "bytes": self._shared.bytes},
             "rejected": Tally.of(self._rejected).to_json(),
@@ -222,7 +225,11 @@ class _CleanSink:
 
     def _count(self, clean: pa.RecordBatch, size_R: NDArray[np.int64]) -> None:
         self._bytes += int(size_R.sum())
-        self._kinds.update(clean.column("media").flatten().field("kind").to_pylist())
+        media = clean.column("media")
+        self._kinds.update(media.flatten().field("kind").to_pylist())
+        self._without_pictures += int(
+            np.count_nonzero(media.value_lengths().to_numpy(zero_copy_only=False) == 0)
+        )
         for meta in clean.column("meta").to_pylist():
             for replaced in json.loads(meta).get(SHRUNK, ()) if f'"{SHRUNK}"' in meta else ():
                 self._shrunk["pictures"] += 1

@@ -184,7 +184,7 @@ def test_clips_that_share_a_video_keep_their_own_times(tmp_path, video):
     records = [
         live_record(start=0.0, end=2.0),
         live_record(start=2.0, end=4.0, words=[(2.2, 2.4, "and")]),
-        live_record(start=9.0, end=11.0, words=[]),
+        live_record(start=9.0, end=11.0, words=[(9.1, 9.3, "end")]),
     ]
     write_jsonl(tmp_path / "corpus" / "train.jsonl", records)
     reader = LiveWhisperXReader(files=Files(str(tmp_path / "corpus")), source="live")

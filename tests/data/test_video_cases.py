@@ -59,7 +59,7 @@ def commented(data: bytes, folder: Path, start: float, end: float) -> tuple[Show
     """A clip's frames by Live-WhisperX's reader and training; and the clip's size in bytes."""
     folder.mkdir(parents=True)
     (folder / "clip.mp4").write_bytes(data)
-    write_jsonl(folder / "train.jsonl", [live_record(start=start, end=end, words=[])])
+    write_jsonl(folder / "train.jsonl", [live_record(start=start, end=end, words=[(start, start, "so")])])
     (record,) = read_all(LiveWhisperXReader, folder)
     sample = cleaned(record)
     return trained(sample), len(sample.media[0].data or b"")

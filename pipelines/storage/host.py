@@ -50,16 +50,22 @@ def cached_copy(folder: str | Folder, digest: str) -> Iterator[Path]:
     cache.mkdir(parents=True, exist_ok=True)
     copy = cache / _short_digest(f"{folder} {digest}")
     with _lock_of(copy).open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not copy.is_dir():
-            partial = copy.with_suffix(".partial")
-            shutil.rmtree(partial, ignore_errors=True)  # a killed process's
-            copy_tree(folder, partial)
-            _make_room(cache, _size(partial))
-            partial.rename(copy)
-        os.utime(copy)
         fcntl.flock(lock, fcntl.LOCK_SH)
+        while not copy.is_dir():
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not copy.is_dir():
+                _make(folder, copy)
+            fcntl.flock(lock, fcntl.LOCK_SH)
+        os.utime(copy)
         yield copy
+
+
+def _make(folder: Folder, copy: Path) -> None:
+    partial = copy.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)  # a killed process's
+    copy_tree(folder, partial)
+    _make_room(copy.parent, _size(partial))
+    partial.rename(copy)
 
 
 def _make_room(cache: Path, added: int) -> None:

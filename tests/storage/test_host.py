@@ -42,8 +42,12 @@ def test_one_copy_serves_all_processes_of_a_machine_until_the_files_change(s3_se
     assert [files for _, files in found] == [{"config": "1", "weights": "w" * 1000}] * 4
     assert len({folder for folder, _ in found}) == 1
     fill(s3_folder / "model", config="2")
-    with cached_copy(s3_folder / "model", "second") as folder:
+    with cached_copy(s3_folder / "model", "second") as folder:  # a replica, as long as it runs
         assert (folder / "config").read_text() == "2"
+        reader = threading.Thread(target=lambda: cached_copy(s3_folder / "model", "second").__enter__())
+        reader.start()
+        reader.join(30)
+        assert not reader.is_alive(), "a second user does not wait for the first to end"
 
 
 def test_copies_beyond_the_bound_go_unless_they_are_in_use(s3_folder, monkeypatch):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import mimetypes
 import struct
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from casa_core.errors import ClusterError, ConfigError, MediaError
+from casa_core.media.data_uri import to_data_uri
 from casa_core.media.decode import encode_jpeg
 from casa_core.media.video import VideoFrames, frame_times
 
@@ -220,7 +220,7 @@ def _data_uri(image: Path) -> str:
         raise MediaError("not_an_image", f"{image} cannot be read.", str(error), "Check the path.") from error
     guessed = mimetypes.guess_type(image.name)[0] or ""
     media_type = guessed if guessed.startswith("image/") else "image/png"  # the endpoint looks at the bytes
-    return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
+    return to_data_uri(data, media_type)
 
 
 def _refusal(url: str, response: httpx.Response) -> ClusterError | ConfigError:

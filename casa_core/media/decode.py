@@ -9,8 +9,9 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,27 +19,19 @@ from PIL import Image, UnidentifiedImageError
 
 from casa_core import types
 from casa_core.errors import MediaError, cause
+from casa_core.media.colour import colour_profile, to_rgb
+from casa_core.media.formats import FORMATS, damaged, refused_format, refused_raw, unidentified
+from casa_core.media.jpeg import mended
+from casa_core.media.limits import MAX_PIXELS, PILLOW_PIXELS
+from casa_core.media.upright import UPRIGHT, Turn, exif_turn
 from casa_core.media.video import VideoFrames
 
 Rgb = NDArray[np.uint8]
 Grey = NDArray[np.uint8]
 
-# Formats are named so that no plugin that calls another program (EPS → Ghostscript) sees untrusted bytes.
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "ICO", "TGA", "JPEG2000")
-_MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"II*\x00", b"MM\x00*", b"BM")
+_Result = TypeVar("_Result")
 _ORIENTATION = 0x0112
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-_TURNED = frozenset({5, 6, 7, 8})
 _JPEG_QUALITY = 95
-MAX_PIXELS = 178_956_970
 _DRAFT = 8
 """A JPEG is decoded at least this much larger than its thumbnail: then its thumbnail is an average, too."""
 _SAMPLES = 32
@@ -46,8 +39,8 @@ _SAMPLES = 32
 
 # How Pillow words the ValueError for a PNG whose compressed text or colour profile is a bomb.
 _UNPACKS_WITHOUT_END = ("Decompressed data too large", "Too much memory used in text chunks")
-
-# What Pillow's decoders raise for damaged bytes, as found by flipping bits in every format above.
+_BREAKS_OFF = "image file is truncated"
+# What Pillow's decoders raise for damaged bytes, as found by flipping bits in every format.
 _DECODER_ERRORS = (
     Image.DecompressionBombError,
     ArithmeticError,
@@ -66,8 +59,8 @@ _DECODER_ERRORS = (
 def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Rgb:
     """Decodes a picture to RGB.
 
-    EXIF orientation is applied, transparency is laid on white, an animation gives its first frame, 16-bit
-    grey keeps its upper 8 bits.
+    EXIF orientation is applied, an animation gives its first frame. For transparency, profiles and deep grey
+    see :func:`casa_core.media.colour.to_rgb`; for a JPEG without its end, :mod:`casa_core.media.jpeg`.
 
     Args:
         data: The encoded file (PNG, JPEG, WebP, GIF, BMP, TIFF, …).
@@ -77,19 +70,23 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Rgb:
         uint8 array of (height, width, 3).
 
     Raises:
-        MediaError: ``empty_file``, ``not_an_image``, ``truncated_image`` or ``decompression_bomb``.
+        MediaError: ``empty_file``, ``not_an_image``, ``unsupported_format``, ``truncated_image`` or
+            ``decompression_bomb``.
     """
-    return np.array(load_image(data, max_pixels=max_pixels), dtype=np.uint8)
+    return _loaded(data, max_pixels, lambda image: None, lambda image: to_rgb(image, _turn(image)))
 
 
-def load_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """As ``decode_image``, but as a Pillow image of mode RGB."""
-    image = _open(data, max_pixels)
+def pillow_to_rgb(image: Image.Image) -> Rgb:
+    """Pixels of a Pillow image, as ``decode_image`` would give them of its file.
+
+    Raises:
+        MediaError: As ``decode_image``, where it comes from a file and cannot be loaded.
+    """
     try:
         image.load()
-        return flattened(_upright(image, _orientation(image)))
+        return to_rgb(image, _turn(image))
     except _DECODER_ERRORS as error:
-        raise _damaged(data, error) from error
+        raise _damaged(b"", error) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,22 +120,29 @@ def verify_image(
     Raises:
         MediaError: As ``decode_image``, for the same files.
     """
-    image = _open(data, max_pixels)
     rows, columns = thumbnail
-    try:
-        orientation = _orientation(image)
-        turned = orientation in _TURNED
-        stored = (rows, columns) if turned else (columns, rows)  # Pillow's order: width, height
+    size = (0, 0)
+    reduced = False
+
+    def stored_shape(image: Image.Image) -> tuple[int, int]:
+        return (rows, columns) if _turn(image).swap else (columns, rows)  # Pillow's order: width, height
+
+    def prepare(image: Image.Image) -> None:
+        nonlocal size, reduced
         size = image.size
-        reduced = image.draft("L", (stored[0] * _DRAFT, stored[1] * _DRAFT)) is not None
-        image.load()
+        width, height = stored_shape(image)
+        # In grey where that is the picture's lightness: a profile applies to its colours.
+        mode = "L" if colour_profile(image) is None else None
+        reduced = image.draft(mode, (width * _DRAFT, height * _DRAFT)) is not None
+
+    def finish(image: Image.Image) -> Verified:
+        turn = _turn(image)
         width, height = size if reduced else image.size  # some formats know it only now
-        small = _upright(_small_grey(image, stored), orientation)
-    except _DECODER_ERRORS as error:
-        raise _damaged(data, error) from error
-    if turned:
-        height, width = width, height
-    return Verified(height, width, image.format or "", np.array(small, dtype=np.uint8))
+        height, width = turn.size(height, width)
+        small = turn.of(np.asarray(_small_grey(image, stored_shape(image))))
+        return Verified(height, width, image.format or "", np.array(small, dtype=np.uint8))
+
+    return _loaded(data, max_pixels, prepare, finish)
 
 
 def encode_png(rgb: Rgb) -> bytes:
@@ -172,12 +176,10 @@ def image_dimensions(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[int,
         MediaError: As ``decode_image``; damage behind the header may go unnoticed.
     """
     image = _open(data, max_pixels)
-    width, height = image.size
     try:
-        turned = _orientation(image) in _TURNED
+        return _turn(image).size(image.height, image.width)
     except _DECODER_ERRORS as error:
         raise _damaged(data, error) from error
-    return (width, height) if turned else (height, width)
 
 
 def image_sizes(sample: types.Sample) -> list[tuple[int, int]]:
@@ -239,7 +241,7 @@ def decode_pictures(pictures: Sequence[tuple[bytes, float | None]]) -> Iterator[
     frames: dict[bytes, Iterator[Rgb]] = {}
     for data, time in pictures:
         if time is None:
-            yield decode_image(data)
+            yield decode_image(data, max_pixels=PILLOW_PIXELS)  # its size was judged where it came in
             continue
         if data not in frames:
             frames[data] = _frames(data, tuple(times[data]))
@@ -257,88 +259,73 @@ def _frames(data: bytes, times: Sequence[float]) -> Iterator[Rgb]:
 def _open(data: bytes, max_pixels: int) -> Image.Image:
     if not data:
         raise MediaError("empty_file", "The image file is empty.", "It has no bytes.")
+    if (refusal := refused_format(data)) is not None:
+        raise refusal
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError as error:
-        if data.startswith(_MAGIC):
-            raise _truncated(data, error) from error
-        raise MediaError(
-            "not_an_image",
-            "The bytes are not an image.",
-            f"They begin with {data[:8]!r}, which no supported format does.",
-            "Use PNG, JPEG, WebP, GIF, BMP or TIFF.",
-        ) from error
+        raise unidentified(data, error) from error
     except _DECODER_ERRORS as error:
         raise _damaged(data, error) from error
+    if (refusal := refused_raw(image)) is not None:
+        raise refusal
     if image.width * image.height > max_pixels:
         raise _bomb(f"{image.width} x {image.height} pixels are more than the {max_pixels} allowed.")
     return image
 
 
-def flattened(image: Image.Image) -> Image.Image:
-    """A picture of any Pillow mode → RGB, transparency on white."""
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode.startswith("I") or image.mode == "F":
-        return _deep_grey_to_rgb(image)
-    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
-        straight = {"La": "LA", "RGBa": "RGBA"}.get(image.mode, image.mode)
-        layer = image.convert(straight).convert("RGBA")
-        white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, layer).convert("RGB")
-    return image.convert("RGB")
+def _loaded(
+    data: bytes,
+    max_pixels: int,
+    prepare: Callable[[Image.Image], None],
+    finish: Callable[[Image.Image], _Result],
+) -> _Result:
+    """What ``finish`` makes of a picture, its pixels decoded as ``prepare`` sets it up."""
+    image = _open(data, max_pixels)
+    try:
+        prepare(image)
+        try:
+            image.load()
+        except OSError as error:
+            jpeg = image.format in ("JPEG", "MPO") and str(error).startswith(_BREAKS_OFF)
+            whole = mended(data) if jpeg else None
+            if whole is None:
+                raise
+            image = _open(whole, max_pixels)
+            prepare(image)
+            image.load()
+        return finish(image)
+    except _DECODER_ERRORS as error:
+        raise _damaged(data, error) from error
 
 
-def _deep_grey_to_rgb(image: Image.Image) -> Image.Image:
-    """Integer grey counts as 16-bit; floating-point grey as 0 to 1 if it stays within, otherwise to 255."""
-    grey = np.asarray(image, dtype=np.float64)
-    if image.mode == "F":
-        scaled = grey * 255.0 if grey.size and grey.max() <= 1.0 else grey
-    else:
-        scaled = np.floor(grey / 256.0)
-    return Image.fromarray(np.clip(np.nan_to_num(scaled), 0, 255).astype(np.uint8)).convert("RGB")
-
-
-def _orientation(image: Image.Image) -> int:
-    """EXIF's number for how the stored picture must be turned; 1 where it stands upright."""
+def _turn(image: Image.Image) -> Turn:
+    """How the stored picture becomes upright."""
     if image.format == "TIFF":  # Pillow turns a TIFF by itself, its size already at opening
-        return 1
-    return image.getexif().get(_ORIENTATION, 1)
-
-
-def _upright(image: Image.Image, orientation: int) -> Image.Image:
-    method = _UPRIGHT.get(orientation)
-    return image if method is None else image.transpose(method)
+        return UPRIGHT
+    return exif_turn(image.getexif().get(_ORIENTATION, 1))
 
 
 def _small_grey(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """A picture of any mode → grey of (width, height), each pixel an average of its part of the picture."""
-    if image.mode not in ("L", "RGB", "RGBA") or "transparency" in image.info:
-        image = flattened(image)  # palettes, 16 bits, CMYK: averages of their raw values mean nothing
     # For a large picture a grid of pixels is averaged, a thousand for each of the result: ten times cheaper.
     width, height = (min(side, _SAMPLES * own) for side, own in zip(image.size, size, strict=True))
     if (width, height) != image.size:
         image = image.resize((width, height), Image.Resampling.NEAREST)
-    return flattened(image.resize(size, Image.Resampling.BOX)).convert("L")
+    if image.mode not in ("L", "RGB") or "transparency" in image.info or colour_profile(image) is not None:
+        image = Image.fromarray(to_rgb(image))  # averages of raw values mean nothing, or something else
+    return image.resize(size, Image.Resampling.BOX).convert("L")
 
 
 def _damaged(data: bytes, error: Exception) -> MediaError | MemoryError:
     """What a decoder raised → what it means for the file; too little memory means nothing for it."""
+    if isinstance(error, MediaError):
+        return error
     if isinstance(error, OSError) and "out of memory" in str(error):
         return MemoryError(str(error))
     if isinstance(error, Image.DecompressionBombError) or str(error).startswith(_UNPACKS_WITHOUT_END):
         return _bomb(cause(error))
-    return _truncated(data, error)
-
-
-def _truncated(data: bytes, error: BaseException) -> MediaError:
-    why = f"{len(data)} bytes, {cause(error)}"
-    return MediaError(
-        "truncated_image",
-        "The image is truncated or damaged.",
-        why,
-        "Fetch the file again, or leave the record out.",
-    )
+    return damaged(data, error)
 
 
 def _bomb(why: str) -> MediaError:

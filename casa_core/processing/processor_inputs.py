@@ -14,10 +14,9 @@ from typing import Any, cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PILImage
-from PIL import ImageOps
 
 from casa_core.errors import DataError
-from casa_core.media.decode import decode_image, decode_pictures, flattened
+from casa_core.media.decode import decode_image, decode_pictures, pillow_to_rgb
 from casa_core.media.images import check_pixels
 from casa_core.processing.arrangement import Content, arrange, role_of
 from casa_core.types import Image, Role, Sample
@@ -73,7 +72,7 @@ def to_rgb(picture: Any, name: str) -> Rgb:
     if isinstance(picture, bytes):
         return decode_image(picture)
     if isinstance(picture, PILImage.Image):
-        return np.array(flattened(ImageOps.exif_transpose(picture)), dtype=np.uint8)
+        return pillow_to_rgb(picture)
     check_pixels(picture, name)
     return picture
 

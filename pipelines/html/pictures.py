@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 
+from casa_core.media.data_uri import to_data_uri
 from pipelines.html.tags import Html, tag
 
 JPEG_QUALITY = 80
@@ -45,4 +45,4 @@ def data_uri(pixels: np.ndarray, *, side: int | None = None, kind: Literal["png"
         image.thumbnail((side, side))
     buffer = io.BytesIO()
     image.save(buffer, kind, optimize=True, quality=JPEG_QUALITY)  # PNG has no quality and ignores it
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+    return to_data_uri(buffer.getvalue(), f"image/{kind}")

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from casa_core.media.limits import PILLOW_PIXELS
 from pipelines.recipe.fields import Count, Name, Positive, Section, Share
 from pipelines.recipe.filters import Filters
 
@@ -113,7 +114,9 @@ class Source(Section):
 
     max_pixels: Count | None = Field(
         default=None,
-        description="Larger pictures are quarantined instead of decoded (179 million if not given).",
+        le=PILLOW_PIXELS,
+        description="Larger pictures are quarantined instead of decoded (67 million if not given, and never "
+        "more than 178,956,970); memory while decoding is 7 to 19 bytes per pixel.",
     )
     shrink_above: Count | None = Field(
         default=None,

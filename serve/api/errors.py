@@ -85,8 +85,8 @@ def model_not_found(asked: str, served: str) -> ApiError:
 
 
 def invalid_image(error: MediaError, param: str | None = None) -> ApiError:
-    """400 for bytes that are not a usable image; keeps the reason's slug in the message."""
-    detail = f"{error.what} {error.why}".strip()
+    """400 for bytes that are not a usable image: what they are, why, the remedy, and the reason's slug."""
+    detail = " ".join(filter(None, (error.what, error.why, error.remedy)))
     return ApiError(400, f"{detail} ({error.reason})", code="invalid_image", param=param)
 
 

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
-import re
 
 from casa_core.engine.requests import GenerationRequest, SamplingParams
 from casa_core.errors import MediaError
+from casa_core.media.data_uri import from_data_uri, is_data_uri
 from casa_core.media.decode import decode_image
 from casa_core.processing.arrangement import Content, arrange, role_of
 from casa_core.types import Image, Role, Sample
 from serve.api.errors import bad_request, invalid_image
 from serve.api.schemas import ChatCompletionRequest, ImagePart, Message, TextPart
 from serve.api.settings import Limits, ServeSettings
-
-_DATA_URI = re.compile(r"data:(?P<type>[^;,]*)(?P<params>(?:;[^;,]*)*),", re.IGNORECASE)
 
 
 async def to_generation_request(
@@ -60,8 +56,7 @@ def image_bytes(url: str, param: str) -> bytes:
         ApiError: 400 for any other kind of URL. The server fetches nothing on a client's behalf, so a request
             can never make it read an internal address.
     """
-    match = _DATA_URI.match(url)
-    if match is None:
+    if not is_data_uri(url):
         scheme = url.split(":", 1)[0][:12] if ":" in url[:12] else "a relative"
         raise bad_request(
             f"Images must be sent as data URIs (data:image/png;base64,…), not as {scheme} URLs: "
@@ -69,16 +64,10 @@ def image_bytes(url: str, param: str) -> bytes:
             param,
             "unsupported_image_url",
         )
-    media_type = match["type"].lower()
-    if not media_type.startswith("image/") or "base64" not in match["params"].lower().split(";"):
-        got = f"data:{match['type']}{match['params']}"
-        message = f"Expected a data URI of the form data:image/…;base64,… and got {got}."
-        raise bad_request(message, param, "invalid_image")
     try:
-        return base64.b64decode(url[match.end() :], validate=True)
-    except (binascii.Error, ValueError) as error:
-        message = f"The data URI does not hold valid base64: {error}."
-        raise bad_request(message, param, "invalid_image") from error
+        return from_data_uri(url)
+    except MediaError as error:
+        raise invalid_image(error, param) from error
 
 
 def _turn(message: Message, index: int, images: list[tuple[str, bytes]]) -> tuple[Role, Content]:

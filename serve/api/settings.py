@@ -7,6 +7,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from casa_core.media.limits import MAX_PIXELS
+
 MIB = 1024 * 1024
 Count = Annotated[int, Field(ge=1)]
 
@@ -25,7 +27,7 @@ class Limits(_Section):
         default=16, description="Images in one chat request, over all its turns."
     )
     image_pixels: Count = Field(
-        default=40_000_000, description="Pixels of one image or frame before resizing."
+        default=MAX_PIXELS, description="Pixels of one image or frame before resizing, as in training."
     )
     messages_per_request: Count = Field(default=256, description="Messages in one chat request.")
     stop_strings: Count = Field(default=4, description="Stop strings in one request.")

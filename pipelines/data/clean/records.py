@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from casa_core.errors import MediaError
-from casa_core.media.decode import MAX_PIXELS, VideoFrames, image_header, verify_image
+from casa_core.media.decode import VideoFrames, image_header, verify_image
+from casa_core.media.limits import MAX_PIXELS
 from casa_core.types import Image
 from pipelines.data.clean.perceptual import THUMBNAIL, difference_hash
 from pipelines.data.clean.shrink import shrunk
@@ -26,7 +27,7 @@ class PictureLimits:
 
     Attributes:
         max_pixels: A picture that claims more is not decoded, but quarantined as ``decompression_bomb``.
-            Decoding takes up to 4 bytes per pixel, a few times over, so this bounds a worker's memory.
+            It bounds a worker's memory: see :mod:`casa_core.media.limits`.
         shrink_above: Side, in pixels, of the square to whose area a larger picture is encoded anew. None:
             bytes are always kept.
     """
@@ -61,7 +62,7 @@ def clean_record(record: Record, limits: PictureLimits = DEFAULT_LIMITS) -> Clea
                 row=record.row,
                 sample_id=record.sample.sample_id,
                 reason=error.reason,
-                detail=f"{raw.name}: {error.what} {error.why}".strip(),
+                detail=f"{raw.name}: {' '.join(filter(None, (error.what, error.why, error.remedy)))}",
                 sha256=digest,
             )
     meta = record.meta | ({SHRUNK: replaced} if replaced else {})

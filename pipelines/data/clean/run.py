@@ -13,7 +13,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from casa_core.errors import ConfigError
-from casa_core.media.decode import MAX_PIXELS
+from casa_core.media.limits import MAX_PIXELS
 from pipelines.dag.settings import read_settings, stage_settings
 from pipelines.data.clean.losses import Losses, losses_of
 from pipelines.data.clean.records import PictureLimits

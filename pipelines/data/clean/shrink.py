@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import math
 
+import numpy as np
 from PIL import Image
 
-from casa_core.media.decode import load_image
+from casa_core.media.decode import decode_image, encode_jpeg, encode_png
 
-JPEG_QUALITY = 95
 _LOSSY = frozenset({"JPEG", "MPO", "WEBP", "AVIF", "JPEG2000"})
 
 
@@ -26,14 +25,10 @@ def shrunk(data: bytes, file_format: str, side: int, *, max_pixels: int) -> byte
     Raises:
         MediaError: As ``decode_image``.
     """
-    image = load_image(data, max_pixels=max_pixels)
+    image = Image.fromarray(decode_image(data, max_pixels=max_pixels))
     smaller = image.resize(shrunk_size(image.width, image.height, side), Image.Resampling.LANCZOS)
-    file = io.BytesIO()
-    if file_format in _LOSSY and not _lossless_webp(data):
-        smaller.save(file, "JPEG", quality=JPEG_QUALITY, subsampling="4:4:4")
-    else:
-        smaller.save(file, "PNG")
-    return file.getvalue()
+    encode = encode_jpeg if file_format in _LOSSY and not _lossless_webp(data) else encode_png
+    return encode(np.asarray(smaller))
 
 
 def shrunk_size(width: int, height: int, side: int) -> tuple[int, int]:

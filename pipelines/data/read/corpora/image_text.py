@@ -15,14 +15,14 @@ A record without a picture is set aside, unless the source says ``pictures: opti
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Any
 
+from casa_core.errors import MediaError
+from casa_core.media.data_uri import from_data_uri, is_data_uri
 from casa_core.types import Part
 from pipelines.data.read.corpora.base import CorpusReader
 from pipelines.data.read.corpora.conversation import (
@@ -197,7 +197,7 @@ class ImageTextReader(CorpusReader):
             if picture is None:
                 raise BadRecord("missing_image", f"image {number} is empty")
             return picture
-        if value.startswith("data:"):
+        if is_data_uri(value):
             return RawMedia(kind="image", data=_from_data_uri(value, number), name=f"image {number}")
         return RawMedia(kind="image", data=read_named(self.files, value, folder, "missing_image"), name=value)
 
@@ -233,10 +233,7 @@ def _no_picture(row: Mapping[str, Any]) -> str:
 
 
 def _from_data_uri(uri: str, number: int) -> bytes:
-    head, _, body = uri.partition(",")
-    if not head.endswith(";base64"):
-        raise BadRecord("bad_record", f"image {number} is a data URI without base64: {head[:40]!r}")
     try:
-        return base64.b64decode(body, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise BadRecord("bad_record", f"image {number} is no base64: {error}") from error
+        return from_data_uri(uri)
+    except MediaError as error:
+        raise BadRecord("bad_record", f"image {number}: {error.what} {error.why}") from error

@@ -28,7 +28,8 @@ REASONS = MappingProxyType(
         "over_duration": "The video is longer than `max_seconds`.",
         # what decoding finds (casa_core.media.decode)
         "empty_file": "The picture or video has no bytes.",
-        "not_an_image": "The bytes are no picture of a known format.",
+        "not_an_image": "The bytes are no picture: a page, a drawing, a video, an archive.",
+        "unsupported_format": "The picture's format (HEIC, a camera's raw file) is not decoded.",
         "truncated_image": "The picture is cut or damaged.",
         "decompression_bomb": "The picture has more pixels than may be decoded.",
         "not_a_video": "The bytes are no video with a track that can be decoded.",

@@ -6,6 +6,8 @@ caller would expect to catch.
 
 from __future__ import annotations
 
+import re
+
 
 class CasaError(Exception):
     """Base of every error this project raises on purpose.
@@ -31,9 +33,15 @@ class CasaError(Exception):
         return "\n".join(lines)
 
 
+_ADDRESS = re.compile(r"\s*<[^<>]* at 0x[0-9a-fA-F]+>")
+
+
 def cause(error: BaseException) -> str:
-    """Another library's error as a cause: its type and its own words."""
-    return f"{type(error).__name__}: {error}"
+    """Another library's error as a cause: its type and its own words.
+
+    Without objects' addresses: they mean nothing to a reader, and differ from run to run.
+    """
+    return f"{type(error).__name__}: {_ADDRESS.sub('', str(error))}"
 
 
 class ConfigError(CasaError, ValueError):

@@ -270,3 +270,10 @@ def test_text_and_profiles_that_unpack_without_end_are_bombs():
         png = encode(Image.fromarray(scene()), "PNG")
         for read in (decode_image, verify_image):
             assert reason_of(read, png[:33] + chunk + png[33:]) == "decompression_bomb"
+
+
+def test_what_is_said_of_a_damaged_picture_is_the_same_in_every_run():
+    """It is written into artifacts, whose bytes must not hold an object's address."""
+    with pytest.raises(MediaError) as caught:
+        decode_image(encode(Image.fromarray(scene()), "JPEG")[:89])
+    assert caught.value.why == "89 bytes, UnidentifiedImageError: cannot identify image file"

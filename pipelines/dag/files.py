@@ -67,7 +67,7 @@ def _paths(folder: Path, *, scratch: bool = False) -> Iterator[Path]:
 
 
 def _list_objects(folder: RemotePath, known: bool) -> dict[str, dict[str, Any]]:
-    listed = {entry.key.removeprefix(f"{folder.key}/"): entry for entry in folder.list_below()}
+    listed = folder.listing()
 
     def describe(name: str) -> dict[str, Any]:
         path, entry = folder / name, listed[name]

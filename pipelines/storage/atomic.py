@@ -10,14 +10,16 @@ import hashlib
 import io
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from pipelines.storage import s3
 from pipelines.storage.errors import explained
-from pipelines.storage.remote_path import RemotePath, S3Upload
+from pipelines.storage.remote_path import RemotePath
 from pipelines.storage.uri import Folder
 
 DIGESTS = ".digests"
@@ -76,6 +78,25 @@ class _LocalFile:
             self._file.close()
 
 
+class _Staged:
+    """An object of a store whose uploads cannot be abandoned: kept on this machine, and sent when whole."""
+
+    def __init__(self, path: RemotePath) -> None:
+        self._path = path
+        self._file = tempfile.NamedTemporaryFile(prefix="casa-")  # noqa: SIM115 - closed at either end
+
+    def write(self, data: memoryview) -> None:
+        self._file.write(data)
+
+    def finish(self) -> str:
+        self._file.flush()
+        with self._file:
+            return self._path.upload(self._file.name)
+
+    def abort(self) -> None:
+        self._file.close()
+
+
 class Output(io.RawIOBase):
     """A file being written, local or remote. See :func:`create`: the end of its block, and not ``close``,
     decides whether the file appears."""
@@ -85,8 +106,14 @@ class Output(io.RawIOBase):
         self.written: Written | None = None
         self._hash = hashlib.sha256()
         self._size = 0
-        with explained(str(path)):
-            self._target = _LocalFile(path, durable) if isinstance(path, Path) else S3Upload(path)
+        self._target: _LocalFile | _Staged | s3.S3Upload
+        if isinstance(path, Path):
+            with explained(str(path)):
+                self._target = _LocalFile(path, durable)
+        elif path.scheme == "s3":
+            self._target = s3.S3Upload(path.settings, path.bucket, path.key)
+        else:
+            self._target = _Staged(path)
 
     def write(self, data: Any) -> int:
         """Appends bytes, or anything with the buffer protocol; returns how many."""

@@ -11,6 +11,7 @@ import errno
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -65,6 +66,8 @@ def code_of(error: BaseException) -> str:
 def _explain(place: str, error: Exception) -> Exception | None:
     if "://" not in place:
         return disk_error(error, Path(place))
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):  # of this machine
+        return disk_error(error, Path(tempfile.gettempdir()))
     signs = {code_of(error), type(error).__name__}
     if isinstance(error, OSError):  # Arrow names the cause in the text: AWS Error NO_SUCH_BUCKET …
         signs |= set(re.findall(r"[A-Z_]{4,}", str(error)))
@@ -81,7 +84,7 @@ def _explain(place: str, error: Exception) -> Exception | None:
             f"{retry.ATTEMPTS} attempts failed, the last with {cause(error)}.",
             f"Check the network and the endpoint ({_endpoint(place)}), and run again: finished work is kept.",
         )
-    if isinstance(error, OSError) or code_of(error) or retry.status_of(error):
+    if isinstance(error, OSError) or code_of(error):
         advice = "Run again to resume; what was finished is kept."
         return StoreError(f"{place} cannot be used.", f"{cause(error)}.", advice)
     return None

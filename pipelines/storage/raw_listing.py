@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pipelines.storage import s3
-from pipelines.storage.uri import filesystem_for, hub_filesystem
+from pipelines.storage.remote_path import RemotePath
+from pipelines.storage.uri import filesystem_for
 
 SKIPPED_NAMES = frozenset(
     {
@@ -82,24 +82,8 @@ def list_raw(root: str, located: tuple[Any, str] | None = None) -> RawListing:
 
 
 def _remote_files(uri: str, located: tuple[Any, str] | None) -> dict[str, RawEntry]:
-    if uri.startswith("s3://"):
-        bucket, key, settings = s3.parse_uri(uri)
-        objects = s3.list_objects(settings, bucket, f"{key}/" if key else "")
-        return {
-            entry.key[len(key) :].lstrip("/"): RawEntry(entry.size, entry.etag)
-            for entry in objects
-            if not entry.key.endswith("/")
-        }
-    filesystem, path = located or filesystem_for(uri)
-    if uri.startswith("hf://"):
-        infos = hub_filesystem().find(path, detail=True)
-        found = {name: RawEntry(int(info["size"]), str(info["blob_id"])) for name, info in infos.items()}
-    else:
-        from pyarrow import fs  # late: the command line starts without it
-
-        selected = filesystem.get_file_info(fs.FileSelector(path, recursive=True))
-        found = {info.path: RawEntry(info.size, str(info.mtime_ns)) for info in selected if info.is_file}
-    return {name[len(path) :].lstrip("/"): entry for name, entry in found.items()}
+    found = RemotePath.from_uri(uri).listing().items()
+    return {name: RawEntry(entry.size, entry.etag) for name, entry in found}
 
 
 class _Walk:

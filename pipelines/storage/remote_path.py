@@ -1,47 +1,85 @@
-"""Paths on S3 under pathlib's names, as far as S3 can keep what the names promise.
+"""Paths on an object store under pathlib's names, as far as fsspec and the store can keep what they promise.
 
-A folder is nothing but a common start of keys: it needs no making, and is there when something is in it. An
+A folder is nothing but a common start of names: it needs no making, and is there when something is in it. An
 object appears whole, in one step, when its writing ends; there is no renaming, so there is no ``replace``,
 and no ``__fspath__``: what only works on a disk (``os``, ``shutil``) fails at once, not somewhere else.
+
+Tested on a real server: ``s3://``; in one process: ``memory://``. Written after the code of gcsfs 2026.10 and
+adlfs 2026.8, and not run: ``gs://`` (creates if absent by ``ifGenerationMatch=0``) and ``abfs://`` (by
+``overwrite=False``). What else fsspec knows can be read from.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
 from functools import total_ordering
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
+from urllib.parse import parse_qsl, urlsplit
 
-from casa_core.errors import StoreError
-from pipelines.storage import s3
+from casa_core.errors import ConfigError, StoreError
+from pipelines.storage import filesystems, s3
+from pipelines.storage.errors import attempt, code_of
 
-PART_BYTES = 16 << 20
+STORES = ("s3", "gs", "gcs", "abfs", "abfss", "az", "memory")
+"""Where an object can be created only if there is none, so that of two writers one wins."""
+
+_memory = threading.Lock()  # fsspec's memory looks first, and creates then
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """An object's size in bytes, and a tag that changes with its contents."""
+
+    size: int
+    etag: str
 
 
 @total_ordering
+@dataclass(frozen=True, slots=True, repr=False)
 class RemotePath:
-    """A key of a bucket, without slashes at its ends, or the folder that it begins.
+    """An object of a bucket by its key, without slashes at its ends, or the folder that the key begins.
 
-    ``str(path)`` is its URI, settings included: it leads to the same place from any process.
+    ``str(path)`` is its URI, settings included: it leads to the same place from any process, and holds no
+    credentials. ``scheme`` is the URI's: ``s3``, ``gs``, ``hf``, ``memory``, …
     """
 
-    __slots__ = ("bucket", "key", "settings")
-
-    def __init__(self, bucket: str, key: str, settings: s3.S3Settings = s3.S3Settings()) -> None:  # noqa: B008
-        self.bucket, self.key, self.settings = bucket, key, settings
+    bucket: str
+    key: str
+    settings: s3.S3Settings = s3.S3Settings()  # noqa: RUF009 - frozen
+    scheme: str = "s3"
 
     @classmethod
     def from_uri(cls, uri: str) -> RemotePath:
-        """Reads ``s3://bucket/key?options``.
+        """Reads ``scheme://bucket/key``; on S3 with ``?endpoint_override=…&region=…``.
 
         Raises:
             ConfigError: If it is not such a URI, or holds credentials.
         """
-        return cls(*s3.parse_uri(uri))
+        parts = urlsplit(uri)
+        scheme = "s3" if parts.scheme == "s3a" else parts.scheme
+        if parts.password is not None or (scheme == "s3" and "@" in parts.netloc):
+            raise ConfigError(
+                f"The address of {parts.netloc.rpartition('@')[2]!r} holds credentials.",
+                "It is written into manifests and logs, where others can read them.",
+                "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or use a profile or a role.",
+            )
+        options = dict(parse_qsl(parts.query, keep_blank_values=True))
+        known = {"endpoint_override", "region", "scheme"} if scheme == "s3" else set()
+        unknown = sorted(options.keys() - known)
+        if not (parts.netloc or scheme == "memory") or parts.fragment or unknown:
+            raise ConfigError(
+                f"{uri!r} is not the address of a folder.",
+                f"Unknown options: {', '.join(unknown)}." if unknown else "It has no bucket, or a # in it.",
+                "Write s3://bucket/prefix, with ?endpoint_override=http://host:port if it is not Amazon's.",
+            )
+        return cls(parts.netloc, parts.path.strip("/"), s3.S3Settings.of(options), scheme)
 
     # What a path is called
 
@@ -55,22 +93,10 @@ class RemotePath:
     @property
     def place(self) -> str:
         """The URI without settings, for messages."""
-        return f"s3://{self.bucket}/{self.key}"
-
-    def _identity(self) -> tuple[str, str, s3.S3Settings]:
-        return self.bucket, self.key, self.settings
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, RemotePath) and self._identity() == other._identity()
-
-    def __hash__(self) -> int:
-        return hash(self._identity())
+        return f"{self.scheme}://{self.bucket}/{self.key}"
 
     def __lt__(self, other: RemotePath) -> bool:
         return (self.bucket, self.key.split("/")) < (other.bucket, other.key.split("/"))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return RemotePath, self._identity()
 
     @property
     def _pure(self) -> PurePosixPath:
@@ -105,37 +131,65 @@ class RemotePath:
         return self
 
     def _at(self, key: PurePosixPath) -> RemotePath:
-        return RemotePath(self.bucket, str(key).strip("/") if str(key) != "." else "", self.settings)
+        text = str(key).strip("/") if str(key) != "." else ""
+        return RemotePath(self.bucket, text, self.settings, self.scheme)
+
+    def _call(self, action: Callable[[Any, str], Result]) -> Result:
+        """A function of the filesystem and of this path's name there, retried and its errors explained."""
+        return attempt(self.place, lambda: action(*filesystems.open_filesystem(self.place, self.settings)))
 
     # What is there
 
     def exists(self) -> bool:
         """Whether there is an object of this key, or any below it."""
-        return self.is_file() or self.is_dir()
+        return bool(self._kind())
 
     def is_file(self) -> bool:
-        try:
-            self.listed()
-        except FileNotFoundError:
-            return False
-        return True
+        return self._kind() == "file"
 
     def is_dir(self) -> bool:
-        return s3.has_objects(self.settings, self.bucket, self._prefix)
+        """Whether there are objects below, and none of this very key."""
+        return self._kind() == "directory"
 
-    def listed(self) -> s3.Listed:
+    def _kind(self) -> str:
+        try:
+            return self._call(lambda store, path: store.info(path)["type"])
+        except FileNotFoundError:
+            return ""
+
+    def listed(self) -> Listed:
         """Size and tag of the object; raises FileNotFoundError."""
-        with s3.explained(self.place):
-            found = s3.client(self.settings).head_object(Bucket=self.bucket, Key=self.key)
-        return s3.Listed(self.key, found["ContentLength"], found["ETag"].strip('"'))
+        info = self._call(lambda store, path: store.info(path))
+        if info["type"] != "file":
+            raise FileNotFoundError(self.place)
+        return _listed(info)
 
-    def list_below(self) -> Iterator[s3.Listed]:
-        """Every object below this folder, by key."""
-        return s3.list_objects(self.settings, self.bucket, self._prefix)
+    def listing(self) -> dict[str, Listed]:
+        """Every object below this folder: its name relative to the folder, sorted, with its size and tag."""
+
+        def find(store: Any, path: str) -> dict[str, Listed]:
+            start = f"{path}/" if path else ""
+            found = store.find(path, detail=True).items()
+            return {
+                name.removeprefix(start): _listed(info)
+                for name, info in sorted(found)
+                if name.startswith(start) and not name.endswith("/")  # a folder's own mark
+            }
+
+        try:
+            return self._call(find)
+        except FileNotFoundError:
+            return {}
 
     def iterdir(self) -> Iterator[RemotePath]:
         """The objects and folders directly below."""
-        return (self / name for name in s3.list_names(self.settings, self.bucket, self._prefix))
+        try:
+            path, found = self._call(lambda store, path: (path, store.ls(path, detail=True)))
+        except FileNotFoundError:
+            return
+        start = f"{path}/" if path else ""
+        names = sorted({info["name"].rstrip("/") for info in found})
+        yield from (self / name.removeprefix(start) for name in names if name.startswith(start))
 
     def glob(self, pattern: str) -> Iterator[RemotePath]:
         """The objects directly below whose names match; of pathlib's patterns, those without a slash."""
@@ -144,20 +198,12 @@ class RemotePath:
     def rglob(self, pattern: str) -> Iterator[RemotePath]:
         """The objects anywhere below whose names match. Folders are none of them."""
         assert "/" not in pattern, "expected a pattern of names, without a slash"
-        below = map(self._below, self.list_below())
-        return (self / path for path in below if fnmatchcase(path.name, pattern))
-
-    @property
-    def _prefix(self) -> str:
-        return f"{self.key}/" if self.key else ""
-
-    def _below(self, entry: s3.Listed) -> PurePosixPath:
-        return PurePosixPath(entry.key).relative_to(self._pure)
+        return (self / name for name in self.listing() if fnmatchcase(name.rpartition("/")[2], pattern))
 
     # Reading and writing
 
     def read_bytes(self) -> bytes:
-        return s3.read_object(self.settings, self.bucket, self.key)
+        return self._call(lambda store, path: store.cat_file(path))
 
     def read_text(self, encoding: str = "utf-8") -> str:
         return self.read_bytes().decode(encoding)
@@ -170,7 +216,7 @@ class RemotePath:
         """
         if start == end:
             return b""
-        data = s3.read_object(self.settings, self.bucket, self.key, f"bytes={start}-{end - 1}")
+        data = self._call(lambda store, path: _part(store, path, start, end))
         if len(data) != end - start:
             raise StoreError(
                 f"{self.place} ends early.",
@@ -181,7 +227,7 @@ class RemotePath:
 
     def read_tail(self, size: int) -> bytes:
         """The last ``size`` bytes, or all where there are fewer."""
-        return s3.read_object(self.settings, self.bucket, self.key, f"bytes=-{size}")
+        return self._call(lambda store, path: _part(store, path, -size, None))
 
     def write_bytes(self, data: bytes, *, only_new: bool = False) -> str:
         """Puts an object in one step, and returns its tag.
@@ -189,12 +235,13 @@ class RemotePath:
         Raises:
             FileExistsError: If ``only_new`` is set and there is one. Of many that try at once, one succeeds.
         """
-        condition = {"IfNoneMatch": "*"} if only_new else {}
-        with s3.explained(self.place):
-            done = s3.client(self.settings).put_object(
-                Bucket=self.bucket, Key=self.key, Body=data, **condition
-            )
-        return done["ETag"].strip('"')
+        put = self._call(_put_new(data) if only_new else lambda store, path: store.pipe_file(path, data))
+        return put["ETag"].strip('"') if isinstance(put, dict) and "ETag" in put else self.listed().etag
+
+    def upload(self, local: str) -> str:
+        """Puts a local file in one step, and returns its tag."""
+        self._call(lambda store, path: store.put_file(local, path))
+        return self.listed().etag
 
     def write_text(self, text: str, encoding: str = "utf-8") -> str:
         return self.write_bytes(text.encode(encoding))
@@ -202,106 +249,65 @@ class RemotePath:
     def unlink(self, missing_ok: bool = True) -> None:
         """Removes the object, if there is one; ``missing_ok=False`` is refused, as S3 does not report it."""
         assert missing_ok, "S3 does not report a missing object"
-        with s3.explained(self.place):
-            s3.client(self.settings).delete_object(Bucket=self.bucket, Key=self.key)
+        try:
+            self._call(lambda store, path: store.rm_file(path))
+        except FileNotFoundError:
+            return
 
     def mkdir(self, parents: bool = True, exist_ok: bool = True) -> None:
         """Nothing: a folder is there when something is in it."""
 
     def remove_tree(self) -> None:
         """Removes every object below this folder."""
-        with s3.explained(self.place):
-            for entry in list(self.list_below()):
-                s3.client(self.settings).delete_object(Bucket=self.bucket, Key=entry.key)
+        for name in self.listing():
+            (self / name).unlink()
 
     def abort_uploads(self, older_than: timedelta = timedelta(0)) -> int:
-        """Ends unfinished uploads below this folder, whose parts are stored and paid for; how many."""
+        """Ends unfinished uploads below this folder, whose parts are stored and paid for; how many.
+
+        On S3 alone: other stores drop what was not finished by themselves.
+        """
+        if self.scheme != "s3":
+            return 0
         latest = datetime.now(UTC) - older_than
-        listed = s3.list_uploads(self.settings, self.bucket, self._prefix)
+        listed = s3.list_uploads(self.settings, self.bucket, f"{self.key}/".lstrip("/"))
         uploads = [(key, upload) for key, upload, begun in listed if begun <= latest or not older_than]
         for key, upload in uploads:
-            with s3.explained(f"s3://{self.bucket}/{key}"):
-                s3.client(self.settings).abort_multipart_upload(Bucket=self.bucket, Key=key, UploadId=upload)
+            s3.call(self.settings, "abort_multipart_upload", self.bucket, key, UploadId=upload)
         return len(uploads)
 
 
-class S3Upload:
-    """An object that is written as a stream: nothing of it is visible before :meth:`finish`.
+def _listed(info: dict[str, Any]) -> Listed:
+    """With what the store states of the content (S3's ETag, the hub's blob id), or the time of its change."""
+    names = ("ETag", "etag", "blob_id", "md5Hash", "LastModified", "last_modified", "mtime", "created")
+    tag = next((info[name] for name in names if info.get(name)), "")
+    tag = tag.timestamp() if isinstance(tag, datetime) else tag
+    return Listed(int(info["size"] or 0), str(tag).strip('"'))
 
-    At most two parts are held in memory, the one being filled and the one under way. What fits into one part
-    is put in a single request.
-    """
 
-    def __init__(self, path: RemotePath) -> None:
-        self._path = path
-        self._buffer = bytearray()
-        self._upload: str | None = None
-        self._sent = 0
-        self._parts: list[dict[str, Any]] = []
-        self._sender = ThreadPoolExecutor(max_workers=1, thread_name_prefix="upload")
-        self._under_way: Future[dict[str, Any]] | None = None
+def _part(store: Any, path: str, start: int, end: int | None) -> bytes:
+    try:
+        return store.cat_file(path, start=start, end=end)
+    except OSError as error:
+        if code_of(error) in ("InvalidRange", "416"):  # nothing of the object lies there
+            return b""
+        raise
 
-    def write(self, data: memoryview) -> None:
-        """Appends bytes; sends whole parts as they fill."""
-        start = 0
-        while start < len(data):
-            taken = data[start : start + PART_BYTES - len(self._buffer)]
-            self._buffer += taken
-            start += len(taken)
-            if len(self._buffer) == PART_BYTES:
-                self._send_part()
 
-    def finish(self) -> str:
-        """Makes the object appear; returns its tag."""
+def _put_new(data: bytes) -> Callable[[Any, str], Any]:
+    """Creates an object where there is none. An attempt whose answer was lost is no other writer's."""
+    lost = False
+
+    def put(store: Any, path: str) -> Any:
+        nonlocal lost
         try:
-            if self._upload is None:
-                return self._path.write_bytes(bytes(self._buffer))
-            if self._buffer:
-                self._send_part()
-            self._wait()
-            return self._complete()
-        finally:
-            self._sender.shutdown()
-
-    def abort(self) -> None:
-        """Ends the upload and removes its parts."""
-        self._sender.shutdown()
-        if self._upload is not None:
-            # The writer's own error is the one to raise; parts that stay behind are invisible, and the next
-            # attempt at the artifact ends them.
-            with contextlib.suppress(StoreError):
-                self._call("abort_multipart_upload")
-
-    def _complete(self) -> str:
-        try:
-            done = self._call("complete_multipart_upload", MultipartUpload={"Parts": self._parts})
-            return done["ETag"].strip('"')
-        except StoreError:
-            # If only the answer was lost, the upload is asked for again and unknown by then: is it there?
-            with contextlib.suppress(FileNotFoundError):
-                found = self._path.listed()
-                if found.size == self._sent and found.etag.endswith(f"-{len(self._parts)}"):
-                    return found.etag
+            with _memory if store.protocol == "memory" else contextlib.nullcontext():
+                return store.pipe_file(path, data, mode="create")
+        except Exception as error:
+            taken = isinstance(error, FileExistsError) or code_of(error) in ("PreconditionFailed", "412")
+            if taken and lost and store.cat_file(path) == data:
+                return None
+            lost = True
             raise
 
-    def _send_part(self) -> None:
-        if self._upload is None:
-            self._upload = self._call("create_multipart_upload")["UploadId"]
-        self._wait()
-        number, body = len(self._parts) + 1, bytes(self._buffer)
-        self._sent += len(body)
-        self._buffer.clear()
-        self._under_way = self._sender.submit(self._call, "upload_part", PartNumber=number, Body=body)
-
-    def _wait(self) -> None:
-        if self._under_way is not None:
-            tag = self._under_way.result()["ETag"]
-            self._parts.append({"PartNumber": len(self._parts) + 1, "ETag": tag})
-            self._under_way = None
-
-    def _call(self, method: str, **arguments: Any) -> dict[str, Any]:
-        path = self._path
-        if self._upload is not None:
-            arguments["UploadId"] = self._upload
-        with s3.explained(path.place):
-            return getattr(s3.client(path.settings), method)(Bucket=path.bucket, Key=path.key, **arguments)
+    return put

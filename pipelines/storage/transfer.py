@@ -11,8 +11,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
-from pipelines.storage import s3
 from pipelines.storage.atomic import create, remember
+from pipelines.storage.errors import explained
 from pipelines.storage.remote_path import RemotePath
 from pipelines.storage.uri import Folder, filesystem_for
 
@@ -43,7 +43,7 @@ def copy_tree(source: Folder, target: Folder, *, keep_digests: bool = False) -> 
         copy = target / path.relative_to(source).as_posix()  # type: ignore[arg-type]
         copy.parent.mkdir(parents=True, exist_ok=True)
         filesystem, inside = filesystem_for(path)
-        with s3.explained(str(path)), filesystem.open_input_stream(inside) as stream, create(copy) as output:
+        with explained(str(path)), filesystem.open_input_stream(inside) as stream, create(copy) as output:
             while block := stream.read(8 << 20):
                 output.write(block)
         if keep_digests and output.written is not None and output.written.bytes >= LARGE:

@@ -8,15 +8,15 @@ means the newest commit, so name one if two runs are to read the same files.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from casa_core.errors import ConfigError
 from pipelines.storage import s3
-from pipelines.storage.remote_path import RemotePath
-from pipelines.storage.retry import may_pass
+from pipelines.storage.errors import attempt
+from pipelines.storage.filesystems import open_filesystem
+from pipelines.storage.remote_path import STORES, RemotePath
 
 if TYPE_CHECKING:
     from pyarrow import fs
@@ -30,70 +30,53 @@ def is_remote(uri: str) -> bool:
 
 
 def open_folder(uri: str | Folder) -> Folder:
-    """The folder that an ``s3://`` URI or a local path names.
+    """The folder that a URI or a local path names, which can hold artifacts.
 
     Raises:
-        ConfigError: For a URI of another scheme.
+        ConfigError: For a URI whose server cannot promise that of two writers one wins.
     """
     if isinstance(uri, Path | RemotePath):
         return uri
-    if uri.startswith("s3://"):
-        return RemotePath.from_uri(uri)
-    if "://" in uri:
+    if not is_remote(uri):
+        return Path(uri.removeprefix("file://")).expanduser()
+    path = RemotePath.from_uri(uri)
+    if path.scheme not in STORES:
         raise ConfigError(
             f"{uri!r} is not a folder that can hold artifacts.",
-            "Artifacts lie in a local folder or on S3.",
-            "Use a path, or s3://bucket/prefix.",
+            f"{path.scheme}:// cannot create a file only where there is none, so two runs could mix theirs.",
+            "Use a local path, s3://bucket/prefix, gs://bucket/prefix or abfs://container/prefix.",
         )
-    return Path(uri).expanduser()
+    return path
 
 
 def filesystem_for(uri: str | Folder) -> tuple[fs.FileSystem, str]:
     """The pyarrow filesystem that ``uri`` lies on, and its path there without a slash at the end.
 
     Args:
-        uri: A local path or a URI: ``s3://``, ``hf://``, or another that Arrow knows.
+        uri: A local path or a URI: ``s3://``, which Arrow reads itself, or any other that fsspec knows.
 
     Raises:
         ConfigError: For a URI of an unknown scheme, or one that names nothing.
-        StoreError: For a bucket whose region cannot be found out.
+        StoreError: For a bucket whose region cannot be found out, or a hub that does not answer.
     """
     from pyarrow import fs  # late: the command line starts without it
 
-    if isinstance(uri, str) and uri.startswith("s3://"):
-        uri = RemotePath.from_uri(uri)
-    if isinstance(uri, RemotePath):
-        return s3.arrow_filesystem(uri.settings, uri.bucket), f"{uri.bucket}/{uri.key}".rstrip("/")
-    if isinstance(uri, Path) or "://" not in uri:
-        return fs.LocalFileSystem(), str(Path(uri).expanduser().resolve())
+    if isinstance(uri, Path) or (isinstance(uri, str) and not is_remote(uri)):
+        return fs.LocalFileSystem(), str(Path(str(uri).removeprefix("file://")).expanduser().resolve())
+    path = uri if isinstance(uri, RemotePath) else RemotePath.from_uri(uri)
+    if path.scheme == "s3":
+        return s3.arrow_filesystem(path.settings, path.bucket), f"{path.bucket}/{path.key}".rstrip("/")
     try:
-        filesystem, path = _hub(uri) if uri.startswith("hf://") else fs.FileSystem.from_uri(uri)
-    except (ValueError, OSError) as error:
-        if may_pass(error):
-            raise  # for the caller to try again
+        store, inside = attempt(path.place, lambda: open_filesystem(path.place))
+    except (ValueError, FileNotFoundError) as error:
+        if isinstance(error, ConfigError):
+            raise
         raise ConfigError(
-            f"{uri!r} is not a folder that this project can read.",
-            f"Arrow: {error}.",
-            "Use a local folder, s3://bucket/prefix, gs://bucket/prefix or hf://datasets/org/name/path.",
+            f"{uri} is not a folder that this project can read.",
+            f"{type(error).__name__}: {error}.",
+            "Check the address: hf://datasets/org/name[@revision]/path names a repository's folder.",
         ) from error
-    return filesystem, path.rstrip("/")
-
-
-def hub_filesystem() -> Any:
-    """The fsspec filesystem of the Hugging Face hub."""
-    from huggingface_hub import HfFileSystem
-
-    # Read here and not at import, so that it counts for every process that sets it before it reads.
-    return HfFileSystem(endpoint=os.environ.get("HF_ENDPOINT"), token=os.environ.get("HF_TOKEN"))
-
-
-def _hub(uri: str) -> tuple[fs.FileSystem, str]:
-    from pyarrow import fs
-
-    filesystem = hub_filesystem()
-    # As the hub's listings spell it, revision included, so that names can be made relative to it.
-    path = filesystem.resolve_path(uri.removeprefix("hf://")).unresolve()
-    return fs.PyFileSystem(fs.FSSpecHandler(filesystem)), path
+    return fs.PyFileSystem(fs.FSSpecHandler(store)), inside
 
 
 def data_store(placement: Mapping[str, Any]) -> Folder | None:

@@ -9,7 +9,6 @@ import pytest
 
 from pipelines.dag import artifact, job_main
 from pipelines.dag.plan import PlannedStage, StageSpec, plan
-from pipelines.dag.progress import last_lines
 from pipelines.dag.records import JobSpec, Outcome, Records
 from pipelines.data.clean import run as clean
 from pipelines.data.pack import run as pack
@@ -21,8 +20,7 @@ from pipelines.storage.remote_path import RemotePath
 from pipelines.storage.transfer import local_output
 from pipelines.storage.uri import Folder, open_folder
 from tests.data.test_pack import PACK
-from tests.support import s3
-from tests.support.dag.runner import Notes, make_runner, toy
+from tests.support.dag.runner import toy
 from tests.support.s3 import flaky
 
 CORPUS = {"generator": "moving_shapes", "train_clips": 3, "test_clips": 1, "seconds": 2.0, "fps": 10}
@@ -170,43 +168,10 @@ def raise_no_such_upload(path: RemotePath) -> None:
     """What the server says of an upload that somebody ended."""
     from pipelines.storage import s3
 
-    settings, begin = s3.client(path.settings), {"Bucket": path.bucket, "Key": path.key}
-    upload = settings.create_multipart_upload(**begin)["UploadId"]
-    settings.abort_multipart_upload(**begin, UploadId=upload)
-    with s3.explained(path.place):
-        settings.upload_part(**begin, UploadId=upload, PartNumber=1, Body=b"late")
-
-
-def test_a_run_with_its_whole_store_on_s3_leaves_nothing_on_the_disk(
-    s3_folder, tmp_path, ray_folder, ray_head, monkeypatch
-):
-    """Records, logs, progress and artifacts; and no credentials in any of them."""
-    monkeypatch.chdir(tmp_path)
-    stages = [toy("one", "write_number", number=5), toy("two", "write_number", {"x": "one"}, number=10)]
-    notes = Notes()
-    manifests = make_runner(stages, s3_folder, ray_folder, notes).run()
-    assert manifests["two"]["summary"] == {"number": 15}
-    assert {"progress two 1/1 written", "printed two the number is 15", "finished two"} < set(notes.lines)
-    for manifest in manifests.values():
-        assert artifact.verify(s3_folder / manifest["kind"] / manifest["fingerprint"]) == []
-    again = Notes()
-    # No cluster is needed for what is done: this one does not exist.
-    assert make_runner(stages, s3_folder, tmp_path / "no-session", again).run() == manifests
-    assert again.lines == ["cached one", "cached two"]
-    job_id, records = manifests["two"]["provenance"]["job_id"], Records(s3_folder)
-    assert last_lines(records.log_path(job_id), 1) == ["the number is 15"]
-    assert records.outcome(job_id) == Outcome(ok=True)
-    assert list(tmp_path.iterdir()) == []
-    everything = b"".join(path.read_bytes() for path in s3_folder.rglob("*"))
-    assert s3.SECRET_KEY.encode() not in everything
-
-
-@pytest.mark.slow
-def test_a_killed_job_on_s3_is_tried_again_once_its_lease_is_stale(s3_folder, ray_folder, ray_head):
-    notes = Notes()
-    manifests = make_runner([toy("killed", "die_once")], s3_folder, ray_folder, notes).run()
-    assert [line.split()[0] for line in notes.lines] == ["started", "retrying", "started", "finished"]
-    assert manifests["killed"]["summary"] == {"resumed_from": "step 7"}
+    where = path.bucket, path.key
+    upload = s3.call(path.settings, "create_multipart_upload", *where)["UploadId"]
+    s3.call(path.settings, "abort_multipart_upload", *where, UploadId=upload)
+    s3.call(path.settings, "upload_part", *where, UploadId=upload, PartNumber=1, Body=b"late")
 
 
 def test_a_recipe_needs_one_line_to_have_its_data_on_s3(tmp_path):

@@ -21,7 +21,7 @@ from pipelines.data.store import ipc_layout, readers, shard_writing
 from pipelines.data.store.readers import CleanReader, PackReader, ShardReader
 from pipelines.data.store.rows import CLEAN_SCHEMA
 from pipelines.data.store.shard_writing import write_shard
-from pipelines.storage import remote_path, s3
+from pipelines.storage import s3
 from pipelines.storage.remote_path import RemotePath
 from tests.support.data import shard_writer
 from tests.support.data.rows import row_of
@@ -253,7 +253,7 @@ def test_another_run_that_commits_the_same_is_welcome_and_other_contents_are_not
 
 @pytest.fixture
 def small_parts(monkeypatch):
-    monkeypatch.setattr(remote_path, "PART_BYTES", shard_writer.PART_BYTES)
+    monkeypatch.setattr(s3, "PART_BYTES", shard_writer.PART_BYTES)
 
 
 def writer(folder) -> subprocess.Popen[str]:

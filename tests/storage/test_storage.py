@@ -6,13 +6,14 @@ import hashlib
 import os
 import pickle
 import threading
+import uuid
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
 from casa_core.errors import ConfigError, StoreError
-from pipelines.storage import atomic, remote_path, retry, s3, transfer
+from pipelines.storage import atomic, retry, s3, transfer
 from pipelines.storage.atomic import create, write_whole
 from pipelines.storage.remote_path import RemotePath
 from pipelines.storage.uri import data_store, filesystem_for, open_folder
@@ -22,22 +23,21 @@ PART = 5 << 20  # The least that S3 takes as a part that others follow.
 BYTES = hashlib.shake_256(b"casa").digest(2 * PART + 12345)
 
 
-@pytest.fixture(params=["disk", "s3"])
+@pytest.fixture(params=["disk", "s3", "memory"])
 def folder(request, tmp_path):
+    if request.param == "memory":
+        return open_folder(f"memory://{uuid.uuid4().hex}/runs")
     return request.getfixturevalue("s3_folder") if request.param == "s3" else tmp_path
 
 
 @pytest.fixture
 def small_parts(monkeypatch):
-    monkeypatch.setattr(remote_path, "PART_BYTES", PART)
+    monkeypatch.setattr(s3, "PART_BYTES", PART)
 
 
 @pytest.fixture
 def impatient(monkeypatch):
-    for module in (s3, retry):
-        monkeypatch.setattr(module, "ATTEMPTS", 2)
-    yield
-    s3._client.cache_clear()
+    monkeypatch.setattr(retry, "ATTEMPTS", 2)
 
 
 # Names
@@ -72,7 +72,10 @@ def test_the_environment_names_the_server_where_the_uri_does_not(monkeypatch):
         ("s3://", "no bucket"),
         ("s3://bucket/a?endpoint=http://h", "Unknown options: endpoint"),
         ("s3://key:secret@bucket/a", "holds credentials"),
-        ("gs://bucket/a", "local folder or on S3"),
+        ("abfs://key:secret@host/a", "holds credentials"),
+        ("hf://datasets/org/name", "cannot create a file only where there is none"),
+        ("https://host/a", "cannot create a file only where there is none"),
+        ("nonsense://bucket/a", "cannot create a file only where there is none"),
     ],
 )
 def test_what_is_no_folder_for_artifacts_is_refused(uri, reason):
@@ -141,7 +144,7 @@ def test_a_stream_that_breaks_off_leaves_what_was_there(folder, small_parts):
         with pytest.raises(RuntimeError):
             write(BYTES, fail=True)
         assert [path.read_bytes() for path in folder.rglob("*")] == ([] if before is None else [before])
-    if isinstance(folder, RemotePath):
+    if isinstance(folder, RemotePath) and folder.scheme == "s3":
         assert s3.list_uploads(folder.settings, folder.bucket, folder.key) == []
 
 
@@ -257,19 +260,19 @@ def test_a_missing_bucket_is_named(s3_server, s3_folder, small_parts, action):
 
 @pytest.mark.parametrize("action", ACTIONS)
 def test_credentials_that_are_refused_are_named(s3_folder, small_parts, monkeypatch, action):
-    s3._client.cache_clear()
+    s3._filesystem.cache_clear()
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     try:
         with pytest.raises(StoreError, match="refuses these credentials") as caught:
             ACTIONS[action](s3_folder)
     finally:
-        s3._client.cache_clear()
+        s3._filesystem.cache_clear()
     assert "AWS_ACCESS_KEY_ID" in caught.value.remedy
     assert "wrong" not in str(caught.value)
 
 
 def test_missing_credentials_are_named(s3_folder, monkeypatch, tmp_path):
-    s3._client.cache_clear()
+    s3._filesystem.cache_clear()
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
@@ -278,7 +281,7 @@ def test_missing_credentials_are_named(s3_folder, monkeypatch, tmp_path):
         with pytest.raises(StoreError, match="no credentials were found"):
             (s3_folder / "x").read_bytes()
     finally:
-        s3._client.cache_clear()
+        s3._filesystem.cache_clear()
 
 
 @pytest.mark.parametrize("action", ACTIONS)

@@ -133,14 +133,10 @@ def _moto(port: int) -> list[str] | None:
 
 
 def _make_bucket(server: S3Server, process: subprocess.Popen[bytes], log: Path) -> None:
-    from botocore.exceptions import BotoCoreError, ClientError
-
     deadline = time.monotonic() + READY_S
     while True:
-        with contextlib.suppress(
-            BotoCoreError, ClientError, StoreError
-        ):  # Not up yet, in one way or another.
-            s3.client(server.folder("").settings).create_bucket(Bucket=BUCKET)
+        with contextlib.suppress(StoreError):  # Not up yet, in one way or another.
+            s3.call(server.folder("").settings, "create_bucket", BUCKET)
             (server.folder("") / "ready").write_bytes(b"")
             return
         if process.poll() is not None or time.monotonic() > deadline:

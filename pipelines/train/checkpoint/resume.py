@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from casa_core.errors import StoreError
-from pipelines.storage import s3
+from pipelines.storage.errors import explained
 from pipelines.storage.uri import Folder, filesystem_for
 from pipelines.train.checkpoint import zero_state
 from pipelines.train.checkpoint.save import FROZEN, FROZEN_DIGEST, SavedStep, list_checkpoints
@@ -95,7 +95,7 @@ def file_damage(path: Folder, entry: dict[str, Any]) -> str | None:
     filesystem, inside = filesystem_for(path)
     digest, size = hashlib.sha256(), 0
     try:
-        with s3.explained(str(path)), filesystem.open_input_stream(inside) as stream:
+        with explained(str(path)), filesystem.open_input_stream(inside) as stream:
             while block := stream.read(BLOCK):
                 digest.update(block)
                 size += len(block)

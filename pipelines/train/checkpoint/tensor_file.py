@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from casa_core.errors import StoreError
-from pipelines.storage import s3
 from pipelines.storage.atomic import Written, create
+from pipelines.storage.errors import explained
 from pipelines.storage.uri import Folder, filesystem_for
 
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
@@ -58,7 +58,7 @@ class TensorFile:
         self._path = path
         filesystem, inside = filesystem_for(path)
         try:
-            with s3.explained(str(path)):
+            with explained(str(path)):
                 self._file = filesystem.open_input_file(inside)
             length = int.from_bytes(self._file.read_at(8, 0), "little")
             self._header = json.loads(self._file.read_at(length, 8))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from pipelines.storage.raw_listing import list_raw
 from pipelines.storage.remote_path import RemotePath
 from tests.support.data.hub import Hub, running_hub
 from tests.support.data.layouts import write_every_layout
-from tests.support.s3 import flaky
+from tests.support.s3 import flaky, free_ports
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +98,24 @@ def test_a_repository_that_is_not_there_is_named(hub):
         Files("hf://datasets/org/pictures/nowhere").names(".parquet")
     with pytest.raises(ConfigError, match="hf://datasets"):
         Files("hf://datasets").names(".parquet")
+
+
+def test_a_hub_that_cannot_be_reached_ends_with_a_sentence(impatient, monkeypatch):
+    (port,) = free_ports(1)
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{port}")
+    for action in (lambda uri: Files(uri).names(".parquet"), identify_remote):
+        with pytest.raises(TransferError, match=r"(?s)does not answer.*6 attempts.*HF_ENDPOINT"):
+            action("hf://datasets/org/pictures")
+
+
+# Other stores
+
+
+def test_every_reader_finds_in_memory_what_it_finds_in_a_folder(corpus):
+    root = f"memory://{uuid.uuid4().hex}"
+    upload(corpus, RemotePath.from_uri(root))
+    for name in READERS:
+        assert everything(root, name) == everything(str(corpus), name)
 
 
 # S3

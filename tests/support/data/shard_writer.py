@@ -15,7 +15,7 @@ from casa_core.types import Sample
 from pipelines.dag import artifact
 from pipelines.data.store.rows import CLEAN_SCHEMA
 from pipelines.data.store.shard_writing import CARD, write_json, write_shard
-from pipelines.storage import remote_path
+from pipelines.storage import s3
 from pipelines.storage.atomic import remove_leftovers
 from pipelines.storage.transfer import remove_tree
 from pipelines.storage.uri import Folder, open_folder
@@ -55,6 +55,6 @@ def make(folder: Folder) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    remote_path.PART_BYTES = PART_BYTES
+    s3.PART_BYTES = PART_BYTES
     print("ready", flush=True)
     make(open_folder(sys.argv[1]))

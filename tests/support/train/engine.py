@@ -17,7 +17,7 @@ from casa_core.processing.processor import CasaProcessor
 from casa_core.processing.tokenizer import build_tokenizer
 from pipelines.recipe.model import Train
 from pipelines.recipe.where import TrainWorkers
-from pipelines.storage import remote_path
+from pipelines.storage import s3
 from pipelines.storage.uri import open_folder
 from pipelines.train import zero
 from pipelines.train.checkpoint.resume import resume
@@ -67,7 +67,7 @@ def train(engine: Any, seed: int) -> None:
 
 def main(folder: str, *, slowly: bool) -> None:
     """Resume from what is in the folder, then save step 10, train, and save step 20 in the background."""
-    remote_path.PART_BYTES = PART_BYTES
+    s3.PART_BYTES = PART_BYTES
     torch.set_num_threads(1)
     root, processor = open_folder(folder), small_processor()
     with tempfile.TemporaryDirectory() as meeting, process_group(meeting):
@@ -80,14 +80,14 @@ def main(folder: str, *, slowly: bool) -> None:
             saver.close()
             train(engine, 2)
         if slowly:
-            send = remote_path.S3Upload._send_part
+            send = s3.S3Upload._send_part
 
-            def send_slowly(self: remote_path.S3Upload) -> None:
+            def send_slowly(self: s3.S3Upload) -> None:
                 send(self)
                 print("part of 20", flush=True)
                 time.sleep(1)
 
-            remote_path.S3Upload._send_part = send_slowly
+            s3.S3Upload._send_part = send_slowly
         saver.save(engine, processor, steps_done=20)
         saver.close()
 

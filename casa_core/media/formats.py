@@ -161,9 +161,11 @@ def variant(data: bytes) -> MediaError | None:
     Image.init()
     for name in FORMATS:
         factory, accept = Image.OPEN.get(name, (None, None))
-        if factory is None or accept is None or not accept(data[:16]):
+        if factory is None or accept is None:
             continue
         try:
+            if not accept(data[:16]):
+                continue
             factory(io.BytesIO(data), "")
         except (SyntaxError, OSError, ValueError) as error:
             if _UNSUPPORTED.search(str(error)) and (name != "TIFF" or _whole_tiff(data)):

@@ -139,6 +139,12 @@ def test_a_picture_cut_anywhere_is_refused(format):
         assert reason_of(decode_image, whole[:length]) == "truncated_image"
 
 
+@pytest.mark.parametrize("start", [b"\xff\xd8\xff", b"BM", b"RIFF", b"II*\0", b"GIF8", b"qoif", b"\x1f\x8b"])
+def test_no_beginning_of_a_file_is_too_short_to_be_refused(start):
+    for length in range(1, len(start) + 1):
+        assert reason_if_any(decode_image, start[:length]) in REFUSALS
+
+
 def test_a_picture_too_large_is_refused_before_it_is_decoded():
     assert reason_of(decode_image, png_claiming(60_000, 60_000)) == "decompression_bomb"
     assert reason_of(image_dimensions, png_claiming(12_000, 15_000)) == "decompression_bomb"

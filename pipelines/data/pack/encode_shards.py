@@ -95,10 +95,11 @@ class EncodeReport:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> EncodeReport:
         """The report that a shard's file holds."""
-        row, part, text, image, video = (
+        columns: list[Any] = [
             np.frombuffer(base64.b64decode(values["columns"][name]), dtype)
             for name, dtype in _COLUMNS.items()
-        )
+        ]
+        row, part, text, image, video = columns
         return cls(
             row_E=row,
             part_E=part,

@@ -113,7 +113,9 @@ def test_packed_lines_are_read_from_their_start_as_one_span(tmp_path, monkeypatc
     assert len(line_spans(Files(str(tmp_path)), ["a.jsonl.gz"], 0)) == 1
 
 
-@pytest.mark.parametrize("data", [b"", b"no gzip", gzip.compress(b"{}\n{}\n")[:-9]])
+@pytest.mark.parametrize(
+    "data", [b"", b"no gzip", gzip.compress(b"{}\n{}\n")[:-9]], ids=["empty", "no gzip", "cut"]
+)
 def test_a_packed_file_that_breaks_off_is_noticed(tmp_path, data):
     (tmp_path / "a.jsonl.gz").write_bytes(data)
     found = found_in(tmp_path, "a.jsonl.gz")

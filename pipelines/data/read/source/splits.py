@@ -1,8 +1,9 @@
 """Which files of a corpus are trained on, which are held out, and which are not read.
 
 A file is held out where its name, or that of a folder it lies in, has one of ``HELD_OUT`` as a word of its
-own: ``val-0.jsonl``, ``test/0.parquet``, ``val2017.tar``, but not ``testimonials.jsonl`` or ``devices/0``.
-Validation and test files alike are the split ``test``: nothing here tunes on one and reports on the other.
+own: ``val-0.jsonl``, ``test/0.parquet``, ``val2017.tar``, ``testA.jsonl``, but not ``testimonials.jsonl``
+or ``devices/0``. Validation and test files alike are the split ``test``: nothing here tunes on one and
+reports on the other.
 A generated corpus states its splits in ``README.json``; a recipe's ``splits`` overrides both.
 """
 
@@ -29,6 +30,8 @@ HELD_OUT = frozenset(
 )
 README = "README.json"
 _WORD = re.compile(r"[^\W\d_]+")
+_CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
+"""Border of words in ``testA`` and ``valSet``."""
 _DOCUMENTS = re.compile(
     r"(readme|licen[cs]e|notice|citation|dataset_infos?)\b.*|.*\.(md|rst|pdf|bib)", re.IGNORECASE
 )
@@ -134,7 +137,8 @@ def _serves(files: Files, name: str, known: set[str], media: tuple[str, ...]) ->
 
 def split_of_name(name: str) -> str:
     """``test`` where a word of the name or of its folders says so, otherwise ``train``."""
-    return "test" if HELD_OUT & set(_WORD.findall(name.lower())) else "train"
+    words = {word.lower() for form in (name, _CAMEL.sub(" ", name)) for word in _WORD.findall(form)}
+    return "test" if HELD_OUT & words else "train"
 
 
 def is_document(name: str) -> bool:

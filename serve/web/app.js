@@ -60,7 +60,7 @@ function restart(time = 0) {
   showImagesKept(0);
   $("caption").replaceChildren();
   $("transcript").replaceChildren();
-  timeline.clear(Number.isFinite(video.duration) ? video.duration : 0, 1 / FPS);
+  timeline.clear(Number.isFinite(grabber.length) ? grabber.length : 0, 1 / FPS);
   grabber.rewind(time);
   setState("idle", "Ready");
 }
@@ -205,7 +205,7 @@ function stopCamera() {
 }
 
 function seekTo(time) {
-  if (Number.isFinite(video.duration)) video.currentTime = Math.min(Math.max(0, time), video.duration - 0.01);
+  if (Number.isFinite(grabber.length)) grabber.seek(Math.min(Math.max(0, time), grabber.length - 0.01));
 }
 
 async function loadClips() {
@@ -228,25 +228,35 @@ async function loadClips() {
 
 // -- wiring ---------------------------------------------------------------------------------------------------
 
+function boundSeeking() {
+  const known = Number.isFinite(grabber.length);
+  $("seek").max = known ? grabber.length : 1;
+  $("seek").disabled = !known;
+}
+
 video.addEventListener("loadedmetadata", () => {
   video.classList.toggle("tiny", video.videoWidth < TINY);
-  const known = Number.isFinite(video.duration);
-  $("seek").max = known ? video.duration : 1;
-  $("seek").disabled = !known;
   $("play").disabled = false;
+  grabber.begin();
+  boundSeeking();
+  restart(0);
+});
+video.addEventListener("durationchange", boundSeeking); // a file may tell its length bit by bit
+video.addEventListener("latestart", () => {
+  boundSeeking();
   restart(0);
 });
 video.addEventListener("play", () => {
   document.body.classList.add("playing");
   $("play").setAttribute("aria-label", "Pause");
-  grabber.look(video.currentTime); // the picture that was there before it began to move
+  grabber.look(grabber.now); // the picture that was there before it began to move
 });
 video.addEventListener("pause", () => {
   document.body.classList.remove("playing");
   $("play").setAttribute("aria-label", "Play");
 });
 video.addEventListener("seeking", () => {
-  if (video.currentTime < grabber.last / FPS) restart(video.currentTime);
+  if (grabber.now < grabber.last / FPS) restart(grabber.now);
 });
 video.addEventListener("ended", () => sending.then(() => session?.end()));
 video.addEventListener("error", () => {
@@ -263,7 +273,7 @@ $("query-form").addEventListener("submit", (event) => {
     session = null;
     note("New question to the captions.");
   } else if (video.src) {
-    video.currentTime = 0;
+    grabber.seek(0);
     restart(0);
     start();
   }
@@ -295,10 +305,10 @@ tabs.forEach((tab, index) => {
 });
 
 function follow() {
-  const time = video.currentTime;
+  const time = grabber.now;
   timeline.moveTo(time);
   if (document.activeElement !== $("seek") || !video.paused) $("seek").value = time;
-  const total = Number.isFinite(video.duration) ? ` / ${clock(video.duration)}` : "";
+  const total = Number.isFinite(grabber.length) ? ` / ${clock(grabber.length)}` : "";
   const shown = `${clock(time)}${total}`;
   if ($("clock").value !== shown) $("clock").value = shown;
   requestAnimationFrame(follow);

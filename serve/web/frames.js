@@ -14,7 +14,37 @@ export class FrameGrabber {
     this.step = 1 / fps;
     this.onFrame = onFrame;
     this.last = -1;
+    this.begin();
     this.#watch();
+  }
+
+  /** A new video is loaded: its first picture is at time 0, whatever its file says. */
+  begin() {
+    [this.zero, this.fresh] = [0, true];
+  }
+
+  // Only the first picture tells for sure: `currentTime` is 0 until then. A start of less than a step counts as
+  // 0, since under load the first picture that is reported can be the second one.
+  #first(mediaTime) {
+    this.fresh = false;
+    if (mediaTime < this.step) return;
+    this.zero = mediaTime;
+    this.video.dispatchEvent(new Event("latestart"));
+  }
+
+  /** Seconds since the first picture. */
+  get now() {
+    return this.video.currentTime - this.zero;
+  }
+
+  /** Seconds from the first picture to the end; NaN or Infinity where the video states no end. */
+  get length() {
+    return this.video.duration - this.zero;
+  }
+
+  /** Show the picture at a time. */
+  seek(time) {
+    this.video.currentTime = this.zero + time;
   }
 
   /** Take frames from the given time on, also those taken before. */
@@ -24,7 +54,8 @@ export class FrameGrabber {
 
   #watch() {
     const next = (mediaTime) => {
-      if (!this.video.paused) this.look(mediaTime);
+      if (this.fresh) this.#first(mediaTime);
+      if (!this.video.paused) this.look(mediaTime - this.zero);
       this.#watch();
     };
     // The callback names the time of the frame that is really on the screen.

@@ -179,6 +179,19 @@ def test_a_local_video_and_a_query_are_captioned(page: Page, tmp_path: Path):
     assert page.problems() == []
 
 
+def test_a_video_whose_file_starts_late_begins_at_zero_with_its_first_picture(page: Page, tmp_path: Path):
+    """Training and the caption client count so, too (tests/data/test_video_cases.py)."""
+    clip = write_clip(tmp_path / "late.mp4", ["green", "red"], start=5)
+    page.find("#tab-file").click()
+    page.find("#file").send_keys(str(clip))
+    page.wait(lambda: any("red 3" in row for row in page.texts("#transcript li")))
+    assert page.texts("#transcript li")[0].startswith("0:00")
+    assert not any(row.startswith("0:05") for row in page.texts("#transcript li"))
+    page.wait(lambda: 1.5 < float(page.script("document.getElementById('seek').max")) < 2.5)
+    page.wait(lambda: page.script("document.getElementById('clock').value").startswith("0:01"))
+    assert page.problems() == []
+
+
 def test_the_camera_is_captioned_until_it_is_stopped(page: Page):
     page.find("#tab-camera").click()
     page.find("#camera").click()

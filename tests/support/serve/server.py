@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -85,16 +86,26 @@ def binary_frame(timestamp: float, data: bytes) -> bytes:
 
 
 def write_clip(
-    path: Path, colours: list[str], *, seconds_each: float = 1.0, fps: int = 10, size: int = 64
+    path: Path,
+    colours: list[str],
+    *,
+    seconds_each: float = 1.0,
+    fps: int = 10,
+    size: int = 64,
+    start: int = 0,
 ) -> Path:
-    """An H.264 clip that shows one colour after another."""
+    """An H.264 clip that shows one colour after another, the first from ``start`` seconds on."""
     with av.open(str(path), "w", options={"movflags": "+faststart"}) as container:
         stream = container.add_stream("libx264", rate=fps, options={"crf": "18"})
         stream.width = stream.height = size
         stream.pix_fmt = "yuv420p"
+        shown = start * fps
         for colour in colours:
             pixels = np.full((size, size, 3), COLOURS[colour], np.uint8)
             for _ in range(round(seconds_each * fps)):
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+                frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+                frame.pts, frame.time_base = shown, Fraction(1, fps)
+                shown += 1
+                container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path

@@ -38,7 +38,7 @@ def to_rgb(image: Image.Image, turn: Turn = UPRIGHT) -> Rgb:
     floating-point grey runs from 0 to 1 if it stays within, otherwise to 255.
 
     Args:
-        image: Of any mode.
+        image: A picture of any mode.
         turn: How it becomes upright.
 
     Returns:

@@ -212,7 +212,7 @@ def _refusal(reason: str, name: str, remedy: str) -> MediaError:
 
 
 def _box(data: bytes) -> MediaError | None:
-    """Of a file of the ISO base media family, by its brands; AVIF is decoded."""
+    """The refusal of a file of the ISO base media family, by its brands; AVIF is decoded."""
     size = min(max(struct.unpack(">I", data[:4])[0], 16), _HEAD) if len(data) >= 16 else 16
     major = data[8:12]
     brands = {major, *(data[at : at + 4] for at in range(16, size, 4))}
@@ -234,7 +234,7 @@ def _unpacked(data: bytes) -> MediaError | None:
 
 
 def _text(head: bytes) -> MediaError | None:
-    """Of a text: a drawing, a page, an answer of a server."""
+    """The refusal of a text: a drawing, a page, an answer of a server."""
     coded = "utf-16" if head[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     text = head.decode(coded, errors="ignore")
     if not text.strip() or sum(not (c.isprintable() or c.isspace()) for c in text) > len(text) // 50:

@@ -297,7 +297,7 @@ def test_the_recipe_and_the_towers_agree_about_sides():
 
 
 def test_a_tokenizer_that_is_not_there_or_not_the_templates_is_refused(packed, cleaned, tmp_path):
-    with pytest.raises(ConfigError, match="no tokenizer at"):
+    with pytest.raises(ConfigError, match="No tokenizer can be loaded from"):
         run_pack(tmp_path / "a", cleaned, tokenizer={"path": str(tmp_path / "none")})
     own = {"path": str(packed / "tokenizer")}
     with pytest.raises(ConfigError, match="has no token"):

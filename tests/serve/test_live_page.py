@@ -180,7 +180,7 @@ def test_a_local_video_and_a_query_are_captioned(page: Page, tmp_path: Path):
 
 
 def test_a_video_whose_file_starts_late_begins_at_zero_with_its_first_picture(page: Page, tmp_path: Path):
-    """Training and the caption client count so, too (tests/data/test_video_cases.py)."""
+    """Training and the caption client count so, too (tests/data/clean/test_video_cases.py)."""
     clip = write_clip(tmp_path / "late.mp4", ["green", "red"], start=5)
     page.find("#tab-file").click()
     page.find("#file").send_keys(str(clip))

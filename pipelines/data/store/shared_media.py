@@ -34,7 +34,8 @@ class SharedMedia:
         self.count += sum(at is not None for at in at_M)
         self.bytes += int(lengths_M[~here_M.to_numpy(zero_copy_only=False)].sum())
         changed = {
-            "bytes": call_function("if_else", [here_M, bytes_M, pa.scalar(None, bytes_M.type)]),
+            # Taken, so that the dropped bytes lie in no buffer; `if_else` would only hide them.
+            "bytes": bytes_M.take(pa.array([None if at else own for own, at in enumerate(at_M)], pa.int64())),
             "at_row": pa.array([at and at[0] for at in at_M], pa.int32()),
             "at_media": pa.array([at and at[1] for at in at_M], pa.int32()),
         }

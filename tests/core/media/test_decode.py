@@ -282,4 +282,5 @@ def test_what_is_said_of_a_damaged_picture_is_the_same_in_every_run():
     """It is written into artifacts, whose bytes must not hold an object's address."""
     with pytest.raises(MediaError) as caught:
         decode_image(encode(Image.fromarray(scene()), "JPEG")[:89])
-    assert caught.value.why == "89 bytes, UnidentifiedImageError: cannot identify image file"
+    said = "its decoder says UnidentifiedImageError: cannot identify image file."
+    assert caught.value.why == f"It has 89 bytes, and {said}"

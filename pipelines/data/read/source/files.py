@@ -225,7 +225,7 @@ class Files:
     def _attempt(self, name: str, action: Callable[[], Result]) -> Result:
         if is_remote(self.root):
             return attempt(self._place(name), action)
-        with transfers(name):
+        with transfers(name or self.root):
             return retry(action, lambda error: of_machine(error) and not isinstance(error, PermissionError))
 
     def _place(self, name: str) -> str:

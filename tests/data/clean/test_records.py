@@ -66,7 +66,9 @@ def run(corpus: Path, output: Path, **settings: Any) -> dict[str, Any]:
 def test_a_declared_source_may_have_texts_alone_and_headline_and_card_count_them(corpus, tmp_path):
     summary = run(corpus, tmp_path / "out", pictures="optional")
     assert "4 train · " in headline(summary)
-    assert "2 samples without pictures · 2 quarantined (missing_image 1, not_an_image 1)" in headline(summary)
+    assert "2 samples without pictures · 2 quarantined (missing_image 1, unsupported_format 1)" in headline(
+        summary
+    )
     card = json.loads((tmp_path / "out" / "card.json").read_text())["splits"]["train"]
     assert (card["records"], card["rows"], card["images"], card["without_pictures"]) == (6, 4, 3, 2)
     first = CleanReader(tmp_path / "out", "train")[0]
@@ -77,7 +79,7 @@ def test_a_declared_source_may_have_texts_alone_and_headline_and_card_count_them
 def test_otherwise_they_stop_the_run_and_the_message_names_the_reason_with_an_example(corpus, tmp_path):
     with pytest.raises(DataError, match="4 of 6") as caught:
         run(corpus, tmp_path / "out")
-    assert "3 x missing_image, 1 x not_an_image" in caught.value.why
+    assert "3 x missing_image, 1 x unsupported_format" in caught.value.why
     assert "For example, missing_image: a.jsonl row 2: the record has no picture" in caught.value.why
     found = {
         (entry.file, entry.row): entry.detail

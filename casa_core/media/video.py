@@ -79,14 +79,17 @@ class VideoFrames:
         self._data = data
         self._container, self._stream = open_track(data)
         try:
-            first = next(self._decode(), None)
+            decoded = self._decode()
+            first = next(decoded, None)
         except MediaError:
             self.close()
             raise
         if first is None:
             self.close()
             raise self._damaged("It has a picture track, but no frame of it could be decoded.")
-        self._first: Any | None = first  # kept until the frames are asked for
+        # Kept until the frames are asked for. The rest goes on from the same iterator: where a file ends,
+        # decoders hand out several frames at once, and another one would not see them.
+        self._whole: Iterator[Any] | None = chain([first], decoded)
         self._first_begin = _begin(first)
         self.begin = _time_zero(self._container, self._first_begin)
         self._turn = _turn(first)
@@ -159,14 +162,15 @@ class VideoFrames:
     def _frames_from(self, time: float) -> Iterator[Any]:
         """Decoded frames in order, from one not after ``time``, on the file's clock, on."""
         if time > self._first_begin + 2 * _TIME_TOLERANCE and self._seek(time):
-            first = next(self._decode(), None)
+            decoded = self._decode()
+            first = next(decoded, None)
             # Without a key frame there the decoder makes up what it refers to.
             if first is not None and first.key_frame and _begin(first) <= time:
-                return chain([first], self._decode())
-        elif self._first is not None:
-            first, self._first = self._first, None
-            return chain([first], self._decode())
-        self._first = None
+                return chain([first], decoded)
+        elif self._whole is not None:
+            whole, self._whole = self._whole, None
+            return whole
+        self._whole = None
         self._container.close()
         self._container, self._stream = open_track(self._data)
         return self._decode()
@@ -174,7 +178,7 @@ class VideoFrames:
     def _seek(self, time: float) -> bool:
         from av.error import FFmpegError
 
-        self._first = None
+        self._whole = None
         try:
             assert self._stream.time_base is not None
             self._container.seek(int(time / self._stream.time_base), stream=self._stream, backward=True)

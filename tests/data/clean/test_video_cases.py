@@ -228,6 +228,22 @@ def test_a_long_videos_frames_are_never_in_memory_together():
     assert peak < 4 * 720 * 1280 * 3
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_a_video_of_few_frames_shows_them_all(count):
+    with VideoFrames(noisy_video(frames=count)) as frames:
+        shown = list(frames.at([number / 30 for number in range(count)]))
+    assert len({frame.tobytes() for frame in shown}) == count
+
+
+@pytest.mark.parametrize("last", [1, 2, 3])
+def test_frames_of_a_short_last_group_are_found_as_in_one_pass(last):
+    data, times = noisy_video(frames=240 + last), [number / 30 for number in range(240 + last)]
+    with VideoFrames(data) as frames:
+        whole = [frame.tobytes() for frame in frames.at(times)]
+    with VideoFrames(data) as frames:
+        assert [frame.tobytes() for frame in frames.at(times[240:])] == whole[240:]
+
+
 def test_a_video_may_be_asked_back_and_forth():
     data = noisy_video(frames=240)
     times = [3.0, 1.0, 7.5, 7.5, 0.0, 4.0]

@@ -125,4 +125,5 @@ def _shown(strip: Image.Image, profile: Profile) -> Image.Image:
 
 
 def _within_one(image: Image.Image) -> bool:
-    return all(np.asarray(strip).max(initial=0.0) <= 1.0 for strip in _strips(image))
+    values = map(np.asarray, _strips(image))  # NaN and infinity are gaps, as in depth maps, and say nothing
+    return all(strip.max(initial=0.0, where=np.isfinite(strip)) <= 1.0 for strip in values)

@@ -21,7 +21,7 @@ from casa_core import types
 from casa_core.errors import MediaError, cause
 from casa_core.media.colour import colour_profile, to_rgb
 from casa_core.media.formats import FORMATS, damaged, refused_format, refused_raw, unidentified
-from casa_core.media.jpeg import mended
+from casa_core.media.jpeg import mended, without_reserve
 from casa_core.media.limits import MAX_PIXELS, PILLOW_PIXELS
 from casa_core.media.upright import UPRIGHT, Turn, exif_turn
 from casa_core.media.video import VideoFrames
@@ -281,6 +281,7 @@ def _loaded(
     finish: Callable[[Image.Image], _Result],
 ) -> _Result:
     """What ``finish`` makes of a picture, its pixels decoded as ``prepare`` sets it up."""
+    data = without_reserve(data)
     image = _open(data, max_pixels)
     try:
         prepare(image)

@@ -12,9 +12,23 @@ import numpy as np
 from PIL import Image
 
 _END = b"\xff\xd9"
+_BEGIN = b"\xff\xd8\xff"
 _MISSING_LINES = 1 / 16
-_SCAN = re.compile(rb"\xff\xda")
+_SCAN_MARK = b"\xff\xda"
+_SCAN = re.compile(_SCAN_MARK)
 _COEFFICIENTS = 64
+
+
+def without_reserve(data: bytes) -> bytes:
+    """A JPEG without the zeros behind its break: programs that reserve a download's size leave them.
+
+    Zeros are valid codes, so that decoders would make up the missing part of the picture without complaint.
+    Other files, and those with an end mark, come back as they are.
+    """
+    if not (data.startswith(_BEGIN) and data.endswith(b"\0")):
+        return data
+    scan = data.rfind(_SCAN_MARK)
+    return data if data.find(_END, max(scan, 0)) >= 0 else data.rstrip(b"\0")
 
 
 def mended(data: bytes) -> bytes | None:

@@ -120,6 +120,16 @@ def test_a_jpeg_without_its_end_is_shown_and_half_of_one_is_not(tmp_path, option
     assert refused(whole[: len(whole) * 9 // 10], tmp_path)[0] == "truncated_image"
 
 
+@pytest.mark.parametrize("options", [{}, {"progressive": True}], ids=str)
+def test_zeros_in_the_place_of_a_jpegs_end_are_no_picture(tmp_path, options):
+    blocks = np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8).repeat(10, 0).repeat(10, 1)
+    whole = encode(Image.fromarray(blocks), "JPEG", quality=90, **options)
+    half = whole[: len(whole) // 2]
+    assert refused(half + bytes(len(half)), tmp_path)[0] == "truncated_image"
+    np.testing.assert_array_equal(everywhere(whole[:-20] + bytes(20), tmp_path), decode_image(whole[:-20]))
+    np.testing.assert_array_equal(everywhere(whole + bytes(999), tmp_path), decode_image(whole))
+
+
 def test_of_a_small_jpeg_only_the_end_mark_may_be_missing(tmp_path):
     whole = encode(photo(32, 32), "JPEG", quality=95)
     np.testing.assert_array_equal(everywhere(whole[:-2], tmp_path), decode_image(whole))
@@ -268,6 +278,16 @@ def test_deep_grey_keeps_its_upper_byte(tmp_path, mode, format):
         picture = picture.convert("I").convert("I;16")
     pixels = everywhere(encode(picture, format), tmp_path)
     np.testing.assert_array_equal(pixels[..., 0], deep.astype(int) >> 8)
+
+
+@pytest.mark.parametrize("gap", [np.nan, np.inf, -np.inf])
+def test_gaps_in_floating_point_grey_do_not_change_its_range(tmp_path, gap):
+    grey = np.linspace(0, 1, 1700, dtype=np.float32).reshape(34, 50)
+    whole = everywhere(encode(Image.fromarray(grey), "TIFF"), tmp_path)
+    grey[3, 4] = gap
+    pixels = everywhere(encode(Image.fromarray(grey), "TIFF"), tmp_path)
+    whole[3, 4] = pixels[3, 4]
+    np.testing.assert_array_equal(pixels, whole)
 
 
 def test_a_kind_of_tiff_that_is_not_decoded_is_not_called_truncated(tmp_path):

@@ -162,6 +162,13 @@ def test_either_field_takes_one_picture_or_a_list(folder, field, value):
     assert outline(found) == "i" * (len(value) if isinstance(value, list) else 1) + "ua"
 
 
+def test_a_file_name_is_the_picture_of_an_imagefolders_table_and_only_there(folder):
+    assert outline(read_one(folder, {"file_name": "0.png", "text": "a ramp"}, caption_prompt="")) == "ia"
+    both = read_one(folder, {"file_name": "gone.png", "image": "0.png", "text": "a ramp"}, caption_prompt="")
+    assert outline(both) == "ia"
+    assert read_one(folder, {"file_name": "gone.png", "text": "a ramp"}).reason == "missing_image"
+
+
 @pytest.mark.parametrize("field", ["image", "images"])
 def test_and_so_do_parquet_columns(folder, field):
     kinds = {

@@ -220,7 +220,7 @@ FOLDERS = (
         lambda root: put(
             root, {"metadata.jsonl": [{"file_name": "0.png", "text": "a ramp"}], "0.png": PICTURE}
         ),
-        "call the field `image`",
+        "",
     ),
     Kept(
         "imagefolder with `metadata.csv`",

@@ -4,7 +4,8 @@ A record (a line of ``.jsonl`` or ``.jsonl.gz``, a row of ``.parquet``, an item 
 array, a sample of a tar) has
 
 * pictures in ``image`` or ``images``, one or a list. Each is the path of a file (:func:`inner_paths`); or
-  ``{bytes, path}`` with either; or bytes (parquet); or a ``data:`` URI. Web addresses are refused.
+  ``{bytes, path}`` with either; or bytes (parquet); or a ``data:`` URI. Web addresses are refused. Where
+  there is neither field, and no tar, ``file_name`` is the path, as in an imagefolder's ``metadata.jsonl``.
 * text in one of ``texts`` (``[{user, assistant}]``), ``conversations`` (any encoding of LLaVA's corpora),
   ``messages`` (as chat APIs take them, pictures among the parts or in fields of their own), or ``caption`` or
   ``text``, a caption. :mod:`pipelines.data.read.corpora.conversation` says where pictures stand.
@@ -33,7 +34,14 @@ from pipelines.data.read.corpora.conversation import (
     turns_from_pairs,
 )
 from pipelines.data.read.corpora.llava_midtraining import CAPTION_PROMPT, captioned
-from pipelines.data.read.corpora.picture_fields import IMAGE_SUFFIXES, PICTURES, TEXTS, listed, misnamed
+from pipelines.data.read.corpora.picture_fields import (
+    FILE_NAME,
+    IMAGE_SUFFIXES,
+    PICTURES,
+    TEXTS,
+    listed,
+    misnamed,
+)
 from pipelines.data.read.corpora.tar_samples import MEMBERS, in_members, tar_record
 from pipelines.data.read.formats.json_array import array_items, array_spans, begins_array
 from pipelines.data.read.formats.lines import SUFFIXES as LINES
@@ -58,7 +66,7 @@ from pipelines.data.read.source.record_paths import read_named
 from pipelines.data.store.quarantine import Rejected
 
 PARQUET, ARRAY, SHARDS = (".parquet",), (".json",), (".tar",)
-_FIELDS = ("id", *PICTURES, *TEXTS, "meta")
+_FIELDS = ("id", *PICTURES, FILE_NAME, *TEXTS, "meta")
 _IMAGE_BYTES = 256 << 10
 """A guess at a picture's size, for plans: asking for each would cost a request."""
 
@@ -160,7 +168,7 @@ class ImageTextReader(CorpusReader):
         return place.record(parts, media, {**(meta if isinstance(meta, dict) else {}), **known})
 
     def _content(self, place: Place, row: Mapping[str, Any]) -> tuple[tuple[Part, ...], tuple[RawMedia, ...]]:
-        given = listed(row)
+        given = listed(row | {FILE_NAME: None} if MEMBERS in row else row)
         talk = None
         if row.get("messages") is not None:
             talk = conversation_from(row["messages"])
@@ -205,7 +213,7 @@ class ImageTextReader(CorpusReader):
 def _wanted(columns: Sequence[str]) -> list[str]:
     """The columns to read: of those that are not known only what may hold a picture under a wrong name."""
     known = [name for name in _FIELDS if name in columns]
-    if any(name in PICTURES for name in known):
+    if any(name in (*PICTURES, FILE_NAME) for name in known):
         return known
     return [*known, *misnamed(dict.fromkeys(columns, None), by_name=True)]
 

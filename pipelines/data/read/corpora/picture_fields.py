@@ -9,6 +9,8 @@ from typing import Any
 from pipelines.data.read.source.base import BadRecord
 
 PICTURES = ("image", "images")
+FILE_NAME = "file_name"
+"""The picture of a record that has none of ``PICTURES``, as in an imagefolder's ``metadata.jsonl``."""
 TEXTS = ("messages", "conversations", "texts", "caption", "text")
 # fmt: off
 IMAGE_SUFFIXES = frozenset((
@@ -40,13 +42,14 @@ def listed(row: Mapping[str, Any]) -> list[Any]:
             found.append(value if isinstance(value, list) else [value])
     if len(found) > 1:
         raise BadRecord("bad_record", f"pictures in both {' and '.join(PICTURES)}: use one of them")
-    return found[0] if found else []
+    return found[0] if found else [name for name in [row.get(FILE_NAME)] if isinstance(name, str)]
 
 
 def misnamed(row: Mapping[str, Any], *, by_name: bool = False) -> list[str]:
     """Fields that no reader knows and that seem to hold a picture: by their name and, unless ``by_name``, by
     what they hold (a picture's path or address, or bytes)."""
-    names = [name for name in row if name not in (*PICTURES, *TEXTS, "id", "meta") and _NAME.search(name)]
+    known = (*PICTURES, FILE_NAME, *TEXTS, "id", "meta")
+    names = [name for name in row if name not in known and _NAME.search(name)]
     return [name for name in names if by_name or _is_picture(row[name])]
 
 

@@ -18,7 +18,7 @@ from pipelines.data.store.quarantine import Rejected
 from pipelines.data.store.readers import CleanReader
 from pipelines.html.layout import figure, fold, section, table
 from pipelines.html.tags import Html, tag
-from pipelines.storage.uri import Folder, filesystem_for
+from pipelines.storage.uri import Folder
 
 EXAMPLES = 5
 """Examples per reason and per filter."""
@@ -38,9 +38,8 @@ def read_filtered(path: Folder) -> pa.Table:
     """The samples that filters removed, as ``FILTERED_SCHEMA``; an empty table where no filter ran."""
     if not path.is_file():
         return FILTERED_SCHEMA.empty_table()
-    filesystem, inside = filesystem_for(path)
-    with filesystem.open_input_file(inside) as file:
-        return pq.ParquetFile(file).read(columns=FILTERED_SCHEMA.names).cast(FILTERED_SCHEMA)
+    table = pq.read_table(pa.BufferReader(path.read_bytes()), columns=FILTERED_SCHEMA.names)
+    return table.cast(FILTERED_SCHEMA)
 
 
 def quarantine_section(

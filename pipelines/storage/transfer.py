@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -12,10 +13,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from pipelines.storage.atomic import create, remember
-from pipelines.storage.errors import explained
+from pipelines.storage.errors import attempt
 from pipelines.storage.remote_path import RemotePath
 from pipelines.storage.uri import Folder, filesystem_for
 
+BLOCK = 8 << 20
+"""Bytes of a file that are in memory at once."""
 THREADS = 8
 LARGE = 16 << 20
 """Bytes from which a file's digest is worth an object of its own until the commit."""
@@ -31,6 +34,15 @@ def remove_tree(folder: Folder) -> None:
         shutil.rmtree(folder)
 
 
+def blocks(path: Folder) -> Iterator[bytes]:
+    """The content of a file of any size, some megabytes at a time; a request that fails is made again."""
+    filesystem, inside = filesystem_for(path)
+    with attempt(str(path), lambda: filesystem.open_input_file(inside)) as file:
+        size = attempt(str(path), file.size)
+        for start in range(0, size, BLOCK):
+            yield attempt(str(path), functools.partial(file.read_at, min(BLOCK, size - start), start))
+
+
 def copy_tree(source: Folder, target: Folder, *, keep_digests: bool = False) -> None:
     """Copies all files below a folder to another, either of them local or on S3, each appearing whole.
 
@@ -42,9 +54,8 @@ def copy_tree(source: Folder, target: Folder, *, keep_digests: bool = False) -> 
             continue
         copy = target / path.relative_to(source).as_posix()  # type: ignore[arg-type]
         copy.parent.mkdir(parents=True, exist_ok=True)
-        filesystem, inside = filesystem_for(path)
-        with explained(str(path)), filesystem.open_input_stream(inside) as stream, create(copy) as output:
-            while block := stream.read(8 << 20):
+        with create(copy) as output:
+            for block in blocks(path):
                 output.write(block)
         if keep_digests and output.written is not None and output.written.bytes >= LARGE:
             remember(copy, output.written)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import multiprocessing
 import sys
 import threading
@@ -11,13 +12,19 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+import torch
 
 from casa_core.errors import ConfigError, StoreError
 from pipelines.dag import artifact
+from pipelines.data.filter.hash_lists import known_pictures
+from pipelines.data.store.quarantine import Rejected, read_quarantine, write_quarantine
 from pipelines.storage import retry, s3
 from pipelines.storage.atomic import create, write_whole
 from pipelines.storage.remote_path import Listed, RemotePath
+from pipelines.storage.transfer import copy_tree
 from pipelines.storage.uri import filesystem_for, open_folder
+from pipelines.train.checkpoint.resume import file_damage
+from pipelines.train.checkpoint.tensor_file import TensorFile, write_tensors
 from tests.support.s3 import flaky
 
 PART = 5 << 20
@@ -263,3 +270,29 @@ def test_errors_of_the_network_are_attempted_as_often_as_the_one_retry_says(monk
     with pytest.raises(ConnectionResetError):
         retry.retry(fails)
     assert len(calls) == retry.ATTEMPTS
+
+
+# Answers that break off
+
+
+def test_whatever_reads_a_file_asks_again_where_the_answer_breaks_off(s3_server, s3_folder, tmp_path):
+    """Arrow's client tries a request again that fails, but not one whose answer ends early."""
+    content = bytes(range(256)) * 1024
+    (s3_folder / "tree" / "large").write_bytes(content)
+    tensor = torch.arange(50_000, dtype=torch.float32)
+    written = write_tensors(s3_folder / "one.safetensors", {"x": tensor})
+    rejected = Rejected(source="s", file="f", row=1, sample_id="f/1", reason="bad_json", detail="d" * 9000)
+    write_quarantine(s3_folder / "quarantine.parquet", [rejected])
+    hashes = [{"sha256": "0" * 64, "phash": number} for number in range(999)]
+    (s3_folder / "hashes.json").write_text(json.dumps(hashes))
+    with flaky(s3_server) as proxy:
+        proxy.spoil = lambda method, path: "cut" if method == "GET" else ""
+        store = proxy.through(s3_folder)
+        copy_tree(store / "tree", tmp_path)
+        assert (tmp_path / "large").read_bytes() == content
+        assert torch.equal(TensorFile(store / "one.safetensors").read("x"), tensor)
+        entry = {"bytes": written.bytes, "sha256": written.sha256}
+        assert file_damage(store / "one.safetensors", entry) is None
+        assert read_quarantine(store / "quarantine.parquet") == [rejected]
+        known_pictures((str(store / "hashes.json"),), 0)
+    assert proxy.failed >= 5

@@ -26,6 +26,7 @@ from pipelines.data.read import Reader, Record, Span, open_reader
 from pipelines.data.read.corpora.picture_fields import IMAGE_SUFFIXES
 from pipelines.data.read.source.files import Files
 from pipelines.storage.atomic import create
+from pipelines.storage.errors import attempt
 from pipelines.storage.uri import Folder, filesystem_for
 
 HASH_SCHEMA = pa.schema(
@@ -138,8 +139,8 @@ def _pictures(corpus: Reader, span: Span) -> Iterator[tuple[str, bytes]]:
 def _read(file: str) -> list[dict[str, Any]]:
     filesystem, inside = filesystem_for(file)
     try:
-        with filesystem.open_input_file(inside) as source:
-            rows = _from_json(source.read()) if file.endswith(".json") else _from_parquet(source)
+        data = attempt(file, lambda: filesystem.open_input_stream(inside).readall())
+        rows = _from_json(data) if inside.endswith(".json") else _from_parquet(pa.BufferReader(data))
         for row in rows:
             _check(row)
     except (OSError, pa.ArrowException, ValueError, TypeError, KeyError) as error:
@@ -151,7 +152,7 @@ def _read(file: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _from_parquet(source: pa.NativeFile) -> list[dict[str, Any]]:
+def _from_parquet(source: pa.BufferReader) -> list[dict[str, Any]]:
     parquet = pq.ParquetFile(source)
     columns = [name for name in ("sha256", "phash") if name in parquet.schema_arrow.names]
     if not columns:

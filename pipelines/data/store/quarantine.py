@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from casa_core.errors import DataError
 from pipelines.data.store.shard_pipeline import REPORTS
 from pipelines.storage.atomic import create
-from pipelines.storage.uri import Folder, filesystem_for
+from pipelines.storage.uri import Folder
 
 QUARANTINE = "quarantine.parquet"
 QUARANTINE_SCHEMA = pa.schema(
@@ -177,6 +177,4 @@ def _table(rejected: Sequence[Rejected]) -> pa.Table:
 
 
 def _read(path: Folder) -> pa.Table:
-    filesystem, inside = filesystem_for(path)
-    with filesystem.open_input_file(inside) as file:
-        return pq.ParquetFile(file).read().cast(QUARANTINE_SCHEMA)
+    return pq.read_table(pa.BufferReader(path.read_bytes())).cast(QUARANTINE_SCHEMA)

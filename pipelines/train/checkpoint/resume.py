@@ -13,13 +13,11 @@ import torch
 import torch.distributed as dist
 
 from casa_core.errors import StoreError
-from pipelines.storage.errors import explained
-from pipelines.storage.uri import Folder, filesystem_for
+from pipelines.storage.transfer import blocks
+from pipelines.storage.uri import Folder
 from pipelines.train.checkpoint import zero_state
 from pipelines.train.checkpoint.save import FROZEN, FROZEN_DIGEST, SavedStep, list_checkpoints
 from pipelines.train.checkpoint.tensor_file import TensorFile
-
-BLOCK = 8 << 20
 
 
 def resume(engine: Any, root: Folder, *, rank: int, world_size: int) -> int:
@@ -92,13 +90,11 @@ def _damage(root: Folder, saved: SavedStep, rank: int, world_size: int) -> str |
 
 def file_damage(path: Folder, entry: dict[str, Any]) -> str | None:
     """How a file differs from the one that was written, as a sentence; ``None`` where it is the same."""
-    filesystem, inside = filesystem_for(path)
     digest, size = hashlib.sha256(), 0
     try:
-        with explained(str(path)), filesystem.open_input_stream(inside) as stream:
-            while block := stream.read(BLOCK):
-                digest.update(block)
-                size += len(block)
+        for block in blocks(path):
+            digest.update(block)
+            size += len(block)
     except (OSError, StoreError) as error:
         return f"{path.name} cannot be read ({str(error).partition(chr(10))[0]})."
     if size != entry["bytes"]:

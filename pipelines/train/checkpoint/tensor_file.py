@@ -10,7 +10,7 @@ import torch
 
 from casa_core.errors import StoreError
 from pipelines.storage.atomic import Written, create
-from pipelines.storage.errors import explained
+from pipelines.storage.errors import attempt
 from pipelines.storage.uri import Folder, filesystem_for
 
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
@@ -58,10 +58,9 @@ class TensorFile:
         self._path = path
         filesystem, inside = filesystem_for(path)
         try:
-            with explained(str(path)):
-                self._file = filesystem.open_input_file(inside)
-            length = int.from_bytes(self._file.read_at(8, 0), "little")
-            self._header = json.loads(self._file.read_at(length, 8))
+            self._file = attempt(str(path), lambda: filesystem.open_input_file(inside))
+            length = int.from_bytes(self._read_at(8, 0), "little")
+            self._header = json.loads(self._read_at(length, 8))
         except (OSError, ValueError) as error:
             raise StoreError(
                 f"{path} cannot be read.",
@@ -89,7 +88,7 @@ class TensorFile:
         first, last = entry["data_offsets"]
         begin = first + start * dtype.itemsize
         end = last if length is None else begin + length * dtype.itemsize
-        data = self._file.read_at(end - begin, self._data + begin)
+        data = self._read_at(end - begin, self._data + begin)
         if len(data) != end - begin:
             raise StoreError(
                 f"{self._path} is cut off.",
@@ -97,3 +96,6 @@ class TensorFile:
                 "Resume from an earlier step, or restore the file.",
             )
         return torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype)
+
+    def _read_at(self, length: int, start: int) -> bytes:
+        return attempt(str(self._path), lambda: self._file.read_at(length, start))

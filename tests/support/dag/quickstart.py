@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -105,8 +106,13 @@ def training_workers(session_folder: Path) -> list[int]:
     """Process ids of the training workers of a store's Ray head."""
     session = local_ray.read_session(session_folder)
     assert session is not None
-    processes = session_processes(session.session_id, Path(session.folder))
-    return [process.pid for process in processes if "RayTrainWorker" in " ".join(process.cmdline())]
+    found = []
+    for process in session_processes(session.session_id, Path(session.folder)):
+        with contextlib.suppress(psutil.NoSuchProcess):  # another of the session's, which has just ended
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                found.append(process.pid)
+    assert found, "the training has workers"
+    return found
 
 
 def manifests(store: Folder) -> dict[str, dict[str, Any]]:

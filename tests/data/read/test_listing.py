@@ -35,10 +35,12 @@ def inventory(folder: Path, reader: str = "image_text", **options: object) -> In
 HELD_OUT = """validation-0.parquet
 val.jsonl dev.jsonl valid.jsonl eval_2.jsonl test/part-0.parquet val2017.tar
 VAL/a.jsonl my-test.jsonl test1.jsonl a/dev/b/0.jsonl testdev_balanced.jsonl a.test.jsonl train-test.jsonl
-testA.jsonl valSet/0.tar TestStd.jsonl"""
+testA.jsonl valSet/0.tar TestStd.jsonl
+testset.jsonl devset.json VALSET.tar testmini-0.parquet testdata/0.tar devtest.jsonl refcoco_testb.jsonl
+minitest.tar held-out/1.jsonl held_out.jsonl hold-out.jsonl HeldOut.tar"""
 TRAINED_ON = """testimonials.jsonl latest.jsonl contest/0.tar devices.jsonl develop/a.jsonl value.jsonl
 evaluated.jsonl 0_30_s_perceptiontest/a_cap.json interval-0.parquet protest.jsonl
-VOCdevkit/a.jsonl"""
+VOCdevkit/a.jsonl testament.jsonl device_data.jsonl valetudo.jsonl holdings/outer.jsonl"""
 
 
 @pytest.mark.parametrize("name", HELD_OUT.split())

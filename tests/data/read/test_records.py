@@ -141,6 +141,41 @@ def test_pictures_of_which_only_some_are_marked_are_set_aside(folder):
     assert found.reason == "unplaced_image"
 
 
+@pytest.mark.parametrize("field", ["url", "path", "image_url"])
+def test_a_picture_as_a_part_is_named_by_any_of_its_fields(folder, field):
+    content = [{"type": "image", field: "0.png"}, {"type": "text", "text": "what?"}]
+    turns = [{"role": "user", "content": content}, {"role": "assistant", "content": "a ramp"}]
+    write_jsonl(folder / "mine.jsonl", [{"messages": turns}, {"messages": turns, "images": ["1.png"]}])
+    first, second = read_all(ImageTextReader, folder)
+    assert outline(first) == "iua"
+    assert isinstance(second, Rejected)  # which of the two is meant is not guessed
+
+
+@pytest.mark.parametrize(
+    ("indices", "reason"), [((0, 1), None), ((1, 0), "bad_record"), ((0, 0), "bad_record")]
+)
+def test_pictures_by_index_are_used_in_order_or_not_at_all(folder, indices, reason):
+    content = [
+        *({"type": "image", "text": None, "index": at} for at in indices),
+        {"type": "text", "text": "?"},
+    ]
+    turns = [{"role": "user", "content": content}, {"role": "assistant", "content": "a ramp"}]
+    write_jsonl(folder / "mine.jsonl", [{"messages": turns, "images": ["0.png", "0.png"]}])
+    assert reasons(read_all(ImageTextReader, folder)) == [reason]
+
+
+@pytest.mark.parametrize("field", ["images", "image"])
+def test_pictures_beside_a_turns_text_are_not_overlooked(folder, field):
+    turns = [
+        {"role": "user", "content": "what?", field: ["0.png"]},
+        {"role": "assistant", "content": "a ramp"},
+    ]
+    write_jsonl(folder / "mine.jsonl", [{"messages": turns}])
+    (found,) = read_all(ImageTextReader, folder, pictures="optional")
+    assert isinstance(found, Rejected)
+    assert found.reason == "misplaced_image"
+
+
 @pytest.mark.parametrize("role", ["assistant", "system"])
 def test_a_picture_in_an_answer_does_not_move_to_the_question(folder, role):
     shown = [{"type": "text", "text": "here"}, {"type": "image", "image": "0.png"}]
@@ -199,6 +234,9 @@ def test_and_so_do_parquet_columns(folder, field):
         ({"img": "0.png"}, "missing_image", "not from img"),
         ({"image_url": "https://a/0.png"}, "missing_image", "not from image_url"),
         ({"Picture": {"bytes": None, "path": "0.png"}}, "missing_image", "not from Picture"),
+        ({"path": "0.png"}, "missing_image", "not from path"),
+        ({"video": "a.mp4"}, "missing_image", "not from video"),
+        ({"image_base64": "iVBORw0KGgoAAAANSUhEUg" * 9}, "missing_image", "not from image_base64"),
     ],
 )
 def test_a_record_without_its_picture_is_never_trained_as_text(folder, record, reason, detail):

@@ -2,7 +2,8 @@
 
 A turn is ``{role, content}`` or ``{from, value}``, or has all four fields of which one pair is null. Roles
 are those of :data:`casa_core.processing.arrangement.ROLES`. A content is a text, or a list of texts and
-pictures (``{type: text, text}``, ``{type: image, image}``, ``{type: image_url, image_url: {url}}``).
+pictures (``{type: text, text}``, ``{type: image, image}`` or with ``url`` or ``path``, ``{type: image_url,
+image_url: {url}}``).
 
 Where no picture is given as part of a content, ``<image>`` in a user's text marks where one belongs, and
 ``\\<image>`` stands for the word itself; in all other texts the word is a word. The parts are arranged as the
@@ -23,6 +24,10 @@ from pipelines.data.read.source.base import BadRecord
 IMAGE_MARKER = "<image>"
 _MARKER = re.compile(r"(?<!\\)<image>")
 _ESCAPED = "\\" + IMAGE_MARKER
+_VALUES = ("image", "image_url", "url", "path")
+"""Fields of a content's part that may hold its picture."""
+_BESIDE = ("image", "images", "video", "videos")
+"""Fields that some tools put beside a turn's text; they do not say where their pictures belong."""
 
 
 class Turn(NamedTuple):
@@ -172,6 +177,9 @@ def _turn(number: int, entry: Any, shown: list[Any]) -> Turn:
     role = role_of(speaker)
     if role is None:
         raise BadRecord("unknown_role", f"turn {number} is by {speaker!r}")
+    if beside := [name for name in _BESIDE if entry.get(name)]:
+        detail = f"turn {number} has pictures in {beside[0]}, beside its text; write them as parts of it"
+        raise BadRecord("misplaced_image", detail)
     said = _either(number, entry, "content", "value")
     if said is None:
         raise BadRecord("missing_text", f"turn {number} has no text")
@@ -192,8 +200,12 @@ def _piece(number: int, role: Role, entry: Any, shown: list[Any]) -> str | Image
         raise BadRecord("bad_record", f"turn {number} has a part of type {kind!r}; {expected}")
     if role != "user":
         raise BadRecord("misplaced_image", f"a picture stands in turn {number}, the {role}'s")
-    found = entry.get(kind)
-    shown.append(found.get("url") if kind == "image_url" and isinstance(found, Mapping) else found)
+    found = next((entry[name] for name in _VALUES if entry.get(name) is not None), None)
+    shown.append(found["url"] if isinstance(found, Mapping) and found.get("url") is not None else found)
+    at = entry.get("index")
+    if isinstance(at, int) and found is None and at != len(shown) - 1:
+        detail = f"picture {len(shown) - 1} of the messages has the index {at}; pictures are used in order"
+        raise BadRecord("bad_record", detail)
     return Image(media=len(shown) - 1)
 
 

@@ -234,7 +234,7 @@ def _shown(shown: list[Any], given: list[Any], is_tar: bool) -> list[Any]:
 
 
 def _no_picture(row: Mapping[str, Any]) -> str:
-    others = misnamed(row, by_name=True)
+    others = misnamed(row) or misnamed(row, by_name=True)
     if others:
         return f"pictures are read from {' or '.join(PICTURES)}, not from {', '.join(others)}"
     return "the record has no picture; texts alone are read from a source with `pictures: optional`"

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from pipelines.data.read.corpora.videos import VIDEO_SUFFIXES
 from pipelines.data.read.source.base import BadRecord
 
 PICTURES = ("image", "images")
@@ -22,8 +23,11 @@ IMAGE_SUFFIXES = frozenset((
 PICTURE_SUFFIXES = IMAGE_SUFFIXES | {"heic", "heif", "jxl", "svg"}
 """Those, and of formats that it does not decode: the picture is set aside, not overlooked."""
 
+_SUFFIXES = PICTURE_SUFFIXES | {suffix[1:] for suffix in VIDEO_SUFFIXES}
+_BASE64 = re.compile(r"[A-Za-z0-9+/]{128}")  # longer than a hash
 _NAME = re.compile(
-    r"image|img|picture|photo|pixel|file_?name|(^|_)(pic|pics|jpe?g|png|webp)($|_)", re.IGNORECASE
+    r"image|img|picture|photo|pixel|video|frames|file|path|url|media|(^|_)(pic|pics|jpe?g|png|webp)($|_)",
+    re.IGNORECASE,
 )
 
 
@@ -58,5 +62,6 @@ def _is_picture(value: Any) -> bool:
         return any(map(_is_picture, value.values() if isinstance(value, dict) else value))
     if isinstance(value, str):
         path = value.partition("?")[0]
-        return value.startswith("data:image") or path.rpartition(".")[2].lower() in PICTURE_SUFFIXES
+        suffix = path.rpartition(".")[2].lower()
+        return value.startswith("data:image") or suffix in _SUFFIXES or _BASE64.match(value) is not None
     return isinstance(value, bytes)

@@ -30,6 +30,11 @@ HELD_OUT = frozenset(
 )
 README = "README.json"
 _WORD = re.compile(r"[^\W\d_]+")
+_JOINED = re.compile(
+    r"(test|val|valid|validation|dev|eval)(sets?|data|split|mini|std|core|dev|test|[abc])|minitest|minidev"
+)
+"""Words that are written as one with what follows them: testset, testmini, testA in any case."""
+_TWO = re.compile(r"(held|hold)[\W_]*out", re.IGNORECASE)
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 """Border of words in ``testA`` and ``valSet``."""
 _DOCUMENTS = re.compile(
@@ -138,7 +143,8 @@ def _serves(files: Files, name: str, known: set[str], media: tuple[str, ...]) ->
 def split_of_name(name: str) -> str:
     """``test`` where a word of the name or of its folders says so, otherwise ``train``."""
     words = {word.lower() for form in (name, _CAMEL.sub(" ", name)) for word in _WORD.findall(form)}
-    return "test" if HELD_OUT & words else "train"
+    known = HELD_OUT & words or any(map(_JOINED.fullmatch, words)) or _TWO.search(name)
+    return "test" if known else "train"
 
 
 def is_document(name: str) -> bool:

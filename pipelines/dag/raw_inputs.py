@@ -20,7 +20,8 @@ from typing import Any
 from casa_core.errors import ConfigError
 from pipelines.dag.fingerprint import canonical_json, file_digest
 from pipelines.storage.atomic import write_whole
-from pipelines.storage.raw_listing import RawEntry, RawListing, list_raw
+from pipelines.storage.raw_listing import RawListing, list_raw
+from pipelines.storage.remote_path import Listed
 from pipelines.text_format import byte_size, duration
 
 HASHING_THREADS = min(32, 2 * (os.cpu_count() or 1))
@@ -65,19 +66,18 @@ def _nothing(place: str, why: str) -> ConfigError:
 
 def _one_file(path: Path) -> RawListing:
     status = path.stat()
-    return RawListing(files={path.name: RawEntry(status.st_size, f"{status.st_mtime_ns}:{status.st_ino}")})
+    return RawListing(files={path.name: Listed(status.st_size, f"{status.st_mtime_ns}:{status.st_ino}")})
 
 
 def _times(listing: RawListing) -> dict[str, str]:
-    return {name: f"changed {entry.version.partition(':')[0]}" for name, entry in listing.files.items()}
+    return {name: f"changed {entry.etag.partition(':')[0]}" for name, entry in listing.files.items()}
 
 
 def _hashes(path: Path, listing: RawListing, cache: Path | None) -> dict[str, str]:
     """Name → SHA-256, from the cache or from the file."""
     places = {name: path if path.is_file() else path / name for name in listing.files}
     keys = {
-        name: f"{places[name].absolute()}:{entry.size}:{entry.version}"
-        for name, entry in listing.files.items()
+        name: f"{places[name].absolute()}:{entry.size}:{entry.etag}" for name, entry in listing.files.items()
     }
     known = _read_cache(cache)
     found = {name: known[key] for name, key in keys.items() if key in known}
@@ -159,7 +159,7 @@ def identify_remote(uri: str) -> dict[str, Any]:
     listing = list_raw(uri)
     if not listing.files:
         raise _nothing(uri, "The folder holds no files.")
-    return _identity(listing, {name: entry.version for name, entry in listing.files.items()})
+    return _identity(listing, {name: entry.etag for name, entry in listing.files.items()})
 
 
 def _identity(listing: RawListing, versions: Mapping[str, str]) -> dict[str, Any]:

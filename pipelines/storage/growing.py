@@ -13,7 +13,7 @@ import os
 import threading
 import time
 from pathlib import Path
-from typing import Protocol
+from typing import TypeAlias
 
 from casa_core.errors import StoreError
 from pipelines.storage.atomic import write_whole
@@ -25,32 +25,9 @@ INTERVAL_S = 2.0
 PART_BYTES = 64 << 10
 
 
-class Growing(Protocol):
-    """A file open for appending."""
-
-    def write(self, data: bytes) -> None:
-        """Append bytes; never waits for a network."""
-        ...
-
-    def flush(self) -> None:
-        """Have everything written so far survive this machine.
-
-        Raises:
-            StoreError: If the store does not answer.
-        """
-        ...
-
-    def close(self) -> None:
-        """Flush, and end."""
-        ...
-
-
-def append_to(path: Folder, content: bytes | None = None) -> Growing:
-    """Opens a file for appending; with ``content``, all it held is first replaced by that in one step."""
-    return _LocalFile(path, content) if isinstance(path, Path) else _Parts(path, content)
-
-
 class _LocalFile:
+    """On a disk."""
+
     def __init__(self, path: Path, content: bytes | None) -> None:
         if content is not None:
             write_whole(path, content)
@@ -67,6 +44,8 @@ class _LocalFile:
 
 
 class _Parts:
+    """On an object store. ``write`` never waits for it; ``flush`` and ``close`` raise ``StoreError``."""
+
     def __init__(self, path: Folder, content: bytes | None) -> None:
         self._folder = _parts_folder(path)
         names = _part_names(path)
@@ -117,6 +96,14 @@ class _Parts:
             # Kept, and sent the next time; `flush` raises what does not pass.
             with contextlib.suppress(StoreError, OSError):
                 self.flush()
+
+
+Growing: TypeAlias = _LocalFile | _Parts
+
+
+def append_to(path: Folder, content: bytes | None = None) -> Growing:
+    """Opens a file for appending; with ``content``, all it held is first replaced by that in one step."""
+    return _LocalFile(path, content) if isinstance(path, Path) else _Parts(path, content)
 
 
 class Follower:

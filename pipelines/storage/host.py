@@ -69,9 +69,9 @@ def _make(folder: Folder, copy: Path) -> None:
 
 
 def _make_room(cache: Path, added: int) -> None:
-    copies = sorted((path for path in cache.iterdir() if path.is_dir() and not path.suffix), key=_used)
+    copies = [path for path in cache.iterdir() if path.is_dir() and not path.suffix]
     total = added + sum(map(_size, copies))
-    for copy in copies:
+    for copy in sorted(copies, key=lambda copy: copy.stat().st_mtime):
         if total <= CACHE_BYTES:
             return
         with _lock_of(copy).open("a") as lock:
@@ -85,10 +85,6 @@ def _make_room(cache: Path, added: int) -> None:
 
 def _lock_of(copy: Path) -> Path:
     return copy.with_suffix(".lock")
-
-
-def _used(copy: Path) -> float:
-    return copy.stat().st_mtime
 
 
 def _size(folder: Path) -> int:

@@ -12,10 +12,9 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
 
-from pipelines.storage.remote_path import RemotePath
-from pipelines.storage.uri import filesystem_for
+from pipelines.storage.remote_path import Listed, RemotePath
+from pipelines.storage.uri import is_remote
 
 SKIPPED_NAMES = frozenset(
     {
@@ -26,34 +25,18 @@ SKIPPED_NAMES = frozenset(
 """Names, of files and of folders with all they hold, that are no part of a corpus."""
 
 
-@dataclass(frozen=True, slots=True)
-class RawEntry:
-    """A file of a corpus.
-
-    Attributes:
-        size: Bytes.
-        version: Changes with the content, as far as a listing shows it: the store's etag, the hub's blob id,
-            or a local file's time of change and inode.
-        link: Whether a local name is a link.
-    """
-
-    size: int
-    version: str
-    link: bool = False
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RawListing:
     """What lies below a root, by name relative to it, sorted.
 
     Attributes:
-        files: Every file.
+        files: Every file; a local one's tag is its time of change and its inode.
         doubles: Name of a link → the name under which its file or folder is listed already.
         dangling: Links that lead nowhere.
         skipped: How many hidden files and folders were passed over.
     """
 
-    files: dict[str, RawEntry]
+    files: dict[str, Listed]
     doubles: dict[str, str] = field(default_factory=dict)
     dangling: tuple[str, ...] = ()
     skipped: int = 0
@@ -64,26 +47,18 @@ def is_skipped(name: str) -> bool:
     return name.startswith((".", "~$")) or name.endswith("~") or name in SKIPPED_NAMES
 
 
-def list_raw(root: str, located: tuple[Any, str] | None = None) -> RawListing:
+def list_raw(root: str) -> RawListing:
     """The files below a folder or URI.
-
-    Args:
-        located: Its pyarrow filesystem and path, where they are known: finding them takes requests.
 
     Raises:
         OSError: Where a folder is not there, or cannot be listed.
         ConfigError: For a URI of an unknown scheme.
     """
-    if "://" not in root or root.startswith("file://"):
-        return _Walk(Path((located or filesystem_for(root))[1])).listing()
-    found = _remote_files(root, located)
-    kept = {name: found[name] for name in sorted(found) if name and not any(map(is_skipped, name.split("/")))}
+    if not is_remote(root):
+        return _Walk(Path(root.removeprefix("file://")).expanduser()).listing()
+    found = RemotePath.from_uri(root).listing()
+    kept = {name: entry for name, entry in found.items() if not any(map(is_skipped, name.split("/")))}
     return RawListing(files=kept, skipped=len(found) - len(kept))
-
-
-def _remote_files(uri: str, located: tuple[Any, str] | None) -> dict[str, RawEntry]:
-    found = RemotePath.from_uri(uri).listing().items()
-    return {name: RawEntry(entry.size, entry.etag) for name, entry in found}
 
 
 class _Walk:
@@ -91,7 +66,7 @@ class _Walk:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._files: dict[str, RawEntry] = {}
+        self._files: dict[str, Listed] = {}
         self._inodes: dict[tuple[int, int, str], str] = {}
         self._folders: dict[tuple[int, int], str] = {}
         self._links: list[tuple[str, os.stat_result]] = []
@@ -155,7 +130,7 @@ class _Walk:
     def _file(self, name: str, status: os.stat_result, *, link: bool) -> None:
         if not stat.S_ISREG(status.st_mode):
             return  # a pipe or a device holds no records
-        self._files[name] = RawEntry(status.st_size, f"{status.st_mtime_ns}:{status.st_ino}", link)
+        self._files[name] = Listed(status.st_size, f"{status.st_mtime_ns}:{status.st_ino}")
         # The hub's cache keeps its files under names without a suffix, so those are no second copy.
         place = (status.st_dev, status.st_ino, PurePosixPath(name).suffix.lower())
         known = self._inodes.setdefault(place, name)

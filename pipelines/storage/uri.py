@@ -66,16 +66,7 @@ def filesystem_for(uri: str | Folder) -> tuple[fs.FileSystem, str]:
     path = uri if isinstance(uri, RemotePath) else RemotePath.from_uri(uri)
     if path.scheme == "s3":
         return s3.arrow_filesystem(path.settings, path.bucket), f"{path.bucket}/{path.key}".rstrip("/")
-    try:
-        store, inside = attempt(path.place, lambda: open_filesystem(path.place))
-    except (ValueError, FileNotFoundError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(
-            f"{uri} is not a folder that this project can read.",
-            f"{type(error).__name__}: {error}.",
-            "Check the address: hf://datasets/org/name[@revision]/path names a repository's folder.",
-        ) from error
+    store, inside = attempt(path.place, lambda: open_filesystem(path.place))
     return fs.PyFileSystem(fs.FSSpecHandler(store)), inside
 
 

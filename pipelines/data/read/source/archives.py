@@ -9,7 +9,6 @@ all before it.
 
 from __future__ import annotations
 
-import io
 import struct
 import tarfile
 import zipfile
@@ -20,6 +19,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from casa_core.errors import DataError
+from pipelines.data.read.source.remote_file import Section
 from pipelines.storage.raw_listing import is_skipped
 
 INDEXED = (".zip", ".tar")
@@ -166,38 +166,6 @@ def find_member(name: str, archives: tuple[str, ...], index: Callable[[str], Ind
     return alike[0] if len(alike) == 1 else None
 
 
-def section(file: Any, member: Member) -> io.RawIOBase | None:
+def section(file: Any, member: Member) -> Section | None:
     """A seekable view of a member that is not packed; None for one that is."""
-    return _Section(file, _data_offset(file, member), member.size) if member.method == _STORED else None
-
-
-class _Section(io.RawIOBase):
-    def __init__(self, file: Any, begin: int, size: int) -> None:
-        self._file, self._begin, self._size, self._position = file, begin, size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        self._position = max(0, start + offset)
-        return self._position
-
-    def readinto(self, buffer: Any, /) -> int:
-        wanted = min(len(buffer), max(0, self._size - self._position))
-        self._file.seek(self._begin + self._position)
-        data = self._file.read(wanted) if wanted else b""
-        buffer[: len(data)] = data
-        self._position += len(data)
-        return len(data)
-
-    def close(self) -> None:
-        if not self.closed:
-            self._file.close()
-        super().close()
+    return Section(file, _data_offset(file, member), member.size) if member.method == _STORED else None

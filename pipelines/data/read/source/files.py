@@ -76,7 +76,7 @@ class Files:
             TransferError: Where it cannot be reached.
         """
         try:
-            found = self._attempt("", lambda: list_raw(self.root, self._location))
+            found = self._attempt("", lambda: list_raw(self.root))
         except OSError as error:
             raise _unlisted(self.root, str(error)) from error
         if is_remote(self.root) and not found.files:

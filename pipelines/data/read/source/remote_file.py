@@ -1,4 +1,4 @@
-"""A file of a remote store as Python reads files: every read is attempted several times."""
+"""Parts of other files as Python reads files: ranges of one that is open, and of one in a remote store."""
 
 from __future__ import annotations
 
@@ -9,14 +9,11 @@ from typing import Any
 from pipelines.storage.errors import attempt
 
 
-class RemoteFile(io.RawIOBase):
-    """A remote file whose reads are attempted several times, each time on a new connection."""
+class Section(io.RawIOBase):
+    """``size`` bytes of an open file from ``begin`` on, which is closed with this."""
 
-    def __init__(self, name: str, connect: Callable[[], Any]) -> None:
-        self._name, self._connect = name, connect
-        self._file: Any = attempt(name, connect)
-        self._size: int = attempt(name, self._file.size)
-        self._position = 0
+    def __init__(self, file: Any, begin: int, size: int) -> None:
+        self._file, self._begin, self._size, self._position = file, begin, size, 0
 
     def readable(self) -> bool:
         return True
@@ -33,25 +30,43 @@ class RemoteFile(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: Any, /) -> int:
-        data = self._fetch(min(len(buffer), max(0, self._size - self._position)))
+        data = self._next(len(buffer))
         buffer[: len(data)] = data
         return len(data)
 
     def readall(self) -> bytes:
-        return self._fetch(max(0, self._size - self._position))
+        return self._next(self._size)
 
     def close(self) -> None:
-        if not self.closed:
+        if not self.closed and self._file is not None:
             self._file.close()
         super().close()
 
-    def _fetch(self, size: int) -> bytes:
+    def _next(self, wanted: int) -> bytes:
+        size = max(0, min(wanted, self._size - self._position))
+        data = self._fetch(self._begin + self._position, size) if size else b""
+        self._position += len(data)
+        return data
+
+    def _fetch(self, start: int, size: int) -> bytes:
+        self._file.seek(start)
+        return self._file.read(size)
+
+
+class RemoteFile(Section):
+    """A remote file whose reads are attempted several times, each time on a new connection."""
+
+    def __init__(self, name: str, connect: Callable[[], Any]) -> None:
+        self._name, self._connect = name, connect
+        file = attempt(name, connect)
+        super().__init__(file, 0, attempt(name, file.size))
+
+    def _fetch(self, start: int, size: int) -> bytes:
         def once() -> bytes:
             if self._file is None:
                 self._file = self._connect()
             try:
-                self._file.seek(self._position)
-                data = self._file.read(size)
+                data = super(RemoteFile, self)._fetch(start, size)
                 if len(data) < size:
                     raise ConnectionError(f"{len(data)} bytes arrived where {size} were asked for")
                 return data
@@ -59,6 +74,4 @@ class RemoteFile(io.RawIOBase):
                 self._file = None  # whatever state it is in, the next attempt starts with a new connection
                 raise
 
-        data = attempt(self._name, once) if size else b""
-        self._position += len(data)
-        return data
+        return attempt(self._name, once)

@@ -34,8 +34,9 @@ def to_rgb(image: Image.Image, turn: Turn = UPRIGHT) -> Rgb:
     """Pixels of a loaded picture.
 
     Transparency lies on white; an embedded colour profile is followed to sRGB (a broken one, or one for
-    another kind of colours, is left aside); integer grey counts as 16-bit and keeps its upper 8 bits;
-    floating-point grey runs from 0 to 1 if it stays within, otherwise to 255.
+    another kind of colours, is left aside); integer grey counts as 16-bit and keeps its upper 8 bits, but
+    that of a 32-bit TIFF as 8-bit if it stays within; floating-point grey runs from 0 to 1 if it stays
+    within, otherwise to 255.
 
     Args:
         image: A picture of any mode.
@@ -47,7 +48,7 @@ def to_rgb(image: Image.Image, turn: Turn = UPRIGHT) -> Rgb:
     pixels = np.empty((*turn.size(image.height, image.width), 3), np.uint8)
     stored = turn.stored(pixels)
     profile = colour_profile(image)
-    scale = 255.0 if image.mode == "F" and _within_one(image) else 1.0
+    scale = _grey_scale(image)
     top = 0
     for strip in _strips(image):
         stored[top : top + strip.height] = _strip_rgb(strip, profile, scale)
@@ -103,7 +104,8 @@ def _strips(image: Image.Image) -> Iterator[Image.Image]:
 def _strip_rgb(strip: Image.Image, profile: Profile | None, scale: float) -> Any:
     if strip.mode.startswith("I") or strip.mode == "F":
         grey = np.asarray(strip, dtype=np.float64)
-        levels = grey * scale if strip.mode == "F" else np.floor(grey / 256.0)
+        levels = np.floor(grey * scale) if strip.mode != "F" else grey * scale
+        levels[grey == strip.info.get("transparency")] = 255  # on white
         return np.clip(np.nan_to_num(levels), 0, 255).astype(np.uint8)[..., np.newaxis]
     if "transparency" in strip.info or strip.mode in _ALPHA:
         layer = strip.convert(_STRAIGHT.get(strip.mode, strip.mode)).convert("RGBA")
@@ -124,6 +126,15 @@ def _shown(strip: Image.Image, profile: Profile) -> Image.Image:
     return shown
 
 
-def _within_one(image: Image.Image) -> bool:
+def _grey_scale(image: Image.Image) -> float:
+    """Factor from deep grey to 0 … 255; 1 for other modes."""
+    if image.mode == "F":
+        return 255.0 if _most(image) <= 1.0 else 1.0
+    if image.mode == "I" and image.format == "TIFF" and _most(image) <= 255:
+        return 1.0
+    return 1 / 256 if image.mode.startswith("I") else 1.0
+
+
+def _most(image: Image.Image) -> float:
     values = map(np.asarray, _strips(image))  # NaN and infinity are gaps, as in depth maps, and say nothing
-    return all(strip.max(initial=0.0, where=np.isfinite(strip)) <= 1.0 for strip in values)
+    return max(float(strip.max(initial=0, where=np.isfinite(strip))) for strip in values)

@@ -280,6 +280,23 @@ def test_deep_grey_keeps_its_upper_byte(tmp_path, mode, format):
     np.testing.assert_array_equal(pixels[..., 0], deep.astype(int) >> 8)
 
 
+def test_32_bit_grey_of_a_tiff_counts_as_8_bit_where_it_stays_within(tmp_path):
+    levels = np.arange(1700, dtype=np.int32).reshape(34, 50)
+    few, many = (
+        everywhere(encode(Image.fromarray(each), "TIFF"), tmp_path) for each in (levels % 256, levels)
+    )
+    np.testing.assert_array_equal(few[..., 0], levels % 256)
+    np.testing.assert_array_equal(many[..., 0], levels >> 8)
+
+
+def test_a_transparent_level_of_16_bit_grey_is_white(tmp_path):
+    deep = np.full((34, 50), 20_000, np.uint16)
+    deep[:10] = 0
+    pixels = everywhere(encode(Image.fromarray(deep), "PNG", transparency=0), tmp_path)
+    assert (pixels[:10] == 255).all()
+    assert (pixels[10:] == 20_000 >> 8).all()
+
+
 @pytest.mark.parametrize("gap", [np.nan, np.inf, -np.inf])
 def test_gaps_in_floating_point_grey_do_not_change_its_range(tmp_path, gap):
     grey = np.linspace(0, 1, 1700, dtype=np.float32).reshape(34, 50)

@@ -419,6 +419,29 @@ def test_odd_samples_of_a_tar_are_read_or_set_aside_each_for_its_reason(tmp_path
     assert by_name["dots in the key"].sample.sample_id.startswith("v1.2_04@")
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_numbered_pictures_of_a_tar_are_in_the_order_of_their_numbers(tmp_path, named):
+    """As tar lists them, 10 comes before 2."""
+    pictures = {number: PICTURE + bytes([number]) for number in (0, 1, 10, 2)}
+    record = {"texts": PAIRS} | ({"images": [f"images/{number}.png" for number in range(4)]} if named else {})
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for number, data in pictures.items():
+            archive.addfile(member(f"k.{number}.png", data), io.BytesIO(data))
+        text = json.dumps(record).encode()
+        archive.addfile(member("k.json", text), io.BytesIO(text))
+    (found,) = read_all(ImageTextReader, tmp_path)
+    assert [entry.data for entry in found.media] == [pictures[number] for number in (0, 1, 2, 10)]
+
+
+@pytest.mark.parametrize("name", ["1.mp4", "1.cam.MOV"])
+def test_a_video_in_a_tar_is_not_passed_over(tmp_path, name):
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for entry, data in ((name, b"video"), ("1.txt", TEXT)):
+            archive.addfile(member(entry, data), io.BytesIO(data))
+    (found,) = read_all(ImageTextReader, tmp_path, pictures="optional")
+    assert (found.reason, name in found.detail) == ("missing_image", True)
+
+
 def test_archives_that_follow_each_other_in_one_file_are_all_read(tmp_path):
     good = [(str(n), [(f"{n}.jpg", JPEG), (f"{n}.txt", TEXT)], "iua") for n in range(4)]
     for n in range(4):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
@@ -9,10 +10,12 @@ from typing import Any
 from casa_core.errors import MediaError
 from casa_core.media.decode import image_header
 from pipelines.data.read.corpora.picture_fields import PICTURE_SUFFIXES, TEXTS
+from pipelines.data.read.corpora.videos import VIDEO_SUFFIXES
 from pipelines.data.read.formats.lines import json_value
 from pipelines.data.read.formats.tar_shards import TEXT_SUFFIXES, Group
 from pipelines.data.read.source.base import BadRecord
 
+_NUMBER = re.compile(r"\d+")
 MEMBERS = "tar members"
 """Field of a tar's record: name → bytes, or None for a member that is no picture."""
 
@@ -36,8 +39,22 @@ def tar_record(group: Group) -> dict[str, Any] | BadRecord:
                 return found
             if not any(row.get(field) is not None for field in TEXTS):
                 row = {**row, **found}
-    pictures = {name: data if _is_picture(name, data) else None for name, data in group.members.items()}
+    for name in group.members:
+        if name.lower().endswith(VIDEO_SUFFIXES):
+            return BadRecord("missing_image", f"{name} is a video, and this reader reads pictures")
+    pictures = {
+        name: group.members[name] if _is_picture(name, group.members[name]) else None
+        for name in _numbered(list(group.members))
+    }
     return {**row, "id": row.get("id", group.key), MEMBERS: pictures}
+
+
+def _numbered(names: list[str]) -> list[str]:
+    """Names in the order of their numbers (0, 1, 2, 10) where they differ in nothing else."""
+    pictures = [name for name in names if _suffix(name) not in TEXT_SUFFIXES]
+    if len({_NUMBER.sub("#", name) for name in pictures}) > 1:
+        return names
+    return sorted(names, key=lambda name: [int(number) for number in _NUMBER.findall(name)])
 
 
 def in_members(values: Sequence[Any], members: Mapping[str, bytes | None]) -> list[Any]:
@@ -86,10 +103,10 @@ def _is_picture(name: str, data: bytes) -> bool:
     if _suffix(name) in TEXT_SUFFIXES:
         return False
     try:
-        image_header(data)
+        file_format, _ = image_header(data)
     except MediaError as error:
         return error.reason == "decompression_bomb"
-    return True
+    return file_format != "TGA"  # which has no mark of its own: any few bytes may look like it
 
 
 def _suffix(name: str) -> str:

@@ -168,7 +168,7 @@ class ImageTextReader(CorpusReader):
         return place.record(parts, media, {**(meta if isinstance(meta, dict) else {}), **known})
 
     def _content(self, place: Place, row: Mapping[str, Any]) -> tuple[tuple[Part, ...], tuple[RawMedia, ...]]:
-        given = listed(row | {FILE_NAME: None} if MEMBERS in row else row)
+        given = listed({**row, FILE_NAME: None} if MEMBERS in row else row)
         talk = None
         if row.get("messages") is not None:
             talk = conversation_from(row["messages"])

@@ -21,6 +21,7 @@ from transformers.models.helium import HeliumConfig, HeliumForCausalLM
 
 from benchmarks.measure import interleaved, publish, read_options, table
 from casa_core.config import CasaConfig, FusionConfig
+from casa_core.decoding.decode_step import DecodeStep
 from casa_core.decoding.kv_batch import TokenChunk
 from casa_core.engine.requests import SamplingParams
 from casa_core.engine.slot_pool import SlotPool
@@ -45,7 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     theirs, ours = models(options.hidden, options.layers, options.vocabulary)
     embedding = theirs.model.embed_tokens.weight  # a step reads a row a token of it
     weights = sum(p.nbytes for p in theirs.parameters() if p is not embedding)
-    found = [measure(theirs, ours, weights, int(batch), options) for batch in options.batches.split(",")]
+    decode = DecodeStep(ours)
+    found = [
+        measure(theirs, ours, decode, weights, int(batch), options) for batch in options.batches.split(",")
+    ]
     payload = {"weights_bytes": weights, "batches": found}
     title = "Greedy decoding beside transformers' own"
     publish("decode", title, options, payload, _report(found, weights))
@@ -84,6 +88,7 @@ def models(
 def measure(
     theirs: HeliumForCausalLM,
     ours: CasaForConditionalGeneration,
+    decode: DecodeStep,
     weights: int,
     batch: int,
     options: argparse.Namespace,
@@ -93,7 +98,7 @@ def measure(
     generator = torch.Generator().manual_seed(batch)
     ids_BL = torch.randint(1, theirs.config.vocab_size, (batch, prompt), generator=generator)
     ways: dict[str, Callable[[], Any]] = {
-        OURS: lambda: _by_steps(ours, ids_BL, new),
+        OURS: lambda: _by_steps(ours, decode, ids_BL, new),
         OUR_GENERATE: lambda: _by_generate(ours, ids_BL, new),
         THEIRS: lambda: _by_generate(theirs, ids_BL, new),
     }
@@ -127,8 +132,10 @@ def measure(
     }
 
 
-def _by_steps(model: CasaForConditionalGeneration, ids_BL: torch.Tensor, new: int) -> list[list[int]]:
-    slots = SlotPool(model, len(ids_BL))
+def _by_steps(
+    model: CasaForConditionalGeneration, decode: DecodeStep, ids_BL: torch.Tensor, new: int
+) -> list[list[int]]:
+    slots = SlotPool(model, len(ids_BL), decode=decode)
     unread = {slots.allocate(SamplingParams()): TokenChunk(row) for row in ids_BL.tolist()}
     generated: dict[int, list[int]] = {slot: [] for slot in unread}
     for _ in range(new):

@@ -100,7 +100,7 @@ class _Stream:
     def __init__(self, contender: Contender, size: Size) -> None:
         self.engine = engine = small_engine(size, FusionConfig(kind=contender.kind))
         self.contender, self.size = contender, size
-        self.slots = SlotPool(engine.model, 1, bounds=contender.bounds)
+        self.slots = SlotPool(engine.model, 1, bounds=contender.bounds, decode=engine.decode)
         self.session = self._open()
         self.prompt = len(engine.processor.stream_prompt(""))
         self.prefix = len(engine.processor.frame_prefix_ids)
@@ -152,9 +152,9 @@ class _Stream:
         assert held == self.session.text_tokens == read - self.slots.state(0).dropped
         if self.contender.bounds is not None:
             assert held <= self.contender.bounds.limit
-        window = image + (words if self.contender.kind == "casa" else 0)
-        assert self.session.image_tokens == image
-        assert self.slots.sequences.windows.nbytes == window * self.token_bytes
+        windows = self.slots.sequences.windows
+        assert self.session.image_tokens == windows.image_lengths[0] == image
+        assert windows.text_lengths[0] == (words if self.contender.kind == "casa" else 0)
 
     def finish(self) -> tuple[float, int]:
         """What :class:`Course` has beside the samples."""

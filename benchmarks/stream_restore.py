@@ -122,7 +122,7 @@ def _one(
 def _replayed(engine: Engine, saved: SavedSession, params: SamplingParams) -> StreamSession:
     """A session from the transcript, as text, which draws the random numbers that the original would."""
     transcript = Transcript.from_json(saved.transcript.to_json())
-    slots = SlotPool(engine.model, 1)
+    slots = SlotPool(engine.model, 1, decode=engine.decode)
     session = engine.open_session(
         transcript.query,
         max_tokens_per_frame=transcript.max_tokens_per_frame,

@@ -4,13 +4,13 @@ The loops are transformers' own. What they call ``cache`` (``past_key_values`` b
 :class:`CasaCache`: cached sequences with a length for each row, so that padding is neither stored nor
 attended to.
 
-Shape suffixes: B rows, K kept columns, V vocabulary, I images, P patches, E values of a patch.
+Shape suffixes: B rows, A those with new tokens, K kept columns, V vocabulary, I images, P patches, E values
+of a patch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +20,6 @@ from transformers.generation.configuration_utils import GenerationMode
 from transformers.utils.generic import ModelOutput
 
 from casa_core.decoding.kv_batch import KVBatch
-from casa_core.decoding.kv_cache import row_slices
 from casa_core.errors import ConfigError, DataError
 from casa_core.hf_batch import PaddedBatch, check_lengths, kept_columns, read_padded
 from casa_core.inputs import IMAGE_INPUTS, CasaOutput
@@ -96,11 +95,13 @@ class CasaCache:
         start = 0
         for stop in sorted({column + 1 for column in columns_K} | {width}):
             rows = batch.chunks(start, stop)
-            read = torch.tensor([row is not None for row in rows], device=self.sequences.model.device)
-            if any(row is not None for row in rows):
-                logits_BV = self.sequences.extend(rows)
-                before_BV = torch.zeros_like(logits_BV) if latest_BV is None else latest_BV
-                latest_BV = torch.where(read[:, None], logits_BV, before_BV)
+            active = [number for number, row in enumerate(rows) if row is not None]
+            if active:
+                read = torch.tensor(active, device=self.sequences.model.device)
+                logits_AV = self.sequences.extend(rows)
+                if latest_BV is None:
+                    latest_BV = logits_AV.new_zeros(len(rows), logits_AV.shape[-1])
+                latest_BV = latest_BV.index_copy(0, read, logits_AV)
             if latest_BV is not None:
                 after[stop - 1] = latest_BV
             start = stop
@@ -114,25 +115,9 @@ class CasaCache:
         nothing_BV = torch.zeros_like(latest_BV)
         return torch.stack([after.get(column, nothing_BV) for column in columns_K], dim=1)
 
-    @torch.inference_mode()
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Row n becomes what row ``beam_idx[n]`` was: beam search keeps some beams and drops others."""
-        order, sequences = beam_idx.tolist(), self.sequences
-        index = lambda rows: torch.tensor(rows, dtype=torch.long, device=sequences.model.device)  # noqa: E731
-        order_B = index(order)
-        for store in (sequences.text.keys, sequences.text.values):
-            for layer, tensor in store.items():
-                store[layer] = tensor.index_select(0, order_B)
-        sequences.text.lengths = [sequences.text.lengths[row] for row in order]
-        counts = [
-            (c.image_tokens, c.text_tokens) if c is not None else (0, 0) for c in sequences.window_states
-        ]
-        kept = [
-            [n for row in order for n in range(slices[row].start, slices[row].stop)]
-            for slices in map(row_slices, zip(*counts, strict=True))
-        ]
-        sequences.windows.keep(index(kept[0]), index(kept[1]))
-        sequences.states = [replace(sequences.states[row]) for row in order]
+        self.sequences.reorder(beam_idx.tolist())
 
 
 def forward_with_cache(

@@ -1,6 +1,7 @@
 """What goes into a forward of the model, and what comes out: packing, images, output.
 
-Shape suffixes: P patches, E values of a patch, A trained (answer) tokens, B rows, V vocabulary.
+Shape suffixes: P patches, E values of a patch, N image tokens, C width, A trained (answer) tokens, B rows,
+V vocabulary.
 """
 
 from __future__ import annotations
@@ -57,6 +58,19 @@ class ImageInputs:
     """
 
     patches_PE: torch.Tensor
+    grids: Sequence[tuple[int, int]]
+
+
+@dataclass(slots=True)
+class EmbeddedImages:
+    """Images of one forward that went through the model's ``embed_images`` before, in reading order.
+
+    Attributes:
+        features_NC: Their image tokens.
+        grids: (rows, columns) of patches of each image.
+    """
+
+    features_NC: torch.Tensor
     grids: Sequence[tuple[int, int]]
 
 

@@ -34,7 +34,14 @@ from casa_core.fusion.segments import to_device
 from casa_core.fusion.windows import Windows
 from casa_core.generation import CasaCache, CasaGenerationMixin, forward_with_cache
 from casa_core.hf_batch import PaddedBatch, kept_columns, read_padded
-from casa_core.inputs import IMAGE_INPUTS, CasaOutput, ImageInputs, Packing, merged_grids
+from casa_core.inputs import (
+    IMAGE_INPUTS,
+    CasaOutput,
+    EmbeddedImages,
+    ImageInputs,
+    Packing,
+    merged_grids,
+)
 from casa_core.pretrained import CACHE_ARGUMENT, CasaPreTrainedModel
 
 _PLANNED = {"packing", "layout", "images", "text_cache", "window_cache", "loss_mask", "last_tokens"}
@@ -164,7 +171,7 @@ class CasaForConditionalGeneration(CasaPreTrainedModel, CasaGenerationMixin):
         *,
         packing: Packing | None = None,
         layout: Layout | None = None,
-        images: ImageInputs | None = None,
+        images: ImageInputs | EmbeddedImages | None = None,
         text_cache: TextCache | None = None,
         window_cache: WindowCache | None = None,
         loss_mask: torch.Tensor | None = None,
@@ -252,7 +259,7 @@ class CasaForConditionalGeneration(CasaPreTrainedModel, CasaGenerationMixin):
         return CasaOutput(loss=loss, logits=logits_BKV)
 
     def _packed_layout(
-        self, input_ids: torch.Tensor, packing: Packing | None, images: ImageInputs | None
+        self, input_ids: torch.Tensor, packing: Packing | None, images: ImageInputs | EmbeddedImages | None
     ) -> Layout:
         packing = packing or Packing(document_starts=[0])
         shown = 0 if images is None else len(images.grids)
@@ -268,7 +275,7 @@ class CasaForConditionalGeneration(CasaPreTrainedModel, CasaGenerationMixin):
         self,
         text_BLC: torch.Tensor,
         layout: Layout,
-        images: ImageInputs | None,
+        images: ImageInputs | EmbeddedImages | None,
         text_cache: TextCache | None,
         window_cache: WindowCache | None,
     ) -> torch.Tensor:
@@ -298,10 +305,14 @@ class CasaForConditionalGeneration(CasaPreTrainedModel, CasaGenerationMixin):
         hidden_BSC = self.language_model.norm(hidden_BSC)
         return hidden_BSC if stream is None else stream.text(hidden_BSC)
 
-    def embed_images(self, images: ImageInputs | None, dtype: torch.dtype) -> torch.Tensor | None:
+    def embed_images(
+        self, images: ImageInputs | EmbeddedImages | None, dtype: torch.dtype
+    ) -> torch.Tensor | None:
         """(N, C) image tokens as the language model takes them: from the tower, or the Q-Former behind it."""
         if images is None:
             return None
+        if isinstance(images, EmbeddedImages):
+            return images.features_NC.to(dtype)
         weight = next(self.vision_tower.parameters(), None)
         patches_PE = images.patches_PE.to(self.device, self.dtype if weight is None else weight.dtype)
         image_NC = self._recomputed(self.vision_tower, patches_PE, images.grids).to(dtype)

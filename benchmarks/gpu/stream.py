@@ -22,6 +22,7 @@ from benchmarks.gpu.common import (
     relative_error,
 )
 from benchmarks.gpu.common import tokens as random_tokens
+from casa_core.decoding.decode_step import DecodeStep
 from casa_core.decoding.kv_batch import KVBatch, TokenChunk
 from casa_core.engine.requests import SamplingParams
 from casa_core.engine.slot_pool import SlotPool
@@ -107,7 +108,7 @@ def _session(
     model: CasaForConditionalGeneration, setting: Setting, turns: int
 ) -> tuple[list[Turn], SlotPool]:
     """A stream of so many turns, or as many as the time allows."""
-    slots = SlotPool(model, 1)
+    slots = SlotPool(model, 1, decode=DecodeStep(model))
     slot = slots.allocate(SamplingParams(stop_bias=-1e9), stop_ids=(STOP,))
     pending, found, spent = random_tokens(PROMPT, model), [], 0.0
     frames = [Frame.of(model, _side(setting), setting) for _ in range(4)]

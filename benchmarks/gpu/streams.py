@@ -15,6 +15,7 @@ import torch
 
 from benchmarks.gpu.common import Frame, Setting, build, freed, record, relative_error, tokens
 from benchmarks.gpu.stream import IMAGE, STOP
+from casa_core.decoding.decode_step import DecodeStep
 from casa_core.decoding.kv_batch import TokenChunk
 from casa_core.engine.requests import SamplingParams
 from casa_core.engine.slot_pool import SlotPool
@@ -54,7 +55,7 @@ def _side(setting: Setting) -> int:
 
 def _open(model: CasaForConditionalGeneration, streams: int, histories: list[list[int]]) -> SlotPool:
     """A pool with one slot per stream, each with its text read."""
-    slots = SlotPool(model, streams)
+    slots = SlotPool(model, streams, decode=DecodeStep(model))
     numbers = [slots.allocate(SamplingParams(stop_bias=-1e9), stop_ids=(STOP,)) for _ in histories]
     # All at once: a step pads every slot to the longest chunk.
     slots.step({slot: TokenChunk(history) for slot, history in zip(numbers, histories, strict=True)})

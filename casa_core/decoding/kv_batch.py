@@ -2,7 +2,8 @@
 
 The text KV grows with text; the image KV of a sequence is that of its current window only.
 
-Shape suffixes: B sequences, L new text tokens of a row (padded on the right), V vocabulary, X tokens.
+Shape suffixes: B sequences, A those that a forward extends, L new text tokens of a row (padded on the
+right), V vocabulary, N numbers told of a sequence.
 """
 
 from __future__ import annotations
@@ -11,24 +12,40 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, cast
 
-import numpy as np
 import torch
 
 from casa_core.config import CasaConfig
-from casa_core.decoding.kv_cache import TextBounds, TextCache, WindowCache, row_slices
+from casa_core.decoding.decode_step import DecodeStep
+from casa_core.decoding.kv_cache import TextBounds, TextCache, WindowCache, WindowChange
 from casa_core.decoding.plan import ForwardPlan, PlanSettings, SequenceState, TokenChunk, plan_forward
 from casa_core.decoding.snapshot import SequenceSnapshot
 from casa_core.errors import ConfigError, DataError
 from casa_core.fusion.layout import LayoutRules
 from casa_core.fusion.windows import Windows, WindowState
-from casa_core.inputs import ImageInputs
+from casa_core.inputs import EmbeddedImages, ImageInputs
 
 if TYPE_CHECKING:
     from casa_core.model import CasaForConditionalGeneration
 
 __all__ = ["KVBatch", "SequenceState", "TokenChunk"]
 
-_IDLE = TokenChunk(())
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """What a batch allocates at its first forward, for each sequence; beyond it, memory grows as needed.
+
+    The keys and values of a sequence take ``2 · G · D · (layers · text + fusion layers · (image_tokens +
+    window_text))`` numbers, for G key/value heads of size D.
+
+    Attributes:
+        text: Tokens of text KV.
+        image_tokens: Image tokens of a window.
+        window_text: Text tokens of a window, where fusion layers attend to them (eq. 3).
+    """
+
+    text: int = 0
+    image_tokens: int = 0
+    window_text: int = 0
 
 
 @dataclass(slots=True)
@@ -37,6 +54,9 @@ class KVBatch:
 
     Attributes:
         bounds: Bounds of the text KV; ``None``: it grows with the text.
+        room: What is allocated at once.
+        decode: Runs the forwards in which each sequence has one new token and no image; by default the model
+            runs them too.
         text: Self-attention's keys and values; holds image tokens for insertion only.
         windows: Keys and values of each sequence's current window.
         states: Counts, positions and window of each sequence.
@@ -45,18 +65,25 @@ class KVBatch:
     model: CasaForConditionalGeneration
     size: int
     bounds: TextBounds | None = None
+    room: Room = field(default_factory=Room)
+    decode: DecodeStep | None = None
     text: TextCache = field(init=False)
-    windows: WindowCache = field(default_factory=WindowCache)
+    windows: WindowCache = field(init=False)
     states: list[SequenceState] = field(init=False)
     _setting: PlanSettings = field(init=False)
 
     def __post_init__(self) -> None:
-        self.text = TextCache(self.size, self.bounds and self.bounds.limit)
+        self.text = TextCache(self.size, self.bounds and self.bounds.limit, reserve=self.room.text)
         self.states = [SequenceState() for _ in range(self.size)]
         config = cast(CasaConfig, self.model.config)
         rules = LayoutRules.of(config)
         self._setting = PlanSettings(rules, config.vision_config.spatial_merge_size, self.model.device)
         fusion = rules.fusion
+        self.windows = WindowCache(
+            self.size,
+            attends_text=fusion.attends_text,
+            reserve=(self.room.image_tokens, self.room.window_text),
+        )
         if self.bounds is not None and (fusion.inserts or fusion.positions == "global"):
             name, value = ("kind", fusion.kind) if fusion.inserts else ("positions", fusion.positions)
             raise ConfigError(
@@ -80,83 +107,131 @@ class KVBatch:
         """Append tokens (and images) to the sequences.
 
         Args:
-            rows: One chunk per sequence, of any lengths; ``None`` leaves a sequence as it is.
+            rows: One chunk per sequence, of any lengths; ``None`` leaves a sequence as it is, at no cost.
 
         Returns:
-            (B, V) logits after each sequence's last token; without meaning for a sequence left as it is.
+            (A, V) logits after the last token of each of the A sequences that have a chunk, in order.
 
         Raises:
             DataError: If no sequence has a new token, or the tokens do not fit the text KV's bounds.
         """
-        full = [row or _IDLE for row in rows]
-        longest = max(len(row.ids) for row in full)
-        if longest == 0:
+        active = [row for row, chunk in enumerate(rows) if chunk is not None and chunk.ids]
+        chunks = [chunk for chunk in rows if chunk is not None and chunk.ids]
+        if not chunks:
             raise DataError("No sequence has a new token.", "A forward needs at least one.", "Pass its ids.")
+        self._make_room(active, [len(chunk.ids) for chunk in chunks])
+        longest = max(len(chunk.ids) for chunk in chunks)
+        single = longest == 1 and not any(chunk.grids for chunk in chunks)
+        # The first forward allocates the caches; what is probed runs through the model's own layers.
+        allocated = bool(self.text.keys or self.windows.text)
+        if self.decode is not None and single and allocated and self.model.attention_probe is None:
+            return self._step(self.decode, active, [chunk.ids[0] for chunk in chunks])
+        return self._forward(active, chunks, longest)
+
+    def _forward(self, rows: list[int], chunks: list[TokenChunk], longest: int) -> torch.Tensor:
         device = self.model.device
-        self._make_room(full)
-        ids_BL = torch.tensor([[*row.ids, *[0] * (longest - len(row.ids))] for row in full], device=device)
-        plan = plan_forward(full, self.states, self.text.lengths, self._setting)
-        self.text.expect(plan.new_tokens, device)
-        patches = [patches for row in full for patches in row.patches_PE]
-        lasts = [max(len(row.ids), 1) - 1 for row in full]
+        ids_AL = torch.tensor(
+            [[*chunk.ids, *[0] * (longest - len(chunk.ids))] for chunk in chunks], device=device
+        )
+        states = [self.states[row] for row in rows]
+        plan = plan_forward(chunks, states, [self.text.lengths[row] for row in rows], self._setting)
+        self.text.expect(plan.new_tokens, device, rows)
+        if plan.layout.windows is not None:
+            self.windows.expect(_changes(rows, chunks, plan, plan.layout.windows))
+        lasts = [len(chunk.ids) - 1 for chunk in chunks]
         output = self.model(
-            ids_BL,
+            ids_AL,
             layout=plan.layout,
-            images=ImageInputs(torch.cat(patches).to(device), [grid for row in full for grid in row.grids])
-            if patches
-            else None,
+            images=_images(chunks, device),
             text_cache=self.text,
             window_cache=self.windows,
             last_tokens=torch.tensor(lasts, device=device) if longest > 1 else None,
         )
-        self._advance(full, plan)
+        self._advance(rows, chunks, plan)
         return output.logits[:, -1]
 
-    @torch.inference_mode()
+    def _step(self, decode: DecodeStep, rows: list[int], tokens: list[int]) -> torch.Tensor:
+        rules = self._setting.rules
+        states = [self.states[row] for row in rows]
+        if rules.fusion.replaces:
+            for state in states:
+                state.window_state = state.window_state or WindowState(0, 0, 0)
+        entries = [self.text.lengths[row] for row in rows]
+        windows = [state.window_state for state in states]
+        held = [-1 if window is None else window.text_tokens for window in windows]
+        positions = [state.position for state in states]
+        numbers_NA = [
+            tokens,
+            rows,
+            entries,
+            positions,
+            [0 if window is None else window.image_tokens for window in windows],
+            held,
+            positions
+            if rules.fusion.positions == "global"
+            else [0 if window is None else window.extent + window.text_tokens for window in windows],
+        ]
+        self.text.make_room(max(entries) + 1)
+        self.windows.make_room(max(held) + 1)
+        logits_AV = decode.run(numbers_NA, self.text, self.windows)
+        for row, state in zip(rows, states, strict=True):
+            state.text_tokens += 1
+            state.position += 1
+            self.text.lengths[row] += 1
+            if (window := state.window_state) is not None:
+                state.window_state = replace(window, text_tokens=window.text_tokens + 1)
+                self.windows.text_lengths[row] += rules.fusion.attends_text
+        return logits_AV
+
     def reset(self, row: int) -> None:
         """Start a sequence over, without text and window."""
-        self._keep_windows([self._window_rows(n) for n in range(self.size) if n != row])
+        self.windows.reset(row)
         self.states[row] = SequenceState()
         self.text.lengths[row] = 0
 
     def snapshot(self, row: int) -> SequenceSnapshot:
         """Copies of one sequence's caches and counts in main memory."""
-        images, text = self._window_rows(row)
-        copy = lambda pair: tuple(t.detach().to("cpu", copy=True).contiguous() for t in pair)  # noqa: E731
+        copies = lambda held: {  # noqa: E731
+            layer: tuple(t.detach().to("cpu", copy=True).contiguous() for t in pair)
+            for layer, pair in held.items()
+        }
+        images, text = self.windows.rows(row)
         return SequenceSnapshot(
             state=replace(self.states[row]),
-            text={n: copy(pair) for n, pair in self.text.rows(row).items()},
-            window_images={n: copy((k[images], v[images])) for n, (k, v) in self.windows.images.items()},
-            window_text={n: copy((k[text], v[text])) for n, (k, v) in self.windows.text.items()},
+            text=copies(self.text.rows(row)),
+            window_images=copies(images),
+            window_text=copies(text),
         )
 
     @torch.inference_mode()
     def restore(self, row: int, snapshot: SequenceSnapshot) -> None:
         """Replace a sequence by a snapshot."""
+        moved = lambda held: {  # noqa: E731
+            layer: (key.to(self.model.device), value.to(self.model.device))
+            for layer, (key, value) in held.items()
+        }
         self.reset(row)
-        moved = lambda pair: tuple(t.to(self.model.device) for t in pair)  # noqa: E731
-        self.text.restore(row, {n: moved(pair) for n, pair in snapshot.text.items()})
-        before = {n: self._window_rows(n) for n in range(self.size)}
-        for store, held, part in (
-            (self.windows.images, snapshot.window_images, 0),
-            (self.windows.text, snapshot.window_text, 1),
-        ):
-            at = before[row][part].start
-            for layer, pair in held.items():
-                old = store.get(layer, (pair[0][:0], pair[1][:0]))
-                key, value = (
-                    torch.cat([o[:at].to(new), new, o[at:].to(new)])
-                    for o, new in zip(old, moved(pair), strict=True)
-                )
-                store[layer] = key, value
+        self.text.restore(row, moved(snapshot.text))
+        self.windows.restore(row, moved(snapshot.window_images), moved(snapshot.window_text))
         self.states[row] = replace(snapshot.state)
 
-    def _make_room(self, rows: Sequence[TokenChunk]) -> None:
+    @torch.inference_mode()
+    def reorder(self, order: Sequence[int]) -> None:
+        """Row n becomes what row ``order[n]`` was: beam search keeps some beams and drops others."""
+        order_B = torch.tensor(order, dtype=torch.long, device=self.model.device)
+        for store in (self.text.keys, self.text.values):
+            for layer, tensor in store.items():
+                store[layer] = tensor.index_select(0, order_B)
+        self.text.lengths = [self.text.lengths[row] for row in order]
+        self.windows.reorder(order, order_B)
+        self.states = [replace(self.states[row]) for row in order]
+
+    def _make_room(self, rows: Sequence[int], news: Sequence[int]) -> None:
         """Drop the oldest text after the sinks where the new tokens would not fit."""
         if self.bounds is None:
             return
-        for row, chunk in enumerate(rows):
-            new, held = len(chunk.ids), self.text.lengths[row]
+        for row, new in zip(rows, news, strict=True):
+            held = self.text.lengths[row]
             if held + new <= self.bounds.limit:
                 continue
             keep = self.bounds.sinks + self.bounds.recent
@@ -171,49 +246,46 @@ class KVBatch:
             self.states[row].position -= count
             self.states[row].dropped += count
 
-    def _advance(self, rows: Sequence[TokenChunk], plan: ForwardPlan) -> None:
-        """Advance lengths, positions and windows; drop the caches of windows that ended."""
+    def _advance(self, rows: Sequence[int], chunks: Sequence[TokenChunk], plan: ForwardPlan) -> None:
+        """Advance lengths, positions and windows."""
         windows = plan.layout.windows
         window_states = windows.window_states() if windows is not None else []
-        for row, chunk in enumerate(rows):
+        for number, (row, chunk) in enumerate(zip(rows, chunks, strict=True)):
             state = self.states[row]
             state.text_tokens += len(chunk.ids)
-            self.text.lengths[row] += plan.lengths[row]
-            state.position = plan.positions[row] if plan.positions else state.position + len(chunk.ids)
+            self.text.lengths[row] += plan.lengths[number]
+            state.position = plan.positions[number] if plan.positions else state.position + len(chunk.ids)
             if window_states:
-                state.window_state = window_states[plan.documents[row]]
-        if windows is not None:
-            self._drop_ended(windows, plan.documents)
-
-    def _drop_ended(self, windows: Windows, documents: Sequence[int]) -> None:
-        last = [windows.last_window_D[document] for document in documents]
-        text_window = np.concatenate([windows.carried_text_window_M, windows.text_window_T])
-        keep_text = _kept(text_window, last) if self._setting.rules.fusion.attends_text else None
-        self.windows.keep(self._index(_kept(windows.image_window_N, last)), self._index(keep_text))
-
-    def _index(self, index: np.ndarray | None) -> torch.Tensor | None:
-        return None if index is None else torch.from_numpy(index).to(self.model.device)
-
-    def _window_rows(self, row: int) -> tuple[slice, slice]:
-        """A sequence's part of the flat window cache: its image tokens, its text tokens."""
-        window_states = [state.window_state or WindowState(0, 0, 0) for state in self.states]
-        return (
-            row_slices([window_state.image_tokens for window_state in window_states])[row],
-            row_slices([window_state.text_tokens for window_state in window_states])[row],
-        )
-
-    def _keep_windows(self, rows: Sequence[tuple[slice, slice]]) -> None:
-        index = lambda part: torch.tensor(  # noqa: E731
-            [n for slices in rows for n in range(slices[part].start, slices[part].stop)],
-            dtype=torch.long,
-            device=self.model.device,
-        )
-        self.windows.keep(index(0), index(1))
+                state.window_state = window_states[plan.documents[number]]
+        self.windows.commit()
 
 
-def _kept(window_X: np.ndarray, last: Sequence[int]) -> np.ndarray | None:
-    """Indices of the tokens in the sequences' current windows, in order; ``None``: all, unchanged."""
-    kept = [np.flatnonzero(window_X == window) for window in last if window >= 0]
-    index = np.concatenate(kept) if kept else np.zeros(0, dtype=np.int64)
-    unchanged = len(index) == len(window_X) and (index == np.arange(len(index))).all()
-    return None if unchanged else index
+def _images(chunks: Sequence[TokenChunk], device: torch.device) -> ImageInputs | EmbeddedImages | None:
+    grids = [grid for chunk in chunks for grid in chunk.grids]
+    if not grids:
+        return None
+    features = [one for chunk in chunks for one in chunk.features_NC]
+    patches = [one for chunk in chunks for one in chunk.patches_PE]
+    assert not (features and patches), "a forward's images are all embedded, or none is"
+    if features:
+        return EmbeddedImages(torch.cat(features).to(device), grids)
+    return ImageInputs(torch.cat(patches).to(device), grids)
+
+
+def _changes(
+    rows: Sequence[int], chunks: Sequence[TokenChunk], plan: ForwardPlan, windows: Windows
+) -> list[WindowChange]:
+    """What remains of each row's new tokens: those of the window that it is in afterwards."""
+    changes: list[WindowChange] = []
+    images = 0
+    for number, (row, chunk) in enumerate(zip(rows, chunks, strict=True)):
+        images += sum(chunk.image_tokens)
+        window = int(windows.last_window_D[plan.documents[number]])
+        end = number * plan.new_tokens + len(chunk.ids)
+        kept = 0 if window < 0 else len(chunk.ids)
+        shown = None
+        if chunk.grids:  # its last images opened the window
+            kept = int(windows.text_tokens_W[window])
+            shown = slice(images - int(windows.image_tokens_W[window]), images)
+        changes.append(WindowChange(row, shown, slice(end - kept, end)))
+    return changes

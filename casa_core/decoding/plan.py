@@ -2,7 +2,7 @@
 
 Shape suffixes: B sequences, L new text tokens of a row (padded on the right), S new stream tokens of a row
 (with inserted image tokens), X entries of all rows, A position axes, T text
-tokens of all rows, P patches of an image, E numbers of a patch.
+tokens of all rows, P patches of an image, E numbers of a patch, N image tokens, C width.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from casa_core.decoding.kv_cache import row_slices
 from casa_core.fusion.layout import Layout, LayoutRules, StreamIndex, stream_source
 from casa_core.fusion.windows import WindowRules, Windows, WindowState, window_layout
 from casa_core.inputs import Packing, merged_grids
@@ -30,6 +29,8 @@ class TokenChunk:
         patches_PE: Patches of each image.
         grids: (rows, columns) of patches of each image.
         image_tokens: Tokens of each image.
+        features_NC: Image tokens of each image as the model's ``embed_images`` makes them, instead of
+            patches.
     """
 
     ids: Sequence[int]
@@ -37,6 +38,7 @@ class TokenChunk:
     patches_PE: Sequence[torch.Tensor] = ()
     grids: Sequence[tuple[int, int]] = ()
     image_tokens: Sequence[int] = ()
+    features_NC: Sequence[torch.Tensor] = ()
 
 
 @dataclass(slots=True)
@@ -91,7 +93,7 @@ class ForwardPlan:
 def plan_forward(
     rows: Sequence[TokenChunk], states: Sequence[SequenceState], lengths: Sequence[int], setting: PlanSettings
 ) -> ForwardPlan:
-    """Plan a forward that appends one chunk to each sequence; one without ids leaves it as it is.
+    """Plan a forward that appends one chunk, of at least one token, to each of some sequences.
 
     ``lengths`` are those of the sequences' text KV.
     """
@@ -153,14 +155,14 @@ def _plan_stream(
     """Insertion: image tokens are part of the text stream, so a row's stream is longer than its text."""
     news = [len(row.ids) for row in rows]
     longest, size = max(news), len(rows)
-    slices = row_slices(news)
     total = sum(news)
+    starts = [sum(news[:number]) for number in range(size)]
     stream = setting.rules.joint_stream(
         total,
         Packing(
-            document_starts=[part.start for part in slices],
+            document_starts=starts,
             image_positions=[
-                part.start + p for part, row in zip(slices, rows, strict=True) for p in row.image_positions
+                start + p for start, row in zip(starts, rows, strict=True) for p in row.image_positions
             ],
             image_tokens=[tokens for row in rows for tokens in row.image_tokens],
             image_grids=merged_grids([grid for row in rows for grid in row.grids], setting.merge),

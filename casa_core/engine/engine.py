@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from casa_core.decoding.decode_step import DecodeStep
 from casa_core.decoding.kv_cache import TextBounds
 from casa_core.decoding.plan import TokenChunk
 from casa_core.engine.inputs import prompt_chunk
@@ -34,13 +35,15 @@ class Engine:
     Calls are not thread-safe: give each engine one thread.
 
     Args:
-        model: On its device; put into evaluation mode.
+        model: On its device; put into evaluation mode. It belongs to the engine from now on: its projections
+            become views of larger matrices.
         processor: The checkpoint's own.
     """
 
     def __init__(self, model: CasaForConditionalGeneration, processor: CasaProcessor) -> None:
         self.model = model.eval()
         self.processor = processor
+        self.decode = DecodeStep(self.model)
 
     @classmethod
     def from_pretrained(
@@ -80,7 +83,7 @@ class Engine:
         """Answer requests in one batch, in their order; errors as in ``EngineProtocol.generate``."""
         if not requests:
             return []
-        slots = SlotPool(self.model, len(requests))
+        slots = SlotPool(self.model, len(requests), decode=self.decode)
         answers = {
             self._allocate(slots, request): _Answer(request, self._prompt(request)) for request in requests
         }
@@ -95,7 +98,7 @@ class Engine:
     def stream(self, request: GenerationRequest) -> Iterator[GenerationDelta]:
         """Answer one request, yielding text as it is generated; errors as :meth:`generate`."""
         answer = _Answer(request, self._prompt(request))
-        slots = SlotPool(self.model, 1)
+        slots = SlotPool(self.model, 1, decode=self.decode)
         slot, unread, sent = self._allocate(slots, request), answer.prompt, ""
         while answer.finish_reason is None:
             token = slots.step({slot: unread})[slot]
@@ -140,7 +143,8 @@ class Engine:
         settings = StreamSettings(
             query=query, max_tokens_per_frame=max_tokens_per_frame, sampling=sampling or SamplingParams()
         )
-        return StreamSession(slots or SlotPool(self.model, 1, bounds=bounds), self.processor, settings)
+        slots = slots or SlotPool(self.model, 1, bounds=bounds, decode=self.decode)
+        return StreamSession(slots, self.processor, settings)
 
     def restore_session(
         self, saved: SavedSession, *, bounds: TextBounds | None = None, slots: SlotPool | None = None

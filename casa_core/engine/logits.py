@@ -122,6 +122,11 @@ class LogitsProcessors:
         self._uses = [_Uses()] * slots
 
     @property
+    def in_use(self) -> bool:
+        """Whether any slot uses a processor."""
+        return self._joint() != _Uses()
+
+    @property
     def layout(self) -> tuple[object, ...]:
         """Which operations a step runs, on which tensors; a CUDA graph is valid while this is unchanged."""
         whole = self._joint()
@@ -174,7 +179,7 @@ class LogitsProcessors:
     def apply(self, logits_BV: torch.Tensor) -> torch.Tensor:
         """Process logits out of place; returns the given tensor itself where no slot uses a processor."""
         uses, tensors = self._joint(), self._tensors
-        if uses == _Uses():
+        if not self.in_use:
             return logits_BV
         logits_BV = logits_BV.float()
         if uses.penalty:

@@ -4,7 +4,7 @@ Random numbers are counter-based: a slot's n-th draw is a hash of its key and n 
 Flood, "Fast splittable pseudorandom number generators", 2014). Two integers are its whole random state, and
 no other slot influences it.
 
-Shape suffixes: B slots, V vocabulary, S steps.
+Shape suffixes: B slots, A some of them, V vocabulary, S steps.
 """
 
 from __future__ import annotations
@@ -249,6 +249,35 @@ class Sampler:
         self._processors.observe(tokens_B, good_B)
         tensors["step"].add_(active_B)
         return tokens_B
+
+    @torch.no_grad()
+    def choose_some(self, logits_AV: torch.Tensor, slots: Sequence[int]) -> torch.Tensor:
+        """:meth:`choose` for A slots, in the order of ``slots``; the others keep their state.
+
+        Returns:
+            (A,) int64 on the device.
+        """
+        slot_A = torch.tensor(slots, device=logits_AV.device)
+        if any(self._draws) or self._processors.in_use:
+            logits_BV = logits_AV.new_zeros(self.slots, logits_AV.shape[-1]).index_copy_(0, slot_A, logits_AV)
+            active_B = torch.zeros(self.slots, dtype=torch.bool, device=logits_AV.device)
+            return self.choose(logits_BV, active_B.index_fill_(0, slot_A, True)).index_select(0, slot_A)
+        largest_A, tokens_A = logits_AV.amax(-1), logits_AV.argmax(-1)  # NaN if any logit is
+        fault_A = torch.where(largest_A.isnan() | largest_A.isposinf(), 1, 2 * largest_A.isneginf())
+        earlier_A = self._tensors["fault"].index_select(0, slot_A)
+        self._tensors["fault"].index_copy_(0, slot_A, torch.where(earlier_A == 0, fault_A, earlier_A))
+        self._tensors["step"].index_add_(0, slot_A, torch.ones_like(slot_A))
+        return tokens_A
+
+    def read_some(self, tokens_A: torch.Tensor, slots: Sequence[int]) -> tuple[list[int], dict[int, str]]:
+        """Bring the tokens of :meth:`choose_some` to the host. This waits for the device.
+
+        Returns:
+            The tokens, and what is wrong with those of the ``slots`` that had nothing to choose.
+        """
+        both = torch.cat([self._tensors["fault"], tokens_A]).tolist()
+        faults, tokens = both[: self.slots], both[self.slots :]
+        return tokens, {slot: _FAULTS[faults[slot]] for slot in slots if faults[slot]}
 
     def read(self, tokens_B: torch.Tensor) -> list[int]:
         """Bring one step's tokens to the host. This waits for the device.

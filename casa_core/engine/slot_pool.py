@@ -2,21 +2,23 @@
 
 A sequence allocates a slot, which holds its KV cache and sampler state, and frees it when it is done.
 
-Shape suffixes: B slots, V vocabulary.
+Shape suffixes: B slots, A those that a step extends, V vocabulary.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Mapping, Sequence
 
 import torch
 
-from casa_core.decoding.kv_batch import KVBatch
+from casa_core.decoding.decode_step import DecodeStep
+from casa_core.decoding.kv_batch import KVBatch, Room
 from casa_core.decoding.kv_cache import TextBounds
 from casa_core.decoding.plan import SequenceState, TokenChunk
 from casa_core.decoding.snapshot import SequenceSnapshot
 from casa_core.engine.requests import SamplingParams
-from casa_core.engine.sampling import Sampler
+from casa_core.engine.sampling import LogitsError, Sampler
 from casa_core.errors import DataError
 from casa_core.model import CasaForConditionalGeneration
 
@@ -27,13 +29,21 @@ class SlotPool:
     Args:
         model: In evaluation mode, on its device.
         bounds: Bounds of each slot's text KV; ``None``: it grows with the text.
+        room: What is allocated for each slot at once.
+        decode: Runs the steps in which every sequence has one new token; by default the model runs them too.
     """
 
     def __init__(
-        self, model: CasaForConditionalGeneration, size: int, *, bounds: TextBounds | None = None
+        self,
+        model: CasaForConditionalGeneration,
+        size: int,
+        *,
+        bounds: TextBounds | None = None,
+        room: Room | None = None,
+        decode: DecodeStep | None = None,
     ) -> None:
         self.model = model
-        self.sequences = KVBatch(model, size, bounds)
+        self.sequences = KVBatch(model, size, bounds, room or Room(), decode)
         vocabulary = model.config.text_config.vocab_size
         self._sampler = Sampler(size, vocabulary, device=model.device)
         self._free = list(range(size))
@@ -64,18 +74,15 @@ class SlotPool:
                 "Each answer or stream needs its own.",
                 "Wait until one is free, or make a larger `SlotPool`.",
             )
-        slot = self._free.pop(0)
+        slot = heapq.heappop(self._free)  # neighbours are read without a copy
         self._sampler.set_slot(slot, params, stop_ids=stop_ids)
         return slot
 
     def free(self, slot: int) -> None:
-        """Free a slot and drop its KV caches; the memory is released once all slots are free."""
+        """Free a slot; its memory serves the next sequence in it."""
         assert slot not in self._free, "the slot is free already"
-        self._free.append(slot)
-        if self.free_slots == self.size:
-            self.sequences = KVBatch(self.model, self.size, self.sequences.bounds)
-        else:
-            self.sequences.reset(slot)
+        heapq.heappush(self._free, slot)
+        self.sequences.reset(slot)
 
     def state(self, slot: int) -> SequenceState:
         """Counts and current window of the slot's sequence."""
@@ -98,11 +105,21 @@ class SlotPool:
             DataError: If the tokens do not fit the text KV's bounds.
             LogitsError: If a slot's logits hold no token to choose.
         """
-        logits_BV = self.sequences.extend([chunks.get(slot) for slot in range(self.size)])
-        active = [slot in chunks for slot in range(self.size)]
-        active_B = None if all(active) else torch.tensor(active, device=logits_BV.device)
-        tokens = self._sampler.read(self._sampler.choose(logits_BV, active_B))
-        return {slot: tokens[slot] for slot in chunks}
+        tokens, faults = self.run(chunks)
+        if faults:
+            raise LogitsError(faults)
+        return tokens
+
+    def run(self, chunks: Mapping[int, TokenChunk]) -> tuple[dict[int, int], dict[int, str]]:
+        """As :meth:`step`, but a slot without a token to choose does not keep the others from theirs.
+
+        Returns:
+            Slot → its token, and slot → what is wrong with its logits.
+        """
+        slots = sorted(chunks)
+        logits_AV = self.sequences.extend([chunks.get(slot) for slot in range(self.size)])
+        tokens, faults = self._sampler.read_some(self._sampler.choose_some(logits_AV, slots), slots)
+        return {slot: token for slot, token in zip(slots, tokens, strict=True) if slot not in faults}, faults
 
     def snapshot(self, slot: int) -> tuple[SequenceSnapshot, dict[str, torch.Tensor]]:
         """Copies, in main memory, of a slot's sequence and of its sampler state (random state included)."""

@@ -15,7 +15,7 @@ from torch import nn
 
 from casa_core.fusion.attention import Backend, Segments, segment_attention
 from casa_core.fusion.config import FusionConfig
-from casa_core.fusion.segments import Tokens, joined
+from casa_core.fusion.segments import Tokens, joined, parts_of
 
 if TYPE_CHECKING:
     from casa_core.decoding.kv_cache import WindowCache
@@ -188,23 +188,25 @@ class FusionLayer(nn.Module):
         self, normed_BLC: torch.Tensor, state: FusionState, source: Projections, block_norm: nn.Module
     ) -> tuple[Tokens, Tokens]:
         """Image keys and values, carried ones first; then for eq. 3 the text's, carried ones first."""
-        images = None
+        images: tuple[Tokens, Tokens] | None = None
+        new = None
         if state.image_NC is not None and state.image_rope is not None:
             image_NC = self._norm_images(state.image_NC, block_norm)
             key = self.rotate(self._heads(source.k_proj(image_NC)), state.image_rope)
-            images = key, self._heads(source.v_proj(image_NC))
+            images = new = key, self._heads(source.v_proj(image_NC))
         if state.cache is not None:
-            images = state.cache.extend_images(self.layer_idx, images)
+            images = state.cache.extend_images(self.layer_idx, new)
         if not self.settings.attends_text:
             assert images is not None, "a window without images has no keys"
             return images
         key = self.rotate(self._heads(source.k_proj(normed_BLC)), state.text_rope)
-        text = key, self._heads(source.v_proj(normed_BLC))
+        text: tuple[Tokens, Tokens] = key, self._heads(source.v_proj(normed_BLC))
         if state.cache is not None:
             text = state.cache.extend_text(self.layer_idx, text)
         if images is None:
             return text
-        return (images[0], text[0]), (images[1], text[1])
+        keys, values = ([*parts_of(image), *parts_of(own)] for image, own in zip(images, text, strict=True))
+        return keys, values
 
     def _norm_images(self, image_NC: torch.Tensor, block_norm: nn.Module) -> torch.Tensor:
         if self.settings.image_norm == "none":

@@ -299,6 +299,11 @@ def to_device(array: NDArray[np.generic], device: torch.device | str) -> torch.T
     return torch.from_numpy(array).to(device, non_blocking=True)
 
 
+def parts_of(tokens: Tokens) -> Sequence[torch.Tensor]:
+    """The tensors that stand one after another."""
+    return [tokens] if isinstance(tokens, torch.Tensor) else tokens
+
+
 def joined(tokens: Tokens) -> torch.Tensor:
     """The tokens as one tensor."""
     if isinstance(tokens, torch.Tensor):
@@ -308,7 +313,7 @@ def joined(tokens: Tokens) -> torch.Tensor:
 
 def _cut(tokens: Tokens, lengths: list[int]) -> list[torch.Tensor]:
     """Views of neighbouring tokens, so many each; a piece across two tensors joins them first."""
-    parts = [tokens] if isinstance(tokens, torch.Tensor) else tokens
+    parts = parts_of(tokens)
     if not {*accumulate(len(part) for part in parts)} <= {*accumulate(lengths)}:
         parts = [joined(tokens)]
     pieces: list[torch.Tensor] = []

@@ -13,13 +13,13 @@ import torch
 from casa_core.analysis.forward import delimiter_ids
 from casa_core.analysis.inspection import NEXT_FRAME, SILENT, Inspector
 from casa_core.analysis.masking import MASKINGS, masked_attention
+from casa_core.decoding.kv_batch import KVBatch, TokenChunk
 from casa_core.engine.engine import Engine
 from casa_core.engine.requests import GenerationRequest, SamplingParams
-from casa_core.model import CasaOutput
 from casa_core.processing.processor import CasaProcessor
 from casa_core.processing.tokenizer import build_tokenizer
 from casa_core.types import Image, Sample, Text
-from tests.support.core.engine import png, recorded
+from tests.support.core.engine import Extend, png, recorded, replaced
 from tests.support.core.inspect_checkpoint import TEXTS, write
 
 QUESTION = "what colour is it?"
@@ -71,19 +71,19 @@ def saying_one_word_a_frame(engine: Engine, word: int) -> Iterator[None]:
     at once."""
     frames = 0
 
-    def dictate(_module: object, arguments: tuple[Any, ...], output: CasaOutput) -> CasaOutput:
-        nonlocal frames
-        assert output.logits is not None
-        if output.logits.dim() == 3:  # choosing, not counting likelihoods
-            last = int(arguments[0][0, -1])
+    def dictate(run: Extend) -> Extend:
+        def extend(batch: KVBatch, rows: Sequence[TokenChunk | None]) -> torch.Tensor:
+            nonlocal frames
+            last = next(row.ids for row in rows if row is not None)[-1]
             frames += last == engine.processor.image_id
             captions = last == engine.processor.image_id and frames % 3
-            token = word if captions else engine.processor.frame_end_id
-            output.logits = torch.zeros_like(output.logits)
-            output.logits[..., -1, token] = 1e4
-        return output
+            logits_AV = torch.zeros_like(run(batch, rows))
+            logits_AV[:, word if captions else engine.processor.frame_end_id] = 1e4
+            return logits_AV
 
-    with engine.model.register_forward_hook(dictate):
+        return extend
+
+    with replaced(dictate, engine.model):
         yield
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -10,30 +10,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from casa_core.batch import PackedSequence, collate
 from casa_core.decoding.kv_batch import KVBatch, TokenChunk
-from casa_core.model import CasaForConditionalGeneration
-from tests.support.core.family import BACKBONES, FUSIONS, VOCABULARY, BackboneKind, patch_values, small_casa
+from casa_core.inputs import ImageInputs
+from tests.support.core.conversations import conversations, model_of
+from tests.support.core.engine import full_logits
+from tests.support.core.family import BACKBONES, FUSIONS, BackboneKind, patch_values
 
-GRIDS = [(2, 2), (4, 2), (2, 6), (4, 4)]  # patches; 2 by 2 of them make an image token
 EVERY = pytest.mark.parametrize("fusion", FUSIONS)
 BOTH = pytest.mark.parametrize("backbone", BACKBONES)
-
-
-@cache
-def model_of(fusion: str, backbone: BackboneKind) -> CasaForConditionalGeneration:
-    return small_casa(backbone, **FUSIONS[fusion])
-
-
-@st.composite
-def conversations(draw: st.DrawFn, length: int = 14) -> TokenChunk:
-    """Words with images among them: leading text, several images in a row, many images, or none."""
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 1000)))
-    ids = torch.randint(1, VOCABULARY, (length,), generator=generator).tolist()
-    positions = sorted(draw(st.lists(st.integers(0, length - 1), max_size=5)))
-    grids = [draw(st.sampled_from(GRIDS)) for _ in positions]
-    patches = [torch.randn(rows * cols, patch_values(), generator=generator) for rows, cols in grids]
-    return TokenChunk(ids, positions, patches, grids, [rows * cols // 4 for rows, cols in grids])
 
 
 @st.composite
@@ -58,27 +42,6 @@ def pieces_of(draw: st.DrawFn, whole: TokenChunk) -> list[TokenChunk | None]:
     return out
 
 
-@torch.inference_mode()
-def at_once(model: CasaForConditionalGeneration, whole: TokenChunk) -> torch.Tensor:
-    """(tokens, vocabulary) in one forward, without a cache, as training runs it."""
-    batch = collate(
-        [
-            PackedSequence(
-                input_ids=whole.ids,
-                loss_mask=[False] * len(whole.ids),
-                document_starts=[0],
-                image_positions=whole.image_positions,
-                image_tokens=whole.image_tokens,
-                image_grids=whole.grids,
-                patches_PE=whole.patches_PE,
-            )
-        ]
-    )
-    logits = model(batch.input_ids, packing=batch.packing, images=batch.images).logits
-    assert logits is not None
-    return logits[0]
-
-
 @EVERY
 @BOTH
 @settings(max_examples=5, deadline=None, derandomize=True)
@@ -89,17 +52,17 @@ def test_pieces_in_company_give_the_logits_of_one_forward_alone(
     model = model_of(fusion, backbone)
     wholes = [data.draw(conversations()) for _ in range(3)]
     rows = [data.draw(pieces_of(whole)) for whole in wholes]
-    expected = [at_once(model, whole) for whole in wholes]
+    expected = [full_logits(model, whole) for whole in wholes]
     sequences = KVBatch(model, 3)
     for turn in range(max(map(len, rows))):
         step = [row[turn] if turn < len(row) else None for row in rows]
         if not any(step):
             continue
-        heard_BV = sequences.extend(step)
-        for row, piece in enumerate(step):
-            if piece is not None:
-                read = sequences.lengths[row]
-                torch.testing.assert_close(heard_BV[row], expected[row][read - 1], rtol=0, atol=1e-4)
+        heard_AV = sequences.extend(step)
+        extended = [row for row, piece in enumerate(step) if piece is not None]
+        for heard_V, row in zip(heard_AV, extended, strict=True):
+            read = sequences.lengths[row]
+            torch.testing.assert_close(heard_V, expected[row][read - 1], rtol=0, atol=1e-4)
     assert sequences.lengths == [len(whole.ids) for whole in wholes]
 
 
@@ -130,11 +93,31 @@ def test_only_text_is_kept_of_a_stream_with_fusion_layers_and_everything_of_an_i
     frame = TokenChunk([3, 4], [1], [image], [(4, 4)], [4])
     for fusion, kv_tokens, window_tokens in (("ca", 40, 4), ("casa", 40, 4), ("insertion", 120, 0)):
         sequences = KVBatch(model_of(fusion, backbone), 1)
-        for _ in range(20):
+        sequences.extend([frame])
+        first = sequences.windows.nbytes
+        for _ in range(19):
             sequences.extend([frame])
         assert sequences.text.lengths == [kv_tokens]
-        held = [len(key) for key, _ in sequences.windows.images.values()]
-        assert held == [window_tokens] * (3 if window_tokens else 0)
-        assert {len(key) for key, _ in sequences.windows.text.values()} <= {1}, (
-            "one word since the last frame"
-        )
+        assert len(sequences.windows.images) == (3 if window_tokens else 0)
+        assert sequences.windows.image_lengths == [window_tokens]
+        assert sequences.windows.text_lengths[0] <= 1, "one word since the last frame"
+        assert sequences.windows.nbytes <= first, "the first frame's room serves them all"
+
+
+@pytest.mark.parametrize("fusion", ["ca", "casa-image-ffn", "insertion", "qformer"])
+def test_images_embedded_beforehand_are_read_as_their_patches_are(fusion: str):
+    model = model_of(fusion, "helium")
+    whole = TokenChunk([3, 4, 5, 6], [1, 3], *_two_images())
+    embedded = []
+    for patches_PE, grid in zip(whole.patches_PE, whole.grids, strict=True):
+        with torch.inference_mode():
+            embedded.append(model.embed_images(ImageInputs(patches_PE, [grid]), torch.float32))
+    before = replace(whole, patches_PE=(), features_NC=embedded)
+    found, expected = (KVBatch(model, 1).extend([chunk]) for chunk in (before, whole))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def _two_images() -> tuple[list[torch.Tensor], list[tuple[int, int]], list[int]]:
+    generator = torch.Generator().manual_seed(3)
+    patches = [torch.randn(count, patch_values(), generator=generator) for count in (4, 8)]
+    return patches, [(2, 2), (4, 2)], [1, 2]

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from PIL import Image
 
 from casa_core.batch import PackedSequence, collate
-from casa_core.decoding.kv_batch import TokenChunk
-from casa_core.model import CasaForConditionalGeneration, CasaOutput
+from casa_core.decoding.kv_batch import KVBatch, TokenChunk
+from casa_core.model import CasaForConditionalGeneration
 from tests.support.data.media import encode
 
 
@@ -69,22 +70,39 @@ class Tape:
     logits: list[torch.Tensor] = field(default_factory=list)
 
 
+Extend = Callable[[KVBatch, Sequence[TokenChunk | None]], torch.Tensor]
+
+
+@contextmanager
+def replaced(around: Callable[[Extend], Extend], model: CasaForConditionalGeneration) -> Iterator[None]:
+    """Have ``around`` the extensions of a model's sequences, by whichever forward they run."""
+    original = KVBatch.extend
+    changed = around(original)
+
+    def extend(batch: KVBatch, rows: Sequence[TokenChunk | None]) -> torch.Tensor:
+        return (changed if batch.model is model else original)(batch, rows)
+
+    with patch.object(KVBatch, "extend", extend):
+        yield
+
+
 @contextmanager
 def recorded(model: CasaForConditionalGeneration) -> Iterator[Tape]:
     """Write down every forward of a model that runs one sequence."""
     tape = Tape()
 
-    def write(_module: object, arguments: tuple[Any, ...], output: CasaOutput) -> None:
-        assert output.logits is not None
-        tape.ids += arguments[0][0].tolist()
-        tape.ends.append(len(tape.ids))
-        tape.logits.append(output.logits[0, -1].clone())
+    def write(run: Extend) -> Extend:
+        def extend(batch: KVBatch, rows: Sequence[TokenChunk | None]) -> torch.Tensor:
+            logits_AV = run(batch, rows)
+            tape.ids += next(row.ids for row in rows if row is not None)
+            tape.ends.append(len(tape.ids))
+            tape.logits.append(logits_AV[0].clone())
+            return logits_AV
 
-    handle = model.register_forward_hook(write)
-    try:
+        return extend
+
+    with replaced(write, model):
         yield tape
-    finally:
-        handle.remove()
 
 
 @contextmanager
@@ -92,14 +110,13 @@ def saying(model: CasaForConditionalGeneration, tokens: Sequence[int]) -> Iterat
     """Make a model say these tokens, one a forward, whatever it would have said."""
     script = iter(tokens)
 
-    def dictate(_module: object, _arguments: tuple[Any, ...], output: CasaOutput) -> CasaOutput:
-        assert output.logits is not None
-        output.logits = torch.zeros_like(output.logits)
-        output.logits[:, -1, next(script)] = 1e4
-        return output
+    def dictate(run: Extend) -> Extend:
+        def extend(batch: KVBatch, rows: Sequence[TokenChunk | None]) -> torch.Tensor:
+            logits_AV = torch.zeros_like(run(batch, rows))
+            logits_AV[:, next(script)] = 1e4
+            return logits_AV
 
-    handle = model.register_forward_hook(dictate)
-    try:
+        return extend
+
+    with replaced(dictate, model):
         yield
-    finally:
-        handle.remove()

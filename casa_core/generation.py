@@ -19,6 +19,7 @@ from transformers import GenerationMixin
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.utils.generic import ModelOutput
 
+from casa_core.compiling import on_host
 from casa_core.decoding.kv_batch import KVBatch
 from casa_core.errors import ConfigError, DataError
 from casa_core.hf_batch import PaddedBatch, check_lengths, kept_columns, read_padded
@@ -120,6 +121,7 @@ class CasaCache:
         self.sequences.reorder(beam_idx.tolist())
 
 
+@on_host
 def forward_with_cache(
     model: CasaForConditionalGeneration,
     input_ids: torch.Tensor | None,

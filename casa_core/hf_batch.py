@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from casa_core.compiling import on_host
 from casa_core.config import CasaConfig
 from casa_core.decoding.plan import TokenChunk
 from casa_core.errors import DataError
@@ -77,6 +78,7 @@ class PaddedBatch:
         """Real tokens of each row."""
         return self.real_BL.sum(axis=1).tolist()
 
+    @on_host
     def latest_tokens(self) -> NDArray[np.int64]:
         """(B, L): for each column the flat index of its row's last real token up to it; T without one.
 
@@ -91,6 +93,7 @@ class PaddedBatch:
         """(B, L): the real tokens that follow another of their row, which are those a model predicts."""
         return self.real_BL & (self.real_BL.cumsum(axis=1) > 1)
 
+    @on_host
     def packed(self, device: torch.device) -> tuple[torch.Tensor, Packing]:
         """(1, T) real tokens of all rows, a document each, and where their images stand.
 
@@ -145,6 +148,7 @@ class PaddedBatch:
         return [n for n, own in enumerate(images.rows) if own == row and start <= images.columns[n] < stop]
 
 
+@on_host
 def read_padded(
     config: CasaConfig,
     input_ids: torch.Tensor | None,

@@ -23,6 +23,7 @@ from casa_core.backbones.block import FusedBlock
 from casa_core.backbones.families import family_of
 from casa_core.backbones.text_attention import TEXT_ATTENTION
 from casa_core.backbones.vision import build_tower
+from casa_core.compiling import on_host, plans
 from casa_core.config import CasaConfig
 from casa_core.decoding.kv_cache import TextCache, WindowCache
 from casa_core.errors import ConfigError, DataError
@@ -103,6 +104,7 @@ class CasaForConditionalGeneration(CasaPreTrainedModel, CasaGenerationMixin):
         for layer in self.fused_layers():
             layer.fusion.initialize(layer.self_attn, layer.input_layernorm)
 
+    @plans
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
@@ -203,6 +205,7 @@ class CasaForConditionalGeneration(CasaPreTrainedModel, CasaGenerationMixin):
             hidden_BLC = hidden_BLC[row_B, last_tokens][:, None]
         return CasaOutput(logits=self.lm_head(hidden_BLC))
 
+    @plans
     def _check_call(self, planned: dict[str, Any]) -> dict[str, Any]:
         """The arguments of a planned batch that were given; unknown ones are refused."""
         self._check_placement()
@@ -223,6 +226,7 @@ class CasaForConditionalGeneration(CasaPreTrainedModel, CasaGenerationMixin):
             )
         return given
 
+    @plans
     def _forward_padded(
         self,
         batch: PaddedBatch,
@@ -258,6 +262,7 @@ class CasaForConditionalGeneration(CasaPreTrainedModel, CasaGenerationMixin):
         )
         return CasaOutput(loss=loss, logits=logits_BKV)
 
+    @on_host
     def _packed_layout(
         self, input_ids: torch.Tensor, packing: Packing | None, images: ImageInputs | EmbeddedImages | None
     ) -> Layout:
@@ -322,6 +327,7 @@ class CasaForConditionalGeneration(CasaPreTrainedModel, CasaGenerationMixin):
         tokens = [rows * columns for rows, columns in merged_grids(images.grids, merge)]
         return self._recomputed(self.qformer, image_NC, tokens, self.attention_backend)
 
+    @on_host
     def _fusion_state(
         self,
         hidden_BLC: torch.Tensor,

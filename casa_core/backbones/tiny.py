@@ -20,6 +20,7 @@ import torch
 from torch import nn
 from transformers.models.helium import HeliumConfig
 
+from casa_core.compiling import on_host
 from casa_core.config import CasaConfig, FusionConfig, TinyVisionConfig
 from casa_core.fusion.attention import Segments, segment_attention
 
@@ -108,14 +109,23 @@ class TinyVisionTower(nn.Module):
         """Embed images, (N, output_size) in order; arguments as in ``QwenVisionTower.forward``."""
         merge = self.config.spatial_merge_size
         width = self.config.hidden_size
-        position_PC = np.concatenate([_position_embedding(rows, cols, merge, width) for rows, cols in grids])
-        image_P = np.repeat(np.arange(len(grids)), [rows * cols for rows, cols in grids])
-        images = Segments.build(image_P, image_P, len(grids), patches_PE.device)
-        assert images is not None, "the caller passes at least one image"
-        x_PC = self.stem(patches_PE, grids) + torch.from_numpy(position_PC).to(patches_PE)
+        position_PC, images = _placed(grids, merge, width, patches_PE.device)
+        x_PC = self.stem(patches_PE, grids) + position_PC.to(patches_PE)
         for block in self.blocks:
             x_PC = block(x_PC, images)
         return self.merger(self.norm(x_PC).view(-1, merge * merge * width))
+
+
+@on_host
+def _placed(
+    grids: Sequence[tuple[int, int]], merge: int, width: int, device: torch.device
+) -> tuple[torch.Tensor, Segments]:
+    """The position embedding (P, C) of all images' patches, and the images as segments."""
+    position_PC = np.concatenate([_position_embedding(rows, cols, merge, width) for rows, cols in grids])
+    image_P = np.repeat(np.arange(len(grids)), [rows * cols for rows, cols in grids])
+    images = Segments.build(image_P, image_P, len(grids), device)
+    assert images is not None, "the caller passes at least one image"
+    return torch.from_numpy(position_PC), images
 
 
 @lru_cache(maxsize=256)

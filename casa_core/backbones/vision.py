@@ -29,6 +29,7 @@ from transformers.vision_utils import (
 )
 
 from casa_core.backbones.tiny import TinyVisionTower
+from casa_core.compiling import on_host
 from casa_core.config import CasaConfig
 from casa_core.errors import ConfigError
 from casa_core.fusion.attention import Segments, segment_attention
@@ -122,6 +123,7 @@ class QwenVisionTower(Qwen2_5_VisionTransformerPretrainedModel):
         return output.pooler_output
 
 
+@on_host
 def _segments(ends: torch.Tensor, device: torch.device) -> Segments | None:
     """Runs of neighbouring patches, from the running total of their lengths (0 first)."""
     lengths = np.diff(ends.numpy())

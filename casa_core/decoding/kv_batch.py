@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -139,7 +139,8 @@ class KVBatch:
         if plan.layout.windows is not None:
             self.windows.expect(_changes(rows, chunks, plan, plan.layout.windows))
         lasts = [len(chunk.ids) - 1 for chunk in chunks]
-        output = self.model(
+        # As ``__call__``, hooks and all, but after ``model.compile()`` that would compile every length anew.
+        output: Any = self.model._call_impl(
             ids_AL,
             layout=plan.layout,
             images=_images(chunks, device),

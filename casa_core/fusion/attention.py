@@ -16,6 +16,7 @@ from typing import overload
 
 import torch
 
+from casa_core.compiling import on_host
 from casa_core.errors import ConfigError
 from casa_core.fusion.backends import Backend, attend_padded, attend_varlen, choose_backend, run_kernel
 from casa_core.fusion.segments import Segments, Tokens, joined
@@ -23,6 +24,7 @@ from casa_core.fusion.segments import Segments, Tokens, joined
 __all__ = ["Backend", "Segments", "segment_attention", "segment_attention_weights"]
 
 
+@on_host
 def segment_attention(
     query_THD: torch.Tensor,
     key_NGD: Tokens,

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from casa_core.compiling import on_host
 from casa_core.fusion.attention import Backend, Segments, segment_attention
 
 
@@ -72,11 +73,19 @@ class QFormer(nn.Module):
             (I·Q, C), images in order.
         """
         count, queries = len(image_tokens), len(self.queries)
-        image_N = np.repeat(np.arange(count), image_tokens)
-        image_Z = np.concatenate([image_N, np.repeat(np.arange(count), queries)])
-        images = Segments.build(image_Z, image_Z, count, image_NC.device)
-        assert images is not None, "the caller passes at least one image"
+        images = _segments(image_tokens, queries, image_NC.device)
         z_ZC = torch.cat([image_NC, self.queries.to(image_NC.dtype).repeat(count, 1)])
         for block in self.blocks:
             z_ZC = block(z_ZC, images, backend)
         return self.norm(z_ZC[len(image_NC) :])
+
+
+@on_host
+def _segments(image_tokens: Sequence[int], queries: int, device: torch.device) -> Segments:
+    """A segment per image: its tokens, and its queries, which follow all images' tokens."""
+    count = len(image_tokens)
+    image_N = np.repeat(np.arange(count), image_tokens)
+    image_Z = np.concatenate([image_N, np.repeat(np.arange(count), queries)])
+    images = Segments.build(image_Z, image_Z, count, device)
+    assert images is not None, "the caller passes at least one image"
+    return images

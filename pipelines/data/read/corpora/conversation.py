@@ -5,25 +5,22 @@ are those of :data:`casa_core.processing.arrangement.ROLES`. A content is a text
 pictures (``{type: text, text}``, ``{type: image, image}`` or with ``url`` or ``path``, ``{type: image_url,
 image_url: {url}}``).
 
-Where no picture is given as part of a content, ``<image>`` in a user's text marks where one belongs, and
-``\\<image>`` stands for the word itself; in all other texts the word is a word. The parts are arranged as the
-endpoint arranges a request: :func:`casa_core.processing.arrangement.arrange`.
+Where no picture is given as part of a content, placeholders in a user's text mark where they belong
+(:mod:`pipelines.data.read.corpora.placeholders`); in all other texts such a word is a word. The parts are
+arranged as the endpoint arranges a request: :func:`casa_core.processing.arrangement.arrange`.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from casa_core.processing.arrangement import Content, arrange, role_of
 from casa_core.types import Image, Part, Role, Text
+from pipelines.data.read.corpora.placeholders import Kind, Placeholder, groups_meant, split_at_placeholders
 from pipelines.data.read.source.base import BadRecord
 
-IMAGE_MARKER = "<image>"
-_MARKER = re.compile(r"(?<!\\)<image>")
-_ESCAPED = "\\" + IMAGE_MARKER
 _VALUES = ("image", "image_url", "url", "path")
 """Fields of a content's part that may hold its picture."""
 _BESIDE = ("image", "images", "video", "videos")
@@ -78,42 +75,32 @@ def turns_from_pairs(pairs: Any) -> list[Turn]:
     return turns
 
 
-def placed(turns: Sequence[Turn], groups: Sequence[Sequence[Image]]) -> tuple[Part, ...]:
+def placed(
+    turns: Sequence[Turn], groups: Sequence[Sequence[Image]], kind: Kind = "image"
+) -> tuple[Part, ...]:
     """The parts of a sample whose pictures are given apart from its texts, answers trained.
 
     Args:
         turns: In order.
-        groups: Pictures that one marker stands for, in the markers' order: one picture, or the frames of a
-            video. Without any marker they come before the user's first text.
+        groups: What one placeholder stands for, in the record's order: a picture, or the frames of a video.
+            Without any placeholder they come before the user's first text.
+        kind: What the groups are.
 
     Raises:
-        BadRecord: ``missing_image`` for more markers than groups, ``unplaced_image`` for fewer, and as
-            ``trainable``.
+        BadRecord: As ``groups_meant`` and ``trainable``.
     """
-    waiting = list(groups)
-    split = [_split(turn) for turn in turns]
-    marked = sum(isinstance(piece, _Marker) for content in split for piece in content)
-    if marked > len(groups):
-        raise BadRecord(
-            "missing_image",
-            f"the user's texts have {marked} {IMAGE_MARKER}, the record has {len(groups)} pictures; "
-            f"write {_ESCAPED} where the word itself is meant",
-        )
-    if 0 < marked < len(groups):
-        raise BadRecord(
-            "unplaced_image",
-            f"the record has {len(groups)} pictures, the user's texts {marked} {IMAGE_MARKER}: mark all or "
-            f"none, and write {_ESCAPED} where the word itself is meant",
-        )
+    split = [[_split(turn.role, piece) for piece in turn.content] for turn in turns]
+    marks = [piece for turn in split for text in turn for piece in text if isinstance(piece, Placeholder)]
+    meant = iter(groups_meant(marks, len(groups), kind))
+    waiting: list[str | Image] = [] if marks else [image for group in groups for image in group]
     filled: list[Turn] = []
-    for turn, content in zip(turns, split, strict=True):
-        pieces: list[str | Image] = []
-        if turn.role == "user" and not marked:
-            pieces += [image for group in waiting for image in group]
-            waiting = []
-        for piece in content:
-            pieces += waiting.pop(0) if isinstance(piece, _Marker) else [piece]
-        filled.append(Turn(turn.role, pieces))
+    for turn, texts in zip(turns, split, strict=True):
+        content: list[str | Image] = []
+        if turn.role == "user":
+            content, waiting = waiting, []
+        for pieces in texts:
+            content += _with_pictures(pieces, meant, groups)
+        filled.append(Turn(turn.role, content))
     return trainable(filled)
 
 
@@ -151,21 +138,32 @@ def pictures(count: int) -> list[list[Image]]:
     return [[Image(media=number)] for number in range(count)]
 
 
-class _Marker:
-    """Where a picture belongs."""
+def _split(role: Role, piece: str | Image) -> list[str | Image | Placeholder]:
+    """A piece of a turn's content, with the placeholders taken out of a user's text."""
+    if role != "user" or isinstance(piece, Image):
+        return [piece]
+    return [*split_at_placeholders(piece)]
 
 
-def _split(turn: Turn) -> list[str | Image | _Marker]:
-    """A turn's content with the markers taken out of a user's texts."""
-    pieces: list[str | Image | _Marker] = []
-    for piece in turn.content:
-        if turn.role != "user" or isinstance(piece, Image):
-            pieces.append(piece)
+def _with_pictures(
+    pieces: Sequence[str | Image | Placeholder],
+    meant: Iterator[int | None],
+    groups: Sequence[Sequence[Image]],
+) -> list[str | Image]:
+    """The pieces of one text, pictures in the place of placeholders; those that are words remain in it."""
+    content: list[str | Image] = []
+    words = ""
+    for piece in pieces:
+        if isinstance(piece, Image):
+            content.append(piece)
             continue
-        for number, text in enumerate(_MARKER.split(piece)):
-            pieces += [_Marker()] if number else []
-            pieces.append(text.replace(_ESCAPED, IMAGE_MARKER))
-    return pieces
+        group = next(meant) if isinstance(piece, Placeholder) else None
+        if group is not None:
+            content += [words, *groups[group]]
+            words = ""
+        else:
+            words += piece.text if isinstance(piece, Placeholder) else piece
+    return [*content, words]
 
 
 def _turn(number: int, entry: Any, shown: list[Any]) -> Turn:

@@ -1,10 +1,11 @@
 """LLaVA-Video-178K: JSON arrays of conversations about videos, one folder per config.
 
 ``{id, conversations: [{from, value}], data_source, video: relative path}``, the first question holding a raw
-``<image>`` for the video. A word of the file's name says what is asked: ``cap`` for a caption, ``oe`` or
-``qa`` open-ended questions, ``mc`` multiple choice. A file whose name says nothing is read where it begins
-as such an array does, unless the recipe chooses ``kinds``. Paths are relative to the JSON file's folder or to
-the root, unpacked or inside the archives that the corpus ships them in (gunzip .tar.gz ones to .tar first).
+``<image>`` for the video; ``<video>`` is read as well. A word of the file's name says what is asked: ``cap``
+for a caption, ``oe`` or ``qa`` open-ended questions, ``mc`` multiple choice. A file whose name says nothing
+is read where it begins as such an array does, unless the recipe chooses ``kinds``. Paths are relative to the
+JSON file's folder or to the root, unpacked or inside the archives that the corpus ships them in (gunzip
+.tar.gz ones to .tar first).
 
 The whole video is one window: all its frames come before the first question. Two frames per second, 20 frames
 of a video below 10 s; one longer than ``max_seconds`` is rejected as ``over_duration``, because the corpus
@@ -102,7 +103,7 @@ class LlavaVideoReader(SubsetReader):
         known = {name: item[name] for name in ("id", "data_source") if item.get(name) is not None}
         meta = {"subset": subset_of(place.file), "kind": kind_of(place.file), "video": item["video"]}
         return place.record(
-            placed(turns, [frames]),
+            placed(turns, [frames], "video"),
             (RawMedia(kind="video", data=data, name=item["video"]),),
             {**meta, "duration": duration, "fps": self.fps, **known},
         )

@@ -21,7 +21,8 @@ REASONS = MappingProxyType(
         "unplaced_image": "Some of the record's pictures are marked in the text, and some are not.",
         "misplaced_image": "A picture stands in a system's or an assistant's turn.",
         "remote_image": "A picture is named by a web address; readers fetch nothing from the web.",
-        "missing_video": "There is no such video file under the corpus's root.",
+        "missing_video": "There is no such video file under the corpus's root, or the text asks for one that "
+        "the record does not name.",
         "bad_path": "A file is named by a path that leads out of the corpus.",
         # the clip
         "word_outside_clip": "A spoken word begins more than one frame before or after its clip.",

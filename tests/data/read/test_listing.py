@@ -37,10 +37,14 @@ val.jsonl dev.jsonl valid.jsonl eval_2.jsonl test/part-0.parquet val2017.tar
 VAL/a.jsonl my-test.jsonl test1.jsonl a/dev/b/0.jsonl testdev_balanced.jsonl a.test.jsonl train-test.jsonl
 testA.jsonl valSet/0.tar TestStd.jsonl
 testset.jsonl devset.json VALSET.tar testmini-0.parquet testdata/0.tar devtest.jsonl refcoco_testb.jsonl
-minitest.tar held-out/1.jsonl held_out.jsonl hold-out.jsonl HeldOut.tar"""
+minitest.tar held-out/1.jsonl held_out.jsonl hold-out.jsonl HeldOut.tar
+XTest.jsonl VQATest.parquet MMEval/0.tar photosVal.jsonl x2test.jsonl test2x.jsonl testv2.jsonl
+2023val/a.jsonl mytest.jsonl ourval.tar newtest.jsonl smalldev.jsonl MyTest.jsonl"""
 TRAINED_ON = """testimonials.jsonl latest.jsonl contest/0.tar devices.jsonl develop/a.jsonl value.jsonl
 evaluated.jsonl 0_30_s_perceptiontest/a_cap.json interval-0.parquet protest.jsonl
-VOCdevkit/a.jsonl testament.jsonl device_data.jsonl valetudo.jsonl holdings/outer.jsonl"""
+VOCdevkit/a.jsonl testament.jsonl device_data.jsonl valetudo.jsonl holdings/outer.jsonl
+latest.json LATEST.jsonl latest2.jsonl contest-data.parquet greatest_hits.jsonl Contests/a.jsonl medieval.tar
+retrieval.jsonl invalid.jsonl trainval.jsonl photostest.jsonl TextVQA/0.parquet devotional.jsonl"""
 
 
 @pytest.mark.parametrize("name", HELD_OUT.split())
@@ -51,6 +55,26 @@ def test_what_is_called_held_out_at_a_words_border_is_held_out(name):
 @pytest.mark.parametrize("name", TRAINED_ON.split())
 def test_a_longer_word_holds_nothing_out(name):
     assert split_of_name(name) == "train"
+
+
+def test_a_name_that_only_ends_as_a_held_out_one_is_trained_on_in_full_sight(tmp_path):
+    for name in (
+        "latest.jsonl",
+        "photostest.jsonl",
+        "0_trainval/a.jsonl",
+        "0_trainval/b.jsonl",
+        "mytest.jsonl",
+    ):
+        lines(tmp_path / name)
+    found = inventory(tmp_path)
+    assert found.splits["test"] == ("mytest.jsonl",)
+    assert found.summary() == (
+        "trained on in spite of its name, `photostest`: 1 file (held out if `splits` says so); "
+        "trained on in spite of its name, `trainval`: 2 files (held out if `splits` says so)"
+    )
+    decided = inventory(tmp_path, splits={"train": ["0_trainval/*"], "test": ["photostest.jsonl"]})
+    assert decided.summary() == ""
+    assert decided.to_json()["notes"] == []
 
 
 def test_validation_and_test_files_are_held_out_and_the_others_are_trained_on(tmp_path):

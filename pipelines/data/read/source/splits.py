@@ -1,9 +1,11 @@
 """Which files of a corpus are trained on, which are held out, and which are not read.
 
 A file is held out where its name, or that of a folder it lies in, has one of ``HELD_OUT`` as a word of its
-own: ``val-0.jsonl``, ``test/0.parquet``, ``val2017.tar``, ``testA.jsonl``, but not ``testimonials.jsonl``
-or ``devices/0``. Validation and test files alike are the split ``test``: nothing here tunes on one and
-reports on the other.
+own: ``val-0.jsonl``, ``test/0.parquet``, ``val2017.tar``, ``testA.jsonl``, ``XTest.jsonl``, but not
+``testimonials.jsonl`` or ``devices/0``. Words end at digits, signs and where capitals begin. Validation and
+test files alike are the split ``test``: nothing here tunes on one and reports on the other.
+A word that only ends so (``perceptiontest``, ``trainval``) is trained on, and named in the headline, unless
+it is an ordinary one (``latest``) or one of ``_OWN`` stands before it (``mytest``): then it is held out.
 A generated corpus states its splits in ``README.json``; a recipe's ``splits`` overrides both.
 """
 
@@ -30,13 +32,23 @@ HELD_OUT = frozenset(
 )
 README = "README.json"
 _WORD = re.compile(r"[^\W\d_]+")
+_OWN = "my|our|new|old|full|all|sub|mini|small|tiny|final|hidden|private|public"
 _JOINED = re.compile(
-    r"(test|val|valid|validation|dev|eval)(sets?|data|split|mini|std|core|dev|test|[abc])|minitest|minidev"
+    r"(test|val|valid|validation|dev|eval)(sets?|data|split|mini|std|core|dev|test|v|[abc])|"
+    rf"({_OWN})(tests?|testing|val|valid|validation|dev|eval)"
 )
-"""Words that are written as one with what follows them: testset, testmini, testA in any case."""
+"""Words that are written as one with what stands beside them: testset, testmini, TESTA, mytest."""
 _TWO = re.compile(r"(held|hold)[\W_]*out", re.IGNORECASE)
-_CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
-"""Border of words in ``testA`` and ``valSet``."""
+_CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+"""Borders of words in ``testA``, ``valSet`` and ``XTest``."""
+_ENDS_SO = re.compile(r"\w+(tests?|testing|val|valid|validation|eval|dev|heldout|holdout)")
+_ORDINARY = frozenset(
+    {"latest", "greatest", "fastest", "shortest", "smartest", "brightest", "lightest", "hottest", "softest"}
+    | {"contest", "contests", "protest", "protests", "attest", "detest", "contesting", "protesting"}
+    | {"invalid", "interval", "festival", "carnival", "arrival", "retrieval", "approval", "removal", "oval"}
+    | {"survival", "revival", "archival", "naval", "rival", "medieval", "primeval"}
+)
+"""Words of ordinary language that end as the name of a held-out file does."""
 _DOCUMENTS = re.compile(
     r"(readme|licen[cs]e|notice|citation|dataset_infos?)\b.*|.*\.(md|rst|pdf|bib)", re.IGNORECASE
 )
@@ -113,7 +125,8 @@ def take_inventory(
     named = [name for name in files.names(tuple(suffixes)) if not is_document(name)]
     names = [name for name, read in zip(named, files.map(is_read, named), strict=True) if read]
     stated, notes = _stated(files)
-    split_of = _named(names, stated) | _chosen(names, splits or {})
+    chosen = _chosen(names, splits or {})
+    split_of = _named(names, stated) | chosen
     read = {split: tuple(wanted([name for name in names if split_of[name] == split])) for split in SPLITS}
     kept = {name for own in read.values() for name in own}
     listing, known = files.listing, set(names)
@@ -129,7 +142,7 @@ def take_inventory(
             and not _serves(files, name, known, tuple(media))
         ),
         links=(*listing.doubles, *listing.dangling),
-        notes=notes,
+        notes=(*notes, *_doubts([name for name in read["train"] if stated is None and name not in chosen])),
     )
 
 
@@ -142,9 +155,29 @@ def _serves(files: Files, name: str, known: set[str], media: tuple[str, ...]) ->
 
 def split_of_name(name: str) -> str:
     """``test`` where a word of the name or of its folders says so, otherwise ``train``."""
-    words = {word.lower() for form in (name, _CAMEL.sub(" ", name)) for word in _WORD.findall(form)}
+    words = _words(name)
     known = HELD_OUT & words or any(map(_JOINED.fullmatch, words)) or _TWO.search(name)
     return "test" if known else "train"
+
+
+def _words(name: str) -> set[str]:
+    """In small letters, with capitals as borders and without."""
+    return {word.lower() for form in (name, _CAMEL.sub(" ", name)) for word in _WORD.findall(form)}
+
+
+def _doubts(trained: Sequence[str]) -> list[str]:
+    """``trained on in spite of its name, `photostest`: 2 files``, where a name may mean a held-out file."""
+    counts = Counter(
+        word
+        for name in trained
+        for word in _words(str(PurePosixPath(name).with_suffix("")))
+        if _ENDS_SO.fullmatch(word) and word not in _ORDINARY
+    )
+    return [
+        f"trained on in spite of its name, `{word}`: {count} file{'s' * (count > 1)} "
+        "(held out if `splits` says so)"
+        for word, count in sorted(counts.items())
+    ]
 
 
 def is_document(name: str) -> bool:

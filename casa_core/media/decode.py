@@ -83,6 +83,7 @@ def pillow_to_rgb(image: Image.Image) -> Rgb:
         MediaError: As ``decode_image``, where it comes from a file and cannot be loaded.
     """
     try:
+        _leave_xmp_aside(image)
         image.load()
         return to_rgb(image, _turn(image))
     except _DECODER_ERRORS as error:
@@ -271,6 +272,7 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
         raise refusal
     if image.width * image.height > max_pixels:
         raise _bomb(f"{image.width} x {image.height} pixels are more than the {max_pixels} allowed.")
+    _leave_xmp_aside(image)
     return image
 
 
@@ -300,11 +302,20 @@ def _loaded(
         raise _damaged(data, error) from error
 
 
+def _leave_xmp_aside(image: Image.Image) -> None:
+    """Browsers do not look for an orientation in XMP; Pillow does as it loads a TIFF."""
+    if image.format == "TIFF":
+        image.info.pop("xmp", None)
+
+
 def _turn(image: Image.Image) -> Turn:
-    """How the stored picture becomes upright."""
+    """How the stored picture becomes upright: as EXIF states it, or AVIF's own boxes; not as XMP does."""
     if image.format == "TIFF":  # Pillow turns a TIFF by itself, its size already at opening
         return UPRIGHT
-    return exif_turn(image.getexif().get(_ORIENTATION, 1))
+    image.getexif()  # looks for it behind a PNG's pixels, too
+    exif = Image.Exif()
+    exif.load(image.info.get("exif", b""))
+    return exif_turn(exif.get(_ORIENTATION, 1))
 
 
 def _small_grey(image: Image.Image, size: tuple[int, int]) -> Image.Image:

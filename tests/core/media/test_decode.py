@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import io
 import random
 import struct
 import subprocess
 import sys
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from casa_core.errors import MediaError
-from casa_core.media.decode import decode_image, image_dimensions, image_header, verify_image
+from casa_core.media.decode import (
+    decode_image,
+    image_dimensions,
+    image_header,
+    pillow_to_rgb,
+    verify_image,
+)
 from tests.support.data.media import encode, png_claiming, reason_if_any, reason_of, scene
 
 LOSSLESS = ("PNG", "BMP", "TIFF", "PPM", "TGA", "QOI", "SGI", "PCX", "DIB")
@@ -45,6 +54,48 @@ def test_lossy_pictures_come_back_nearly(format):
     data = encode(Image.fromarray(scene()), format, **({"quality": 95} if format != "JPEG2000" else {}))
     difference = np.abs(decode_image(data).astype(int) - scene())
     assert difference.mean() < 6
+
+
+def xmp(form: str) -> bytes:
+    """A packet that states orientation 6, as an attribute or an element."""
+    attribute = ' tiff:Orientation="6"' if form == "attribute" else ""
+    element = "<tiff:Orientation>6</tiff:Orientation>" if form == "element" else ""
+    return (
+        '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+        f'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/"{attribute}>{element}</rdf:Description>'
+        "</rdf:RDF></x:xmpmeta>"
+    ).encode()
+
+
+@pytest.mark.parametrize("form", ["attribute", "element"])
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "AVIF", "TIFF"])
+def test_an_orientation_in_xmp_alone_turns_nothing_as_in_browsers(format, form):
+    options: dict[str, Any] = {"xmp": xmp(form)}
+    if format == "PNG":
+        text = PngInfo()
+        text.add_itxt("XML:com.adobe.xmp", xmp(form).decode())
+        options = {"pnginfo": text}
+    elif format == "TIFF":
+        options = {"tiffinfo": {700: xmp(form)}}
+    picture = Image.fromarray(scene())
+    data, plain = encode(picture, format, **options), encode(picture, format)
+    assert b"tiff:Orientation" in data
+    assert np.array_equal(decode_image(data), decode_image(plain))
+    assert np.array_equal(pillow_to_rgb(Image.open(io.BytesIO(data))), decode_image(plain))
+    assert image_dimensions(data) == decode_image(plain).shape[:2]
+    seen = verify_image(data)
+    assert (seen.height, seen.width) == decode_image(plain).shape[:2]
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+def test_exif_decides_where_xmp_says_otherwise(format):
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    options: dict[str, Any] = {"exif": exif, "xmp": xmp("attribute")}
+    assert np.array_equal(
+        decode_image(encode(Image.fromarray(scene()), format, **options)),
+        decode_image(encode(Image.fromarray(scene()), format, exif=exif)),
+    )
 
 
 @pytest.mark.parametrize("orientation", UPRIGHT)

@@ -1,6 +1,7 @@
 """Encoded video → the frames on screen at given times, decoded with PyAV in one process.
 
-Time 0 is the video's first picture, whatever the file's own clock shows there. Frames are upright, in the
+Time 0 is the video's first picture, whatever the file's own clock shows there; where parts with clocks of
+their own were joined, time goes on (:mod:`casa_core.media.video_clock`). Frames are upright, in the
 shape they are displayed in, and of one size: that of the first.
 """
 
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 
 from casa_core.errors import MediaError, cause
 from casa_core.media.upright import UPRIGHT, Turn, matrix_turn
+from casa_core.media.video_clock import Clock, Extent, extent, may_be_joined
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -119,10 +121,14 @@ class VideoFrames:
         stream = self._stream
         if stream.frames and stream.duration and stream.time_base is not None:
             return self._first_begin + float(stream.duration * stream.time_base) - self.begin
+        found = self._extent
+        stated = 0 if found.joined else (self._container.duration or 0) / 1_000_000
+        return (stated if found.file_end < stated - _MISSING_SECONDS else found.picture_end) - self.begin
+
+    @cached_property
+    def _extent(self) -> Extent:
         with open_container(self._data) as container:
-            picture_end, file_end = _ends(container, stream.index, self._first_begin)
-        stated = (self._container.duration or 0) / 1_000_000
-        return (stated if file_end < stated - _MISSING_SECONDS else picture_end) - self.begin
+            return extent(container, self._stream.index, self._first_begin)
 
     def at(self, timestamps: Iterable[float]) -> Iterator[Rgb]:
         """The frame on screen at each time, one by one: the last whose presentation time is not after it.
@@ -161,7 +167,7 @@ class VideoFrames:
 
     def _frames_from(self, time: float) -> Iterator[Any]:
         """Decoded frames in order, from one not after ``time``, on the file's clock, on."""
-        if time > self._first_begin + 2 * _TIME_TOLERANCE and self._seek(time):
+        if time > self._first_begin + 2 * _TIME_TOLERANCE and not self._joined and self._seek(time):
             decoded = self._decode()
             first = next(decoded, None)
             # Without a key frame there the decoder makes up what it refers to.
@@ -187,6 +193,23 @@ class VideoFrames:
         return True
 
     def _decode(self) -> Iterator[Any]:
+        """Decoded frames in order from where the container stands; those of a joined file on one clock."""
+        frames = self._pictures()
+        for first in frames:
+            yield first
+            if self._joined:
+                rate = self._stream.average_rate
+                length = float(1 / rate) if rate else 0.0
+                clock = Clock()
+                clock.joins(_begin(first), length)
+                frames = clock.continued(frames, length)
+            yield from frames
+
+    @property
+    def _joined(self) -> bool:
+        return may_be_joined(self._container) and self._extent.joined
+
+    def _pictures(self) -> Iterator[Any]:
         from av.error import FFmpegError
 
         try:
@@ -280,34 +303,6 @@ def open_container(data: bytes | Path, containers: str = CONTAINERS) -> InputCon
             cause(error),
             "Use MP4, WebM/Matroska, AVI or MPEG-TS.",
         ) from error
-
-
-def _ends(container: InputContainer, track: int, begin: float) -> tuple[float, float]:
-    """When the last picture of a track ends, and when anything in the file does, on the file's clock."""
-    from av.error import FFmpegError
-
-    last = before = begin
-    held = file_end = 0.0
-    try:
-        for packet in container.demux():
-            time = packet.pts if packet.pts is not None else packet.dts
-            if time is None or not packet.size or packet.is_discard or packet.time_base is None:
-                continue
-            start = float(time * packet.time_base)
-            length = float((packet.duration or 0) * packet.time_base)
-            file_end = max(file_end, start + length)
-            if packet.stream.index != track:
-                continue
-            if start > last:
-                last, before, held = start, last, length
-            elif start == last:
-                held = length
-            else:
-                before = max(before, start)
-    except FFmpegError:
-        pass  # the decoder, which reads as far, reports what is wrong
-    end = last + (held or last - before)
-    return end, max(file_end, end)
 
 
 def _time_zero(container: InputContainer, first: float) -> float:

@@ -150,6 +150,50 @@ def test_time_0_is_the_first_picture_wherever_the_files_clock_begins(tmp_path, c
     assert (size < len(data) / 2) == (container == "mp4"), "others are kept whole"
 
 
+@pytest.mark.parametrize(
+    "starts",
+    [(1.4, 1.4), (3600.0, 2.0), (1.4, 3600.0), (1.4, 9.4), (1.4, 6.9), (50.0, 10.0, 30.0)],
+    ids=["one clock twice", "far back", "far forward", "a gap of 4 s", "of 1.5 s", "three parts"],
+)
+def test_joined_files_go_on_where_the_part_before_ended(tmp_path, starts):
+    count = 120 // len(starts)  # frames of a part; 12 s in all
+    pictures = greys(110) + greys(110)[100:]
+    data = b"".join(
+        video(pictures[count * number :][:count], container="mpegts", start=start, g="10")
+        for number, start in enumerate(starts)
+    )
+    expected = [5 * number % 110 + 100 * (number > 21) for number in range(24)]
+    assert grey_numbers(asked_about(data, tmp_path / "asked")) == expected
+    assert grey_numbers(streamed(data, tmp_path)) == expected
+    clip, _ = commented(data, tmp_path / "live", 3.0, 5.0)
+    assert grey_numbers(clip) == [30, 35, 40, 45]
+    with VideoFrames(data) as opened:
+        assert opened.duration == pytest.approx(12.0, abs=0.02)
+        times = [6.0, 1.0, 4.0, 3.9, 7.9, 0.0]
+        assert grey_numbers((time, frame) for time, frame in zip(times, opened.at(times), strict=True)) == [
+            *(60, 10, 40, 39, 79, 0)
+        ]
+
+
+def test_joined_program_streams_go_on_too():
+    parts = [
+        video(greys(100)[50 * number :][:50], container="mpeg", codec="mpeg2video", start=start)
+        for number, start in enumerate((1.4, 500.0))
+    ]
+    with VideoFrames(b"".join(parts)) as opened:
+        assert opened.duration == pytest.approx(10.0, abs=0.02)
+        shown = grey_numbers((0.0, frame) for frame in opened.at([number / 2 for number in range(20)]))
+    assert np.abs(np.subtract(shown, range(0, 100, 5))).max() <= 1, "that codec is not exact"
+
+
+def test_a_slow_transport_stream_is_not_taken_for_joined_files():
+    for fps in (1, 2):
+        with VideoFrames(video(greys(20), container="mpegts", fps=fps)) as opened:
+            shown = grey_numbers((0.0, frame) for frame in opened.at([number / fps for number in range(20)]))
+            assert shown == list(range(20))
+            assert opened.duration == pytest.approx(20 / fps, abs=0.02)
+
+
 def test_a_last_frame_is_shown_for_as_long_as_the_file_holds_it(tmp_path):
     data = video(greys(60), last_seconds=5.0, bf="0")
     expected = [min(5 * number, 59) for number in range(22)]  # 5.9 s and five more

@@ -20,11 +20,12 @@ from PIL import Image, UnidentifiedImageError
 from casa_core import types
 from casa_core.errors import MediaError, cause
 from casa_core.media.colour import colour_profile, to_rgb
-from casa_core.media.formats import FORMATS, damaged, refused_format, refused_raw, unidentified
+from casa_core.media.formats import FORMATS, damaged, refused_format, refused_raw, unidentified, unwritten
 from casa_core.media.jpeg import mended, without_reserve
 from casa_core.media.limits import MAX_PIXELS, PILLOW_PIXELS
 from casa_core.media.upright import UPRIGHT, Turn, exif_turn
 from casa_core.media.video import VideoFrames
+from casa_core.media.zeroed import ends_in_zeros
 
 Rgb = NDArray[np.uint8]
 Grey = NDArray[np.uint8]
@@ -297,6 +298,8 @@ def _loaded(
             image = _open(whole, max_pixels)
             prepare(image)
             image.load()
+        if ends_in_zeros(data, image.format):
+            raise unwritten(data)
         return finish(image)
     except _DECODER_ERRORS as error:
         raise _damaged(data, error) from error

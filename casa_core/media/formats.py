@@ -200,6 +200,17 @@ def truncated(data: bytes, error: BaseException) -> MediaError:
     )
 
 
+def unwritten(data: bytes) -> MediaError:
+    """The refusal of a file that has zeros in the place of its end."""
+    zeros = len(data) - len(data.rstrip(b"\0"))
+    return MediaError(
+        "truncated_image",
+        "The image is truncated or damaged.",
+        f"It has {len(data)} bytes, and the last {zeros} are zeros where its pixels should be.",
+        "Fetch the file again, or leave the record out.",
+    )
+
+
 def _kind(error: BaseException) -> MediaError:
     what = "The image is of a kind that cannot be decoded, or damaged."
     return MediaError("unsupported_format", what, cause(error), _CONVERT)

@@ -12,16 +12,18 @@ V vocabulary, X any count, N numbers of a sequence.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from casa_core.backbones.block import FusedBlock
-from casa_core.decoding.fused_linear import fuse, packed
+from casa_core.compiling import compiled_step, vary, wants_compiling
+from casa_core.decoding.fused_linear import Quantize, fuse, ready
 from casa_core.decoding.kv_cache import KeysValues, TextCache, WindowCache
 
 if TYPE_CHECKING:
@@ -60,17 +62,32 @@ class DecodeStep(nn.Module):
 
     Args:
         model: In evaluation mode, on its device.
+        compile: Compile the step (``torch.compile``: needs a C++ compiler on a CPU, Triton on a GPU;
+            ``"auto"``: where they are). Each of a few cases is compiled when it first occurs: one sequence or
+            several, in windows or not, with image tokens or not, the caches' first rows or others.
+        quantize: Type in which the step's copy of the weights is held, in place of the model's own.
+
+    Raises:
+        ConfigError: If the compiler, or what quantized weights need, is missing here.
     """
 
-    def __init__(self, model: CasaForConditionalGeneration) -> None:
+    def __init__(
+        self,
+        model: CasaForConditionalGeneration,
+        *,
+        compile: bool | Literal["auto"] = False,
+        quantize: Quantize | None = None,
+    ) -> None:
         super().__init__()
         self.language_model: Any = model.language_model
-        self.lm_head = packed(model.lm_head)
+        self.lm_head = ready(model.lm_head, quantize)
         self.family, self.axes = model.family, model.rules.axes
         self.layers = nn.ModuleList(
-            _StepLayer(layer, model.family.rotate) for layer in self.language_model.layers
+            _StepLayer(layer, model.family.rotate, quantize) for layer in self.language_model.layers
         )
         self._entries = torch.zeros(0, dtype=torch.int64, device=model.device)
+        self._compiled = wants_compiling(compile, model.device)
+        self._run = compiled_step(self.forward) if self._compiled else self.forward
 
     @torch.inference_mode()
     def run(self, numbers_NA: Sequence[Sequence[int]], text: TextCache, windows: WindowCache) -> torch.Tensor:
@@ -81,7 +98,8 @@ class DecodeStep(nn.Module):
             text, windows: The caches; the caller counts the new entries.
         """
         rows, entries, images, held = (numbers_NA[NUMBERS.index(name)] for name in _READ)
-        sizes = max(entries) + 1, max(images), max(held) + 1
+        # Whole blocks, as the caches have them: what a row does not hold is masked.
+        sizes = [_blocks(size) for size in (max(entries) + 1, max(images), max(held) + 1)]
         if len(self._entries) < max(sizes):
             self._entries = torch.arange(2 * max(sizes), device=self._entries.device)
         caches = StepCaches(
@@ -90,8 +108,14 @@ class DecodeStep(nn.Module):
             [windows.text[layer] for layer in sorted(windows.text)],
         )
         entry_S, entry_M, entry_W = (self._entries[:size] for size in sizes)
-        return self(
-            torch.tensor(numbers_NA, device=self._entries.device),
+        numbers = torch.tensor(numbers_NA, device=self._entries.device)
+        if self._compiled:
+            vary(1, [numbers])
+            vary(0, [entry_S, entry_M, entry_W])
+            vary(2, [t for pair in caches.text for t in pair])
+            vary(1, [t for pair in (*caches.images, *caches.window_text) for t in pair])
+        return self._run(
+            numbers,
             caches,
             entry_S,
             entry_M,
@@ -125,17 +149,21 @@ class DecodeStep(nn.Module):
         position_X = torch.cat([position_A, window_position_A]) if windowed else position_A
         rope = self.family.window_rope(self.language_model, position_X.expand(self.axes, -1), hidden_AC)
         count = len(token_A)
+        held = [entry_M < images_A[:, None]] if len(entry_M) and caches.images else []
+        held += [entry_W <= window_text_A[:, None]] if caches.window_text else []
+        in_window_A1 = window_text_A[:, None] >= 0
         step = _Step(
             rows=None if together else row_A,
             row_A=row_A,
             text_A=text_A,
-            text_mask_A11S=(entry_S <= text_A[:, None])[:, None, None],
+            text_mask_A11S=_mask(entry_S <= text_A[:, None], hidden_AC),
             text_rope=(rope[0][:count], rope[1][:count]),
             window_text_A=window_text_A,
-            in_window_A=window_text_A >= 0,
+            in_window_A1=in_window_A1,
             window_rope=(rope[0][count:], rope[1][count:]),
-            image_mask_AM=entry_M < images_A[:, None],
-            window_mask_AW=entry_W <= window_text_A[:, None],
+            shown=(len(entry_M), len(entry_W)),
+            # A sequence outside every window would attend to nothing at all, and its softmax be NaN.
+            window_mask_A11K=_mask(_joined(held) | ~in_window_A1, hidden_AC) if windowed and held else None,
         )
         text, images, window_text = iter(caches.text), iter(caches.images), iter(caches.window_text)
         for layer in self.layers:
@@ -161,10 +189,10 @@ class _Step:
     text_mask_A11S: torch.Tensor
     text_rope: Rope
     window_text_A: torch.Tensor
-    in_window_A: torch.Tensor
+    in_window_A1: torch.Tensor
     window_rope: Rope
-    image_mask_AM: torch.Tensor
-    window_mask_AW: torch.Tensor
+    shown: tuple[int, int]
+    window_mask_A11K: torch.Tensor | None
 
     def of_rows(self, cache_BXXD: torch.Tensor) -> torch.Tensor:
         """The sequences' rows of a cache: a view where they are its first."""
@@ -176,7 +204,7 @@ class _Step:
 class _StepLayer(nn.Module):
     """One decoder block. ``fusion`` is ``None`` where it has no fusion layer."""
 
-    def __init__(self, layer: Any, rotate: Rotate) -> None:
+    def __init__(self, layer: Any, rotate: Rotate, quantize: Quantize | None) -> None:
         super().__init__()
         attention, mlp = layer.self_attn, layer.mlp
         self.rotate = rotate
@@ -192,18 +220,18 @@ class _StepLayer(nn.Module):
         self.borrows = settings is not None and settings.borrows_projections
         self.own_norm = settings is not None and settings.text_norm == "own"
         self.gate = "none" if settings is None else settings.gate
-        self.qkv = packed(fuse([attention.q_proj, attention.k_proj, attention.v_proj]))
-        self.output = packed(attention.o_proj)
-        self.gate_up = packed(fuse([mlp.gate_proj, mlp.up_proj]))
-        self.down = packed(mlp.down_proj)
+        self.qkv = ready(fuse([attention.q_proj, attention.k_proj, attention.v_proj]), quantize)
+        self.output = ready(attention.o_proj, quantize)
+        self.gate_up = ready(fuse([mlp.gate_proj, mlp.up_proj]), quantize)
+        self.down = ready(mlp.down_proj, quantize)
         self.activation = mlp.act_fn
         self.fusion_query: nn.Module = self.qkv
         self.fusion_output: nn.Module = self.output
         if self.fusion is not None and not self.borrows:
             own = self.fusion
             keyed = [own.k_proj, own.v_proj] if self.attends_text else []
-            self.fusion_query = packed(fuse([own.q_proj, *keyed]))
-            self.fusion_output = packed(own.o_proj)
+            self.fusion_query = ready(fuse([own.q_proj, *keyed]), quantize)
+            self.fusion_output = ready(own.o_proj, quantize)
 
     def forward(
         self,
@@ -264,21 +292,20 @@ class _StepLayer(nn.Module):
             projected_AX = projected_AX if self.borrows else self.fusion_query(normed_AC)
         query_AHD, key_AGD, value_AGD = self._split(projected_AX)
         query_AHD = self.rotate(query_AHD, step.window_rope)
-        held: list[tuple[KeysValues, torch.Tensor]] = []
-        if images is not None and step.image_mask_AM.shape[1]:
-            held.append((images, step.image_mask_AM))
+        held: list[tuple[KeysValues, int]] = []
+        if images is not None and step.shown[0]:
+            held.append((images, step.shown[0]))
         if window_text is not None:
             self._write_window(self.rotate(key_AGD, step.window_rope), value_AGD, step, window_text)
-            held.append((window_text, step.window_mask_AW))
+            held.append((window_text, step.shown[1]))
         keys, values = (
-            _joined([step.of_rows(pair[part][:, : mask.shape[1]]) for pair, mask in held]) for part in (0, 1)
+            _joined([step.of_rows(pair[part][:, :entries]) for pair, entries in held]) for part in (0, 1)
         )
-        mask_AK = _joined([mask for _, mask in held])
-        # A sequence outside every window would attend to nothing at all, and its softmax be NaN.
-        mask_AK = mask_AK | ~step.in_window_A[:, None]
-        key_AGKD, value_AGKD = keys.transpose(1, 2), values.transpose(1, 2)
-        mixed_AC = self._softmax(query_AHD, key_AGKD, value_AGKD, mask_AK[:, None, None])
-        mixed_AC = torch.where(step.in_window_A[:, None], mixed_AC, 0.0)
+        assert step.window_mask_A11K is not None
+        mixed_AC = self._softmax(
+            query_AHD, keys.transpose(1, 2), values.transpose(1, 2), step.window_mask_A11K
+        )
+        mixed_AC = torch.where(step.in_window_A1, mixed_AC, 0.0)
         update_AC = self.fusion_output(mixed_AC)
         if self.gate == "adaptive_sigmoid":
             return update_AC * torch.sigmoid(fusion.gate_proj(normed_AC))
@@ -316,6 +343,16 @@ class _StepLayer(nn.Module):
             scale=self.head_dim**-0.5,
         )
         return mixed_AGRD.reshape(len(query_AHD), -1)
+
+
+def _mask(seen_AK: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """What attention adds to its scores, (A, 1, 1, K): nothing, or minus infinity where not seen."""
+    mask_AK = torch.zeros_like(seen_AK, dtype=like.dtype).masked_fill(~seen_AK, -math.inf)
+    return mask_AK[:, None, None]
+
+
+def _blocks(entries: int) -> int:
+    return -(-entries // TextCache.block) * TextCache.block
 
 
 def _joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:

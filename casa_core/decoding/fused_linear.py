@@ -5,10 +5,17 @@ Shape suffixes: X any count, C width.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from typing import Literal, get_args
+from weakref import WeakValueDictionary
 
 import torch
 from torch import nn
+
+from casa_core.errors import ConfigError
+
+Quantize = Literal["int8"]
 
 
 @torch.no_grad()
@@ -53,6 +60,7 @@ class PackedLinear(nn.Module):
     """
 
     packed: torch.Tensor
+    handle: torch.Tensor
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -60,25 +68,120 @@ class PackedLinear(nn.Module):
         weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), _TYPICAL_ROWS)
         self.register_buffer("packed", weight, persistent=False)
         self.bias = linear.bias
+        number = next(_numbers)
+        self.register_buffer("handle", torch.tensor(number), persistent=False)
+        _layers[number] = self
 
     @staticmethod
     def can_pack(linear: nn.Linear) -> bool:
-        """Whether such a layer can be packed here."""
+        """Whether such a layer can be packed here, and gains by it."""
+        weight = linear.weight
         return (
-            linear.weight.device.type == "cpu"
-            and linear.weight.dtype in (torch.float32, torch.bfloat16)
+            weight.device.type == "cpu"
+            and weight.dtype in (torch.float32, torch.bfloat16)
+            and weight.nbytes >= _WORTH_PACKING
             and torch.backends.mkldnn.is_available()
         )
 
     def forward(self, x_XC: torch.Tensor) -> torch.Tensor:
         """(X, C) → (X, out_features)."""
-        return torch.ops.mkldnn._linear_pointwise(x_XC, self.packed, self.bias, "none", [], "")
+        if torch.compiler.is_compiling():
+            return torch.ops.casa.packed_linear(x_XC, self.handle, self.out_features)
+        return torch.ops.mkldnn._linear_pointwise.default(x_XC, self.packed, self.bias, "none", [], "")
 
 
 _TYPICAL_ROWS = 8
 """The layout is chosen for so many rows: with eight, one row and thirty-two are near their best, too."""
 
+_WORTH_PACKING = 2**20
+"""Bytes of a weight; a call of a packed layer costs some 15 µs, in which a smaller weight has been read."""
 
-def packed(linear: nn.Linear) -> nn.Module:
-    """The layer as fast as it can be here for a few rows."""
+# A compiled graph cannot hold oneDNN's opaque tensors: there the layer is found by its number, which comes as
+# a tensor, so that graphs do not depend on it.
+_numbers = itertools.count()
+_layers: WeakValueDictionary[int, PackedLinear] = WeakValueDictionary()
+_library = torch.library.Library("casa", "DEF")
+_library.define("packed_linear(Tensor x_XC, Tensor handle, int out_features) -> Tensor")
+
+
+def _packed_linear(x_XC: torch.Tensor, handle: torch.Tensor, out_features: int) -> torch.Tensor:
+    layer = _layers[handle.item()]  # pyright: ignore[reportArgumentType]
+    return torch.ops.mkldnn._linear_pointwise.default(x_XC, layer.packed, layer.bias, "none", [], "")
+
+
+def _packed_linear_shape(x_XC: torch.Tensor, handle: torch.Tensor, out_features: int) -> torch.Tensor:
+    return x_XC.new_empty(x_XC.shape[0], out_features)
+
+
+_library.impl("packed_linear", _packed_linear, "CPU")
+torch.library.register_fake("casa::packed_linear", _packed_linear_shape, lib=_library)
+
+
+class Int8Linear(nn.Module):
+    """A linear layer of int8 weights with a scale per output (symmetric), for processors.
+
+    Inputs stay bf16, sums are fp32: only the weights are rounded to 8 bits. It reads a quarter of the bytes
+    of fp32, so it is fastest for one row and a few; from some eight rows on multiplying takes longer than
+    reading, and bf16 weights are faster.
+
+    Args:
+        linear: On a CPU.
+    """
+
+    weight: torch.Tensor
+    scale: torch.Tensor
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        weight = linear.weight.detach().float()
+        scale = weight.abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny) / 127
+        self.register_buffer("weight", (weight / scale[:, None]).round().to(torch.int8), persistent=False)
+        self.register_buffer("scale", scale.bfloat16(), persistent=False)
+        self.bias = linear.bias
+
+    @staticmethod
+    def can_quantize(linear: nn.Linear) -> bool:
+        """Whether the kernel takes such a layer: it reads inputs in pieces of 32, and beyond their end."""
+        return linear.in_features % 32 == 0
+
+    def forward(self, x_XC: torch.Tensor) -> torch.Tensor:
+        """(X, C) → (X, out_features), in the type of the input."""
+        y_XC = torch.ops.aten._weight_int8pack_mm(x_XC.bfloat16(), self.weight, self.scale).to(x_XC.dtype)
+        return y_XC if self.bias is None else y_XC + self.bias
+
+
+def ready(linear: nn.Linear, quantize: Quantize | None = None) -> nn.Module:
+    """The layer as fast as it can be here for a few rows.
+
+    Args:
+        quantize: Type of the weights, where the layer's sizes allow it; by default as they are.
+
+    Raises:
+        ConfigError: If this processor or device cannot compute with such weights.
+    """
+    if quantize is not None:
+        check_quantize(quantize, linear.weight.device)
+        if Int8Linear.can_quantize(linear):
+            return Int8Linear(linear)
     return PackedLinear(linear) if PackedLinear.can_pack(linear) else linear
+
+
+def check_quantize(quantize: str, device: torch.device) -> None:
+    """Refuse a type of weights that is unknown or has no fast kernel here.
+
+    Raises:
+        ConfigError: Naming what is missing.
+    """
+    if quantize not in get_args(Quantize):
+        raise ConfigError(
+            f"Weights cannot be quantized to {quantize!r}.",
+            "The decode step has kernels for int8 weights only.",
+            'Pass quantize="int8", or none.',
+        )
+    if device.type != "cpu" or torch.backends.cpu.get_cpu_capability() == "DEFAULT":
+        found = "a CPU without vector units" if device.type == "cpu" else f"a device of type {device.type}"
+        raise ConfigError(
+            f"Int8 weights were asked for on {found}.",
+            "Only CPUs with AVX2, AVX-512, NEON or SVE have a fast kernel for them in torch.",
+            "Leave out quantize, and choose dtype=torch.bfloat16 to halve the bytes of fp32.",
+        )

@@ -38,16 +38,25 @@ class Engine:
         model: On its device; put into evaluation mode. It belongs to the engine from now on: its projections
             become views of larger matrices.
         processor: The checkpoint's own.
+        decode: Keywords of :class:`DecodeStep`: ``compile``, ``quantize``.
+
+    Raises:
+        ConfigError: If what these need is missing here.
     """
 
-    def __init__(self, model: CasaForConditionalGeneration, processor: CasaProcessor) -> None:
+    def __init__(self, model: CasaForConditionalGeneration, processor: CasaProcessor, **decode: Any) -> None:
         self.model = model.eval()
         self.processor = processor
-        self.decode = DecodeStep(self.model)
+        self.decode = DecodeStep(self.model, **decode)
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, *, device: str | torch.device = "auto", dtype: torch.dtype | None = None
+        cls,
+        folder: str | Path,
+        *,
+        device: str | torch.device = "auto",
+        dtype: torch.dtype | None = None,
+        **decode: Any,
     ) -> Engine:
         """Load a checkpoint folder.
 
@@ -55,15 +64,17 @@ class Engine:
             folder: As written by training.
             device: ``auto`` takes a GPU if there is one.
             dtype: Type of the weights; as stored by default.
+            decode: Keywords of :class:`DecodeStep`: ``compile``, ``quantize``.
 
         Raises:
             StoreError: If the folder is not a checkpoint.
+            ConfigError: If what ``decode`` needs is missing here.
         """
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         model, processor = load_checkpoint(folder)
         model.to(device=torch.device(device), dtype=dtype or model.dtype)  # pyright: ignore[reportCallIssue]
-        return cls(model, processor)
+        return cls(model, processor, **decode)
 
     @property
     def info(self) -> dict[str, Any]:

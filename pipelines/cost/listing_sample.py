@@ -13,7 +13,7 @@ from itertools import islice
 from math import sqrt
 from statistics import fmean, stdev
 
-from casa_core.errors import MediaError
+from casa_core.errors import DataError, MediaError
 from casa_core.media.decode import VideoFrames, image_dimensions
 from casa_core.types import Image, Text
 from pipelines.cost.listing import PictureSize, RawFile, SourceListing
@@ -21,12 +21,14 @@ from pipelines.data.clean.losses import losses_of
 from pipelines.data.pack.encode import SPLIT
 from pipelines.data.read import Reader, Record
 from pipelines.data.read.source.base import Span
+from pipelines.data.read.source.splits import no_training_records
 from pipelines.data.store.quarantine import Rejected
 from pipelines.text_format import byte_size
 
 SPANS, RECORDS = 8, 32
 """Spans of a corpus that are sampled, and records read per span."""
 TWO_SIDED_95 = 1.96
+_LONGEST = 300
 _HOLD_MEDIA = (".parquet", ".tar", ".tar.gz", ".tgz")
 
 
@@ -40,7 +42,23 @@ class _Sampled:
     media_bytes: list[float] = field(default_factory=list)
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     videos: int = 0
-    unusable: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    example: str = ""
+
+    @property
+    def unusable(self) -> int:
+        """How many records had to be left out."""
+        return self.reasons.total()
+
+    def leave_out(self, reason: str, example: str) -> None:
+        """A record that the clean or the pack stage will quarantine."""
+        self.reasons[reason] += 1
+        self.example = self.example or f"{reason} in {example}"
+
+    def why(self) -> str:
+        """`` (bad_json 3, bad_path 1, for example bad_json in a.jsonl, record 0: …)``; empty for none."""
+        counts = ", ".join(f"{reason} {count}" for reason, count in self.reasons.most_common(3))
+        return f" ({counts}, for example {self.example[:_LONGEST]})" if counts else ""
 
 
 def sample_source(
@@ -62,7 +80,8 @@ def sample_source(
         text_doubt: Relative uncertainty of ``count_tokens`` itself.
 
     Raises:
-        DataError: From the reader.
+        ConfigError: Where the source has no records to train on.
+        DataError: From the reader, or where none of the sampled records can be used.
     """
     spans = reader.spans(SPLIT)
     chosen = [spans[index * len(spans) // SPANS] for index in range(SPANS)] if len(spans) > SPANS else spans
@@ -71,6 +90,7 @@ def sample_source(
         for record in islice(reader.read(span), RECORDS):
             _measure(seen, record, count_tokens, tokens_of)
     measured = len(seen.images)
+    _check(reader, spans, seen)
     usable = measured / max(measured + seen.unusable, 1)
     total = sum(seen.sizes.values())
     uncertainty = max(map(_relative_error, (seen.images, seen.text_tokens, seen.media_bytes))) + text_doubt
@@ -101,9 +121,21 @@ def sample_source(
         bytes_uncertainty=_relative_error(seen.media_bytes) * beside / max(size, 1),
         basis=(
             f"{where}; means of {measured} records in {len(chosen)} of {len(spans)} "
-            f"places, {seen.unusable} unusable; within {uncertainty:.0%} (95 %)"
+            f"places, {seen.unusable} unusable{seen.why()}; within {uncertainty:.0%} (95 %)"
         ),
     )
+
+
+def _check(reader: Reader, spans: Sequence[Span], seen: _Sampled) -> None:
+    """Raises as :func:`sample_source`."""
+    if not spans:
+        raise no_training_records(reader.source, reader.inventory())
+    if not seen.images:
+        raise DataError(
+            f"None of the {seen.unusable} records sampled from source {reader.source!r} can be used.",
+            f"They would be set aside{seen.why()}.",
+            "Correct the records or the source's reader; docs/data.md has the layouts and the reasons.",
+        )
 
 
 def _measure(
@@ -112,8 +144,9 @@ def _measure(
     count_tokens: Callable[[str], float],
     tokens_of: Callable[[int, int], object],
 ) -> None:
+    place = f"{record.file}, record {record.row}"
     if isinstance(record, Rejected):
-        seen.unusable += 1
+        seen.leave_out(record.reason, f"{place}: {record.detail}")
         return
     parts = record.sample.parts
     pictures = [part.media for part in parts if isinstance(part, Image)]
@@ -121,8 +154,8 @@ def _measure(
         sizes = {n: _size(record, n) for n in range(len(record.media))}
         for width, height in sizes.values():
             tokens_of(height, width)
-    except MediaError:
-        seen.unusable += 1  # the clean or the pack stage will quarantine it
+    except MediaError as error:
+        seen.leave_out(error.reason, f"{place}: {error.what}")
         return
     seen.sizes.update(sizes[number] for number in pictures)
     seen.videos += any(media.kind == "video" for media in record.media)

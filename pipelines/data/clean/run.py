@@ -12,14 +12,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
-from casa_core.errors import ConfigError
 from casa_core.media.limits import MAX_PIXELS
 from pipelines.dag.settings import read_settings, stage_settings
 from pipelines.data.clean.losses import Losses, losses_of
 from pipelines.data.clean.records import PictureLimits
 from pipelines.data.clean.shards import CleanShards, ShardReport, ShardTask
 from pipelines.data.read import Reader, Span, open_reader
-from pipelines.data.read.source.splits import SPLITS, Inventory
+from pipelines.data.read.source.splits import SPLITS, Inventory, no_training_records
 from pipelines.data.store.on_ray import on_ray
 from pipelines.data.store.quarantine import QUARANTINE, Tally, merge_quarantines, rejected_table
 from pipelines.data.store.shard_pipeline import REPORTS, Run, write_shards
@@ -141,15 +140,7 @@ def plan(reader: Reader) -> list[ShardTask]:
             ShardTask(split=split, number=number, spans=tuple(group)) for number, group in enumerate(groups)
         ]
     if not any(task.split == "train" for task in tasks):
-        found = reader.inventory()
-        held_out = f"{len(found.splits['test'])} held out by their names" if found.splits["test"] else ""
-        others = [text for text in (held_out, found.summary()) if text]
-        raise ConfigError(
-            f"Source {reader.source!r} has no training records.",
-            f"No file of its layout was found there{': ' if others else ''}{'; '.join(others)}.",
-            "Check the source's path and reader"
-            + (", or name files to train on in `splits`." if held_out else "."),
-        )
+        raise no_training_records(reader.source, reader.inventory())
     return tasks
 
 

@@ -111,6 +111,9 @@ def test_packed_lines_are_read_from_their_start_as_one_span(tmp_path, monkeypatc
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(MARK + b"\n\n".join(PLAIN)))
     assert found_in(tmp_path, "a.jsonl.gz") == RECORDS
     assert len(line_spans(Files(str(tmp_path)), ["a.jsonl.gz"], 0)) == 1
+    for name in ("a.ndjson.gz", "A.JSONLINES.GZ"):
+        (tmp_path / name).write_bytes((tmp_path / "a.jsonl.gz").read_bytes())
+        assert found_in(tmp_path, name) == RECORDS
 
 
 @pytest.mark.parametrize(

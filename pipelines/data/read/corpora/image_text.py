@@ -139,8 +139,12 @@ class ImageTextReader(CorpusReader):
     def _rows(self, span: Span) -> Iterator[dict[str, Any] | BadRecord]:
         name = span.file.lower()
         if name.endswith(PARQUET):
-            wanted = _wanted(column_names(self.files, span.file))
-            found = parquet_rows(self.files, span, needed=(), wanted=wanted)
+            columns = column_names(self.files, span.file)
+            if columns and not set(columns) & set(TEXTS):
+                others = f"the file has no column {', '.join(TEXTS)}; it has {', '.join(columns)}"
+                yield from [BadRecord("missing_text", others)] * span.records
+                return
+            found = parquet_rows(self.files, span, needed=(), wanted=_wanted(columns))
         elif name.endswith(LINES):
             found = json_lines(self.files, span)
         elif name.endswith(ARRAY):

@@ -21,8 +21,8 @@ from pipelines.data.read.source.base import BadRecord, Span, rest_of
 from pipelines.data.read.source.files import Files
 
 RECORDS_PER_SPAN = 64
-SUFFIXES = (".jsonl", ".ndjson", ".jsonlines", ".jsonl.gz")
 PACKED = ".gz"
+SUFFIXES = (".jsonl", ".ndjson", ".jsonlines", ".jsonl.gz", ".ndjson.gz", ".jsonlines.gz")
 _TAIL = 1 << 16
 _CHUNK = 1 << 24
 

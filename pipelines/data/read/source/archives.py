@@ -78,7 +78,7 @@ def _counts(name: str) -> bool:
 def _zip_index(archive: str, file: Any) -> Index:
     try:
         infos = zipfile.ZipFile(file).infolist()
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, struct.error) as error:
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError, struct.error) as error:
         raise DataError(
             f"The archive {archive} cannot be read.",
             f"{type(error).__name__}: {error}. It is cut, damaged, or one part of several.",

@@ -77,6 +77,12 @@ class Files:
         """
         try:
             found = self._attempt("", lambda: list_raw(self.root))
+        except NotADirectoryError as error:
+            raise DataError(
+                f"{self.root} is a file.",
+                "A source is a folder.",
+                "Name the folder that holds the file as `path`.",
+            ) from error
         except OSError as error:
             raise _unlisted(self.root, str(error)) from error
         if is_remote(self.root) and not found.files:

@@ -52,6 +52,14 @@ _ORDINARY = frozenset(
 _DOCUMENTS = re.compile(
     r"(readme|licen[cs]e|notice|citation|dataset_infos?)\b.*|.*\.(md|rst|pdf|bib)", re.IGNORECASE
 )
+_REMEDIES = {
+    (".csv", ".tsv", ".xlsx"): "Write tables as JSONL or parquet.",
+    (".json",): "A .json file is read that is one array of records; lines of JSON are called .jsonl.",
+    (".tar.gz", ".tgz"): "Unpack .tar.gz to .tar: `gunzip`.",
+    (".json.gz", ".parquet.gz", ".jsonl.zst", ".jsonl.xz", ".7z", ".rar"): "Unpack what is packed.",
+    (".txt",): "`tar --sort=name -cf corpus.tar .` makes pictures and texts of one name a WebDataset.",
+}
+"""Suffixes of files that nobody reads → what makes records of them."""
 _PACKED = frozenset({".gz", ".bz2", ".xz", ".zst", ".lz4"})
 
 
@@ -67,6 +75,7 @@ class Inventory:
             documents about the corpus, are none of them.
         links: Links that are a second name of something, or lead nowhere.
         notes: What else a user should know.
+        suffixes: How names of files end that the layout's records lie in.
     """
 
     splits: Mapping[str, tuple[str, ...]]
@@ -75,6 +84,7 @@ class Inventory:
     unread: tuple[str, ...] = ()
     links: tuple[str, ...] = ()
     notes: tuple[str, ...] = field(default=())
+    suffixes: tuple[str, ...] = ()
 
     def summary(self) -> str:
         """``not read: 3 .csv, 1 .tar.gz``, and the notes; empty where there is nothing of the kind."""
@@ -97,6 +107,26 @@ class Inventory:
             },
             "notes": list(self.notes),
         }
+
+
+def no_training_records(source: str, found: Inventory) -> ConfigError:
+    """What is wrong with a source whose files hold nothing to train on, and what to do about it."""
+    trained, held_out = found.splits.get("train", ()), found.splits.get("test", ())
+    kinds = ", ".join(found.suffixes)
+    others = [f"{len(held_out)} held out by their names"] if held_out else []
+    others += [found.summary()] if found.summary() else []
+    why = (
+        f"{trained[0]} is empty." if trained else f"No file of its layout ({kinds}) was found there"
+        f"{': ' if others else ''}{'; '.join(others)}."
+    )  # fmt: skip
+    unread = {suffix_of(name) for name in found.unread}
+    remedies = [remedy for suffixes, remedy in _REMEDIES.items() if unread & set(suffixes)]
+    remedies += ["Name files to train on in `splits`."] if held_out else []
+    return ConfigError(
+        f"Source {source!r} has no training records.",
+        why,
+        " ".join(["Check the source's path and reader.", *remedies]),
+    )
 
 
 def take_inventory(
@@ -142,6 +172,7 @@ def take_inventory(
             and not _serves(files, name, known, tuple(media))
         ),
         links=(*listing.doubles, *listing.dangling),
+        suffixes=tuple(suffixes),
         notes=(*notes, *_doubts([name for name in read["train"] if stated is None and name not in chosen])),
     )
 

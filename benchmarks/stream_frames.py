@@ -25,9 +25,11 @@ from benchmarks.models import Size, film, small_engine
 from casa_core.backbones.text_attention import text_attention
 from casa_core.decoding.kv_cache import TextBounds
 from casa_core.decoding.plan import causal_mask
+from casa_core.engine.engine import Engine
+from casa_core.engine.live_stream import StreamSettings
 from casa_core.engine.requests import SamplingParams
 from casa_core.engine.session import StreamSession
-from casa_core.engine.slot_pool import SlotPool
+from casa_core.engine.settings import EngineSettings
 from casa_core.fusion.config import FusionConfig, FusionKind
 
 BLOCK = 25  # frames between two looks at resident memory, and in a block of the fits
@@ -98,9 +100,11 @@ class _Stream:
     """One contender's stream, measured and checked frame by frame."""
 
     def __init__(self, contender: Contender, size: Size) -> None:
-        self.engine = engine = small_engine(size, FusionConfig(kind=contender.kind))
+        known = small_engine(size, FusionConfig(kind=contender.kind))
+        one = EngineSettings(slots=1, answer_slots=0, image_cache_tokens=0)
+        self.engine = engine = Engine(known.model, known.processor, one)
         self.contender, self.size = contender, size
-        self.slots = SlotPool(engine.model, 1, bounds=contender.bounds, decode=engine.decode)
+        self.slots = engine._slots
         self.session = self._open()
         self.prompt = len(engine.processor.stream_prompt(""))
         self.prefix = len(engine.processor.frame_prefix_ids)
@@ -109,11 +113,12 @@ class _Stream:
         self.frames = self.drops = 0
 
     def _open(self) -> StreamSession:
-        return self.engine.open_session(
+        settings = StreamSettings(
             max_tokens_per_frame=self.contender.words,
             sampling=SamplingParams(stop_bias=-1e9),
-            slots=self.slots,
+            bounds=self.contender.bounds,
         )
+        return self.engine.open_session(settings=settings)
 
     def push(self, look: bool) -> Sample:
         """One frame; ``look``: at resident memory too, before its time is taken."""

@@ -16,7 +16,10 @@ from benchmarks.measure import table
 from benchmarks.models import Size, film, small_engine
 from casa_core.backbones import text_attention
 from casa_core.decoding import kv_batch as cache
+from casa_core.engine.engine import Engine
+from casa_core.engine.live_stream import StreamSettings
 from casa_core.engine.requests import SamplingParams
+from casa_core.engine.settings import EngineSettings
 from casa_core.engine.slot_pool import SlotPool
 from casa_core.fusion import backends
 from casa_core.fusion.config import FusionConfig, FusionKind
@@ -66,7 +69,7 @@ def _watched(slots: SlotPool, clock: _Clock) -> Iterator[None]:
         (type(slots._sampler), "read_some", "choosing the token"),
         (model, "embed_images", "vision tower, matrix products apart"),
         (model, "_run", REST),
-        (SlotPool, "step", "around the model"),
+        (SlotPool, "run", "around the model"),
     ]
     with ExitStack() as stack:
         for owner, name, part in places:
@@ -98,25 +101,30 @@ def _measure(
     size: Size, kind: FusionKind, frames: int
 ) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
     """Processor seconds of a frame's first step and of the others: in all unwatched, and by part."""
-    engine = small_engine(size, FusionConfig(kind=kind))
-    slots = SlotPool(engine.model, 1)
+    known = small_engine(size, FusionConfig(kind=kind))
+    one = EngineSettings(slots=1, answer_slots=0, image_cache_tokens=0)
+    engine = Engine(known.model, known.processor, one)
+    slots = engine._slots
+    slots.sequences.decode = None  # the parts of a step are those of the model's own layers
     session = engine.open_session(
-        max_tokens_per_frame=WORDS, sampling=SamplingParams(stop_bias=-1e9), slots=slots
+        settings=StreamSettings(
+            max_tokens_per_frame=WORDS, sampling=SamplingParams(stop_bias=-1e9), bounds=None
+        )
     )
     pictures, taken = film(size.side, seed=1), {"a frame's first step": [], "a decode step": []}
     names, clock = list(taken), _Clock()
     watched: dict[str, list[dict[str, float]]] = {name: [] for name in names}
 
-    def recorded(extensions: Any) -> dict[int, int]:
-        name = names[0] if any(extension.patches_PE for extension in extensions.values()) else names[1]
+    def recorded(extensions: Any, choose: Any = None) -> tuple[dict[int, int], dict[int, str]]:
+        name = names[0] if any(extension.grids for extension in extensions.values()) else names[1]
         clock.seconds = {}
         began = time.thread_time()
-        tokens = SlotPool.step(slots, extensions)
+        tokens = SlotPool.run(slots, extensions, choose)
         taken[name].append(time.thread_time() - began)
         watched[name].append(clock.seconds)
         return tokens
 
-    with patch.object(slots, "step", recorded), torch.inference_mode():
+    with patch.object(slots, "run", recorded), torch.inference_mode():
         for number in range(frames):
             session.push_frame(next(pictures), number / 2)
         bare = {name: statistics.median(values[len(values) // 5 :]) for name, values in taken.items()}

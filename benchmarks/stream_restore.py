@@ -23,10 +23,10 @@ import torch
 from benchmarks.measure import table
 from benchmarks.models import Size, film, small_engine
 from casa_core.engine.engine import Engine
+from casa_core.engine.live_stream import StreamSettings
 from casa_core.engine.requests import SamplingParams
 from casa_core.engine.saved_session import SavedSession, Transcript
 from casa_core.engine.session import StreamSession
-from casa_core.engine.slot_pool import SlotPool
 from casa_core.fusion.config import FusionConfig
 from casa_core.weights.checkpoint import MANIFEST, save_checkpoint
 
@@ -92,7 +92,9 @@ def _one(
     params = sampled if way == "sampled" else SamplingParams()
     pictures = film(engine.processor.max_side, seed=number)
     shown = [next(pictures) for _ in range(frame + after)]
-    session = engine.open_session(QUERY, max_tokens_per_frame=WORDS, sampling=params)
+    session = engine.open_session(
+        settings=StreamSettings(query=QUERY, max_tokens_per_frame=WORDS, sampling=params, bounds=None)
+    )
     with first_words(engine) as before:
         for at, picture in enumerate(shown[:frame]):
             session.push_frame(picture, at / 2)
@@ -122,17 +124,12 @@ def _one(
 def _replayed(engine: Engine, saved: SavedSession, params: SamplingParams) -> StreamSession:
     """A session from the transcript, as text, which draws the random numbers that the original would."""
     transcript = Transcript.from_json(saved.transcript.to_json())
-    slots = SlotPool(engine.model, 1, decode=engine.decode)
-    session = engine.open_session(
-        transcript.query,
-        max_tokens_per_frame=transcript.max_tokens_per_frame,
-        sampling=params,
-        slots=slots,
-    )
-    session.replay(transcript)
-    sequence, _ = slots.snapshot(0)
-    slots.restore(0, sequence, saved.sampler)
-    return session
+    number = engine.replay(transcript, StreamSettings(sampling=params))
+    slot = engine.settled(number).slot
+    assert slot is not None
+    sequence, _ = engine._slots.snapshot(slot)
+    engine._slots.restore(slot, sequence, saved.sampler)
+    return StreamSession(engine, number)
 
 
 def _continue(session: StreamSession, pictures: list[Any]) -> list[tuple[int, ...]]:

@@ -54,6 +54,7 @@ class KVBatch:
 
     Attributes:
         bounds: Bounds of the text KV; ``None``: it grows with the text.
+        row_bounds: The same of each sequence, where they differ.
         room: What is allocated at once.
         decode: Runs the forwards in which each sequence has one new token and no image; by default the model
             runs them too.
@@ -70,6 +71,7 @@ class KVBatch:
     text: TextCache = field(init=False)
     windows: WindowCache = field(init=False)
     states: list[SequenceState] = field(init=False)
+    row_bounds: list[TextBounds | None] = field(init=False)
     _setting: PlanSettings = field(init=False)
 
     def __post_init__(self) -> None:
@@ -84,7 +86,23 @@ class KVBatch:
             attends_text=fusion.attends_text,
             reserve=(self.room.image_tokens, self.room.window_text),
         )
-        if self.bounds is not None and (fusion.inserts or fusion.positions == "global"):
+        self.check_bounds(self.bounds)
+        self.row_bounds = [self.bounds] * self.size
+
+    @property
+    def boundable(self) -> bool:
+        """Whether text can be dropped; not where cached image keys depend on its positions."""
+        fusion = self._setting.rules.fusion
+        return not (fusion.inserts or fusion.positions == "global")
+
+    def check_bounds(self, bounds: TextBounds | None) -> None:
+        """Refuse bounds that the model's text KV cannot have.
+
+        Raises:
+            ConfigError: See there.
+        """
+        if bounds is not None and not self.boundable:
+            fusion = self._setting.rules.fusion
             name, value = ("kind", fusion.kind) if fusion.inserts else ("positions", fusion.positions)
             raise ConfigError(
                 f"The text KV of a model with fusion.{name} = {value!r} cannot be bounded.",
@@ -190,6 +208,38 @@ class KVBatch:
         self.states[row] = SequenceState()
         self.text.lengths[row] = 0
 
+    def can_truncate(self, row: int, tokens: int, *, before_image: bool = False) -> bool:
+        """Whether :meth:`truncate` can: not where an earlier window would come back, whose keys are gone, and
+        not for insertion, whose images are tokens of the text."""
+        state = self.states[row]
+        excess = state.text_tokens - tokens
+        if excess == 0:
+            return True
+        if state.dropped or self._setting.rules.fusion.inserts:
+            return False
+        window = state.window_state
+        return before_image or window is None or excess < window.text_tokens + (window.image_tokens == 0)
+
+    def truncate(self, row: int, tokens: int, *, before_image: bool = False) -> None:
+        """Forget what follows a sequence's first ``tokens`` text tokens.
+
+        Args:
+            before_image: The next token to be read follows an image, which opens a window.
+        """
+        assert self.can_truncate(row, tokens, before_image=before_image)
+        state = self.states[row]
+        excess = state.text_tokens - tokens
+        state.text_tokens -= excess
+        state.position -= excess
+        self.text.lengths[row] -= excess
+        window = state.window_state
+        if window is not None and excess < window.text_tokens + (window.image_tokens == 0):
+            state.window_state = replace(window, text_tokens=window.text_tokens - excess)
+            self.windows.text_lengths[row] -= excess * self._setting.rules.fusion.attends_text
+        elif excess:
+            state.window_state = None
+            self.windows.reset(row)
+
     def snapshot(self, row: int) -> SequenceSnapshot:
         """Copies of one sequence's caches and counts in main memory."""
         copies = lambda held: {  # noqa: E731
@@ -220,30 +270,25 @@ class KVBatch:
     def reorder(self, order: Sequence[int]) -> None:
         """Row n becomes what row ``order[n]`` was: beam search keeps some beams and drops others."""
         order_B = torch.tensor(order, dtype=torch.long, device=self.model.device)
-        for store in (self.text.keys, self.text.values):
-            for layer, tensor in store.items():
-                store[layer] = tensor.index_select(0, order_B)
-        self.text.lengths = [self.text.lengths[row] for row in order]
+        self.text.reorder(order, order_B)
         self.windows.reorder(order, order_B)
         self.states = [replace(self.states[row]) for row in order]
 
     def _make_room(self, rows: Sequence[int], news: Sequence[int]) -> None:
         """Drop the oldest text after the sinks where the new tokens would not fit."""
-        if self.bounds is None:
-            return
         for row, new in zip(rows, news, strict=True):
-            held = self.text.lengths[row]
-            if held + new <= self.bounds.limit:
+            bounds, held = self.row_bounds[row], self.text.lengths[row]
+            if bounds is None or held + new <= bounds.limit:
                 continue
-            keep = self.bounds.sinks + self.bounds.recent
+            keep = bounds.sinks + bounds.recent
             count = max(held + new - keep, 0)
-            if new > self.bounds.recent or held - count < self.bounds.sinks:
+            if new > bounds.recent or held - count < bounds.sinks:
                 raise DataError(
-                    f"{new} tokens at once do not fit a text KV of {self.bounds.recent} recent tokens.",
+                    f"{new} tokens at once do not fit a text KV of {bounds.recent} recent tokens.",
                     "They would have to be dropped before they are read.",
                     "Raise the bounds' `recent`, or send less text at once.",
                 )
-            self.text.drop(row, self.bounds.sinks, count, self.model.shift_rope)
+            self.text.drop(row, bounds.sinks, count, self.model.shift_rope)
             self.states[row].position -= count
             self.states[row].dropped += count
 

@@ -50,6 +50,13 @@ class TextBounds:
                     f"Set it to {least} or more.",
                 )
 
+    @classmethod
+    def within(cls, context: int) -> TextBounds:
+        """The default bounds, smaller where a context of so many tokens is."""
+        usual = cls()
+        sinks, slack = min(usual.sinks, context // 8), max(min(usual.slack, context // 8), 1)
+        return cls(sinks=sinks, recent=max(min(usual.recent, context - sinks - slack), 1), slack=slack)
+
     @property
     def limit(self) -> int:
         """Largest number of text tokens per sequence."""
@@ -149,6 +156,13 @@ class TextCache:
             key[row, :, first : length - count] = shift_rope(key[row, :, first + count : length], -count)
             value[row, :, first : length - count] = value[row, :, first + count : length].clone()
         self.lengths[row] = length - count
+
+    def reorder(self, order: Sequence[int], order_B: torch.Tensor) -> None:
+        """Row n becomes what row ``order[n]`` was."""
+        for store in (self.keys, self.values):
+            for layer, tensor in store.items():
+                store[layer] = tensor.index_select(0, order_B)
+        self.lengths = [self.lengths[row] for row in order]
 
     def rows(self, row: int) -> dict[int, KeysValues]:
         """Layer → one sequence's keys and values, (G, length, D) each."""

@@ -7,9 +7,11 @@ tokens of all rows, P patches of an image, E numbers of a patch, N image tokens,
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -39,6 +41,35 @@ class TokenChunk:
     grids: Sequence[tuple[int, int]] = ()
     image_tokens: Sequence[int] = ()
     features_NC: Sequence[torch.Tensor] = ()
+
+    @property
+    def cost(self) -> int:
+        """Tokens that a forward over it reads, those of its images included."""
+        return len(self.ids) + sum(self.image_tokens)
+
+    def after(self, ids: Sequence[int]) -> TokenChunk:
+        """It, with further text before it."""
+        positions = [len(ids) + position for position in self.image_positions]
+        return replace(self, ids=[*ids, *self.ids], image_positions=positions)
+
+    def cut(self, first: int, last: int) -> TokenChunk:
+        """Its tokens ``first`` to ``last`` (not included), and the images before them."""
+        of_images = slice(bisect_left(self.image_positions, first), bisect_left(self.image_positions, last))
+        return TokenChunk(
+            self.ids[first:last],
+            [position - first for position in self.image_positions[of_images]],
+            self.patches_PE[of_images],
+            self.grids[of_images],
+            self.image_tokens[of_images],
+            self.features_NC[of_images],
+        )
+
+    def within(self, budget: int) -> int:
+        """How many of its tokens, at least one, have a :attr:`cost` of ``budget`` at most."""
+        costs = [1] * len(self.ids)
+        for position, tokens in zip(self.image_positions, self.image_tokens, strict=True):
+            costs[position] += tokens
+        return max(bisect_right(list(accumulate(costs)), budget), 1)
 
 
 @dataclass(slots=True)

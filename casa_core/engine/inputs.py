@@ -13,10 +13,12 @@ import torch
 from numpy.typing import NDArray
 
 from casa_core.decoding.kv_batch import TokenChunk
-from casa_core.media.decode import decode_images
+from casa_core.engine.protocol import FrameImage
+from casa_core.errors import DataError
+from casa_core.media.decode import decode_image, decode_images
 from casa_core.processing.prepare import prepare_images
 from casa_core.processing.processor import CasaProcessor
-from casa_core.types import Image, ImageSize, Sample
+from casa_core.types import Image, ImageSize, Sample, Text
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +45,34 @@ def prepare_image(
     return PreparedImage(size, processor.grid(size), processor.patches(pixels, size))
 
 
-def prompt_chunk(sample: Sample, processor: CasaProcessor, *, images_withheld: bool) -> TokenChunk:
+def prompt_chunk(
+    sample: Sample,
+    processor: CasaProcessor,
+    *,
+    images_withheld: bool,
+    context: int | None = None,
+    answer: int = 0,
+) -> TokenChunk:
     """The prompt of a conversation that ends with a user turn.
 
     Args:
         images_withheld: Keep the template's image tokens but no images, as the blind baseline was trained.
+        context: Text tokens that it may have together with an ``answer``; inserted image tokens are not
+            counted, as in transformers.
 
     Raises:
         MediaError: If an image cannot be decoded.
+        DataError: If the text is longer.
     """
+    if context is not None:
+        _check_length(sample, processor, context, answer)
+    prompt = _prompt_chunk(sample, processor, images_withheld)
+    if context is not None and len(prompt.ids) + answer > context:
+        raise _too_long(f"{len(prompt.ids)}", context, answer)
+    return prompt
+
+
+def _prompt_chunk(sample: Sample, processor: CasaProcessor, images_withheld: bool) -> TokenChunk:
     if images_withheld:
         count = sum(isinstance(part, Image) for part in sample.parts)
         encoded = processor.encode(sample, [_UNSEEN] * count, add_generation_prompt=True)
@@ -63,6 +84,57 @@ def prompt_chunk(sample: Sample, processor: CasaProcessor, *, images_withheld: b
         for size, patches_PE in zip(shown.sizes, shown.patches_PE, strict=True)
     ]
     return image_chunk(encoded.input_ids, encoded.image_positions, images)
+
+
+def _check_length(sample: Sample, processor: CasaProcessor, context: int, answer: int) -> None:
+    """Refuse a text that is much too long before all of it is tokenized, which takes memory and time."""
+    left = most = context - answer
+    for part in sample.parts:
+        if not isinstance(part, Text):
+            continue
+        # The beginning has few tokens fewer than it would have as part of the whole: those at the cut.
+        tokens, shown = 0, _CHARACTERS * (left + _AT_THE_CUT)
+        while tokens <= left + _AT_THE_CUT:
+            tokens = len(processor.tokenizer.encode(part.text[:shown], add_special_tokens=False))
+            if shown >= len(part.text):
+                break
+            shown *= 2
+        left -= tokens
+        if left < 0:
+            raise _too_long(f"at least {most - left}", context, answer)
+
+
+_CHARACTERS = 8  # most texts have fewer per token
+_AT_THE_CUT = 64
+
+
+def _too_long(tokens: str, context: int, answer: int) -> DataError:
+    return DataError(
+        f"A prompt of {tokens} tokens and an answer of up to {answer} do not fit the model's context of "
+        f"{context} tokens.",
+        "Prompt and answer share one context; image tokens are not counted.",
+        "Shorten the conversation or ask for fewer tokens.",
+    )
+
+
+def frame_chunk(image: FrameImage | None, processor: CasaProcessor, *, images_withheld: bool) -> TokenChunk:
+    """A frame of a live stream and the token after it.
+
+    Args:
+        image: ``None`` where ``images_withheld``.
+
+    Raises:
+        MediaError: If the frame cannot be decoded.
+        DataError: If there is none.
+    """
+    if images_withheld:
+        return TokenChunk([processor.image_id])
+    if image is None:
+        raise DataError(
+            "A frame has no image.", "Only a blind model takes frames without one.", "Pass its bytes."
+        )
+    pixels = decode_image(image) if isinstance(image, bytes) else image
+    return image_chunk([processor.image_id], [0], [prepare_image(pixels, processor, frame=True)])
 
 
 def image_chunk(

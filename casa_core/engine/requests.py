@@ -113,6 +113,8 @@ class GenerationResult:
         prompt_tokens: Text tokens of the conversation, template included.
         image_tokens: Image tokens of the conversation, after the patch merge.
         completion_tokens: Tokens generated, the end token included.
+        cached_tokens: How many of the prompt's were not read again, as an earlier answer had the same
+            beginning.
     """
 
     request_id: str
@@ -122,6 +124,7 @@ class GenerationResult:
     prompt_tokens: int
     image_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,6 +136,7 @@ class GenerationDelta:
     prompt_tokens: int = 0
     image_tokens: int = 0
     completion_tokens: int = 0
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,7 +149,10 @@ class CaptionEvent:
         token_ids: The tokens behind ``text``, the frame's stop token not included.
         latency_s: Seconds from the frame's arrival at the engine to its last token.
         text_tokens: Text tokens in the stream's KV cache after this frame.
-        truncated: True if the per-frame token limit ended the words instead of the stop token.
+        truncated: True if the per-frame token limit, or a further prompt, ended the words instead of the stop
+            token.
+        late_s: Seconds by which the last token came after the frame's deadline; 0 where it was in time.
+        prompt: The viewer's further prompt that the words answer; ``None``: they are about a new frame.
     """
 
     timestamp: float
@@ -154,3 +161,5 @@ class CaptionEvent:
     latency_s: float
     text_tokens: int
     truncated: bool = False
+    late_s: float = 0.0
+    prompt: str | None = None

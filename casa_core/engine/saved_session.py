@@ -20,26 +20,33 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from casa_core.atomic import replacing
+from casa_core.decoding.kv_cache import TextBounds
 from casa_core.decoding.snapshot import SequenceSnapshot
 from casa_core.errors import StoreError
 from casa_core.model import CasaForConditionalGeneration
 from casa_core.processing.processor import CasaProcessor
 
-FORMAT = "casa-session/1"
+FORMAT = "casa-session/2"
 TRANSIENT = ("dtype", "transformers_version", "architectures")
 """Configuration keys that depend on the last load or save, not on the model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transcript:
-    """A stream's tokens and its latest frame.
+    """A stream's tokens, its latest frame and what waits to be read.
 
     Attributes:
-        query, max_tokens_per_frame: As in the session's settings.
+        query, max_tokens_per_frame, max_tokens_per_prompt, bounds: As in the stream's settings; no bounds
+            where its text KV has none.
         ids: Tokens in the text KV.
         pending: Tokens that are run with the next frame: the latest frame's stop token.
+        words: Those generated so far in the middle of a caption; the last of them is not in ``ids`` yet.
+        timestamp: The latest frame's time in the stream, seconds.
         frame: The latest frame's encoded bytes; ``None`` before the first, or where images are withheld.
         frame_at: How many of ``ids`` precede it.
+        waiting: Time and encoded bytes of each frame that has not been read.
+        prompts: Further prompts of the viewer that have not been read; the first is being answered if
+            ``answering``.
     """
 
     query: str
@@ -48,19 +55,35 @@ class Transcript:
     pending: tuple[int, ...]
     frame: bytes | None
     frame_at: int
+    words: tuple[int, ...] = ()
+    timestamp: float = 0.0
+    waiting: tuple[tuple[float, bytes | None], ...] = ()
+    prompts: tuple[str, ...] = ()
+    answering: bool = False
+    max_tokens_per_prompt: int = 64
+    bounds: TextBounds | None = None
 
     def to_json(self) -> str:
-        """As JSON text; the frame in base64."""
-        frame = None if self.frame is None else base64.b64encode(self.frame).decode()
-        return json.dumps({**asdict(self), "frame": frame})
+        """As JSON text; frames in base64."""
+        waiting = [(timestamp, _base64(frame)) for timestamp, frame in self.waiting]
+        return json.dumps({**asdict(self), "frame": _base64(self.frame), "waiting": waiting})
 
     @classmethod
     def from_json(cls, text: str) -> Transcript:
         """The inverse of :meth:`to_json`."""
         fields = json.loads(text)
-        frame = fields["frame"]
-        fields |= {"ids": tuple(fields["ids"]), "pending": tuple(fields["pending"])}
-        return cls(**fields | {"frame": None if frame is None else base64.b64decode(frame)})
+        fields |= {name: tuple(fields[name]) for name in ("ids", "pending", "words", "prompts")}
+        fields["waiting"] = tuple((timestamp, _bytes(frame)) for timestamp, frame in fields["waiting"])
+        fields["bounds"] = fields["bounds"] and TextBounds(**fields["bounds"])
+        return cls(**fields | {"frame": _bytes(fields["frame"])})
+
+
+def _base64(frame: bytes | None) -> str | None:
+    return None if frame is None else base64.b64encode(frame).decode()
+
+
+def _bytes(frame: str | None) -> bytes | None:
+    return None if frame is None else base64.b64decode(frame)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

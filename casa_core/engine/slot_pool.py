@@ -7,8 +7,7 @@ Shape suffixes: B slots, A those that a step extends, V vocabulary.
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 
@@ -47,6 +46,7 @@ class SlotPool:
         vocabulary = model.config.text_config.vocab_size
         self._sampler = Sampler(size, vocabulary, device=model.device)
         self._free = list(range(size))
+        self._warm: dict[int, None] = {}  # free slots that still hold their last sequence, oldest first
 
     @property
     def size(self) -> int:
@@ -58,12 +58,21 @@ class SlotPool:
         """Number of slots that can be allocated."""
         return len(self._free)
 
-    def allocate(self, params: SamplingParams, *, stop_ids: Sequence[int] = ()) -> int:
+    def allocate(
+        self,
+        params: SamplingParams,
+        *,
+        stop_ids: Sequence[int] = (),
+        bounds: TextBounds | None = None,
+        warm: int | None = None,
+    ) -> int:
         """Allocate an empty slot.
 
         Args:
             params: Sampling settings of its sequence.
             stop_ids: Tokens that end its answer or caption.
+            bounds: Bounds of its text KV; by default the pool's.
+            warm: A free slot to continue, whose sequence is still there.
 
         Raises:
             DataError: If every slot is taken.
@@ -74,15 +83,37 @@ class SlotPool:
                 "Each answer or stream needs its own.",
                 "Wait until one is free, or make a larger `SlotPool`.",
             )
-        slot = heapq.heappop(self._free)  # neighbours are read without a copy
+        slot = self._next_free() if warm is None else warm
+        self._free.remove(slot)
+        self._warm.pop(slot, None)
+        if warm is None:
+            self.sequences.reset(slot)
+        self.sequences.row_bounds[slot] = bounds or self.sequences.bounds
         self._sampler.set_slot(slot, params, stop_ids=stop_ids)
         return slot
 
-    def free(self, slot: int) -> None:
-        """Free a slot; its memory serves the next sequence in it."""
+    def _next_free(self) -> int:
+        """An empty slot, neighbours first as they are read without a copy, or the one left longest ago."""
+        empty = [slot for slot in self._free if slot not in self._warm]
+        return min(empty) if empty else next(iter(self._warm))
+
+    def free(self, slot: int, *, keep: bool = False) -> None:
+        """Free a slot; its memory serves the next sequence in it.
+
+        Args:
+            keep: Leave its sequence there until the slot is allocated again.
+        """
         assert slot not in self._free, "the slot is free already"
-        heapq.heappush(self._free, slot)
-        self.sequences.reset(slot)
+        self._free.append(slot)
+        if keep:
+            self._warm[slot] = None
+        else:
+            self.sequences.reset(slot)
+
+    @property
+    def warm_slots(self) -> list[int]:
+        """Free slots whose sequences are still there."""
+        return list(self._warm)
 
     def state(self, slot: int) -> SequenceState:
         """Counts and current window of the slot's sequence."""
@@ -110,14 +141,25 @@ class SlotPool:
             raise LogitsError(faults)
         return tokens
 
-    def run(self, chunks: Mapping[int, TokenChunk]) -> tuple[dict[int, int], dict[int, str]]:
+    def run(
+        self, chunks: Mapping[int, TokenChunk], choose: Collection[int] | None = None
+    ) -> tuple[dict[int, int], dict[int, str]]:
         """As :meth:`step`, but a slot without a token to choose does not keep the others from theirs.
+
+        Args:
+            choose: The slots to choose a token for; all of ``chunks`` by default.
 
         Returns:
             Slot → its token, and slot → what is wrong with its logits.
         """
         slots = sorted(chunks)
         logits_AV = self.sequences.extend([chunks.get(slot) for slot in range(self.size)])
+        if choose is not None and len(choose) < len(slots):
+            chosen = [number for number, slot in enumerate(slots) if slot in choose]
+            slots = [slots[number] for number in chosen]
+            logits_AV = logits_AV[chosen]
+        if not slots:
+            return {}, {}
         tokens, faults = self._sampler.read_some(self._sampler.choose_some(logits_AV, slots), slots)
         return {slot: token for slot, token in zip(slots, tokens, strict=True) if slot not in faults}, faults
 

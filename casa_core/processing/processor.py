@@ -214,6 +214,21 @@ class CasaProcessor(ProcessorMixin):
         sample = Sample(source="stream", sample_id="stream", parts=turn)
         return list(self.encode(sample, [], add_generation_prompt=True).input_ids)
 
+    def further_prompt(self, query: str, *, after_frame: bool) -> list[int]:
+        """A viewer's further turn in the middle of a live stream, up to where the answer to it begins.
+
+        Args:
+            after_frame: It follows the token that ends a frame's words; otherwise the stream's beginning.
+        """
+        out = self._writer(self.tokenizer, self._ids, self.image_placement)
+        out.open("assistant")
+        out.frame_open = after_frame
+        start = len(out.ids) + after_frame  # the frame's end is there already
+        out.add(Text(role="user", text=query))
+        out.close()
+        out.open("assistant")
+        return out.ids[start:]
+
     def decode_text(self, ids: Sequence[int]) -> str:
         """Text of generated ids, without special tokens and surrounding spaces."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()

@@ -12,11 +12,13 @@ import torch
 
 from casa_core.decoding.kv_cache import TextBounds
 from casa_core.engine.engine import Engine
+from casa_core.engine.events import Overloaded
+from casa_core.engine.live_stream import StreamSettings
 from casa_core.engine.requests import GenerationRequest, SamplingParams
 from casa_core.engine.saved_session import SavedSession, Transcript
 from casa_core.engine.session import StreamSession
-from casa_core.engine.slot_pool import SlotPool
-from casa_core.errors import DataError, StoreError
+from casa_core.engine.settings import EngineSettings
+from casa_core.errors import StoreError
 from casa_core.types import Image, Sample, Text
 from tests.support.core.engine import picture, png
 from tests.support.paths import ROOT
@@ -37,8 +39,11 @@ def engine(tiny_checkpoint: Path) -> Engine:
     return Engine.from_pretrained(tiny_checkpoint, device="cpu")
 
 
-def opened(engine: Engine, **kwargs: object) -> StreamSession:
-    return engine.open_session("describe it live", max_tokens_per_frame=6, sampling=SAMPLING, **kwargs)  # pyright: ignore[reportArgumentType]
+def opened(engine: Engine, bounds: TextBounds | None = None) -> StreamSession:
+    settings = StreamSettings(
+        query="describe it live", max_tokens_per_frame=6, sampling=SAMPLING, bounds=bounds
+    )
+    return engine.open_session(settings=settings)
 
 
 def heard(session: StreamSession, first: int, last: int) -> list[tuple[int, ...]]:
@@ -49,12 +54,12 @@ def heard(session: StreamSession, first: int, last: int) -> list[tuple[int, ...]
 def test_a_restored_stream_says_what_it_would_have_said(
     engine: Engine, tmp_path: Path, bounds: TextBounds | None
 ):
-    session = opened(engine, bounds=bounds)
+    session = opened(engine, bounds)
     before = heard(session, 0, 12)
     session.save().write(tmp_path / "stream.safetensors")
     expected = heard(session, 12, 24)
     assert len({*before, *expected}) > 12, "sampling says different things"
-    restored = engine.restore_session(SavedSession.read(tmp_path / "stream.safetensors"), bounds=bounds)
+    restored = engine.restore_session(SavedSession.read(tmp_path / "stream.safetensors"))
     assert restored.text_tokens < session.text_tokens or bounds
     assert heard(restored, 12, 24) == expected
 
@@ -99,38 +104,40 @@ def test_a_replayed_stream_keeps_its_text_and_its_latest_frame(engine: Engine):
 
 
 def test_a_bounded_streams_transcript_holds_what_its_memory_holds(engine: Engine):
-    session = opened(engine, bounds=BOUNDS)
+    session = opened(engine, BOUNDS)
     heard(session, 0, 30)
     assert session.text_tokens == session.kv_tokens <= BOUNDS.limit
-    replayed = engine.replay_session(session.transcript(), bounds=BOUNDS)
+    replayed = engine.replay_session(session.transcript())
     assert replayed.text_tokens == session.text_tokens
     assert len(heard(replayed, 30, 40)) == 10
 
 
 def test_streams_and_answers_in_neighbouring_seats_never_influence_each_other(engine: Engine):
-    alone = [heard(opened(engine, bounds=BOUNDS), first, first + 8) for first in (0, 100)]
-    slots = SlotPool(engine.model, 3, bounds=BOUNDS)
-    passing = engine.open_session("noise", slots=slots)
-    first, second = opened(engine, slots=slots), opened(engine, slots=slots)
+    alone = [heard(opened(engine, BOUNDS), first, first + 8) for first in (0, 100)]
+    passing = engine.open_session("noise")
+    first, second = opened(engine, BOUNDS), opened(engine, BOUNDS)
     together: list[list[tuple[int, ...]]] = [[], []]
     for n in range(8):
         together[0] += heard(first, n, n + 1)
         if n == 3:
             passing.push_frame(picture(55), 0.0)
             passing.close()  # its slot, before the others', is free again
-            passing = engine.open_session("more noise", slots=slots)
+            passing = engine.open_session("more noise")
         together[1] += heard(second, 100 + n, 101 + n)
         passing.push_frame(picture(60 + n, 16 + 16 * (n % 3), 32), n / 2)
     assert together == alone
 
 
-def test_a_full_house_says_so(engine: Engine):
-    slots = SlotPool(engine.model, 1)
-    session = opened(engine, slots=slots)
-    with pytest.raises(DataError, match="All 1 slots are taken"):
-        opened(engine, slots=slots)
+def test_a_full_house_says_so(tiny_checkpoint: Path):
+    small = Engine.from_pretrained(
+        tiny_checkpoint, device="cpu", settings=EngineSettings(slots=2, answer_slots=1)
+    )
+    session = opened(small)
+    with pytest.raises(Overloaded, match="1 live streams are open already") as caught:
+        opened(small)
+    assert caught.value.retry_after_s > 0
     session.close()
-    assert opened(engine, slots=slots).push_frame(picture(0), 0.0).token_ids is not None
+    assert opened(small).push_frame(picture(0), 0.0).token_ids is not None
 
 
 def test_answers_batched_with_others_are_the_answers_given_alone(engine: Engine):

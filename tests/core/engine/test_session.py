@@ -12,6 +12,7 @@ import torch
 from casa_core.decoding.kv_cache import WindowCache
 from casa_core.engine.engine import Engine
 from casa_core.engine.inputs import image_chunk, prepare_image
+from casa_core.engine.live_stream import StreamSettings
 from casa_core.errors import DataError, MediaError
 from casa_core.types import Image, Part, Sample, Text
 from tests.support.core.engine import full_logits, picture, png, recorded, saying
@@ -79,13 +80,14 @@ def test_image_memory_is_the_latest_frames_alone_however_long_the_stream(engine:
     held, text_tokens = [], []
     for number in range(50):
         event = session.push_frame(picture(number), number / 2)
-        windows = session._slots.sequences.windows
-        held.append((windows.nbytes, windows.image_lengths[0]))
+        windows = engine._slots.sequences.windows
+        held.append((windows.nbytes, session.image_tokens))
         text_tokens.append(event.text_tokens)
     grown = {after - before for before, after in pairwise(text_tokens)}
     assert grown <= {2, 3}, "the frame's two template tokens, and at most the one word allowed"
     assert session.image_tokens == engine.processor.image_size(48, 64).tokens
-    assert set(held) == {(WindowCache.block * a_token, session.image_tokens)}
+    slots = engine.settings.slots
+    assert set(held) == {(slots * WindowCache.block * a_token, session.image_tokens)}
     small = session.push_frame(picture(0, 16, 16), 25.0)
     assert session.image_tokens == 1
     assert small.timestamp == 25.0
@@ -152,7 +154,7 @@ def test_a_closed_session_takes_no_frames(engine: Engine):
 
 
 def test_a_stream_that_fills_the_context_gets_a_remedy_to_start_anew(engine: Engine):
-    session = engine.open_session(QUERY, max_tokens_per_frame=4)
+    session = engine.open_session(settings=StreamSettings(query=QUERY, max_tokens_per_frame=4, bounds=None))
     with pytest.raises(DataError, match="reached the model's context of 256 tokens") as caught:
         deque(session.push_frame(picture(number % 3), number / 2) for number in range(200))
     assert "Open a new session" in caught.value.remedy

@@ -18,9 +18,10 @@ from casa_core.config import CasaConfig
 from casa_core.decoding.kv_cache import TextBounds
 from casa_core.engine.engine import Engine
 from casa_core.engine.inputs import image_chunk, prepare_image
+from casa_core.engine.live_stream import StreamSettings
 from casa_core.engine.requests import GenerationRequest, SamplingParams
 from casa_core.engine.session import StreamSession
-from casa_core.engine.slot_pool import SlotPool
+from casa_core.engine.settings import EngineSettings
 from casa_core.errors import DataError
 from casa_core.fusion.config import FusionConfig
 from casa_core.model import CasaForConditionalGeneration
@@ -65,7 +66,8 @@ def engine_of(name: str, backbone: BackboneKind) -> Engine:
 
 
 def opened(engine: Engine, query: str = "describe it live", **options: Any) -> StreamSession:
-    return engine.open_session(query, max_tokens_per_frame=4, sampling=SAMPLING, **options)
+    settings = StreamSettings(query=query, max_tokens_per_frame=4, sampling=SAMPLING, **options)
+    return engine.open_session(settings=settings)
 
 
 def heard(session: StreamSession, first: int, last: int) -> list[tuple[int, ...]]:
@@ -92,12 +94,11 @@ def test_a_stream_sees_what_one_forward_over_all_of_it_sees(name: str, backbone:
 
 
 @pytest.mark.parametrize(("name", "per_frame"), [("casa", 0), ("qformer", 3), ("insertion", 16)])
-def test_a_stream_is_told_to_start_anew_only_when_no_frame_fits_any_more(
-    name: str, per_frame: int, monkeypatch: pytest.MonkeyPatch
-):
-    engine = engine_of(name, "helium")
-    monkeypatch.setattr(engine.model.config.text_config, "max_position_embeddings", 60)
-    session, held = engine.open_session("", max_tokens_per_frame=4), [0]
+def test_a_stream_is_told_to_start_anew_only_when_no_frame_fits_any_more(name: str, per_frame: int):
+    known = engine_of(name, "helium")
+    engine = Engine(known.model, known.processor, EngineSettings(context=60))
+    unbounded = StreamSettings(max_tokens_per_frame=4, bounds=None)
+    session, held = engine.open_session(settings=unbounded), [0]
 
     def watch() -> None:
         for n in range(60):
@@ -118,9 +119,8 @@ def test_streams_side_by_side_say_what_each_says_alone(name: str, backbone: Back
     engine = engine_of(name, backbone)
     queries = ("describe it live", "", "what is this")
     alone = [heard(opened(engine, query), 10 * n, 10 * n + 4) for n, query in enumerate(queries)]
-    slots = SlotPool(engine.model, 4)
-    passing = opened(engine, slots=slots)
-    sessions = [opened(engine, query, slots=slots) for query in queries]
+    passing = opened(engine)
+    sessions = [opened(engine, query) for query in queries]
     together: list[list[tuple[int, ...]]] = [[] for _ in sessions]
     for frame in range(4):
         for n in ((0, 1, 2), (2, 0, 1))[frame % 2]:
@@ -152,12 +152,12 @@ PROGRAM = """
 import json, sys
 from casa_core.engine.engine import Engine
 from casa_core.engine.saved_session import SavedSession
-from tests.core.engine.test_session_fusions import bounds_of, heard
+from tests.core.engine.test_session_fusions import heard
 generated = {}
 for folder in sys.argv[1:]:
     engine = Engine.from_pretrained(folder + "/model", device="cpu")
     saved = SavedSession.read(folder + "/stream.safetensors")
-    generated[folder] = heard(engine.restore_session(saved, bounds=bounds_of(engine)), 9, 15)
+    generated[folder] = heard(engine.restore_session(saved), 9, 15)
 print(json.dumps(generated))
 """
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +14,7 @@ from PIL import Image
 
 from casa_core.batch import PackedSequence, collate
 from casa_core.decoding.kv_batch import KVBatch, TokenChunk
+from casa_core.engine.slot_pool import SlotPool
 from casa_core.model import CasaForConditionalGeneration
 from tests.support.data.media import encode
 
@@ -108,15 +109,15 @@ def recorded(model: CasaForConditionalGeneration) -> Iterator[Tape]:
 @contextmanager
 def saying(model: CasaForConditionalGeneration, tokens: Sequence[int]) -> Iterator[None]:
     """Make a model say these tokens, one a forward, whatever it would have said."""
-    script = iter(tokens)
+    script, original = iter(tokens), SlotPool.run
 
-    def dictate(run: Extend) -> Extend:
-        def extend(batch: KVBatch, rows: Sequence[TokenChunk | None]) -> torch.Tensor:
-            logits_AV = torch.zeros_like(run(batch, rows))
-            logits_AV[:, next(script)] = 1e4
-            return logits_AV
+    def run(
+        pool: SlotPool, chunks: Mapping[int, TokenChunk], choose: Collection[int] | None = None
+    ) -> tuple[dict[int, int], dict[int, str]]:
+        chosen, faults = original(pool, chunks, choose)
+        if pool.model is model and chosen:
+            chosen = dict.fromkeys(chosen, next(script))
+        return chosen, faults
 
-        return extend
-
-    with replaced(dictate, model):
+    with patch.object(SlotPool, "run", run):
         yield

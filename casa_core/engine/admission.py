@@ -1,0 +1,190 @@
+"""Who has a slot: answers and streams that wait for one, what they need before they are read, and the end of
+each."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import deque
+
+from casa_core.engine.answer import Answer
+from casa_core.engine.batch_steps import BatchSteps, Running
+from casa_core.engine.events import FrameRefused, Overloaded
+from casa_core.engine.image_encoder import ImageEncoder
+from casa_core.engine.inputs import prompt_chunk
+from casa_core.engine.live_stream import LiveStream
+from casa_core.engine.load import WINDOW_S
+from casa_core.engine.prefixes import Prefixes
+from casa_core.engine.settings import EngineSettings
+from casa_core.errors import MediaError
+
+MOST_LIVE = 0.9
+"""Share of its time that an engine gives to live streams before it takes no more of them."""
+
+
+class Admission:
+    """Gives slots to answers and streams, streams first, and takes them back.
+
+    Args:
+        steps: What runs.
+        context: Text tokens of an answer with its prompt.
+        images_withheld: As the model's configuration has it.
+    """
+
+    def __init__(
+        self,
+        steps: BatchSteps,
+        encoder: ImageEncoder,
+        settings: EngineSettings,
+        *,
+        context: int,
+        images_withheld: bool,
+    ) -> None:
+        self._steps, self._encoder, self._settings = steps, encoder, settings
+        self._slots, self._load = steps.slots, steps.load
+        self._context, self._withheld = context, images_withheld
+        self._waiting: deque[Running] = deque()
+        self._prefixes = Prefixes()
+
+    @property
+    def has_work(self) -> bool:
+        """Whether :meth:`admit` or :meth:`collect` would do something."""
+        free = bool(self._slots.free_slots)
+        return any(
+            (one.encoding is not None and one.encoding.done())
+            or (one.slot is None and free and (isinstance(one, LiveStream) or one.encoding is None))
+            for one in self._steps.running.values()
+        )
+
+    def check_answer(self) -> None:
+        """Refuse an answer that would have to wait too long.
+
+        Raises:
+            Overloaded: If as many answers wait as may wait.
+        """
+        waiting = sum(isinstance(one, Answer) for one in self._waiting)
+        if waiting >= self._settings.waiting:
+            raise Overloaded(
+                f"{waiting} answers are waiting already.",
+                f"The engine runs {self._settings.slots} sequences at a time.",
+                self._load.retry_after_s(waiting),
+            )
+
+    def check_stream(self) -> None:
+        """Refuse a stream for which there is no slot, or no time.
+
+        Raises:
+            Overloaded: See there.
+        """
+        streams = sum(isinstance(one, LiveStream) for one in self._steps.running.values())
+        most = self._settings.stream_slots
+        if streams >= most:
+            raise Overloaded(
+                f"{streams} live streams are open already.",
+                f"The engine has {self._settings.slots} slots, {most} of them for streams.",
+                WINDOW_S,
+            )
+        share = self._load.share_with(streams)
+        # In lockstep the caller waits for each frame, and time says nothing about what the engine can do.
+        if self._settings.threads and share > MOST_LIVE:
+            raise Overloaded(
+                f"{streams} live streams take the engine's time.",
+                f"With one more they would need {share:.0%} of it, and {MOST_LIVE:.0%} are theirs.",
+                WINDOW_S,
+            )
+
+    def join(self, one: Running) -> None:
+        """Add an answer or a stream, which gets a slot as soon as there is one."""
+        self._steps.running[one.number] = one
+        self._waiting.append(one)
+
+    def admit(self) -> None:
+        """Give slots to those who wait, and have the prompts of the next answers prepared."""
+        while self._waiting and self._slots.free_slots:
+            streams = [one for one in self._waiting if isinstance(one, LiveStream)]
+            answers = [one for one in self._waiting if isinstance(one, Answer) and one.prompt is not None]
+            if not (streams or answers):
+                break
+            one = (streams or answers)[0]
+            self._waiting.remove(one)
+            self._place(one)
+        for one in itertools.islice(self._waiting, self._settings.slots):
+            if isinstance(one, Answer) and one.encoding is None and one.prompt is None:
+                self._prepare(one)
+
+    def collect(self) -> None:
+        """Take what has been prepared."""
+        for one in list(self._steps.running.values()):
+            if one.encoding is not None and one.encoding.done():
+                encoding, one.encoding = one.encoding, None
+                if (error := encoding.exception()) is not None:
+                    self._steps.fail(one, _as_exception(error))
+                    continue
+                one.prompt = encoding.result()
+            if isinstance(one, LiveStream):
+                self._drop_refused(one)
+
+    def release(self, one: Running) -> None:
+        """End an answer or a stream: its slot is free, and nothing is prepared for it."""
+        del self._steps.running[one.number]
+        if one.encoding is not None:
+            one.encoding.cancel()
+        if isinstance(one, LiveStream):
+            for frame in one.waiting:
+                frame.encoding.cancel()
+        if one.slot is None:
+            self._waiting.remove(one)
+            return
+        keep = isinstance(one, Answer) and one.finished and one.prompt is not None
+        self._slots.free(one.slot, keep=keep)
+        if isinstance(one, Answer) and one.prompt is not None and keep:
+            tokens = self._slots.state(one.slot).text_tokens
+            self._prefixes.keep(one.slot, one.prompt, one.ids, tokens)
+            self._load.finished.add(time.monotonic() - one.submitted)
+        one.slot = None
+
+    def _place(self, one: Running) -> None:
+        stops = one.stop_ids
+        if isinstance(one, LiveStream):
+            one.slot = self._slots.allocate(one.settings.sampling, stop_ids=stops, bounds=one.bounds)
+            if one.saved is not None:
+                self._slots.restore(one.slot, one.saved.sequence, one.saved.sampler)
+                one.ids, one.saved = list(one.saved.transcript.ids), None
+        else:
+            assert one.prompt is not None
+            sequences = self._slots.sequences
+            prefix = self._prefixes.find(one.prompt, self._slots.warm_slots, sequences)
+            warm = None if prefix is None else prefix.slot
+            one.slot = self._slots.allocate(one.request.sampling, stop_ids=stops, warm=warm)
+            if prefix is not None:
+                sequences.truncate(prefix.slot, prefix.tokens, before_image=prefix.before_image)
+                one.read = one.cached_tokens = prefix.tokens
+        self._prefixes.forget(one.slot)
+
+    def _prepare(self, answer: Answer) -> None:
+        request = answer.request
+        answer.encoding = self._encoder.encode(
+            lambda: prompt_chunk(
+                request.sample,
+                answer.processor,
+                images_withheld=self._withheld,
+                context=self._context,
+                answer=request.sampling.max_new_tokens,
+            ),
+            due=answer.submitted,
+            live=False,
+        )
+
+    def _drop_refused(self, stream: LiveStream) -> None:
+        for frame in list(stream.waiting):
+            if frame.encoding.done() and (error := frame.encoding.exception()) is not None:
+                stream.waiting.remove(frame)
+                refused = FrameRefused(frame.timestamp, _as_exception(error))
+                self._steps.note(stream, [refused])
+                if not isinstance(error, MediaError | ValueError):
+                    self._steps.fail(stream, refused.error)
+                    return
+
+
+def _as_exception(error: BaseException) -> Exception:
+    return error if isinstance(error, Exception) else RuntimeError(str(error))

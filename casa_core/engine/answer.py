@@ -1,0 +1,145 @@
+"""One answer, from its request to its last token."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from casa_core.decoding.plan import TokenChunk
+from casa_core.engine.events import Outcome
+from casa_core.engine.image_encoder import Encoded
+from casa_core.engine.requests import FinishReason, GenerationDelta, GenerationRequest, GenerationResult
+from casa_core.processing.processor import CasaProcessor
+
+
+@dataclass(slots=True, kw_only=True)
+class Answer:
+    """An answer's state.
+
+    Attributes:
+        number: The sequence's.
+        streamed: Whether its text is wanted piece by piece.
+        submitted: When it was asked for, seconds.
+        encoding: Its prompt, while it is prepared.
+        prompt: Its prompt, with embedded images.
+        slot: Its slot, once it has one.
+        read: How many tokens of the prompt have been read.
+        cached_tokens: How many of these were in the slot's KV cache already.
+        unread: The token to run before the next is chosen, once the prompt is read.
+        ids: Generated tokens, the end token not included.
+        finish_reason: Set at its end.
+    """
+
+    number: int
+    request: GenerationRequest
+    processor: CasaProcessor
+    streamed: bool
+    submitted: float
+    encoding: Future[Encoded] | None = None
+    prompt: Encoded | None = None
+    slot: int | None = None
+    read: int = 0
+    cached_tokens: int = 0
+    unread: int | None = None
+    ids: list[int] = field(default_factory=list)
+    completion_tokens: int = 0
+    finish_reason: FinishReason | None = None
+    _sent: str = ""
+
+    @property
+    def finished(self) -> bool:
+        """Whether its last token has been chosen."""
+        return self.finish_reason is not None
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Tokens that end it."""
+        return (self.processor.end_id,)
+
+    @property
+    def unread_prompt(self) -> bool:
+        """Whether its prompt is there and has not been read to its end."""
+        return self.prompt is not None and self.read < len(self.prompt.chunk.ids)
+
+    def next_chunk(self, tokens: int) -> TokenChunk:
+        """The part of its prompt to read next, of ``tokens`` tokens at most."""
+        assert self.prompt is not None
+        chunk = self.prompt.chunk
+        return chunk.cut(self.read, min(self.read + tokens, len(chunk.ids)))
+
+    def take(self, token: int, now: float) -> list[Outcome]:
+        """Add a chosen token: its text where it is streamed, and the result where it was the last.
+
+        ``now`` is not used: an answer has no deadline.
+        """
+        self._append(token)
+        self.unread = None if self.finished else token
+        if self.finished:
+            result = self.result()
+            return [self._last_delta(result), result] if self.streamed else [result]
+        if not self.streamed:
+            return []
+        text = self.text()
+        # A token may end inside a character, or inside a stop string: hold back what may still change.
+        safe = text[: len(text) - self._unsettled(text)]
+        if len(safe) <= len(self._sent):
+            return []
+        piece, self._sent = safe[len(self._sent) :], safe
+        return [GenerationDelta(text=piece)]
+
+    def text(self) -> str:
+        """The answer so far, cut before the first stop string."""
+        text = self.processor.decode_text(self.ids)
+        ends = [text.index(stop) for stop in self.request.sampling.stop if stop in text]
+        return text[: min(ends)] if ends else text
+
+    def result(self) -> GenerationResult:
+        """The finished answer."""
+        assert self.finish_reason is not None
+        assert self.prompt is not None
+        return GenerationResult(
+            request_id=self.request.request_id,
+            text=self.text(),
+            token_ids=tuple(self.ids),
+            finish_reason=self.finish_reason,
+            prompt_tokens=len(self.prompt.chunk.ids),
+            image_tokens=sum(self.prompt.chunk.image_tokens),
+            completion_tokens=self.completion_tokens,
+            cached_tokens=self.cached_tokens,
+        )
+
+    def _append(self, token: int) -> None:
+        self.completion_tokens += 1
+        if token == self.processor.end_id:
+            self.finish_reason = "stop"
+            return
+        self.ids.append(token)
+        text = self.processor.decode_text(self.ids) if self.request.sampling.stop else ""
+        if any(stop in text for stop in self.request.sampling.stop):
+            self.finish_reason = "stop"
+        elif self.completion_tokens >= self.request.sampling.max_new_tokens:
+            self.finish_reason = "length"
+
+    def _unsettled(self, text: str) -> int:
+        """Characters at the end that later tokens may still change or cut off."""
+        broken = len(text) - len(text.rstrip("\ufffd"))
+        partial = max(
+            (
+                n
+                for stop in self.request.sampling.stop
+                for n in range(1, len(stop))
+                if text.endswith(stop[:n])
+            ),
+            default=0,
+        )
+        return max(broken, partial)
+
+    def _last_delta(self, result: GenerationResult) -> GenerationDelta:
+        return GenerationDelta(
+            text=result.text[len(self._sent) :],
+            finish_reason=result.finish_reason,
+            prompt_tokens=result.prompt_tokens,
+            image_tokens=result.image_tokens,
+            completion_tokens=result.completion_tokens,
+            cached_tokens=result.cached_tokens,
+        )

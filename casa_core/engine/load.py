@@ -1,0 +1,101 @@
+"""What an engine has done, and how much of its time the live streams take."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass, field
+
+from casa_core.engine.events import Failed, FrameDropped, FrameRefused, Outcome
+from casa_core.engine.requests import CaptionEvent, GenerationResult
+
+WINDOW_S = 10.0
+"""Seconds over which shares of time are measured."""
+
+
+@dataclass(slots=True)
+class TimeShare:
+    """Seconds spent on something in the last ``WINDOW_S`` seconds."""
+
+    _spent: deque[tuple[float, float]] = field(default_factory=deque)
+    _total: float = 0.0
+
+    def add(self, seconds: float) -> None:
+        """Count seconds that end now."""
+        self._spent.append((time.monotonic(), seconds))
+        self._total += seconds
+        self._forget()
+
+    @property
+    def share(self) -> float:
+        """The part of the window that was spent on it."""
+        self._forget()
+        return self._total / WINDOW_S
+
+    @property
+    def count(self) -> int:
+        """How often something was counted in the window."""
+        self._forget()
+        return len(self._spent)
+
+    def _forget(self) -> None:
+        until = time.monotonic() - WINDOW_S
+        while self._spent and self._spent[0][0] < until:
+            self._total -= self._spent.popleft()[1]
+
+
+@dataclass(slots=True)
+class Load:
+    """Counts since the engine started, and the time that live streams took lately.
+
+    Attributes:
+        steps, step_s: Steps, and seconds spent in them.
+        tokens: Tokens chosen.
+        answers, captions, failed: Answers finished, captions finished, and both ended by an error.
+        late_frames: Captions that came after their deadline.
+        dropped_frames, refused_frames: Frames that were replaced by newer ones, or could not be decoded.
+        cached_tokens: Prompt tokens that were not read again.
+        live, embedding: The time that streams took of the steps, and images of the tower.
+        finished: The time that answers took, from their submission to their end.
+    """
+
+    steps: int = 0
+    step_s: float = 0.0
+    tokens: int = 0
+    answers: int = 0
+    captions: int = 0
+    failed: int = 0
+    late_frames: int = 0
+    dropped_frames: int = 0
+    refused_frames: int = 0
+    cached_tokens: int = 0
+    live: TimeShare = field(default_factory=TimeShare)
+    embedding: TimeShare = field(default_factory=TimeShare)
+    finished: TimeShare = field(default_factory=TimeShare)
+
+    def stepped(self, seconds: float) -> None:
+        """Count a step."""
+        self.steps += 1
+        self.step_s += seconds
+
+    def count(self, outcome: Outcome) -> None:
+        """Count an outcome."""
+        self.answers += isinstance(outcome, GenerationResult)
+        self.failed += isinstance(outcome, Failed)
+        self.dropped_frames += isinstance(outcome, FrameDropped)
+        self.refused_frames += isinstance(outcome, FrameRefused)
+        if isinstance(outcome, CaptionEvent):
+            self.captions += 1
+            self.late_frames += outcome.late_s > 0
+        if isinstance(outcome, GenerationResult):
+            self.cached_tokens += outcome.cached_tokens
+
+    def share_with(self, streams: int) -> float:
+        """Share of its time that live streams would take with one more than the present ``streams``."""
+        busiest = max(self.live.share, self.embedding.share)
+        return busiest * (streams + 1) / max(streams, 1)
+
+    def retry_after_s(self, waiting: int) -> float:
+        """Seconds until about as many answers as now wait will have ended, 1 to 60."""
+        rate = self.finished.count / WINDOW_S
+        return min(max(waiting / rate if rate else WINDOW_S, 1.0), 60.0)

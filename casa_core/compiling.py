@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from types import FunctionType, MethodType
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -51,15 +52,26 @@ def wants_compiling(compile: bool | Literal["auto"], device: torch.device) -> bo
     return bool(compile) and can_compile(device)
 
 
-def compiled_step(function: _Function) -> _Function:
-    """A function of tensors as one graph for each case of its other arguments.
+def compiled_step(method: MethodType) -> Callable[..., Any]:
+    """A method of tensors as one graph for each case of its other arguments.
 
     The modules that it uses must not change any more. Sizes are fixed, but those marked by :func:`vary`.
     """
-    # All compiled steps of a process count against one limit, beyond which torch.compile refuses.
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 128)
+    # Graphs are kept by code object, and no guard tells one object's modules from another's: each has
+    # code of its own.
+    function = method.__func__
+    own = FunctionType(
+        function.__code__.replace(),
+        function.__globals__,
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
+    )
+    own.__kwdefaults__ = function.__kwdefaults__
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 32)  # of such cases
     options: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
-    return torch.compile(function, fullgraph=True, dynamic=False, options=options)  # pyright: ignore[reportReturnType]
+    bound = MethodType(own, method.__self__)
+    return torch.compile(bound, fullgraph=True, dynamic=False, options=options)
 
 
 def vary(dim: int, tensors: Sequence[torch.Tensor]) -> None:

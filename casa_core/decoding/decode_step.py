@@ -87,7 +87,7 @@ class DecodeStep(nn.Module):
         )
         self._entries = torch.zeros(0, dtype=torch.int64, device=model.device)
         self._compiled = wants_compiling(compile, model.device)
-        self._run = compiled_step(self.forward) if self._compiled else self.forward
+        self._run: Any = compiled_step(self.forward) if self._compiled else self.forward
 
     @torch.inference_mode()
     def run(self, numbers_NA: Sequence[Sequence[int]], text: TextCache, windows: WindowCache) -> torch.Tensor:

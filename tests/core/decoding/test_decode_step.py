@@ -17,7 +17,7 @@ from torch import nn
 from casa_core.decoding import fused_linear
 from casa_core.decoding.decode_step import DecodeStep
 from casa_core.decoding.fused_linear import PackedLinear, fuse, ready
-from casa_core.decoding.kv_batch import KVBatch
+from casa_core.decoding.kv_batch import KVBatch, TokenChunk
 from casa_core.errors import ConfigError
 from tests.support.core.conversations import conversations, model_of
 from tests.support.core.engine import full_logits, pieces
@@ -88,6 +88,18 @@ graph_examples = settings(
 @given(data=st.data())
 def test_a_step_as_one_graph_gives_them_too(fusion: str, data: st.DataObject):
     check_words_one_by_one(fusion, "helium", data, compile=True)
+
+
+@pytest.mark.usefixtures("graphs")
+def test_compiled_steps_of_two_models_are_kept_apart():
+    found = []
+    for fusion in ("ca-gated", "insertion"):
+        for compile in (True, False):
+            model = model_of(fusion, "helium")
+            sequences = KVBatch(model, 1, decode=DecodeStep(copy.deepcopy(model), compile=compile))
+            found.append([sequences.extend([TokenChunk([token])]) for token in (3, 4, 5)])
+    for compiled, plain in (found[:2], found[2:]):
+        torch.testing.assert_close(compiled, plain)
 
 
 @pytest.mark.slow

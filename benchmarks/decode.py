@@ -1,25 +1,31 @@
 """Greedy decoding: our engine's steps beside transformers' own ``generate`` on the same weights, in one run.
 
-python -m benchmarks.decode [--rounds 7 --prompt 32 --new 64 --batches 1,8]
+python -m benchmarks.decode [--rounds 5 --sizes 128x3:64,512x8:16,1024x16:4 --batches 1,8,32]
 
-Text only, a Helium of some forty million weights, three ways: ``SlotPool.step``, the fused model's
-``generate()``, and ``HeliumForCausalLM.generate`` with its dynamic cache. All must give the same tokens
-before any is timed. The floor of a step is the time that a matrix-vector product takes to read as many
-bytes as the weights have.
+Text only, Heliums of several sizes: ``SlotPool.step`` plain and compiled, with fp32, bf16 and int8 weights,
+and ``HeliumForCausalLM.generate`` in fp32 with its dynamic cache. All fp32 ways must give the same tokens
+before any is timed, and so must the fused model's ``generate()``. The floor of a step is the time in which as
+many bytes as its weights have are read. Beside them, prefill and the vision tower against bare products of
+the same matrices.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import nn
+from torch.nn.functional import linear
 from transformers import GenerationConfig
 from transformers.models.helium import HeliumConfig, HeliumForCausalLM
 
 from benchmarks.measure import interleaved, publish, read_options, table
+from casa_core.compiling import can_compile
 from casa_core.config import CasaConfig, FusionConfig
 from casa_core.decoding.decode_step import DecodeStep
 from casa_core.decoding.kv_batch import TokenChunk
@@ -27,32 +33,53 @@ from casa_core.engine.requests import SamplingParams
 from casa_core.engine.slot_pool import SlotPool
 from casa_core.model import CasaForConditionalGeneration
 
-OURS, OUR_GENERATE, THEIRS = "our engine", "our generate()", "transformers' generate()"
-FLOOR = "floor: weights read"
+THEIRS = "transformers' generate(), fp32"
+PLAIN, COMPILED = "plain, fp32", "compiled, fp32"
+BF16, INT8 = "compiled, bf16", "compiled, int8"
+READ = {4: "floor: fp32 read", 2: "floor: bf16 read", 1: "floor: int8 read"}
+OURS = {PLAIN: 4, COMPILED: 4, BF16: 2, INT8: 1}
+"""Ways and the bytes of their weights."""
+
+Run = tuple[CasaForConditionalGeneration, DecodeStep]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = read_options(
         __doc__,
         arguments,
-        rounds=7,
-        prompt=(32, "tokens of every prompt"),
-        new=(64, "tokens decoded"),
-        batches="1,8",
-        hidden=512,
-        layers=12,
+        rounds=5,
+        prompt=(4, "tokens of every prompt"),
+        prefill=(256, "tokens of the prefill, and patches of the tower's picture"),
+        sizes=("128x3:64,512x8:16,1024x16:4", "width x layers : tokens decoded"),
+        batches="1,8,32",
         vocabulary=8192,
     )
-    theirs, ours = models(options.hidden, options.layers, options.vocabulary)
-    embedding = theirs.model.embed_tokens.weight  # a step reads a row a token of it
-    weights = sum(p.nbytes for p in theirs.parameters() if p is not embedding)
-    decode = DecodeStep(ours)
-    found = [
-        measure(theirs, ours, decode, weights, int(batch), options) for batch in options.batches.split(",")
-    ]
-    payload = {"weights_bytes": weights, "batches": found}
+    found = [_size(size, options) for size in options.sizes.split(",")]
     title = "Greedy decoding beside transformers' own"
-    publish("decode", title, options, payload, _report(found, weights))
+    publish("decode", title, options, {"sizes": found}, _report(found))
+
+
+def _size(size: str, options: argparse.Namespace) -> dict[str, Any]:
+    """All batches of one size of model."""
+    hidden, layers, new = (int(part) for part in size.replace(":", "x").split("x"))
+    theirs, ours = models(hidden, layers, options.vocabulary)
+    embedding = theirs.model.embed_tokens.weight  # a step reads a row a token of it
+    weights = sum(p.numel() for p in theirs.parameters() if p is not embedding)
+    half = copy.deepcopy(ours)
+    half.to(dtype=torch.bfloat16)  # pyright: ignore[reportCallIssue]
+    compile = can_compile(ours.device)
+    runs: dict[str, Run] = {
+        PLAIN: (ours, DecodeStep(ours)),
+        COMPILED: (ours, DecodeStep(ours, compile=compile)),
+        BF16: (half, DecodeStep(half, compile=compile)),
+        INT8: (half, DecodeStep(half, compile=compile, quantize="int8")),
+    }
+    batches = [
+        measure(theirs, runs, weights, int(batch), new, options) for batch in options.batches.split(",")
+    ]
+    with torch.inference_mode():
+        products = _products(ours, options)
+    return {"size": size.split(":")[0], "weights": weights, "batches": batches, "products": products}
 
 
 def models(
@@ -87,49 +114,52 @@ def models(
 
 def measure(
     theirs: HeliumForCausalLM,
-    ours: CasaForConditionalGeneration,
-    decode: DecodeStep,
+    runs: dict[str, Run],
     weights: int,
     batch: int,
+    new: int,
     options: argparse.Namespace,
 ) -> dict[str, Any]:
-    """Whole answers (prompt and all), tokens a second; the same tokens from all three."""
-    prompt, new, rounds = options.prompt, options.new, options.rounds
+    """Whole answers (prompt and all), tokens per second; the same tokens in fp32."""
     generator = torch.Generator().manual_seed(batch)
-    ids_BL = torch.randint(1, theirs.config.vocab_size, (batch, prompt), generator=generator)
+    ids_BL = torch.randint(1, theirs.config.vocab_size, (batch, options.prompt), generator=generator)
     ways: dict[str, Callable[[], Any]] = {
-        OURS: lambda: _by_steps(ours, decode, ids_BL, new),
-        OUR_GENERATE: lambda: _by_generate(ours, ids_BL, new),
-        THEIRS: lambda: _by_generate(theirs, ids_BL, new),
+        name: lambda run=run: _by_steps(*run, ids_BL, new) for name, run in runs.items()
     }
-    answers = {name: way() for name, way in ways.items()}
-    for name, answer in answers.items():
-        assert answer == answers[THEIRS], f"{name} says other tokens than transformers, batch {batch}"
-    # A batch reads the weights once a step, however many rows it has.
-    matrix, vector = torch.randn(weights // 4 // 4096, 4096), torch.randn(4096)
-    reads = max(new // 8, 1)
-    ways[FLOOR] = lambda: [torch.mv(matrix, vector) for _ in range(reads)]
-    taken = interleaved(ways, rounds)
-    done = {name: batch * (reads if name == FLOOR else new) for name in ways}
+    ways[THEIRS] = lambda: _by_generate(theirs, ids_BL, new)
+    answers, first = {}, {}
+    for name, way in ways.items():
+        start = time.process_time()
+        answers[name] = way()
+        first[name] = time.process_time() - start
+    answers["our generate()"] = _by_generate(runs[PLAIN][0], ids_BL, new)
+    for name in (PLAIN, COMPILED, "our generate()"):
+        assert answers[name] == answers[THEIRS], f"{name} gives other tokens than transformers, batch {batch}"
+    buffers = {size: torch.ones(weights * size // 4) for size in READ}
+    for size, name in READ.items():  # a batch reads the weights once a step, however many rows it has
+        ways[name] = lambda size=size: [buffers[size].sum() for _ in range(new)]
+    taken = interleaved(ways, options.rounds)
     # A ratio of neighbours in time, round by round, is steadier than a ratio of medians.
-    ratio = lambda ours, theirs: round(statistics.median(b / a for a, b in zip(ours, theirs, strict=True)), 3)  # noqa: E731
+    ratio = lambda a, b: round(  # noqa: E731
+        statistics.median(y / x for x, y in zip(taken[a].cpu, taken[b].cpu, strict=True)), 3
+    )
     return {
         "batch": batch,
         "tokens_a_second": {
-            name: round(done[name] / statistics.median(each.wall), 1) for name, each in taken.items()
+            name: round(batch * new / statistics.median(each.wall), 1) for name, each in taken.items()
         },
-        "tokens_a_processor_second": {
-            name: round(done[name] / statistics.median(each.cpu), 1) for name, each in taken.items()
-        },
-        "times_transformers": {
-            name: {
-                "wall": ratio(taken[name].wall, taken[THEIRS].wall),
-                "cpu": ratio(taken[name].cpu, taken[THEIRS].cpu),
-            }
-            for name in (OURS, OUR_GENERATE)
-        },
-        "seconds": {name: [round(value, 4) for value in each.wall] for name, each in taken.items()},
+        "times_transformers": {name: ratio(name, THEIRS) for name in OURS},
+        "of_the_floor": {name: ratio(name, READ[size]) for name, size in OURS.items()},
+        "tokens_as_transformers": {name: round(_same(answers[name], answers[THEIRS]), 3) for name in OURS},
+        "first_answer_processor_seconds": {name: round(first[name], 2) for name in OURS},
+        "processor_seconds": {name: [round(value, 4) for value in each.cpu] for name, each in taken.items()},
     }
+
+
+def _same(ours: list[list[int]], theirs: list[list[int]]) -> float:
+    """Share of tokens that are the same."""
+    pairs = [pair for rows in zip(ours, theirs, strict=True) for pair in zip(*rows, strict=True)]
+    return sum(a == b for a, b in pairs) / len(pairs)
 
 
 def _by_steps(
@@ -154,21 +184,80 @@ def _by_generate(model: Any, ids_BL: torch.Tensor, new: int) -> list[list[int]]:
     return out_BL[:, ids_BL.shape[1] :].tolist()
 
 
-def _report(found: Sequence[dict[str, Any]], weights: int) -> str:
+def _products(model: CasaForConditionalGeneration, options: argparse.Namespace) -> dict[str, float]:
+    """Share of the rate of bare matrix products that a prefill, and the tower, reach: by processor time."""
+    count = options.prefill
+    ids_1T = torch.randint(1, options.vocabulary, (1, count))
+    config = model.config.vision_config
+    values = 3 * config.patch_size**2
+    grid = (2 * config.spatial_merge_size, count // (2 * config.spatial_merge_size))
+    patches_PE = torch.randn(grid[0] * grid[1], values)
+    parts: dict[str, tuple[nn.Module, Callable[[], object]]] = {
+        "prefill": (model, lambda: model(ids_1T, last_tokens=torch.tensor([count - 1]))),
+        "vision tower": (model.vision_tower, lambda: model.vision_tower(patches_PE, [grid])),
+    }
+    shares = {}
+    for name, (module, run) in parts.items():
+        pairs = _linear_calls(module, run)
+        bare = lambda pairs=pairs: [linear(x_XC, weight) for x_XC, weight in pairs]  # noqa: E731
+        taken = interleaved({"bare": bare, "run": run}, options.rounds)
+        shares[name] = round(
+            statistics.median(a / b for a, b in zip(taken["bare"].cpu, taken["run"].cpu, strict=True)), 3
+        )
+    return shares
+
+
+def _linear_calls(module: nn.Module, run: Callable[[], object]) -> list[tuple[torch.Tensor, Any]]:
+    """Input and weight of every linear layer that runs, in order."""
+    pairs: list[tuple[torch.Tensor, Any]] = []
+    hooks = [
+        part.register_forward_hook(lambda layer, inputs, _: pairs.append((inputs[0], layer.weight)))
+        for part in module.modules()
+        if isinstance(part, nn.Linear)
+    ]
+    run()
+    for hook in hooks:
+        hook.remove()
+    return pairs
+
+
+def _report(found: Sequence[dict[str, Any]]) -> str:
     rows = []
-    for one in found:
-        rates, by_cpu = one["tokens_a_second"], one["tokens_a_processor_second"]
-        for name, rate in rates.items():
-            ratio = one["times_transformers"].get(name)
-            beside = "" if ratio is None else f"{ratio['wall']:.2f} ({ratio['cpu']:.2f})"
-            share = f"{rate / rates[FLOOR]:.0%} ({by_cpu[name] / by_cpu[FLOOR]:.0%})"
-            rows.append([name, one["batch"], f"{rate:.1f} ({by_cpu[name]:.1f})", beside, share])
-    text = table(["way", "batch", "tokens/s", "times transformers'", "of the floor"], rows)
-    return (
-        f"{text}\nBy the wall; in parentheses by processor time, which a busy machine disturbs less. Ratios "
-        f"are medians of the rounds'.\nFloor: the {weights / 1e6:.0f} MB of fp32 weights that a step reads, "
-        "read by a matrix-vector product. All ways gave the same tokens.\n"
+    for size in found:
+        for one in size["batches"]:
+            for name, rate in one["tokens_a_second"].items():
+                ratio, share = one["times_transformers"].get(name), one["of_the_floor"].get(name)
+                same = one["tokens_as_transformers"].get(name)
+                rows.append(
+                    [
+                        f"{size['size']}, {name}",
+                        one["batch"],
+                        rate,
+                        "" if ratio is None else f"{ratio:.2f}",
+                        "" if share is None else f"{share:.0%}",
+                        "" if same is None else f"{same:.0%}",
+                    ]
+                )
+    header = ["model, way", "batch", "tokens/s", "times transformers'", "of its floor", "tokens as fp32"]
+    products = table(
+        ["model", "weights", "prefill", "vision tower"],
+        [
+            [
+                size["size"],
+                f"{size['weights'] / 1e6:.1f} M",
+                f"{size['products']['prefill']:.0%}",
+                f"{size['products']['vision tower']:.0%}",
+            ]
+            for size in found
+        ],
     )
+    notes = (
+        "Tokens per second by the wall; ratios by processor time, which a busy machine disturbs less, as\n"
+        "medians of the rounds'. Whole answers, prompts included. The floor: the weights' bytes, read by a\n"
+        "sum. Random weights: bf16 and int8 may choose other tokens where fp32 was undecided.\n\n"
+        "Share of the rate of bare products of the same matrices:\n"
+    )
+    return f"{table(header, rows)}\n{notes}\n{products}"
 
 
 if __name__ == "__main__":

@@ -111,17 +111,15 @@ def test_the_parts_of_a_step_are_told_apart(tmp_path: Path):
     assert parts["planning: windows, positions, masks"] > 0
 
 
-def test_our_decoding_says_what_transformers_says(tmp_path: Path):
-    sizes = ("--hidden", "128", "--layers", "2", "--vocabulary", "256", "--prompt", "4", "--new", "6")
+def test_our_decoding_says_what_transformers_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(decode, "can_compile", lambda device: False)
+    sizes = ("--sizes", "128x2:6", "--vocabulary", "256", "--prompt", "4", "--prefill", "32")
     decode.main([*sizes, "--batches", "1,3", "--rounds", "1", "--results", str(tmp_path)])
-    found = json.loads((tmp_path / "decode.json").read_text())
+    (found,) = json.loads((tmp_path / "decode.json").read_text())["sizes"]
     for batch in found["batches"]:
-        assert set(batch["tokens_a_second"]) == {
-            decode.OURS,
-            decode.OUR_GENERATE,
-            decode.THEIRS,
-            decode.FLOOR,
-        }
+        assert set(batch["tokens_a_second"]) == {*decode.OURS, decode.THEIRS, *decode.READ.values()}
+        assert batch["tokens_as_transformers"][decode.PLAIN] == 1
+    assert set(found["products"]) == {"prefill", "vision tower"}
 
 
 def test_the_gpu_checks_run_at_toy_size_and_make_one_page(tmp_path: Path):

@@ -1,6 +1,6 @@
 """Greedy decoding: our engine's steps beside transformers' own ``generate`` on the same weights, in one run.
 
-python -m benchmarks.decode [--rounds 5 --sizes 128x3:64,512x8:16,1024x16:4 --batches 1,8,32]
+python -m benchmarks.decode [--rounds 5 --sizes 128x3:64,512x8:16,1024x16:8 --batches 1,8,32]
 
 Text only, Heliums of several sizes: ``SlotPool.step`` plain and compiled, with fp32, bf16 and int8 weights,
 and ``HeliumForCausalLM.generate`` in fp32 with its dynamic cache. All fp32 ways must give the same tokens
@@ -16,12 +16,13 @@ import copy
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.functional import linear
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.models.helium import HeliumConfig, HeliumForCausalLM
 
 from benchmarks.measure import interleaved, publish, read_options, table
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rounds=5,
         prompt=(4, "tokens of every prompt"),
         prefill=(256, "tokens of the prefill, and patches of the tower's picture"),
-        sizes=("128x3:64,512x8:16,1024x16:4", "width x layers : tokens decoded"),
+        sizes=("128x3:64,512x8:16,1024x16:8", "width x layers : tokens decoded"),
         batches="1,8,32",
         vocabulary=8192,
     )
@@ -120,40 +121,79 @@ def measure(
     new: int,
     options: argparse.Namespace,
 ) -> dict[str, Any]:
-    """Whole answers (prompt and all), tokens per second; the same tokens in fp32."""
+    """Tokens per second after the first token of every answer; the same tokens in fp32."""
     generator = torch.Generator().manual_seed(batch)
     ids_BL = torch.randint(1, theirs.config.vocab_size, (batch, options.prompt), generator=generator)
-    ways: dict[str, Callable[[], Any]] = {
-        name: lambda run=run: _by_steps(*run, ids_BL, new) for name, run in runs.items()
+    ways: dict[str, Callable[[], _Answer]] = {
+        name: lambda run=run: _by_steps(*run, ids_BL, new + 1) for name, run in runs.items()
     }
-    ways[THEIRS] = lambda: _by_generate(theirs, ids_BL, new)
-    answers, first = {}, {}
-    for name, way in ways.items():
-        start = time.process_time()
-        answers[name] = way()
-        first[name] = time.process_time() - start
-    answers["our generate()"] = _by_generate(runs[PLAIN][0], ids_BL, new)
-    for name in (PLAIN, COMPILED, "our generate()"):
-        assert answers[name] == answers[THEIRS], f"{name} gives other tokens than transformers, batch {batch}"
+    ways[THEIRS] = lambda: _by_generate(theirs, ids_BL, new + 1)
+    first = {name: way() for name, way in ways.items()}
+    own = _by_generate(runs[PLAIN][0], ids_BL, new + 1)
+    for name, answer in {PLAIN: first[PLAIN], COMPILED: first[COMPILED], "our generate()": own}.items():
+        assert answer.tokens == first[THEIRS].tokens, f"{name} gives other tokens than transformers"
     buffers = {size: torch.ones(weights * size // 4) for size in READ}
     for size, name in READ.items():  # a batch reads the weights once a step, however many rows it has
-        ways[name] = lambda size=size: [buffers[size].sum() for _ in range(new)]
-    taken = interleaved(ways, options.rounds)
+        ways[name] = lambda size=size: _reads(buffers[size], new)
+    found: dict[str, list[_Answer]] = {name: [] for name in ways}
+    for number in range(options.rounds):
+        names = [*list(ways)[number % len(ways) :], *list(ways)[: number % len(ways)]]
+        for name in names:
+            found[name].append(ways[name]())
     # A ratio of neighbours in time, round by round, is steadier than a ratio of medians.
     ratio = lambda a, b: round(  # noqa: E731
-        statistics.median(y / x for x, y in zip(taken[a].cpu, taken[b].cpu, strict=True)), 3
+        statistics.median(y.cpu / x.cpu for x, y in zip(found[a], found[b], strict=True)), 3
     )
     return {
         "batch": batch,
         "tokens_a_second": {
-            name: round(batch * new / statistics.median(each.wall), 1) for name, each in taken.items()
+            name: round(batch * new / statistics.median(answer.wall for answer in each), 1)
+            for name, each in found.items()
         },
         "times_transformers": {name: ratio(name, THEIRS) for name in OURS},
         "of_the_floor": {name: ratio(name, READ[size]) for name, size in OURS.items()},
-        "tokens_as_transformers": {name: round(_same(answers[name], answers[THEIRS]), 3) for name in OURS},
-        "first_answer_processor_seconds": {name: round(first[name], 2) for name in OURS},
-        "processor_seconds": {name: [round(value, 4) for value in each.cpu] for name, each in taken.items()},
+        "tokens_as_transformers": {
+            name: round(_same(first[name].tokens, first[THEIRS].tokens), 3) for name in OURS
+        },
+        "first_answer_processor_seconds": {name: round(first[name].cpu, 2) for name in OURS},
+        "processor_seconds": {
+            name: [round(answer.cpu, 4) for answer in each] for name, each in found.items()
+        },
     }
+
+
+@dataclass(slots=True)
+class _Answer:
+    """Tokens of all rows, and seconds from the first token on, by the wall and of the processor."""
+
+    tokens: list[list[int]]
+    wall: float = 0.0
+    cpu: float = 0.0
+
+
+class _Clock(LogitsProcessor):
+    """Starts when the first logits are there."""
+
+    def __init__(self) -> None:
+        self.start: tuple[float, float] | None = None
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self.start = self.start or (time.perf_counter(), time.process_time())
+        return scores
+
+    def answer(self, tokens: list[list[int]]) -> _Answer:
+        """The answer, ended now."""
+        assert self.start is not None
+        wall, cpu = self.start
+        return _Answer(tokens, time.perf_counter() - wall, time.process_time() - cpu)
+
+
+def _reads(buffer: torch.Tensor, count: int) -> _Answer:
+    clock = _Clock()
+    clock(buffer, buffer)
+    for _ in range(count):
+        buffer.sum()
+    return clock.answer([])
 
 
 def _same(ours: list[list[int]], theirs: list[list[int]]) -> float:
@@ -164,7 +204,8 @@ def _same(ours: list[list[int]], theirs: list[list[int]]) -> float:
 
 def _by_steps(
     model: CasaForConditionalGeneration, decode: DecodeStep, ids_BL: torch.Tensor, new: int
-) -> list[list[int]]:
+) -> _Answer:
+    clock = _Clock()
     slots = SlotPool(model, len(ids_BL), decode=decode)
     unread = {slots.allocate(SamplingParams()): TokenChunk(row) for row in ids_BL.tolist()}
     generated: dict[int, list[int]] = {slot: [] for slot in unread}
@@ -172,16 +213,21 @@ def _by_steps(
         for slot, token in slots.step(unread).items():
             generated[slot].append(token)
             unread[slot] = TokenChunk([token])
-    return list(generated.values())
+        clock(ids_BL, ids_BL)
+    return clock.answer(list(generated.values()))
 
 
-def _by_generate(model: Any, ids_BL: torch.Tensor, new: int) -> list[list[int]]:
+def _by_generate(model: Any, ids_BL: torch.Tensor, new: int) -> _Answer:
+    clock = _Clock()
     settings = GenerationConfig(max_new_tokens=new, do_sample=False, eos_token_id=None, pad_token_id=0)
     with torch.inference_mode():
         out_BL = model.generate(
-            input_ids=ids_BL, attention_mask=torch.ones_like(ids_BL), generation_config=settings
+            input_ids=ids_BL,
+            attention_mask=torch.ones_like(ids_BL),
+            generation_config=settings,
+            logits_processor=LogitsProcessorList([clock]),
         )
-    return out_BL[:, ids_BL.shape[1] :].tolist()
+    return clock.answer(out_BL[:, ids_BL.shape[1] :].tolist())
 
 
 def _products(model: CasaForConditionalGeneration, options: argparse.Namespace) -> dict[str, float]:
@@ -253,8 +299,8 @@ def _report(found: Sequence[dict[str, Any]]) -> str:
     )
     notes = (
         "Tokens per second by the wall; ratios by processor time, which a busy machine disturbs less, as\n"
-        "medians of the rounds'. Whole answers, prompts included. The floor: the weights' bytes, read by a\n"
-        "sum. Random weights: bf16 and int8 may choose other tokens where fp32 was undecided.\n\n"
+        "medians of the rounds'. From the first token of an answer on. The floor: the weights' bytes, read\n"
+        "by a sum. Random weights: bf16 and int8 may choose other tokens where fp32 was undecided.\n\n"
         "Share of the rate of bare products of the same matrices:\n"
     )
     return f"{table(header, rows)}\n{notes}\n{products}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -88,20 +89,29 @@ def _prompt_chunk(sample: Sample, processor: CasaProcessor, images_withheld: boo
 
 def _check_length(sample: Sample, processor: CasaProcessor, context: int, answer: int) -> None:
     """Refuse a text that is much too long before all of it is tokenized, which takes memory and time."""
-    left = most = context - answer
-    for part in sample.parts:
-        if not isinstance(part, Text):
+    most = left = context - answer
+    for (is_text, _), parts in groupby(sample.parts, key=lambda part: (isinstance(part, Text), part.role)):
+        if not is_text or left < 0:
             continue
-        # The beginning has few tokens fewer than it would have as part of the whole: those at the cut.
-        tokens, shown = 0, _CHARACTERS * (left + _AT_THE_CUT)
-        while tokens <= left + _AT_THE_CUT:
-            tokens = len(processor.tokenizer.encode(part.text[:shown], add_special_tokens=False))
-            if shown >= len(part.text):
-                break
-            shown *= 2
-        left -= tokens
-        if left < 0:
-            raise _too_long(f"at least {most - left}", context, answer)
+        # Together, as some templates tokenize them; and the template adds a token to each run, or more.
+        text = "".join(part.text for part in parts if isinstance(part, Text))
+        left -= count_tokens(text, processor, left) + 1
+    if left < 0:
+        raise _too_long(f"at least {most - left}", context, answer)
+
+
+def count_tokens(text: str, processor: CasaProcessor, most: int) -> int:
+    """The tokens of a text. Of one of more than ``most``, no more is read than shows this, and the number may
+    be smaller than the text's, but not than ``most``."""
+    beyond = most + _AT_THE_CUT  # a beginning's last tokens may be others than they are in the whole
+    shown = _CHARACTERS * beyond
+    while True:
+        words = processor.tokenizer.encode(text[:shown], add_special_tokens=False, split_special_tokens=True)
+        if shown >= len(text):
+            return len(words)
+        if len(words) > beyond:
+            return len(words) - _AT_THE_CUT
+        shown *= 2
 
 
 _CHARACTERS = 8  # most texts have fewer per token

@@ -9,10 +9,11 @@ from casa_core.decoding.plan import TokenChunk
 from casa_core.engine.events import Outcome
 from casa_core.engine.image_encoder import Encoded
 from casa_core.engine.requests import FinishReason, GenerationDelta, GenerationRequest, GenerationResult
+from casa_core.engine.text_so_far import TextSoFar
 from casa_core.processing.processor import CasaProcessor
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class Answer:
     """An answer's state.
 
@@ -44,7 +45,11 @@ class Answer:
     ids: list[int] = field(default_factory=list)
     completion_tokens: int = 0
     finish_reason: FinishReason | None = None
-    _sent: str = ""
+    _text: TextSoFar = field(init=False)
+    _sent: int = 0
+
+    def __post_init__(self) -> None:
+        self._text = TextSoFar(self.processor, self.request.sampling.stop)
 
     @property
     def finished(self) -> bool:
@@ -72,26 +77,19 @@ class Answer:
 
         ``now`` is not used: an answer has no deadline.
         """
-        self._append(token)
+        shown = self._append(token)
         self.unread = None if self.finished else token
         if self.finished:
             result = self.result()
             return [self._last_delta(result), result] if self.streamed else [result]
-        if not self.streamed:
+        if not self.streamed or len(shown) <= self._sent:
             return []
-        text = self.text()
-        # A token may end inside a character, or inside a stop string: hold back what may still change.
-        safe = text[: len(text) - self._unsettled(text)]
-        if len(safe) <= len(self._sent):
-            return []
-        piece, self._sent = safe[len(self._sent) :], safe
+        piece, self._sent = shown[self._sent :], len(shown)
         return [GenerationDelta(text=piece)]
 
     def text(self) -> str:
         """The answer so far, cut before the first stop string."""
-        text = self.processor.decode_text(self.ids)
-        ends = [text.index(stop) for stop in self.request.sampling.stop if stop in text]
-        return text[: min(ends)] if ends else text
+        return self._text.settled if self._text.stopped else self.processor.decode_text(self.ids)
 
     def result(self) -> GenerationResult:
         """The finished answer."""
@@ -108,35 +106,23 @@ class Answer:
             cached_tokens=self.cached_tokens,
         )
 
-    def _append(self, token: int) -> None:
+    def _append(self, token: int) -> str:
+        """Add a token; all the text that may be shown, where it is streamed or may end by a stop string."""
         self.completion_tokens += 1
         if token == self.processor.end_id:
             self.finish_reason = "stop"
-            return
+            return ""
         self.ids.append(token)
-        text = self.processor.decode_text(self.ids) if self.request.sampling.stop else ""
-        if any(stop in text for stop in self.request.sampling.stop):
+        shown = self._text.add(token) if self.streamed or self.request.sampling.stop else ""
+        if self._text.stopped:
             self.finish_reason = "stop"
         elif self.completion_tokens >= self.request.sampling.max_new_tokens:
             self.finish_reason = "length"
-
-    def _unsettled(self, text: str) -> int:
-        """Characters at the end that later tokens may still change or cut off."""
-        broken = len(text) - len(text.rstrip("\ufffd"))
-        partial = max(
-            (
-                n
-                for stop in self.request.sampling.stop
-                for n in range(1, len(stop))
-                if text.endswith(stop[:n])
-            ),
-            default=0,
-        )
-        return max(broken, partial)
+        return shown
 
     def _last_delta(self, result: GenerationResult) -> GenerationDelta:
         return GenerationDelta(
-            text=result.text[len(self._sent) :],
+            text=result.text[self._sent :],
             finish_reason=result.finish_reason,
             prompt_tokens=result.prompt_tokens,
             image_tokens=result.image_tokens,

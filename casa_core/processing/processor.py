@@ -231,7 +231,11 @@ class CasaProcessor(ProcessorMixin):
 
     def decode_text(self, ids: Sequence[int]) -> str:
         """Text of generated ids, without special tokens and surrounding spaces."""
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+        return self.decode_piece(ids).strip()
+
+    def decode_piece(self, ids: Sequence[int]) -> str:
+        """The same with the spaces around it, as a part of a longer text has them."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def image_size(
         self, height: int, width: int, *, frame: bool = False, most_tokens: int | None = None

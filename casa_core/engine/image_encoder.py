@@ -145,7 +145,11 @@ class ImageEncoder:
         self._condition = threading.Condition()
         self._batches = 0
         self._closed = False
-        self._preparing = ThreadPoolExecutor(2, thread_name_prefix="casa-prepare") if threads else None
+        # Frames have threads of their own: no picture of an answer, however large, is prepared before them.
+        self._preparing: dict[bool, ThreadPoolExecutor] = {}
+        if threads:
+            self._preparing[True] = ThreadPoolExecutor(2, thread_name_prefix="casa-frames")
+            self._preparing[False] = ThreadPoolExecutor(1, thread_name_prefix="casa-prompts")
         self._thread: threading.Thread | None = None
         if threads:
             self._thread = threading.Thread(target=self._work, name="casa-embed", daemon=True)
@@ -169,8 +173,8 @@ class ImageEncoder:
             except Exception as error:  # handed to the caller that waits for it
                 self._finish(done, error)
 
-        if self._preparing is not None:
-            self._preparing.submit(work)
+        if self._preparing:
+            self._preparing[live].submit(work)
         else:
             self._unprepared.append(work)
         return done
@@ -189,15 +193,15 @@ class ImageEncoder:
         return bool(self._unprepared)
 
     def close(self) -> None:
-        """Stop the threads; images that wait are cancelled."""
+        """Stop the threads; what waits is cancelled."""
+        for pool in self._preparing.values():
+            pool.shutdown(cancel_futures=True)
         with self._condition:
             self._closed = True
             waiting, self._waiting = self._waiting, []
             self._condition.notify()
         for job in waiting:
             job.whole.done.cancel()
-        if self._preparing is not None:
-            self._preparing.shutdown(cancel_futures=True)
         if self._thread is not None:
             self._thread.join()
 
@@ -229,7 +233,7 @@ class ImageEncoder:
 
     def _next_batch(self) -> list[_Job]:
         """The most urgent image, and others of its size; a share of the turns is kept for answers."""
-        self._waiting = [job for job in self._waiting if not job.whole.done.cancelled()]
+        self._waiting = [job for job in self._waiting if not job.whole.done.done()]
         live = [job for job in self._waiting if job.live]
         others = [job for job in self._waiting if not job.live]
         self._batches += 1
@@ -238,7 +242,8 @@ class ImageEncoder:
             return []
         first = min(turn)
         same = sorted(job for job in turn if job.grid == first.grid)[: self._size]
-        self._waiting = [job for job in self._waiting if job not in same]
+        taken = {job.number for job in same}
+        self._waiting = [job for job in self._waiting if job.number not in taken]
         return same
 
     def _embed(self, jobs: Sequence[_Job]) -> None:
@@ -249,9 +254,12 @@ class ImageEncoder:
         try:
             images = [(job.whole.chunk.patches_PE[job.index], job.grid) for job in new]
             each_NC = embed(images, self._model) if images else []
-        except Exception as error:  # handed to the callers that wait for the images
-            for job in jobs:
-                self._finish(job.whole.done, error)
+        except Exception as error:  # handed to the caller that waits for the image
+            if len(jobs) == 1:
+                self._finish(jobs[0].whole.done, error)
+            else:
+                for job in jobs:
+                    self._embed([job])
             return
         if any(job.live for job in jobs):
             self._load.embedding.add(time.perf_counter() - started)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -19,11 +20,13 @@ class TimeShare:
 
     _spent: deque[tuple[float, float]] = field(default_factory=deque)
     _total: float = 0.0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, seconds: float) -> None:
-        """Count seconds that end now."""
-        self._spent.append((time.monotonic(), seconds))
-        self._total += seconds
+        """Count seconds that end now; callable from any thread."""
+        with self._lock:
+            self._spent.append((time.monotonic(), seconds))
+            self._total += seconds
         self._forget()
 
     @property
@@ -40,8 +43,11 @@ class TimeShare:
 
     def _forget(self) -> None:
         until = time.monotonic() - WINDOW_S
-        while self._spent and self._spent[0][0] < until:
-            self._total -= self._spent.popleft()[1]
+        with self._lock:
+            while self._spent and self._spent[0][0] < until:
+                self._total -= self._spent.popleft()[1]
+            if not self._spent:
+                self._total = 0.0  # without what rounding left
 
 
 @dataclass(slots=True)

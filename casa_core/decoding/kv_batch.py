@@ -202,9 +202,18 @@ class KVBatch:
                 self.windows.text_lengths[row] += rules.fusion.attends_text
         return logits_AV
 
-    def reset(self, row: int) -> None:
-        """Start a sequence over, without text and window."""
+    @torch.inference_mode()
+    def reset(self, row: int, *, erase: bool = False) -> None:
+        """Start a sequence over, without text and window.
+
+        Args:
+            erase: Set its keys and values to zero. What a row does not hold is masked, by a weight of zero;
+                but zero times what is not finite is not zero.
+        """
         self.windows.reset(row)
+        if erase:
+            self.text.erase(row)
+            self.windows.erase(row)
         self.states[row] = SequenceState()
         self.text.lengths[row] = 0
 

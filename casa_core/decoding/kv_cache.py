@@ -157,6 +157,12 @@ class TextCache:
             value[row, :, first : length - count] = value[row, :, first + count : length].clone()
         self.lengths[row] = length - count
 
+    def erase(self, row: int) -> None:
+        """Set a row's entries to zero."""
+        for store in (self.keys, self.values):
+            for held in store.values():
+                held[row] = 0
+
     def reorder(self, order: Sequence[int], order_B: torch.Tensor) -> None:
         """Row n becomes what row ``order[n]`` was."""
         for store in (self.keys, self.values):
@@ -235,6 +241,7 @@ class WindowCache:
     def expect(self, changes: Sequence[WindowChange]) -> None:
         """Announce what the next forward does to its rows' windows, in the order of its rows."""
         self._changes = changes
+        self._pending = []  # of a forward that failed
 
     def extend_images(self, layer: int, new: KeysValues | None) -> tuple[Tokens, Tokens] | None:
         """The images of the forward's rows: those of their windows so far, row by row, then the new ones.
@@ -275,6 +282,13 @@ class WindowCache:
         """Let every row of every layer have so many entries for its window's text."""
         for layer, held in self.text.items():
             self._with_room(self.text, layer, held, text)
+
+    def erase(self, row: int) -> None:
+        """Set a row's entries to zero."""
+        for store in (self.images, self.text):
+            for pair in store.values():
+                for held in pair:
+                    held[row] = 0
 
     def reset(self, row: int) -> None:
         """Leave a row without a window."""

@@ -56,14 +56,24 @@ class Admission:
             for one in self._steps.running.values()
         )
 
+    @property
+    def room_for_answer(self) -> bool:
+        """Whether another answer may wait."""
+        return self._without_slot < self._settings.waiting
+
+    @property
+    def _without_slot(self) -> int:
+        """Answers that wait, but for those that have a free slot before them."""
+        return len([one for one in self._waiting if isinstance(one, Answer)]) - self._slots.free_slots
+
     def check_answer(self) -> None:
         """Refuse an answer that would have to wait too long.
 
         Raises:
             Overloaded: If as many answers wait as may wait.
         """
-        waiting = sum(isinstance(one, Answer) for one in self._waiting)
-        if waiting >= self._settings.waiting:
+        if not self.room_for_answer:
+            waiting = self._without_slot
             raise Overloaded(
                 f"{waiting} answers are waiting already.",
                 f"The engine runs {self._settings.slots} sequences at a time.",
@@ -106,8 +116,12 @@ class Admission:
             if not (streams or answers):
                 break
             one = (streams or answers)[0]
-            self._waiting.remove(one)
-            self._place(one)
+            try:
+                self._place(one)
+            except Exception as error:  # its settings or its snapshot cannot be used here
+                self._steps.fail(one, error)
+            else:
+                self._waiting.remove(one)
         for one in itertools.islice(self._waiting, self._settings.slots):
             if isinstance(one, Answer) and one.encoding is None and one.prompt is None:
                 self._prepare(one)
@@ -124,24 +138,29 @@ class Admission:
             if isinstance(one, LiveStream):
                 self._drop_refused(one)
 
-    def release(self, one: Running) -> None:
-        """End an answer or a stream: its slot is free, and nothing is prepared for it."""
+    def release(self, one: Running, *, broken: bool = False) -> None:
+        """End an answer or a stream: its slot is free, and nothing is prepared for it.
+
+        Args:
+            broken: Its KV cache may hold numbers that are not finite.
+        """
         del self._steps.running[one.number]
         if one.encoding is not None:
             one.encoding.cancel()
         if isinstance(one, LiveStream):
             for frame in one.waiting:
                 frame.encoding.cancel()
-        if one.slot is None:
+        if one in self._waiting:
             self._waiting.remove(one)
+        if one.slot is None:
             return
-        keep = isinstance(one, Answer) and one.finished and one.prompt is not None
-        self._slots.free(one.slot, keep=keep)
-        if isinstance(one, Answer) and one.prompt is not None and keep:
-            tokens = self._slots.state(one.slot).text_tokens
-            self._prefixes.keep(one.slot, one.prompt, one.ids, tokens)
+        slot, one.slot = one.slot, None
+        if isinstance(one, Answer) and one.finished and one.prompt is not None:
+            self._slots.free(slot, keep=True)
+            self._prefixes.keep(slot, one.prompt, one.ids, self._slots.state(slot).text_tokens)
             self._load.finished.add(time.monotonic() - one.submitted)
-        one.slot = None
+        else:
+            self._slots.free(slot, broken=broken)
 
     def _place(self, one: Running) -> None:
         stops = one.stop_ids
@@ -149,7 +168,7 @@ class Admission:
             one.slot = self._slots.allocate(one.settings.sampling, stop_ids=stops, bounds=one.bounds)
             if one.saved is not None:
                 self._slots.restore(one.slot, one.saved.sequence, one.saved.sampler)
-                one.ids, one.saved = list(one.saved.transcript.ids), None
+                one.saved = None
         else:
             assert one.prompt is not None
             sequences = self._slots.sequences

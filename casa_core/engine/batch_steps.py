@@ -33,14 +33,14 @@ class BatchSteps:
     Attributes:
         running: Answers and streams by number, oldest first.
         events: What has happened since they were taken.
-        ended: Called with an answer or a stream whose slot is to be freed.
+        ended: Called with an answer or a stream whose slot is to be freed, and whether it is ``broken``.
     """
 
     def __init__(self, slots: SlotPool, budget: int, context: int, load: Load) -> None:
         self.slots, self.load = slots, load
         self.running: dict[int, Running] = {}
         self.events: list[Event] = []
-        self.ended: Callable[[Running], None] | None = None
+        self.ended: Callable[..., None] | None = None
         self._budget, self._context = budget, context
 
     @property
@@ -60,7 +60,7 @@ class BatchSteps:
 
     def fail(self, one: Running, error: Exception) -> None:
         """End an answer or a stream by an error."""
-        self._end(one)
+        self._end(one, broken=True)
         self.note(one, [Failed(error)])
 
     def read_prompts(self) -> None:
@@ -77,14 +77,16 @@ class BatchSteps:
                 break
             whole = one.next_chunk(longest)
             piece = whole.cut(0, whole.within(longest))
+            if pieces and piece.cost > longest:
+                continue  # an image that is larger than what is left
             # Rows are padded to the longest: others are cut to the length of the oldest one's piece.
             longest = longest if pieces else piece.cost
             pieces[one.number] = piece
         self._read(pieces)
 
     def finish_reading(self, stream: LiveStream) -> None:
-        """Read the whole of what a stream begins with."""
-        while stream.prompt is not None:
+        """Read the whole of what a stream begins with; by an error it ends."""
+        while stream.prompt is not None and stream.number in self.running:
             piece = stream.next_chunk(self._budget)
             self._read({stream.number: piece.cut(0, piece.within(self._budget))})
 
@@ -102,11 +104,11 @@ class BatchSteps:
                 if isinstance(refused[0], Failed):
                     self._end(stream)
                 continue
+            if turns and cost + turn.cost > self._budget:
+                break
             stream.begin_turn()
             turns[stream.number] = turn
             cost += turn.cost
-            if cost >= self._budget:
-                break
         frames = {number for number in turns if not self._stream(number).answering}
         started = time.perf_counter()
         self._run(turns, set(turns), frames)
@@ -127,16 +129,20 @@ class BatchSteps:
     def _read(self, pieces: dict[int, TokenChunk]) -> None:
         """Read pieces of prompts; a token follows the last piece of an answer's."""
         last: set[int] = set()
+        begun: list[LiveStream] = []
         for number, piece in pieces.items():
             one = self.running[number]
             one.read += len(piece.ids)
             assert one.prompt is not None
-            if one.read == len(one.prompt.chunk.ids):
-                if isinstance(one, Answer):
-                    last.add(number)
-                else:
-                    one.prompt = None
+            if one.read < len(one.prompt.chunk.ids):
+                continue
+            if isinstance(one, Answer):
+                last.add(number)
+            else:
+                begun.append(one)
         self._run(pieces, last)
+        for stream in begun:
+            stream.prompt = None
 
     def _run(
         self, chunks: dict[int, TokenChunk], choose: Collection[int], frames: Collection[int] = ()
@@ -153,9 +159,14 @@ class BatchSteps:
         slot_of = {number: self._slot(number) for number in chunks}
         states = self.slots.sequences.states
         dropped = {number: states[slot].dropped for number, slot in slot_of.items()}
-        tokens, faults = self.slots.run(
-            {slot_of[number]: chunk for number, chunk in chunks.items()}, {slot_of[n] for n in choose}
-        )
+        try:
+            tokens, faults = self.slots.run(
+                {slot_of[number]: chunk for number, chunk in chunks.items()}, {slot_of[n] for n in choose}
+            )
+        except Exception as error:  # what the forward left half done goes with its sequences
+            for number in chunks:
+                self.fail(self.running[number], error)
+            return
         self.load.tokens += len(tokens)
         now = time.monotonic()
         for number, chunk in chunks.items():
@@ -183,9 +194,9 @@ class BatchSteps:
             "Open a new session (it continues from the next frame), or one with bounded text KV.",
         )
 
-    def _end(self, one: Running) -> None:
+    def _end(self, one: Running, *, broken: bool = False) -> None:
         assert self.ended is not None
-        self.ended(one)
+        self.ended(one, broken=broken)
 
     def _stream(self, number: int) -> LiveStream:
         stream = self.running[number]

@@ -16,6 +16,7 @@ from casa_core.engine.requests import GenerationDelta, GenerationRequest, Genera
 from casa_core.engine.saved_session import SavedSession, Transcript
 from casa_core.engine.session import StreamSession
 from casa_core.engine.settings import EngineSettings
+from casa_core.errors import DataError
 from casa_core.weights.checkpoint import load_checkpoint
 
 
@@ -73,18 +74,18 @@ class Engine(EngineLoop):
     def generate(self, requests: Sequence[GenerationRequest]) -> list[GenerationResult]:
         """Answer requests together, in their order; errors as in ``EngineProtocol.generate``."""
         asked = deque(enumerate(requests))
-        index: dict[int, int] = {}
+        running: dict[int, int] = {}
         results: dict[int, GenerationResult] = {}
         try:
             while len(results) < len(requests):
-                while asked and len(index) - len(results) < self.settings.waiting:
+                while asked and (self.room_for_answer or not running):
                     place, request = asked.popleft()
-                    index[self.submit(request)] = place
-                for event in self._outcomes(index):
+                    running[self.submit(request)] = place
+                for event in self._outcomes(running):
                     assert isinstance(event.outcome, GenerationResult)
-                    results[index[event.sequence]] = event.outcome
+                    results[running.pop(event.sequence)] = event.outcome
         finally:
-            for number in index:
+            for number in running:
                 self.cancel(number)
         return [results[place] for place in range(len(requests))]
 
@@ -99,7 +100,8 @@ class Engine(EngineLoop):
                     assert isinstance(event.outcome, GenerationDelta)
                     yield event.outcome
         finally:
-            self.cancel(number)
+            # Not `cancel`: a generator that is not read to its end ends wherever it is forgotten.
+            self.forget(number)
 
     def open_session(
         self, query: str = "", *, max_tokens_per_frame: int = 16, settings: StreamSettings | None = None
@@ -130,4 +132,8 @@ class Engine(EngineLoop):
         for event in events:
             if isinstance(event.outcome, Failed):
                 raise event.outcome.error
+        if not events and not any(number in self._steps.running for number in numbers):
+            raise DataError(
+                "The answer was cancelled.", "The engine was closed, or it was cancelled.", "Ask again."
+            )
         return events

@@ -17,6 +17,7 @@ from casa_core.engine.image_encoder import Encoded
 from casa_core.engine.protocol import FrameImage
 from casa_core.engine.requests import CaptionEvent, SamplingParams
 from casa_core.engine.saved_session import SavedSession, Transcript
+from casa_core.errors import ConfigError
 from casa_core.media.decode import encode_png
 from casa_core.processing.processor import CasaProcessor
 
@@ -44,8 +45,19 @@ class StreamSettings:
     bounds: TextBounds | Literal["default"] | None = "default"
     deadline_s: float = 0.5
 
+    def __post_init__(self) -> None:
+        for name in ("max_tokens_per_frame", "max_tokens_per_prompt"):
+            if getattr(self, name) < 1:
+                raise ConfigError(
+                    f"`{name}` is {getattr(self, name)}.",
+                    "A caption has at least one token, or the one that ends it.",
+                    f"Set `{name}` to 1 or more.",
+                )
+        if not self.deadline_s > 0:  # NaN too
+            raise ConfigError(f"`deadline_s` is {self.deadline_s}.", "It is a time.", "Set it above 0.")
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, eq=False)
 class WaitingFrame:
     """A frame that has not been read.
 
@@ -62,7 +74,7 @@ class WaitingFrame:
     encoding: Future[Encoded]
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class LiveStream:
     """A stream's state.
 
@@ -77,7 +89,7 @@ class LiveStream:
         encoding: What it begins with, while it is prepared.
         prompt: The same, while it is read: the query, or the text of a transcript.
         read: How many tokens of ``prompt`` have been read.
-        ids: Tokens in the text KV.
+        ids: Tokens in the text KV, those of ``prompt`` that are still to be read included.
         pending: Tokens of the old window that have not been run yet.
         words: Those generated so far about the latest frame, or as the answer to a prompt; the last one is to
             be run. Empty between captions.
@@ -111,7 +123,8 @@ class LiveStream:
     @property
     def unread(self) -> int | None:
         """The token to run before the next is chosen, in the middle of a caption."""
-        return self.words[-1] if self.words else None
+        begun = self.encoding is None and self.prompt is None
+        return self.words[-1] if self.words and begun else None
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
@@ -174,9 +187,11 @@ class LiveStream:
         """Follow the text KV: it has read ``ids``, and ``dropped`` some of the oldest before."""
         if dropped:
             assert self.bounds is not None
-            del self.ids[self.bounds.sinks : self.bounds.sinks + dropped]
-            self.frame_at = max(self.frame_at - dropped, 0)
-        self.ids += ids
+            sinks = self.bounds.sinks
+            del self.ids[sinks : sinks + dropped]
+            self.frame_at = max(self.frame_at - dropped, min(self.frame_at, sinks))
+        if self.prompt is None:
+            self.ids += ids
         if frame:
             self.frame_at = len(self.ids) - 1
 
@@ -215,12 +230,15 @@ class LiveStream:
 
     def adopt(self, transcript: Transcript, now: float) -> None:
         """Take over everything that is not in the text KV, but for the frames that wait."""
+        self.ids = list(transcript.ids)
         self.pending, self.words = list(transcript.pending), list(transcript.words)
         self.frame, self.frame_at = transcript.frame, transcript.frame_at
         self.timestamp, self.answering = transcript.timestamp, transcript.answering
         self.prompts = deque(transcript.prompts)
         self.prompted = deque([now] * (len(self.prompts) - self.answering))
         self.arrived = now
+        if self.words and not self.answering:
+            self.due = now + self.settings.deadline_s
 
     def _caption(self, now: float, *, truncated: bool) -> CaptionEvent:
         words, self.words = self.words, []

@@ -25,7 +25,7 @@ class StreamSession:
         self._number = number
         self._stream: LiveStream | None = loop.stream_state(number)
         # A session that is forgotten gives its slot back, as a closed one does.
-        self._cancel = weakref.finalize(self, loop.cancel, number)
+        self._forgotten = weakref.finalize(self, loop.forget, number)
 
     @property
     def text_tokens(self) -> int:
@@ -70,21 +70,25 @@ class StreamSession:
 
     def close(self) -> None:
         """Free the stream's slot; closing twice is harmless."""
-        self._cancel()
+        if self._forgotten.detach() is not None:
+            self._loop.cancel(self._number)
         self._stream = None
 
     def _caption(self) -> CaptionEvent:
-        while True:
+        """Step until nothing of the stream is left to read or to say: its last caption."""
+        stream = self._open()
+        last: CaptionEvent | None = None
+        while last is None or stream.words or stream.waiting or stream.prompts:
             for event in self._loop.events_of((self._number,)):
                 match event.outcome:
                     case CaptionEvent() as caption:
-                        return caption
-                    case FrameRefused(_, error):
-                        raise error
-                    case Failed(error):
+                        last = caption
+                    case FrameRefused(_, error) | Failed(error):
                         raise error
                     case _:
                         pass
+            self._loop.stream_state(self._number)
+        return last
 
     def _settled(self) -> LiveStream:
         return self._loop.settled(self._number)

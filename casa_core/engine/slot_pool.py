@@ -97,18 +97,19 @@ class SlotPool:
         empty = [slot for slot in self._free if slot not in self._warm]
         return min(empty) if empty else next(iter(self._warm))
 
-    def free(self, slot: int, *, keep: bool = False) -> None:
+    def free(self, slot: int, *, keep: bool = False, broken: bool = False) -> None:
         """Free a slot; its memory serves the next sequence in it.
 
         Args:
             keep: Leave its sequence there until the slot is allocated again.
+            broken: Its caches may hold numbers that are not finite.
         """
         assert slot not in self._free, "the slot is free already"
         self._free.append(slot)
         if keep:
             self._warm[slot] = None
         else:
-            self.sequences.reset(slot)
+            self.sequences.reset(slot, erase=broken)
 
     @property
     def warm_slots(self) -> list[int]:

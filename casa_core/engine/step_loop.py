@@ -1,0 +1,239 @@
+"""The loop of an engine: answers and live streams join and leave at any step, and share every forward.
+
+A step runs at most three forwards: prompts are read in pieces; frames and further prompts that have come are
+read together; every running answer and caption gets one more token. Images are prepared and embedded ahead of
+it (:mod:`casa_core.engine.image_encoder`). No kind of work waits for all of another: that is the share kept
+for each.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Container
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from casa_core.decoding.decode_step import DecodeStep
+from casa_core.decoding.kv_batch import Room
+from casa_core.engine.admission import Admission
+from casa_core.engine.answer import Answer
+from casa_core.engine.batch_steps import BatchSteps, Running
+from casa_core.engine.events import Event
+from casa_core.engine.image_encoder import ImageEncoder
+from casa_core.engine.load import Load
+from casa_core.engine.requests import GenerationRequest
+from casa_core.engine.settings import EngineSettings
+from casa_core.engine.slot_pool import SlotPool
+from casa_core.errors import DataError
+from casa_core.model import CasaForConditionalGeneration
+from casa_core.processing.processor import CasaProcessor
+
+P = ParamSpec("P")
+R = TypeVar("R")
+LoopT = TypeVar("LoopT", bound="StepLoop")
+
+
+def exclusive(call: Callable[Concatenate[LoopT, P], R]) -> Callable[Concatenate[LoopT, P], R]:
+    """Refuse a method's call while another thread is in one of the engine's methods."""
+
+    @wraps(call)
+    def guarded(self: LoopT, *args: P.args, **kwargs: P.kwargs) -> R:
+        if not self.in_use.acquire(blocking=False):
+            raise RuntimeError(
+                f"`{call.__name__}` was called while another thread used the engine: its calls are not "
+                "thread-safe. Hand them to the thread that steps it, by a queue."
+            )
+        try:
+            return call(self, *args, **kwargs)
+        finally:
+            self.in_use.release()
+
+    return guarded
+
+
+class StepLoop:
+    """Runs answers and live streams of one model, step by step.
+
+    Calls are not thread-safe; one during another thread's call is refused by a ``RuntimeError``. Only
+    :meth:`forget` may be called from anywhere.
+
+    Args:
+        model: On its device; put into evaluation mode. It belongs to the engine from now on: its projections
+            become views of larger matrices.
+        processor: The checkpoint's own.
+        settings: Its size and shares.
+        decode: Keywords of :class:`DecodeStep`: ``compile``, ``quantize``.
+
+    Attributes:
+        in_use: Held during every call.
+
+    Raises:
+        ConfigError: If what these need is missing here.
+    """
+
+    def __init__(
+        self,
+        model: CasaForConditionalGeneration,
+        processor: CasaProcessor,
+        settings: EngineSettings | None = None,
+        **decode: Any,
+    ) -> None:
+        self.model = model.eval()
+        self.processor = processor
+        self.settings = settings or EngineSettings()
+        self.decode = DecodeStep(self.model, **decode)
+        self.load = Load()
+        self.in_use = threading.RLock()
+        room = Room(text=self.context) if self.settings.preallocate else Room()
+        self._slots = SlotPool(self.model, self.settings.slots, room=room, decode=self.decode)
+        self._steps = BatchSteps(self._slots, self.settings.prefill_tokens, self.context, self.load)
+        self._numbers = itertools.count()
+        self._events: list[Event] = []
+        self._forgotten: deque[int] = deque()
+        self._closed = False
+        self._woken = threading.Event()
+        self._encoder = ImageEncoder(
+            self.model,
+            cache_tokens=self.settings.image_cache_tokens,
+            batch=self.settings.encode_batch,
+            threads=self.settings.threads,
+            load=self.load,
+            wake=self._woken.set,
+        )
+        self._admission = Admission(
+            self._steps,
+            self._encoder,
+            self.settings,
+            context=self.context,
+            images_withheld=self.model.config.images_withheld,
+        )
+        self._steps.ended = self._admission.release
+
+    @property
+    def context(self) -> int:
+        """Text tokens of an answer with its prompt, and of an unbounded stream."""
+        own = self.model.config.text_config.max_position_embeddings
+        return min(self.settings.context or own, own)
+
+    @exclusive
+    def submit(self, request: GenerationRequest, *, streamed: bool = False) -> int:
+        """Ask for an answer.
+
+        Args:
+            streamed: Give its text piece by piece, as deltas, before the result.
+
+        Returns:
+            The number of its events.
+
+        Raises:
+            Overloaded: If as many answers wait as may wait.
+            DataError: If the engine is closed.
+        """
+        self._cancel_forgotten()
+        self._admission.check_answer()
+        answer = Answer(
+            number=next(self._numbers),
+            request=request,
+            processor=self.processor,
+            streamed=streamed,
+            submitted=time.monotonic(),
+        )
+        self._join(answer)
+        return answer.number
+
+    @property
+    def room_for_answer(self) -> bool:
+        """Whether :meth:`submit` would take another answer."""
+        return self._admission.room_for_answer
+
+    @exclusive
+    def cancel(self, number: int) -> None:
+        """End an answer or a stream without further events; ending it twice is harmless."""
+        if (one := self._steps.running.get(number)) is not None:
+            self._admission.release(one)
+        self._events = [event for event in self._events if event.sequence != number]
+        self._steps.events = [event for event in self._steps.events if event.sequence != number]
+
+    def forget(self, number: int) -> None:
+        """:meth:`cancel` before the next step, callable at any time and from any thread.
+
+        It is for what ends without a call, by garbage collection: that happens in the middle of a step too.
+        """
+        self._forgotten.append(number)
+
+    @exclusive
+    def step(self) -> list[Event]:
+        """Advance everything by a step; what has happened since the last one."""
+        self._advance()
+        return self.take_events()
+
+    @exclusive
+    def take_events(self) -> list[Event]:
+        """What has happened since the last step: :meth:`prompt`, :meth:`save` and :meth:`push_frame` may end
+        captions or drop frames."""
+        self._cancel_forgotten()
+        events = [*self._events, *self._steps.events]
+        self._events, self._steps.events = [], []
+        return events
+
+    @exclusive
+    def events_of(self, numbers: Container[int]) -> list[Event]:
+        """Advance by a step, waiting for images where nothing else is to be done, but leave the events of
+        others for those who wait for them."""
+        self._woken.clear()
+        if not self._has_work:
+            self._woken.wait(0.1)
+        self._advance()
+        mine = [event for event in self._events if event.sequence in numbers]
+        self._events = [event for event in self._events if event.sequence not in numbers]
+        return mine
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step would do something now."""
+        return bool(self._events or self._steps.events or self._forgotten) or self._has_work
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait until there is something to do; false after the time is over. Anything asked of the engine,
+        and any image that is ready, ends the waiting."""
+        self._woken.clear()
+        return self.busy or self._woken.wait(timeout_s)
+
+    @exclusive
+    def close(self) -> None:
+        """End everything, and the threads; closing twice is harmless."""
+        self._closed = True
+        for number in list(self._steps.running):
+            self.cancel(number)
+        self._encoder.close()
+
+    @property
+    def _has_work(self) -> bool:
+        return self._encoder.pending or self._admission.has_work or self._steps.has_work
+
+    def _advance(self) -> None:
+        started = time.perf_counter()
+        self._cancel_forgotten()
+        self._admission.admit()
+        self._encoder.run()
+        self._admission.collect()
+        self._admission.admit()
+        self._steps.read_prompts()
+        self._steps.read_turns()
+        self._steps.decode()
+        self.load.stepped(time.perf_counter() - started)
+        self._events += self._steps.events
+        self._steps.events = []
+
+    def _cancel_forgotten(self) -> None:
+        while self._forgotten:
+            self.cancel(self._forgotten.popleft())
+
+    def _join(self, one: Running) -> None:
+        if self._closed:
+            raise DataError("The engine is closed.", "It takes nothing any more.", "Make another engine.")
+        self._admission.join(one)
+        self._woken.set()

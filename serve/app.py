@@ -14,24 +14,38 @@ from fastapi import FastAPI
 from ray import serve as ray_serve
 from ray.serve import Application
 
-from casa_core.engine.protocol import EngineProtocol
+from casa_core.engine.protocol import LoopProtocol
+from casa_core.engine.settings import EngineSettings
 from casa_core.errors import ConfigError
 from serve.api.app import build_app
 from serve.api.engine_client import EngineClient
-from serve.api.settings import ServeSettings
+from serve.api.settings import Limits, ServeSettings
 from serve.loopback import keep_replica_on_loopback
 
 logger = logging.getLogger("casa.serve")
 DEPLOYMENT_NAME = "endpoint"
 
 
-def load_engine(settings: ServeSettings) -> EngineProtocol:
-    """Import the engine class that the settings name and load the checkpoint with it.
+def load_engine(settings: ServeSettings) -> LoopProtocol:
+    """Import the engine class that the settings name and load the checkpoint with it, sized by their limits.
 
     Raises:
         ConfigError: The name cannot be imported.
     """
-    return _named(settings.engine, "engine").from_pretrained(settings.model_folder)
+    engine = _named(settings.engine, "engine")
+    return engine.from_pretrained(settings.model_folder, settings=engine_settings(settings.limits))
+
+
+def engine_settings(limits: Limits) -> EngineSettings:
+    """The size and shares of an engine behind the API."""
+    return EngineSettings(
+        slots=limits.sessions + limits.answers,
+        answer_slots=limits.answers,
+        waiting=limits.waiting_requests,
+        queued_frames=limits.queued_frames,
+        max_pixels=limits.image_pixels,
+        threads=True,
+    )
 
 
 def _named(path: str, what: str) -> Any:
@@ -59,28 +73,17 @@ def with_local_folders(settings: dict[str, Any], copies: ExitStack) -> dict[str,
     return {**settings, **folders}
 
 
-def client_for(engine: EngineProtocol, settings: ServeSettings) -> EngineClient:
-    """An `EngineClient` with the settings' limits."""
-    limits = settings.limits
-    return EngineClient(
-        engine,
-        batch_size=limits.batch_size,
-        batch_wait_s=limits.batch_wait_ms / 1000,
-        waiting_limit=limits.waiting_requests,
-    )
-
-
 @ray_serve.deployment(name=DEPLOYMENT_NAME)
 @ray_serve.ingress()
 class Endpoint:
-    """One replica: one engine, one worker thread, one ASGI app. Takes `ServeSettings` as JSON."""
+    """One replica: one engine on its thread, one ASGI app. Takes `ServeSettings` as JSON."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self._copies = ExitStack()  # as long as the replica runs
         self._settings = ServeSettings.model_validate(with_local_folders(settings, self._copies))
         if self._settings.loopback_only:
             keep_replica_on_loopback()
-        self._client = client_for(load_engine(self._settings), self._settings)
+        self._client = EngineClient(load_engine(self._settings))
         logger.info("serving %s from %s", self._settings.model_name, self._settings.model_folder)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -93,7 +96,7 @@ def build(args: dict[str, Any]) -> Application:
     settings = ServeSettings.model_validate(args)
     limits = settings.limits
     # A live connection counts as one ongoing request for as long as it is open, so the bound covers both.
-    ongoing = limits.sessions + limits.waiting_requests + limits.batch_size
+    ongoing = limits.sessions + limits.waiting_requests + limits.answers
     options: dict[str, Any] = {
         "max_ongoing_requests": ongoing,
         "autoscaling_config": {

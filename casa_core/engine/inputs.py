@@ -17,6 +17,7 @@ from casa_core.decoding.kv_batch import TokenChunk
 from casa_core.engine.protocol import FrameImage
 from casa_core.errors import DataError
 from casa_core.media.decode import decode_image, decode_images
+from casa_core.media.limits import MAX_PIXELS
 from casa_core.processing.prepare import prepare_images
 from casa_core.processing.processor import CasaProcessor
 from casa_core.types import Image, ImageSize, Sample, Text
@@ -127,11 +128,18 @@ def _too_long(tokens: str, context: int, answer: int) -> DataError:
     )
 
 
-def frame_chunk(image: FrameImage | None, processor: CasaProcessor, *, images_withheld: bool) -> TokenChunk:
+def frame_chunk(
+    image: FrameImage | None,
+    processor: CasaProcessor,
+    *,
+    images_withheld: bool,
+    max_pixels: int = MAX_PIXELS,
+) -> TokenChunk:
     """A frame of a live stream and the token after it.
 
     Args:
         image: ``None`` where ``images_withheld``.
+        max_pixels: Refuse an encoded frame with more before it is decoded.
 
     Raises:
         MediaError: If the frame cannot be decoded.
@@ -143,7 +151,7 @@ def frame_chunk(image: FrameImage | None, processor: CasaProcessor, *, images_wi
         raise DataError(
             "A frame has no image.", "Only a blind model takes frames without one.", "Pass its bytes."
         )
-    pixels = decode_image(image) if isinstance(image, bytes) else image
+    pixels = decode_image(image, max_pixels=max_pixels) if isinstance(image, bytes) else image
     return image_chunk([processor.image_id], [0], [prepare_image(pixels, processor, frame=True)])
 
 

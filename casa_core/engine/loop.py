@@ -238,7 +238,11 @@ class EngineLoop(StepLoop):
         due = now + stream.settings.deadline_s if due is None else due
         withheld = self.model.config.images_withheld
         encoding = self._encoder.encode(
-            lambda: frame_chunk(image, self.processor, images_withheld=withheld), due=due, live=True
+            lambda: frame_chunk(
+                image, self.processor, images_withheld=withheld, max_pixels=self.settings.max_pixels
+            ),
+            due=due,
+            live=True,
         )
         stream.waiting.append(WaitingFrame(image, timestamp, now, due, encoding))
         self._woken.set()

@@ -1,14 +1,19 @@
-"""The engine interface that evaluation, serving and the fakes of the tests share."""
+"""The interfaces of the engine: in lockstep for evaluation, as a loop for serving; the tests' fakes share
+them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from casa_core.engine.requests import CaptionEvent, GenerationDelta, GenerationRequest, GenerationResult
+
+if TYPE_CHECKING:
+    from casa_core.engine.events import Event
+    from casa_core.engine.live_stream import StreamSettings
 
 FrameImage = bytes | NDArray[np.uint8]
 """A live frame's image: encoded bytes, or RGB pixels (height, width, 3)."""
@@ -43,7 +48,8 @@ class StreamProtocol(Protocol):
 
 @runtime_checkable
 class EngineProtocol(Protocol):
-    """Batched answers, streamed answers and live streams of one model. Calls are not thread-safe."""
+    """Batched answers, streamed answers and live streams of one model, each waited for. Calls are not
+    thread-safe."""
 
     @property
     def info(self) -> Mapping[str, Any]:
@@ -74,4 +80,53 @@ class EngineProtocol(Protocol):
             query: The viewer's request; empty for none.
             max_tokens_per_frame: Upper bound on the tokens generated after one frame.
         """
+        ...
+
+
+@runtime_checkable
+class LoopProtocol(Protocol):
+    """The engine's loop, see :class:`casa_core.engine.loop.EngineLoop`. Only ``wake`` may be called by
+    another thread than the one that steps."""
+
+    @property
+    def info(self) -> Mapping[str, Any]:
+        """Facts about model and device, for reports."""
+        ...
+
+    def submit(self, request: GenerationRequest, *, streamed: bool = False) -> int:
+        """Ask for an answer; the number of its events."""
+        ...
+
+    def open_stream(self, settings: StreamSettings | None = None) -> int:
+        """Open a live stream; the number of its events."""
+        ...
+
+    def push_frame(
+        self, number: int, image: FrameImage | None, timestamp: float, *, due: float | None = None
+    ) -> None:
+        """Queue a stream's next frame."""
+        ...
+
+    def prompt(self, number: int, query: str) -> None:
+        """Ask something further in the middle of a stream."""
+        ...
+
+    def cancel(self, number: int) -> None:
+        """End an answer or a stream without further events."""
+        ...
+
+    def step(self) -> list[Event]:
+        """Advance everything by a step; what has happened."""
+        ...
+
+    def wait(self, timeout_s: float | None = None, *, until: Callable[[], bool] | None = None) -> bool:
+        """Wait until there is something to do."""
+        ...
+
+    def wake(self) -> None:
+        """End a ``wait``, from any thread."""
+        ...
+
+    def close(self) -> None:
+        """End everything."""
         ...

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from casa_core.errors import ConfigError
+from casa_core.media.limits import MAX_PIXELS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +26,7 @@ class EngineSettings:
         prefill_tokens: Tokens, those of images included, that one step reads of prompts, and of frames: what
             a long prompt adds to a step is bounded by it.
         queued_frames: Frames of a stream that may wait; the oldest is dropped for one more.
+        max_pixels: Pixels of a live frame before it is resized; one with more is refused.
         image_cache_tokens: Image tokens kept of pictures that may come again.
         encode_batch: Images of one size that are embedded in one call.
         threads: Prepare and embed images in threads of their own, so that no step waits for them. Without,
@@ -41,6 +43,7 @@ class EngineSettings:
     preallocate: bool = False
     prefill_tokens: int = 512
     queued_frames: int = 4
+    max_pixels: int = MAX_PIXELS
     image_cache_tokens: int = 16_384
     encode_batch: int = 8
     threads: bool = False
@@ -52,6 +55,7 @@ class EngineSettings:
             ("waiting", 1),
             ("prefill_tokens", 1),
             ("queued_frames", 1),
+            ("max_pixels", 1),
             ("image_cache_tokens", 0),
             ("encode_batch", 1),
         ):

@@ -196,11 +196,20 @@ class StepLoop:
         """Whether a step would do something now."""
         return bool(self._events or self._steps.events or self._forgotten) or self._has_work
 
-    def wait(self, timeout_s: float | None = None) -> bool:
-        """Wait until there is something to do; false after the time is over. Anything asked of the engine,
-        and any image that is ready, ends the waiting."""
+    def wait(self, timeout_s: float | None = None, *, until: Callable[[], bool] | None = None) -> bool:
+        """Wait until there is something to do; false after the time is over.
+
+        Anything asked of the engine, any image that is ready and :meth:`wake` end the waiting.
+
+        Args:
+            until: Whether another thread wants something; looked at after each of its calls of ``wake``.
+        """
         self._woken.clear()
-        return self.busy or self._woken.wait(timeout_s)
+        return self.busy or (until is not None and until()) or self._woken.wait(timeout_s)
+
+    def wake(self) -> None:
+        """End a :meth:`wait`; the one call that any thread may make."""
+        self._woken.set()
 
     @exclusive
     def close(self) -> None:

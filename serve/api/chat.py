@@ -132,7 +132,7 @@ def usage(done: GenerationResult | GenerationDelta) -> dict[str, Any]:
         "prompt_tokens_details": {
             "text_tokens": done.prompt_tokens,
             "image_tokens": done.image_tokens,
-            "cached_tokens": 0,
+            "cached_tokens": done.cached_tokens,
             "audio_tokens": 0,
         },
     }

@@ -9,8 +9,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from casa_core.engine.events import Overloaded
 from casa_core.errors import CasaError, ConfigError, DataError, MediaError
-from serve.api.engine_client import Overloaded
 from serve.api.schemas import UNION_TAG
 
 INVALID_REQUEST = "invalid_request_error"
@@ -69,9 +69,10 @@ def internal_error(request_id: str) -> ApiError:
     )
 
 
-def too_many(message: str, code: str) -> ApiError:
-    """429 for what a replica has no room for."""
-    return ApiError(429, message, code=code, kind="rate_limit_error")
+def too_many(message: str, code: str, retry_after_s: float = 1.0) -> ApiError:
+    """429 for what a replica has no room for, with the header that clients wait by."""
+    headers = {"retry-after": str(max(1, round(retry_after_s)))}
+    return ApiError(429, message, code=code, kind="rate_limit_error", headers=headers)
 
 
 def model_not_found(asked: str, served: str) -> ApiError:
@@ -95,7 +96,7 @@ def as_api_error(error: Exception) -> ApiError | None:
     if isinstance(error, ApiError):
         return error
     if isinstance(error, Overloaded):
-        return too_many(f"The server is busy: {error} Try again shortly.", "overloaded")
+        return too_many(f"The server is busy. {one_line(error)}", "overloaded", error.retry_after_s)
     if isinstance(error, MediaError):
         return invalid_image(error)
     if isinstance(error, ConfigError | DataError):
@@ -131,7 +132,6 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, on_validation_error)
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(CasaError, on_known_error)
-    app.add_exception_handler(Overloaded, on_known_error)
 
 
 def _validation_error(error: RequestValidationError) -> ApiError:

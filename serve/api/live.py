@@ -1,7 +1,7 @@
-"""WebSocket /v1/live: the queue of a live session's frames, and their captioning in order.
+"""WebSocket /v1/live: a live session's frames go to the engine, and what becomes of each comes back.
 
-The messages are documented in `live_messages`. Captions must stay close to what is on the screen *now*, so a
-session keeps a short queue: when frames arrive faster than they are captioned, the oldest waiting frame is
+The messages are documented in `live_messages`. Captions must stay close to what is on the screen *now*, so
+the engine keeps a short queue: when frames arrive faster than they are captioned, the oldest waiting frame is
 dropped and named in a `dropped` event. A client that needs every frame (a file, not a camera) keeps at most
 `limits.queued_frames` of them unanswered; then none is dropped.
 """
@@ -12,7 +12,6 @@ import asyncio
 import logging
 import time
 import uuid
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,10 +20,11 @@ from urllib.parse import urlsplit
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 from starlette.types import Message
 
-from casa_core.engine.protocol import StreamProtocol
-from casa_core.errors import DataError, MediaError
-from casa_core.media.decode import decode_image
-from serve.api.engine_client import EngineClient
+from casa_core.engine.events import FrameDropped, FrameRefused, Outcome
+from casa_core.engine.live_stream import StreamSettings
+from casa_core.engine.requests import CaptionEvent
+from casa_core.errors import CasaError, MediaError
+from serve.api.engine_client import EngineClient, LiveSession
 from serve.api.errors import (
     ApiError,
     as_api_error,
@@ -102,7 +102,7 @@ def live_router(client: EngineClient, settings: ServeSettings, slots: SessionSlo
 
 
 class LiveConnection:
-    """One client: one task reads and queues frames, another captions them in order.
+    """One client: one task passes its frames to the engine, another sends what becomes of them.
 
     The socket is accepted already; the session that is opened on `client` belongs to this connection.
     """
@@ -113,11 +113,10 @@ class LiveConnection:
         self._client = client
         self._settings = settings
         self._limits = settings.limits
-        self._queue: deque[tuple[Frame, float]] = deque()
-        self._wake = asyncio.Event()
+        self._arrived: dict[float, float] = {}  # of each frame that nothing has become of yet
         self._no_more = False
-        self._captioning = False
         self._received = 0
+        self._text_tokens = 0
         self._last_timestamp = -1.0
         self._totals = SessionTotals()
         self._started = time.monotonic()
@@ -130,18 +129,15 @@ class LiveConnection:
             WebSocketDisconnect: The client left.
         """
         start = await self._receive_start()
-        session = await self._client.open_session(
-            start.query or self._settings.live_query,
-            max_tokens_per_frame=start.max_tokens_per_frame or self._settings.max_tokens_per_frame,
-        )
+        session = await self._open(start)
         try:
             await self._socket.send_json(started_event(self.id, self._settings.model_name, self._limits))
-            await _first_failure(self._read_frames(), self._caption_frames(session))
+            await _first_failure(self._read_frames(session), self._send_outcomes(session))
             await self._socket.send_json(
-                ended_event(self.id, self._totals, session.text_tokens, time.monotonic() - self._started)
+                ended_event(self.id, self._totals, self._text_tokens, time.monotonic() - self._started)
             )
         finally:
-            self._client.release(session.close)
+            session.close()
         await self._socket.close(CLOSE_NORMAL)
 
     async def refuse(self, error: ApiError) -> None:
@@ -169,12 +165,24 @@ class LiveConnection:
             raise bad_request(f"At most {ceiling} tokens per frame are accepted.", "max_tokens_per_frame")
         return message
 
+    async def _open(self, start: SessionStart) -> LiveSession:
+        settings = StreamSettings(
+            query=start.query or self._settings.live_query,
+            max_tokens_per_frame=start.max_tokens_per_frame or self._settings.max_tokens_per_frame,
+        )
+        try:
+            return await self._client.open_session(settings)
+        except CasaError as error:
+            if (refusal := as_api_error(error)) is None:
+                raise
+            raise refusal from error
+
     async def _receive(self) -> Message:
         """The next message; a silent client is disconnected unless captions are still due to it."""
         waiting = asyncio.ensure_future(self._socket.receive())
         try:
             while not (await asyncio.wait({waiting}, timeout=self._limits.idle_seconds))[0]:
-                if not self._queue and not self._captioning:
+                if not self._arrived:
                     message = f"Nothing was sent for {self._limits.idle_seconds:g} seconds."
                     raise ApiError(408, message, code="session_idle")
             message = waiting.result()
@@ -184,8 +192,8 @@ class LiveConnection:
             raise WebSocketDisconnect(message.get("code", CLOSE_NORMAL))
         return message
 
-    async def _read_frames(self) -> None:
-        """Queue frames until session.end; a refused message leaves the session unchanged."""
+    async def _read_frames(self, session: LiveSession) -> None:
+        """Pass frames on until session.end; a refused message leaves the session unchanged."""
         while not self._no_more:
             raw = await self._receive()
             try:
@@ -197,15 +205,16 @@ class LiveConnection:
                             400, "The session has started already.", code="session_already_started"
                         )
                     case Frame() as frame:
-                        await self._enqueue(frame)
+                        await self._pass_on(session, frame)
             except _SessionOver:
                 raise
             except ApiError as error:
                 self._totals.refused += 1
                 await self._socket.send_json(error_event(error, fatal=False))
-            self._wake.set()
+        if not self._arrived:
+            session.finish()
 
-    async def _enqueue(self, frame: Frame) -> None:
+    async def _pass_on(self, session: LiveSession, frame: Frame) -> None:
         if frame.timestamp <= self._last_timestamp:
             refusal = bad_request(
                 f"Timestamps must increase: {frame.timestamp:g} came after {self._last_timestamp:g}. "
@@ -219,49 +228,45 @@ class LiveConnection:
             raise _SessionOver(400, message, code="frame_limit")
         self._received += 1
         self._last_timestamp = frame.timestamp
-        if len(self._queue) >= self._limits.queued_frames:
-            oldest, _ = self._queue.popleft()
-            self._totals.dropped += 1
-            await self._socket.send_json(
-                {"type": "dropped", "timestamp": oldest.timestamp, "reason": "queue_full"}
-            )
-        self._queue.append((frame, time.monotonic()))
+        self._arrived[frame.timestamp] = time.monotonic()
+        await session.push_frame(frame.image_bytes, frame.timestamp)
 
-    async def _caption_frames(self, session: StreamProtocol) -> None:
-        while True:
-            while not self._queue:
-                if self._no_more:
+    async def _send_outcomes(self, session: LiveSession) -> None:
+        """Send what becomes of each frame, until there are no more."""
+        try:
+            async for outcome in session:
+                await self._send(outcome)
+                if self._no_more and not self._arrived:
                     return
-                self._wake.clear()
-                await self._wake.wait()
-            frame, arrived = self._queue.popleft()
-            self._captioning = True
-            try:
-                await self._caption(session, frame, arrived)
-            finally:
-                self._captioning = False
-
-    async def _caption(self, session: StreamProtocol, frame: Frame, arrived: float) -> None:
-        try:
-            limit = self._limits.image_pixels
-            pixels = await asyncio.to_thread(decode_image, frame.image_bytes, max_pixels=limit)
-        except MediaError as error:
-            self._totals.refused += 1
-            refusal = BadFrame(invalid_image(error, "image"), frame.timestamp)
-            await self._socket.send_json(error_event(refusal, fatal=False))
-            return
-        try:
-            caption = await self._client.run(session.push_frame, pixels, frame.timestamp)
-        except DataError as error:
-            raise ApiError(400, one_line(error), code="session_full") from error
         except Exception as error:
-            # The engine's state after a failed frame is unknown, so the session cannot go on.
             if (refusal := as_api_error(error)) is None:
                 raise
             raise refusal from error
-        self._totals.frames += 1
-        self._totals.tokens += len(caption.token_ids)
-        await self._socket.send_json(caption_event(caption, time.monotonic() - arrived))
+
+    async def _send(self, outcome: Outcome) -> None:
+        match outcome:
+            case CaptionEvent() as caption:
+                self._totals.frames += 1
+                self._totals.tokens += len(caption.token_ids)
+                self._text_tokens = caption.text_tokens
+                waited = time.monotonic() - self._arrived.pop(caption.timestamp)
+                await self._socket.send_json(caption_event(caption, waited))
+            case FrameDropped(timestamp):
+                del self._arrived[timestamp]
+                self._totals.dropped += 1
+                dropped = {"type": "dropped", "timestamp": timestamp, "reason": "queue_full"}
+                await self._socket.send_json(dropped)
+            case FrameRefused(timestamp, MediaError() as error):
+                del self._arrived[timestamp]
+                self._totals.refused += 1
+                refusal = BadFrame(invalid_image(error, "image"), timestamp)
+                await self._socket.send_json(error_event(refusal, fatal=False))
+            case FrameRefused(_, CasaError() as error):
+                raise ApiError(400, one_line(error), code="session_full")
+            case FrameRefused(_, error):
+                raise error
+            case _:
+                raise AssertionError(f"a live stream has no {outcome}")
 
 
 class _SessionOver(ApiError):

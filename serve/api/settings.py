@@ -31,13 +31,8 @@ class Limits(_Section):
     )
     messages_per_request: Count = Field(default=256, description="Messages in one chat request.")
     stop_strings: Count = Field(default=4, description="Stop strings in one request.")
-    waiting_requests: Count = Field(
-        default=64, description="Plain requests that wait, and streams open at once; beyond: 429."
-    )
-    batch_size: Count = Field(default=16, description="Plain requests answered in one engine call.")
-    batch_wait_ms: float = Field(
-        default=3.0, ge=0, description="How long a request waits for others to batch with, milliseconds."
-    )
+    waiting_requests: Count = Field(default=64, description="Requests that wait to be answered; beyond: 429.")
+    answers: Count = Field(default=16, description="Requests answered at a time, in one batch.")
     sessions: Count = Field(default=16, description="Live connections open at once; beyond: refused.")
     frame_bytes: Count = Field(default=4 * MIB, description="Encoded bytes of one live frame.")
     session_frames: Count = Field(

@@ -18,6 +18,7 @@ from websockets.sync.client import connect
 from casa_core.engine.engine import Engine
 from casa_core.engine.requests import GenerationRequest, SamplingParams
 from casa_core.types import Image, Sample, Text
+from serve.app import engine_settings
 from tests.support.serve.checkpoint import write_checkpoint
 from tests.support.serve.fakes import COLOURS
 from tests.support.serve.server import MODEL, binary_frame, picture, question, running, settings_with
@@ -39,8 +40,9 @@ def offline(checkpoint: Path) -> Engine:
 
 @pytest.fixture(scope="module")
 def url(checkpoint: Path) -> Iterator[str]:
-    engine = Engine.from_pretrained(checkpoint, device="cpu")
-    with running(engine, settings_with(max_new_tokens=TOKENS)) as address:
+    settings = settings_with(max_new_tokens=TOKENS)
+    engine = Engine.from_pretrained(checkpoint, device="cpu", settings=engine_settings(settings.limits))
+    with running(engine, settings) as address:
         yield address
 
 

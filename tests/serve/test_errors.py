@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -318,25 +319,29 @@ def test_a_request_that_fails_does_not_take_its_batch_with_it():
 
 
 def test_more_waiting_requests_than_the_limit_are_told_to_come_back():
-    settings = settings_with(limits={"waiting_requests": 2, "batch_size": 1})
+    settings = settings_with(limits={"waiting_requests": 2, "answers": 1})
     with running(FakeEngine(delay_s=0.3), settings) as url, ThreadPoolExecutor(8) as pool:
         body = {"model": MODEL, "messages": HELLO}
         answers = list(pool.map(lambda _: httpx.post(f"{url}{CHAT}", json=body, timeout=20), range(8)))
         refused = [answer for answer in answers if answer.status_code == 429]
         assert refused
         assert_refused(refused[0], 429, "overloaded")
+        assert int(refused[0].headers["retry-after"]) >= 1
         assert any(answer.status_code == 200 for answer in answers)
 
 
 def test_more_open_streams_than_the_limit_are_told_to_come_back():
-    settings = settings_with(limits={"waiting_requests": 1})
-    with running(FakeEngine(delay_s=0.05), settings) as url:
+    settings = settings_with(limits={"waiting_requests": 1, "answers": 1})
+    with running(FakeEngine(delay_s=0.05), settings) as url, ThreadPoolExecutor(1) as pool:
         body = {"model": MODEL, "messages": [{"role": "user", "content": "a b c d e f g h"}], "stream": True}
         with httpx.stream("POST", f"{url}{CHAT}", json=body) as first:
             lines = first.iter_lines()
             next(lines)
+            second = pool.submit(httpx.post, f"{url}{CHAT}", json=body, timeout=20)
+            time.sleep(0.1)
             assert_refused(httpx.post(f"{url}{CHAT}", json=body), 429, "overloaded")
             assert list(lines)[-2] == "data: [DONE]"
+            assert second.result().status_code == 200
         assert httpx.post(f"{url}{CHAT}", json=body).status_code == 200
 
 

@@ -92,8 +92,8 @@ def test_a_session_captions_every_frame_in_order_and_reports_its_totals(url: str
         assert socket.close_code == 1000
 
 
-def test_a_client_that_asks_nothing_gets_the_query_of_the_deployment(engine: FakeEngine):
-    with running(engine, settings_with(live_query="say it")) as address:
+def test_a_client_that_asks_nothing_gets_the_query_of_the_deployment():
+    with running(FakeEngine(), settings_with(live_query="say it")) as address:
         with live(address) as silent:
             start(silent)
             assert push(silent, 0.0, "red")["text"] == "say it red 1"

@@ -5,18 +5,25 @@ Its answers name what it saw, so that a test notices a mixed-up image, session o
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from casa_core.engine.events import Event, Failed, FrameDropped, FrameRefused, Outcome, Overloaded
+from casa_core.engine.live_stream import StreamSettings
 from casa_core.engine.protocol import FrameImage
 from casa_core.engine.requests import CaptionEvent, GenerationDelta, GenerationRequest, GenerationResult
-from casa_core.errors import ConfigError, DataError
+from casa_core.engine.settings import EngineSettings
+from casa_core.errors import ConfigError, DataError, MediaError
 from casa_core.media.decode import decode_image
+from casa_core.media.limits import MAX_PIXELS
 from casa_core.types import Image, Text
 
 COLOURS = {
@@ -30,71 +37,156 @@ COLOURS = {
 IMAGE_TOKENS = 64
 
 
-def colour_of(image: FrameImage) -> str:
+def colour_of(image: FrameImage, max_pixels: int = MAX_PIXELS) -> str:
     """The name of the colour nearest to the picture's mean."""
-    pixels = decode_image(image) if isinstance(image, bytes) else image
+    pixels = decode_image(image, max_pixels=max_pixels) if isinstance(image, bytes) else image
     mean = pixels.reshape(-1, 3).mean(axis=0)
     return min(COLOURS, key=lambda name: float(np.abs(mean - np.array(COLOURS[name])).sum()))
 
 
-class FakeEngine:
-    """Answers with the colours of the pictures, then the last user text, one word a token.
+@dataclass
+class _Asked:
+    """An answer of the fake: its words, and how many have been generated."""
 
+    result: GenerationResult
+    streamed: bool
+    produced: int = 0
+
+
+class FakeEngine:
+    """Answers with the colours of the pictures, then the last user text, one word a step.
+
+    Its streams caption a change of colour: `<query> <colour> <number of frames so far>`; silence otherwise.
     A text containing `explode` raises, one containing `too long` is refused as a user's error.
+
+    Args:
+        delay_s: How long a step takes.
+        settings: As the real engine's; `queued_frames`, `waiting` and the slots are kept to.
     """
 
-    def __init__(self, delay_s: float = 0.0) -> None:
+    def __init__(self, delay_s: float = 0.0, settings: EngineSettings | None = None) -> None:
         self.delay_s = delay_s
-        self.batches: list[int] = []
+        self.settings = settings or EngineSettings(slots=64, waiting=64, queued_frames=8)
+        self.steps = 0
+        self.most_together = 0
         self.threads: set[int] = set()
-        self.open_sessions = 0
-        self.closed_streams = 0
+        self.cancelled = 0
         self.produced = 0
+        self._numbers = itertools.count()
+        self._asked: dict[int, _Asked | Exception] = {}
+        self._streams: dict[int, FakeStream] = {}
+        self._dropped: list[Event] = []
+        self._woken = threading.Event()
 
     @classmethod
-    def from_pretrained(cls, folder: Path) -> FakeEngine:
+    def from_pretrained(cls, folder: Path, settings: EngineSettings | None = None) -> FakeEngine:
         """As the real engine is loaded; the folder must exist."""
         if not Path(folder).is_dir():
             raise ConfigError(f"no checkpoint at {folder}")
-        return cls()
+        return cls(settings=settings)
 
     @property
     def info(self) -> dict[str, Any]:
         return {"blind": False}
 
-    def generate(self, requests: Sequence[GenerationRequest]) -> list[GenerationResult]:
-        self._enter()
-        self.batches.append(len(requests))
-        return [self._result(request) for request in requests]
+    @property
+    def open_sessions(self) -> int:
+        return len(self._streams)
 
-    def stream(self, request: GenerationRequest) -> Iterator[GenerationDelta]:
-        result = self._result(request)
-        words = result.text.split(" ")
+    def submit(self, request: GenerationRequest, *, streamed: bool = False) -> int:
+        self._enter()
+        if len(self._asked) >= self.settings.answer_slots + self.settings.waiting:
+            raise Overloaded("Too many wait.", "The fake is small.", 2.0)
+        number = next(self._numbers)
         try:
-            for number, word in enumerate(words):
-                self._enter()
-                if word == "midway!":
-                    raise RuntimeError("the engine broke in the middle")
-                self.produced += 1
-                last = number == len(words) - 1
-                yield GenerationDelta(
-                    text=word if number == 0 else f" {word}",
-                    finish_reason=result.finish_reason if last else None,
-                    prompt_tokens=result.prompt_tokens,
-                    image_tokens=result.image_tokens,
-                    completion_tokens=number + 1,
-                )
-        finally:
-            self.closed_streams += 1
+            self._asked[number] = _Asked(self._result(request), streamed)
+        except Exception as error:
+            self._asked[number] = error
+        return number
 
-    def open_session(self, query: str = "", *, max_tokens_per_frame: int = 16) -> FakeSession:
+    def open_stream(self, settings: StreamSettings | None = None) -> int:
         self._enter()
-        self.open_sessions += 1
-        return FakeSession(self, query, max_tokens_per_frame)
+        number = next(self._numbers)
+        self._streams[number] = FakeStream(settings or StreamSettings())
+        return number
+
+    def push_frame(
+        self, number: int, image: FrameImage | None, timestamp: float, *, due: float | None = None
+    ) -> None:
+        self._enter()
+        stream = self._streams[number]
+        if len(stream.waiting) >= self.settings.queued_frames:
+            self._dropped.append(Event(number, FrameDropped(stream.waiting.popleft()[1])))
+        assert image is not None
+        stream.waiting.append((image, timestamp))
+
+    def prompt(self, number: int, query: str) -> None:
+        self._enter()
+        self._streams[number].prompts.append(query)
+
+    def cancel(self, number: int) -> None:
+        self._enter()
+        self.cancelled += number in self._asked
+        self._asked.pop(number, None)
+        self._streams.pop(number, None)
+
+    def step(self) -> list[Event]:
+        self._enter()
+        time.sleep(self.delay_s)
+        self.steps += 1
+        events, self._dropped = self._dropped, []
+        together = dict(itertools.islice(self._asked.items(), self.settings.answer_slots))
+        self.most_together = max(self.most_together, len(together))
+        for number, asked in together.items():
+            events += [Event(number, outcome) for outcome in self._advance(number, asked)]
+        for number, stream in list(self._streams.items()):
+            if stream.waiting:
+                events.append(Event(number, stream.caption(self.settings.max_pixels)))
+                if isinstance(events[-1].outcome, Failed):
+                    del self._streams[number]
+        return events
+
+    def wait(self, timeout_s: float | None = None, *, until: Callable[[], bool] | None = None) -> bool:
+        self._woken.clear()
+        busy = self._asked or self._dropped or any(stream.waiting for stream in self._streams.values())
+        return bool(busy) or (until is not None and until()) or self._woken.wait(timeout_s)
+
+    def wake(self) -> None:
+        self._woken.set()
+
+    def close(self) -> None:
+        self._streams.clear()
 
     def _enter(self) -> None:
         self.threads.add(threading.get_ident())
-        time.sleep(self.delay_s)
+
+    def _advance(self, number: int, asked: _Asked | Exception) -> list[Outcome]:
+        if isinstance(asked, Exception):
+            del self._asked[number]
+            return [Failed(asked)]
+        words = asked.result.text.split(" ")
+        word = words[asked.produced]
+        if word == "midway!" and asked.streamed:
+            del self._asked[number]
+            return [Failed(RuntimeError("the engine broke in the middle"))]
+        self.produced += 1
+        asked.produced += 1
+        last = asked.produced == len(words)
+        outcomes: list[Outcome] = []
+        if asked.streamed:
+            outcomes.append(
+                GenerationDelta(
+                    text=word if asked.produced == 1 else f" {word}",
+                    finish_reason=asked.result.finish_reason if last else None,
+                    prompt_tokens=asked.result.prompt_tokens,
+                    image_tokens=asked.result.image_tokens,
+                    completion_tokens=asked.produced,
+                )
+            )
+        if last:
+            del self._asked[number]
+            outcomes.append(asked.result)
+        return outcomes
 
     def _result(self, request: GenerationRequest) -> GenerationResult:
         texts = [part.text for part in request.sample.parts if isinstance(part, Text)]
@@ -121,39 +213,41 @@ class FakeEngine:
         )
 
 
-class FakeSession:
-    """Captions a change of colour: `<query> <colour> <number of frames so far>`; silent otherwise."""
+class FakeStream:
+    """Captions a change of colour."""
 
-    def __init__(self, engine: FakeEngine, query: str, limit: int) -> None:
-        self._engine = engine
-        self._query = query
-        self._limit = limit
+    def __init__(self, settings: StreamSettings) -> None:
+        self.waiting: deque[tuple[FrameImage, float]] = deque()
+        self.prompts: list[str] = []
+        self._query, self._limit = settings.query, settings.max_tokens_per_frame
         self._last = ""
         self._frames = 0
-        self.text_tokens = len(query.split())
+        self._text_tokens = len(self._query.split())
 
-    def push_frame(self, image: FrameImage | None, timestamp: float) -> CaptionEvent:
-        self._engine._enter()
+    def caption(self, max_pixels: int) -> Outcome:
+        """What becomes of the oldest frame."""
+        image, timestamp = self.waiting.popleft()
         if self._query == "explode":
-            raise RuntimeError("the engine exploded, and this text must not reach the client")
+            error = RuntimeError("the engine exploded, and this text must not reach the client")
+            return Failed(error)
         if self._query == "short memory" and self._frames == 2:
-            raise DataError("the stream's text has reached the context", "8 tokens", "open a new session")
+            error = DataError("the stream's text has reached the context", "8 tokens", "open a new session")
+            return FrameRefused(timestamp, error)
         started = time.perf_counter()
-        assert image is not None
-        colour = colour_of(image)
+        try:
+            colour = colour_of(image, max_pixels)
+        except MediaError as error:
+            return FrameRefused(timestamp, error)
         self._frames += 1
         words = [] if colour == self._last else [*self._query.split(), colour, str(self._frames)]
         self._last = colour
         kept = words[: self._limit]
-        self.text_tokens += len(kept) + 1
+        self._text_tokens += len(kept) + 1
         return CaptionEvent(
             timestamp=timestamp,
             text=" ".join(kept),
             token_ids=tuple(range(len(kept))),
             latency_s=time.perf_counter() - started,
-            text_tokens=self.text_tokens,
+            text_tokens=self._text_tokens,
             truncated=len(kept) < len(words),
         )
-
-    def close(self) -> None:
-        self._engine.open_sessions -= 1

@@ -19,12 +19,13 @@ import numpy as np
 import uvicorn
 from PIL import Image as Picture
 
-from casa_core.engine.protocol import EngineProtocol
+from casa_core.engine.protocol import LoopProtocol
 from pipelines.recipe.model import Deploy
 from serve.api.app import build_app
+from serve.api.engine_client import EngineClient
 from serve.api.settings import ServeSettings
-from serve.app import client_for
-from tests.support.serve.fakes import COLOURS
+from serve.app import engine_settings
+from tests.support.serve.fakes import COLOURS, FakeEngine
 
 MODEL = "casa-test"
 
@@ -38,9 +39,11 @@ def settings_with(**changes: Any) -> ServeSettings:
 
 
 @contextmanager
-def running(engine: EngineProtocol, settings: ServeSettings) -> Iterator[str]:
-    """Serve an engine on a free loopback port; yields the URL."""
-    app = build_app(client_for(engine, settings), settings)
+def running(engine: LoopProtocol, settings: ServeSettings) -> Iterator[str]:
+    """Serve an engine on a free loopback port; yields the URL. A fake is as large as the limits say."""
+    if isinstance(engine, FakeEngine):
+        engine.settings = engine_settings(settings.limits)
+    app = build_app(EngineClient(engine), settings)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         config = uvicorn.Config(app, log_level="warning", ws="websockets-sansio", timeout_graceful_shutdown=1)

@@ -9,8 +9,8 @@ from casa_core.decoding.plan import TokenChunk
 from casa_core.engine.events import Outcome
 from casa_core.engine.image_encoder import Encoded
 from casa_core.engine.requests import FinishReason, GenerationDelta, GenerationRequest, GenerationResult
-from casa_core.engine.text_so_far import TextSoFar
 from casa_core.processing.processor import CasaProcessor
+from casa_core.processing.text_so_far import TextSoFar
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

@@ -30,8 +30,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import pad
 
+from casa_core.decoding.slot_tensors import Column, SlotTensors
 from casa_core.engine.requests import SamplingParams
-from casa_core.engine.slot_tensors import Column, SlotTensors
 from casa_core.errors import DataError
 
 NO_TOKEN = -1  # padding of token windows and stop lists; no token has this id

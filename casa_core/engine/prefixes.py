@@ -1,4 +1,7 @@
-"""The beginnings of conversations that slots still hold, so that a further turn reads only what is new."""
+"""The beginnings of conversations that slots still hold, so that a further turn reads only what is new.
+
+Shape suffixes: T text tokens.
+"""
 
 from __future__ import annotations
 

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import pad
 
+from casa_core.decoding.slot_tensors import Column, SlotTensors
 from casa_core.engine.logits import NO_TOKEN, LogitsProcessors
 from casa_core.engine.requests import SamplingParams
-from casa_core.engine.slot_tensors import Column, SlotTensors
 from casa_core.errors import CasaError, DataError
 
 

@@ -31,10 +31,17 @@ def options_parser(description: str | None, **options: Any) -> argparse.Argument
 
 
 def add_options(parser: argparse.ArgumentParser, **options: Any) -> None:
-    """Add options by name: each its default, of whose type it is, or that and a text that explains it."""
+    """Add options by name: each its default, of whose type it is, or that and a text that explains it.
+
+    One whose default is ``False`` takes no value: it is a switch.
+    """
     for name, option in options.items():
         default, text = option if isinstance(option, tuple) else (option, None)
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default, help=text)
+        flag = f"--{name.replace('_', '-')}"
+        if default is False:
+            parser.add_argument(flag, action="store_true", help=text)
+        else:
+            parser.add_argument(flag, type=type(default), default=default, help=text)
 
 
 def read_options(

@@ -20,6 +20,9 @@ from casa_core.errors import DataError
 
 Running: TypeAlias = Answer | LiveStream
 
+PROMPTS_AT_ONCE = 4
+"""Prompts that share the budget of a step: a short one does not wait for all of a long one before it."""
+
 
 class BatchSteps:
     """Everything that runs, by number, and the forwards that advance it.
@@ -64,24 +67,23 @@ class BatchSteps:
         self.note(one, [Failed(error)])
 
     def read_prompts(self) -> None:
-        """Read a piece of the oldest prompt, and of others as far as the budget goes.
+        """Read a piece of each of the oldest prompts, of equal shares of the budget.
 
         Streams come first: what they begin with is short, and their frames wait for it.
         """
         reading = [one for one in self.running.values() if one.slot is not None and one.unread_prompt]
         reading.sort(key=lambda one: (isinstance(one, Answer), one.number))
         pieces: dict[int, TokenChunk] = {}
-        longest = self._budget
+        # Rows are padded to the longest, so what one does not need of its share is of no use to another.
+        share = self._budget // max(min(len(reading), PROMPTS_AT_ONCE, self._budget), 1)
         for one in reading:
-            if (len(pieces) + 1) * longest > max(self._budget, longest):
-                break
-            whole = one.next_chunk(longest)
-            piece = whole.cut(0, whole.within(longest))
-            if pieces and piece.cost > longest:
-                continue  # an image that is larger than what is left
-            # Rows are padded to the longest: others are cut to the length of the oldest one's piece.
-            longest = longest if pieces else piece.cost
+            whole = one.next_chunk(share)
+            piece = whole.cut(0, whole.within(share))
+            if piece.cost > share and pieces:
+                continue  # a picture larger than a share is read alone, once its prompt is the oldest
             pieces[one.number] = piece
+            if piece.cost > share or (len(pieces) + 1) * share > self._budget:
+                break
         self._read(pieces)
 
     def finish_reading(self, stream: LiveStream) -> None:

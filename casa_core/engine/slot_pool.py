@@ -84,12 +84,12 @@ class SlotPool:
                 "Wait until one is free, or make a larger `SlotPool`.",
             )
         slot = self._next_free() if warm is None else warm
+        self._sampler.set_slot(slot, params, stop_ids=stop_ids)  # first: it may refuse the settings
         self._free.remove(slot)
         self._warm.pop(slot, None)
         if warm is None:
             self.sequences.reset(slot)
         self.sequences.row_bounds[slot] = bounds or self.sequences.bounds
-        self._sampler.set_slot(slot, params, stop_ids=stop_ids)
         return slot
 
     def _next_free(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,22 @@ from tests.support.s3 import S3Server
 
 RAY = {"address": "local", "num_cpus": 4, "object_store_mb": 128}
 """The recipe's ``where.ray`` that the shared head answers to."""
+
+
+@pytest.fixture(autouse=True)
+def usual_priority() -> Iterator[None]:
+    """A test leaves its process's scheduling as it was.
+
+    The AV1 encoder (SVT-AV1) gives the process that uses it real-time priority where it may, as for root. All
+    processes that it starts later, Ray's among them, would inherit that and stop everything else.
+    """
+    if not hasattr(os, "sched_getscheduler"):
+        yield
+        return
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    yield
+    if os.sched_getscheduler(0) != policy:
+        os.sched_setscheduler(0, policy, parameters)
 
 
 @pytest.fixture(scope="session")

@@ -53,6 +53,20 @@ class StepCaches:
     images: Sequence[KeysValues]
     window_text: Sequence[KeysValues]
 
+    @property
+    def axes(self) -> list[tuple[Sequence[KeysValues], int]]:
+        """Each of them, and which of its axes counts entries."""
+        return [(self.text, 2), (self.images, 1), (self.window_text, 1)]
+
+
+def step_caches(text: TextCache, windows: WindowCache) -> StepCaches:
+    """The caches as a step takes them."""
+    return StepCaches(
+        [(text.keys[layer], text.values[layer]) for layer in sorted(text.keys)],
+        [windows.images[layer] for layer in sorted(windows.images)],
+        [windows.text[layer] for layer in sorted(windows.text)],
+    )
+
 
 class DecodeStep(nn.Module):
     """The decoding forward of a model, whose weights it shares.
@@ -89,6 +103,11 @@ class DecodeStep(nn.Module):
         self._compiled = wants_compiling(compile, model.device)
         self._run: Any = compiled_step(self.forward) if self._compiled else self.forward
 
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return self._entries.device
+
     @torch.inference_mode()
     def run(self, numbers_NA: Sequence[Sequence[int]], text: TextCache, windows: WindowCache) -> torch.Tensor:
         """One step, (A, V) logits: :meth:`forward` with what it needs to know of the caches.
@@ -102,18 +121,14 @@ class DecodeStep(nn.Module):
         sizes = [_blocks(size) for size in (max(entries) + 1, max(images), max(held) + 1)]
         if len(self._entries) < max(sizes):
             self._entries = torch.arange(2 * max(sizes), device=self._entries.device)
-        caches = StepCaches(
-            [(text.keys[layer], text.values[layer]) for layer in sorted(text.keys)],
-            [windows.images[layer] for layer in sorted(windows.images)],
-            [windows.text[layer] for layer in sorted(windows.text)],
-        )
+        caches = step_caches(text, windows)
         entry_S, entry_M, entry_W = (self._entries[:size] for size in sizes)
         numbers = torch.tensor(numbers_NA, device=self._entries.device)
         if self._compiled:
             vary(1, [numbers])
             vary(0, [entry_S, entry_M, entry_W])
-            vary(2, [t for pair in caches.text for t in pair])
-            vary(1, [t for pair in (*caches.images, *caches.window_text) for t in pair])
+            for part, axis in caches.axes:
+                vary(axis, [t for pair in part for t in pair])
         return self._run(
             numbers,
             caches,

@@ -16,6 +16,7 @@ import torch
 
 from casa_core.config import CasaConfig
 from casa_core.decoding.decode_step import DecodeStep
+from casa_core.decoding.graphed_step import GraphedStep
 from casa_core.decoding.kv_cache import TextBounds, TextCache, WindowCache, WindowChange
 from casa_core.decoding.plan import ForwardPlan, PlanSettings, SequenceState, TokenChunk, plan_forward
 from casa_core.decoding.snapshot import SequenceSnapshot
@@ -67,7 +68,7 @@ class KVBatch:
     size: int
     bounds: TextBounds | None = None
     room: Room = field(default_factory=Room)
-    decode: DecodeStep | None = None
+    decode: DecodeStep | GraphedStep | None = None
     text: TextCache = field(init=False)
     windows: WindowCache = field(init=False)
     states: list[SequenceState] = field(init=False)
@@ -169,7 +170,7 @@ class KVBatch:
         self._advance(rows, chunks, plan)
         return output.logits[:, -1]
 
-    def _step(self, decode: DecodeStep, rows: list[int], tokens: list[int]) -> torch.Tensor:
+    def _step(self, decode: DecodeStep | GraphedStep, rows: list[int], tokens: list[int]) -> torch.Tensor:
         rules = self._setting.rules
         states = [self.states[row] for row in rows]
         if rules.fusion.replaces:

@@ -29,6 +29,8 @@ class EngineSettings:
         max_pixels: Pixels of a live frame before it is resized; one with more is refused.
         image_cache_tokens: Image tokens kept of pictures that may come again.
         encode_batch: Images of one size that are embedded in one call.
+        graphs: Record decode steps as CUDA graphs; best with ``preallocate``, as they are recorded again
+            where a cache has grown.
         threads: Prepare and embed images in threads of their own, so that no step waits for them. Without,
             a step does it: for evaluation and tests.
 
@@ -46,6 +48,7 @@ class EngineSettings:
     max_pixels: int = MAX_PIXELS
     image_cache_tokens: int = 16_384
     encode_batch: int = 8
+    graphs: bool = False
     threads: bool = False
 
     def __post_init__(self) -> None:

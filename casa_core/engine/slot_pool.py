@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 
 from casa_core.decoding.decode_step import DecodeStep
+from casa_core.decoding.graphed_step import GraphedStep
 from casa_core.decoding.kv_batch import KVBatch, Room
 from casa_core.decoding.kv_cache import TextBounds
 from casa_core.decoding.plan import SequenceState, TokenChunk
@@ -39,7 +40,7 @@ class SlotPool:
         *,
         bounds: TextBounds | None = None,
         room: Room | None = None,
-        decode: DecodeStep | None = None,
+        decode: DecodeStep | GraphedStep | None = None,
     ) -> None:
         self.model = model
         self.sequences = KVBatch(model, size, bounds, room or Room(), decode)

@@ -17,6 +17,7 @@ from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from casa_core.decoding.decode_step import DecodeStep
+from casa_core.decoding.graphed_step import GraphedStep
 from casa_core.decoding.kv_batch import Room
 from casa_core.engine.admission import Admission
 from casa_core.engine.answer import Answer
@@ -84,7 +85,8 @@ class StepLoop:
         self.model = model.eval()
         self.processor = processor
         self.settings = settings or EngineSettings()
-        self.decode = DecodeStep(self.model, **decode)
+        step = DecodeStep(self.model, **decode)
+        self.decode = GraphedStep(step) if self.settings.graphs else step
         self.load = Load()
         self.in_use = threading.RLock()
         room = Room(text=self.context) if self.settings.preallocate else Room()

@@ -89,7 +89,7 @@ class StepLoop:
         self.decode = GraphedStep(step) if self.settings.graphs else step
         self.load = Load()
         self.in_use = threading.RLock()
-        room = Room(text=self.context) if self.settings.preallocate else Room()
+        room = self._room() if self.settings.preallocate else Room()
         self._slots = SlotPool(self.model, self.settings.slots, room=room, decode=self.decode)
         self._steps = BatchSteps(self._slots, self.settings.prefill_tokens, self.context, self.load)
         self._numbers = itertools.count()
@@ -119,6 +119,19 @@ class StepLoop:
         """Text tokens of an answer with its prompt, and of an unbounded stream."""
         own = self.model.config.text_config.max_position_embeddings
         return min(self.settings.context or own, own)
+
+    def _room(self) -> Room:
+        """What every slot has from the first forward on: its text, and one picture of the largest size.
+
+        A piece of a prompt that is padded to the longest of its forward is written beyond a row's own text.
+        """
+        side = self.processor.max_side
+        fusion = self.model.config.fusion_settings
+        return Room(
+            text=self.context + self.settings.prefill_tokens,
+            image_tokens=0 if fusion.inserts else self.processor.image_size(side, side).tokens,
+            window_text=self.settings.prefill_tokens if fusion.attends_text else 0,
+        )
 
     @exclusive
     def submit(self, request: GenerationRequest, *, streamed: bool = False) -> int:

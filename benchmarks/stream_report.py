@@ -134,20 +134,38 @@ def _verdicts(courses: Sequence[Course], fits: dict[str, Fits]) -> str:
     for course in courses:
         if course.contender.bounds is None:
             continue
-        fit = fits[course.contender.name]
-        for name, found, limit, unit in (
-            ("memory", fit.resident, FLAT_BYTES, "bytes"),
-            ("processor time", fit.cpu, FLAT_SECONDS, "s"),
-        ):
-            flat = found.low <= 0 <= found.high or abs(found.value) < limit
-            verdict = "flat" if flat else "NOT flat"
-            if math.isnan(found.low):
-                verdict = "not decided: too few frames"
-            lines.append(
-                f"{course.contender.name} ({course.drops} times text was dropped): {name} is {verdict} "
-                f"(its interval contains 0, or it grows by less than {limit:g} {unit} a frame)."
-            )
+        told = f"{course.contender.name} ({course.drops} times text was dropped)"
+        lines += [f"{told}: {verdict}" for verdict in _flatness(fits[course.contender.name]).values()]
     return "\n".join(f"- {line}" for line in lines) + "\n"
+
+
+FLAT = "flat"
+
+
+def _flatness(fit: Fits) -> dict[str, str]:
+    """Whether a bounded stream's memory and processor time grow, in a sentence each."""
+    told: dict[str, str] = {}
+    for name, found, limit, unit in (
+        ("memory", fit.resident, FLAT_BYTES, "bytes"),
+        ("processor time", fit.cpu, FLAT_SECONDS, "s"),
+    ):
+        if math.isnan(found.low):
+            verdict = "not decided: too few frames"
+        elif found.low <= 0 <= found.high:
+            verdict = f"{FLAT}: its slope's interval contains 0"
+        elif abs(found.value) < limit:
+            verdict = f"{FLAT}: it changes by less than {limit:g} {unit} a frame"
+        else:
+            verdict = f"NOT flat: it changes by {limit:g} {unit} a frame or more"
+        told[name] = f"{name} is {verdict}."
+    return told
+
+
+def is_flat(courses: Sequence[Course]) -> bool:
+    """Whether neither memory nor processor time of a bounded stream grows."""
+    (control,) = (course for course in courses if course.contender.name == CONTROL)
+    bounded = [Fits.of(course, control) for course in courses if course.contender.bounds is not None]
+    return all(f" is {FLAT}:" in told for fit in bounded for told in _flatness(fit).values())
 
 
 def _blocks(course: Course) -> list[dict[str, float]]:

@@ -94,6 +94,16 @@ def test_streams_grow_older_and_are_measured(tmp_path: Path, capsys: pytest.Capt
     assert "insertion" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_a_bounded_stream_is_judged_by_the_growth_of_its_time_and_memory(tmp_path: Path):
+    sizes = ("--frames", "150", "--words", "2", "--bounded", "--together")
+    status = stream.main(["frames", *SMALL, *sizes, "--results", str(tmp_path)])
+    found = json.loads((tmp_path / "stream_frames_bounded.json").read_text())
+    assert [course["name"] for course in found["courses"]] == ["CA, bounded text", "control"]
+    page = (tmp_path / "stream_frames_bounded.md").read_text()
+    assert page.rstrip().endswith("FAIL" if status else "PASS")
+
+
 def test_restored_streams_are_compared(tmp_path: Path):
     stream.main(["restore", "--streams", "2", "--latest", "4", "--after", "2", "--results", str(tmp_path)])
     found = json.loads((tmp_path / "stream_restore.json").read_text())

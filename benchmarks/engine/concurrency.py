@@ -44,6 +44,8 @@ MOST_STREAMS = 512
 """The search for the largest number of streams ends here."""
 ATTAINED = 0.99
 """Share of frames that must be on time for a number of streams to be held."""
+BRIEF_S = 60.0
+"""Seconds of the runs that others are compared with, at most."""
 TIMES_IDLE, TIMES_FORMER = 3.0, 4.0
 FLAT_BYTES = 100
 """Growth of memory, bytes per frame, below which it counts as flat though its interval is above 0."""
@@ -63,16 +65,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         deadline=(0.5, "seconds from a frame to its last word"),
         words=(4, "tokens of a caption"),
         new=(32, "tokens of an answer"),
-        seconds=(20.0, "of every run"),
+        seconds=(20.0, "of every run; of those it is compared with, a minute at most"),
         warm_up=(5.0, "seconds before it that do not count"),
         baseline=(False, "also the former way: one frame at a time"),
         disturb=(False, "also a run with a huge text, picture and conversation in the middle"),
     )
     subject = load_subject(options)
     levels = [int(count) for count in options.streams.split(",")]
-    idle = figures(*_run(subject, options, 0, 1, _batched))
-    together = figures(*_run(subject, options, 0, options.answers, _batched)) if options.answers > 1 else idle
-    runs = [_run(subject, options, count, options.answers, _batched) for count in levels]
+    brief = min(options.seconds, BRIEF_S)
+    idle = figures(*_run(subject, options, 0, 1, _batched, brief))
+    together = idle
+    if options.answers > 1:
+        together = figures(*_run(subject, options, 0, options.answers, _batched, brief))
+    runs = [_run(subject, options, count, options.answers, _batched, options.seconds) for count in levels]
     found = [figures(*run) for run in runs]
     checks = _checks(options, found, idle, together)
     payload: dict[str, Any] = {"idle": idle.plain(), "runs": [one.plain() for one in found]}
@@ -104,7 +109,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _search(
     subject: Subject, options: argparse.Namespace, make: Callable[[Subject, int, int], Any]
 ) -> list[Figures]:
-    return largest(lambda count: figures(*_run(subject, options, count, options.answers, make)), MOST_STREAMS)
+    brief = min(options.seconds, BRIEF_S)
+    return largest(
+        lambda count: figures(*_run(subject, options, count, options.answers, make, brief)), MOST_STREAMS
+    )
 
 
 def _batched(subject: Subject, streams: int, answers: int) -> Any:
@@ -134,6 +142,7 @@ def _run(
     streams: int,
     answers: int,
     make: Callable[[Subject, int, int], Any],
+    seconds: float,
     extra: Sequence[tuple[float, str, GenerationRequest]] = (),
 ) -> tuple[Plan, Observed]:
     loop = make(subject, streams, answers)
@@ -144,7 +153,7 @@ def _run(
         deadline=options.deadline,
         answers=answers,
         warm_up=options.warm_up,
-        seconds=options.seconds,
+        seconds=seconds,
         stream=subject.stream(options.words),
         frames=unseen_frames(subject, engine),
         question=lambda picture: subject.question(picture, options.new),
@@ -170,9 +179,9 @@ def _check_counts(load: Any, seen: Observed) -> None:
 
 
 def _disturbed(subject: Subject, options: argparse.Namespace, streams: int) -> Observed:
-    at = options.warm_up + options.seconds / 2
-    extra = [(at, name, request) for name, request in huge(subject).items()]
-    return _run(subject, options, streams, options.answers, _batched, extra)[1]
+    brief = min(options.seconds, BRIEF_S)
+    extra = [(options.warm_up + brief / 2, name, request) for name, request in huge(subject).items()]
+    return _run(subject, options, streams, options.answers, _batched, brief, extra)[1]
 
 
 def huge(subject: Subject) -> dict[str, GenerationRequest]:

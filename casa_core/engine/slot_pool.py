@@ -22,6 +22,8 @@ from casa_core.engine.sampling import LogitsError, Sampler
 from casa_core.errors import DataError
 from casa_core.model import CasaForConditionalGeneration
 
+_GREEDY = SamplingParams(seed=0)
+
 
 class SlotPool:
     """B slots of one model, each for one sequence. Calls are not thread-safe.
@@ -107,6 +109,7 @@ class SlotPool:
         """
         assert slot not in self._free, "the slot is free already"
         self._free.append(slot)
+        self._sampler.set_slot(slot, _GREEDY)  # what it asked for must not slow down the others
         if keep:
             self._warm[slot] = None
         else:

@@ -236,3 +236,14 @@ def test_many_threads_ask_through_a_queue_of_the_one_that_steps(known: Engine):
     got = {numbers[event.sequence]: event.outcome for event in events}
     engine.close()
     assert [getattr(got[n], "token_ids", got[n]) for n in range(24)] == expected
+
+
+def test_the_sampling_of_an_answer_that_has_ended_costs_the_others_nothing(engine: Engine):
+    plain = engine._slots._sampler.layout
+    number = engine.submit(asked("what is it", temperature=1.0, top_k=5, repetition_penalty=0.5))
+    events = []
+    while not events:
+        events = engine.step()
+    engine.cancel(number)
+    assert engine._slots._sampler.layout[:2] == plain[:2] == (False, False)
+    assert not engine._slots._sampler._processors.in_use

@@ -51,11 +51,21 @@ class TextSoFar:
         """The text of the tokens since the last whole character; empty in the middle of one."""
         known = self.processor.decode_piece(self.ids[self._before : self._decoded])
         both = self.processor.decode_piece(self.ids[self._before :])
-        # Bytes that never become a character are given up after as many as the longest has, and a few.
-        if both.endswith("\ufffd") and len(self.ids) - self._decoded < _LONGEST_CHARACTER:
-            return ""
-        self._before, self._decoded = self._decoded, len(self.ids)
+        end = len(self.ids)
+        if both.endswith("\ufffd"):
+            # Bytes that never become a character are given up after as many as the longest has, and a few;
+            # but not the last ones, which may be the beginning of a character.
+            if end - self._decoded < _GIVEN_UP:
+                return ""
+            end = next((at for at in range(end - _LONGEST_CHARACTER + 1, end) if self._parts(at, both)), end)
+            both = self.processor.decode_piece(self.ids[self._before : end])
+        self._before, self._decoded = self._decoded, end
         return both[len(known) :]
+
+    def _parts(self, at: int, whole: str) -> bool:
+        """Whether the text falls apart before token ``at`` without a change: no character lies across."""
+        piece = self.processor.decode_piece
+        return piece(self.ids[self._before : at]) + piece(self.ids[at:]) == whole
 
     def _held_back(self) -> int:
         """Characters at the end that may be the beginning of a stop string."""
@@ -67,4 +77,5 @@ class TextSoFar:
         return any(len(stop) > characters and stop.startswith(end) for stop in self.stops)
 
 
-_LONGEST_CHARACTER = 8
+_LONGEST_CHARACTER = 4  # tokens: it has so many bytes in UTF-8
+_GIVEN_UP = 8

@@ -20,6 +20,8 @@ from casa_core.errors import DataError
 
 Running: TypeAlias = Answer | LiveStream
 
+BESIDE_FRAMES = 4
+"""While words about frames are due, prompts have this part of the budget."""
 PROMPTS_AT_ONCE = 4
 """Prompts that share the budget of a step: a short one does not wait for all of a long one before it."""
 
@@ -69,22 +71,29 @@ class BatchSteps:
     def read_prompts(self) -> None:
         """Read a piece of each of the oldest prompts, of equal shares of the budget.
 
-        Streams come first: what they begin with is short, and their frames wait for it.
+        Streams come first: what they begin with is short, and their frames wait for it. While words about
+        frames are due, which take several steps, prompts have a quarter of the budget.
         """
+        budget = max(self._budget // BESIDE_FRAMES, 1) if self._words_due else self._budget
         reading = [one for one in self.running.values() if one.slot is not None and one.unread_prompt]
         reading.sort(key=lambda one: (isinstance(one, Answer), one.number))
         pieces: dict[int, TokenChunk] = {}
         # Rows are padded to the longest, so what one does not need of its share is of no use to another.
-        share = self._budget // max(min(len(reading), PROMPTS_AT_ONCE, self._budget), 1)
+        share = budget // max(min(len(reading), PROMPTS_AT_ONCE, budget), 1)
         for one in reading:
             whole = one.next_chunk(share)
             piece = whole.cut(0, whole.within(share))
             if piece.cost > share and pieces:
                 continue  # a picture larger than a share is read alone, once its prompt is the oldest
             pieces[one.number] = piece
-            if piece.cost > share or (len(pieces) + 1) * share > self._budget:
+            if piece.cost > share or (len(pieces) + 1) * share > budget:
                 break
         self._read(pieces)
+
+    @property
+    def _words_due(self) -> bool:
+        streams = (one for one in self.running.values() if isinstance(one, LiveStream))
+        return any(stream.words or stream.ready for stream in streams)
 
     def finish_reading(self, stream: LiveStream) -> None:
         """Read the whole of what a stream begins with; by an error it ends."""

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import os
+import sys
 import threading
 import time
 from collections import OrderedDict, deque
@@ -115,6 +117,15 @@ class _Job:
         return self.whole.keys[self.index]
 
 
+def _come_last() -> None:
+    """Let this thread have a processor only where frames, the tower and the steps leave one.
+
+    A picture of 40 megapixels or a text of megabytes would take one of few from them.
+    """
+    if sys.platform == "linux":  # where a thread has a priority of its own
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+
+
 class ImageEncoder:
     """Embeds images in the order in which they are due, those of one size together.
 
@@ -149,7 +160,9 @@ class ImageEncoder:
         self._preparing: dict[bool, ThreadPoolExecutor] = {}
         if threads:
             self._preparing[True] = ThreadPoolExecutor(2, thread_name_prefix="casa-frames")
-            self._preparing[False] = ThreadPoolExecutor(1, thread_name_prefix="casa-prompts")
+            self._preparing[False] = ThreadPoolExecutor(
+                1, thread_name_prefix="casa-prompts", initializer=_come_last
+            )
         self._thread: threading.Thread | None = None
         if threads:
             self._thread = threading.Thread(target=self._work, name="casa-embed", daemon=True)

@@ -136,9 +136,10 @@ def test_a_forward_that_fails_ends_its_own_and_the_next_ones_are_right(
 def test_an_engine_that_is_closed_while_busy_says_so(known: Engine):
     for threads in (False, True):
         engine = fresh(known, threads=threads)
-        session, generator = engine.open_session(""), engine.stream(LONG)
+        longer = asked(png(1), "what is it", max_new_tokens=150, stop_bias=-100.0)
+        session, generator = engine.open_session(""), engine.stream(longer)
         next(generator)
-        session.push_frame(picture(1), 0.0)
+        session.push_frame(picture(1), 0.0)  # the answer goes on meanwhile, and is not to end
         engine.close()
         with pytest.raises(DataError, match="The answer was cancelled"):
             next(generator)

@@ -17,7 +17,7 @@ from typing import TypeAlias
 
 import torch
 
-from casa_core.decoding.decode_step import NUMBERS, DecodeStep, step_caches
+from casa_core.decoding.decode_step import NUMBERS, DecodeStep, StepCaches, step_caches
 from casa_core.decoding.kv_cache import TextCache, WindowCache
 from casa_core.errors import ConfigError
 
@@ -93,17 +93,14 @@ class GraphedStep:
         new_NB = torch.tensor(numbers_NB)
         device = self._step.device
         if (graph := self._graphs.get(bucket)) is None:
-            graph = self._graphs[bucket] = self._recorded(bucket, new_NB.to(device), text, windows)
+            graph = self._graphs[bucket] = self._recorded(bucket, new_NB.to(device), caches)
         else:
             new_NB = new_NB.pin_memory() if device.type == "cuda" else new_NB
             graph.numbers_NB.copy_(new_NB, non_blocking=True)
             graph.replay()
         return graph.logits_BV.index_select(0, torch.tensor(active["row"], device=device))
 
-    def _recorded(
-        self, bucket: _Bucket, numbers_NB: torch.Tensor, text: TextCache, windows: WindowCache
-    ) -> _Graph:
-        caches = step_caches(text, windows)
+    def _recorded(self, bucket: _Bucket, numbers_NB: torch.Tensor, caches: StepCaches) -> _Graph:
         entries = [
             torch.arange(size, device=numbers_NB.device)
             for size in (bucket.text, bucket.images, bucket.window_text)
@@ -149,5 +146,5 @@ def _with_idle_rows(
 
 
 def _power(size: int) -> int:
-    """The next power of two, in whole blocks of a cache beyond the first; 0 stays 0."""
+    """The next power of two; 0 stays 0."""
     return 1 << (size - 1).bit_length() if size else 0

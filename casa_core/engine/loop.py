@@ -105,10 +105,7 @@ class EngineLoop(StepLoop):
         """
         stream = self.stream_state(number)
         while stream.slot is None or stream.encoding is not None:
-            self._woken.clear()
-            if not self._has_work:
-                self._woken.wait(0.1)
-            self._advance()
+            self._advance_when_ready()
             self.stream_state(number)
         self._steps.finish_reading(stream)
         return self.stream_state(number)

@@ -30,7 +30,7 @@ class StreamSession:
     @property
     def text_tokens(self) -> int:
         """Text tokens in the KV cache."""
-        return 0 if self._stream is None else len(self._settled().ids)
+        return 0 if self._stream is None else len(self._loop.settled(self._number).ids)
 
     @property
     def kv_tokens(self) -> int:
@@ -89,9 +89,6 @@ class StreamSession:
                         pass
             self._loop.stream_state(self._number)
         return last
-
-    def _settled(self) -> LiveStream:
-        return self._loop.settled(self._number)
 
     def _open(self) -> LiveStream:
         if self._stream is None:

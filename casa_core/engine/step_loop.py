@@ -198,10 +198,7 @@ class StepLoop:
     def events_of(self, numbers: Container[int]) -> list[Event]:
         """Advance by a step, waiting for images where nothing else is to be done, but leave the events of
         others for those who wait for them."""
-        self._woken.clear()
-        if not self._has_work:
-            self._woken.wait(0.1)
-        self._advance()
+        self._advance_when_ready()
         mine = [event for event in self._events if event.sequence in numbers]
         self._events = [event for event in self._events if event.sequence not in numbers]
         return mine
@@ -237,6 +234,13 @@ class StepLoop:
     @property
     def _has_work(self) -> bool:
         return self._encoder.pending or self._admission.has_work or self._steps.has_work
+
+    def _advance_when_ready(self) -> None:
+        """Advance by a step, after a short wait for images where nothing else is to be done."""
+        self._woken.clear()
+        if not self._has_work:
+            self._woken.wait(0.1)
+        self._advance()
 
     def _advance(self) -> None:
         started = time.perf_counter()

@@ -23,7 +23,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from casa_core.backbones.block import FusedBlock
 from casa_core.compiling import compiled_step, vary, wants_compiling
-from casa_core.decoding.fused_linear import Quantize, fuse, ready
+from casa_core.decoding.fused_linear import Quantize, fuse, generates, ready, stored
 from casa_core.decoding.kv_cache import KeysValues, TextCache, WindowCache
 
 if TYPE_CHECKING:
@@ -350,6 +350,8 @@ class _StepLayer(nn.Module):
         mask_A11K: torch.Tensor,
     ) -> torch.Tensor:
         query_AGRD = query_AHD.view(len(query_AHD), self.groups, -1, self.head_dim)
+        if generates(query_AHD) and query_AGRD.shape[2] <= _FEW_QUERIES:
+            return _attend_few(query_AGRD, key_AGKD, value_AGKD, mask_A11K).reshape(len(query_AHD), -1)
         mixed_AGRD = scaled_dot_product_attention(
             query_AGRD,
             key_AGKD.to(query_AGRD.dtype),
@@ -358,6 +360,22 @@ class _StepLayer(nn.Module):
             scale=self.head_dim**-0.5,
         )
         return mixed_AGRD.reshape(len(query_AHD), -1)
+
+
+_FEW_QUERIES = 2
+"""Queries of a key head up to which generated loops beat torch's attention kernel."""
+
+
+def _attend_few(
+    query_AGRD: torch.Tensor, key_AGKD: torch.Tensor, value_AGKD: torch.Tensor, mask_A11K: torch.Tensor
+) -> torch.Tensor:
+    """Attention as loops over the keys and the values, (A, G, R, D): compiled, each is read once a query."""
+    scale = query_AGRD.shape[-1] ** -0.5
+    stored_AGRD = stored(query_AGRD.float())
+    score_AGRK = (stored_AGRD[:, :, :, None] * key_AGKD[:, :, None].float()).sum(-1) * scale + mask_A11K
+    weight_AGRK = stored((score_AGRK - score_AGRK.amax(-1, keepdim=True)).exp())
+    mixed_AGRD = (weight_AGRK[..., None] * value_AGKD[:, :, None].float()).sum(-2)
+    return (mixed_AGRD / weight_AGRK.sum(-1, keepdim=True)).to(query_AGRD.dtype)
 
 
 def _mask(seen_AK: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

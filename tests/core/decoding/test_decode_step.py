@@ -16,7 +16,7 @@ from torch import nn
 
 from casa_core.decoding import fused_linear
 from casa_core.decoding.decode_step import DecodeStep
-from casa_core.decoding.fused_linear import PackedLinear, fuse, ready
+from casa_core.decoding.fused_linear import Int8Linear, PackedLinear, PlainLinear, Quantize, fuse, ready
 from casa_core.decoding.kv_batch import KVBatch, TokenChunk
 from casa_core.errors import ConfigError
 from tests.support.core.conversations import conversations, model_of
@@ -25,6 +25,7 @@ from tests.support.core.family import BACKBONES, FUSIONS, BackboneKind
 
 LENGTH = 14
 ROWS = range(3)
+TOKENS = (3, 4, 5)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -91,13 +92,51 @@ def test_a_step_as_one_graph_gives_them_too(fusion: str, data: st.DataObject):
 
 
 @pytest.mark.usefixtures("graphs")
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize(
+    ("dtype", "quantize"),
+    [(torch.float32, "int8"), (torch.bfloat16, None), (torch.bfloat16, "int8")],
+)
+def test_a_step_as_one_graph_has_weights_of_any_type(
+    rows: int, dtype: torch.dtype, quantize: Quantize | None
+):
+    model: Any = copy.deepcopy(model_of("casa", "helium")).to(dtype)
+    found = []
+    for compile in (True, False):
+        step = DecodeStep(copy.deepcopy(model), compile=compile, quantize=quantize)
+        sequences = KVBatch(model, rows, decode=step)
+        found.append(
+            [sequences.extend([TokenChunk([token + row]) for row in range(rows)]) for token in TOKENS]
+        )
+    torch.testing.assert_close(found[0], found[1], rtol=5e-2, atol=5e-2)
+    assert found[0][0].dtype == dtype
+
+
+@pytest.mark.usefixtures("graphs")
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize("kind", [PlainLinear, PackedLinear, Int8Linear])
+def test_one_row_in_a_graph_gives_what_the_layer_gives(
+    kind: type[nn.Module], dtype: torch.dtype, tolerance: float, bias: bool
+):
+    torch.manual_seed(0)
+    layer = kind(nn.Linear(96, 72, bias=bias, dtype=dtype))
+    x_1C = torch.randn(1, 96, dtype=dtype)
+    with torch.inference_mode():
+        expected = layer(x_1C)
+        found = torch.compile(layer, fullgraph=True)(x_1C)
+    tolerance = 2e-2 if kind is Int8Linear else tolerance  # its kernel rounds the result to bf16
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.usefixtures("graphs")
 def test_compiled_steps_of_two_models_are_kept_apart():
     found = []
     for fusion in ("ca-gated", "insertion"):
         for compile in (True, False):
             model = model_of(fusion, "helium")
             sequences = KVBatch(model, 1, decode=DecodeStep(copy.deepcopy(model), compile=compile))
-            found.append([sequences.extend([TokenChunk([token])]) for token in (3, 4, 5)])
+            found.append([sequences.extend([TokenChunk([token])]) for token in TOKENS])
     for compiled, plain in (found[:2], found[2:]):
         torch.testing.assert_close(compiled, plain)
 

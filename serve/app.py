@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from ray import serve as ray_serve
 from ray.serve import Application
 
+from casa_core.dtypes import DTYPES
 from casa_core.engine.protocol import LoopProtocol
 from casa_core.engine.settings import EngineSettings
 from casa_core.errors import ConfigError
@@ -29,11 +30,23 @@ DEPLOYMENT_NAME = "endpoint"
 def load_engine(settings: ServeSettings) -> LoopProtocol:
     """Import the engine class that the settings name and load the checkpoint with it, sized by their limits.
 
+    Steps that are to be compiled are: Serve calls a replica ready once this is done.
+
     Raises:
-        ConfigError: The name cannot be imported.
+        ConfigError: The name cannot be imported, or what ``compile`` or ``quantize`` need is missing here.
     """
-    engine = _named(settings.engine, "engine")
-    return engine.from_pretrained(settings.model_folder, settings=engine_settings(settings.limits))
+    options: dict[str, Any] = {"settings": engine_settings(settings.limits)}
+    if settings.dtype != "auto":
+        options["dtype"] = DTYPES[settings.dtype]
+    if settings.quantize != "none":
+        options["quantize"] = settings.quantize
+    if settings.compile:
+        options["compile"] = True
+    engine = _named(settings.engine, "engine").from_pretrained(settings.model_folder, **options)
+    if settings.compile:
+        logger.info("compiling decode steps; the replica is ready afterwards")
+        logger.info("decode steps are compiled, after %.0f s", engine.warm_up())
+    return engine
 
 
 def engine_settings(limits: Limits) -> EngineSettings:

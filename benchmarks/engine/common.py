@@ -18,6 +18,7 @@ from PIL import Image as PILImage
 from benchmarks.measure import publish, read_options, table
 from benchmarks.models import Size, film, small_engine
 from casa_core.decoding.kv_cache import TextBounds
+from casa_core.dtypes import DTYPES
 from casa_core.engine.engine import Engine
 from casa_core.engine.live_stream import StreamSettings
 from casa_core.engine.requests import GenerationRequest, SamplingParams
@@ -28,7 +29,6 @@ from casa_core.processing.processor import CasaProcessor
 from casa_core.types import Image, Sample, Text
 from casa_core.weights.checkpoint import load_checkpoint
 
-TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 FORCED = SamplingParams(stop_bias=-1e9)
 """Greedy, and the stop tokens are forbidden: captions and answers have the length that is asked for."""
 QUERY = "describe what you see live"
@@ -126,7 +126,7 @@ def load_subject(options: argparse.Namespace) -> Subject:
         size = Size(hidden=options.hidden, layers=options.layers, side=options.side, spread=0.25)
         known = small_engine(size, FusionConfig())
         model, processor = known.model, known.processor
-    cast(Any, model).to(device=torch.device(options.device), dtype=TYPES[options.dtype])
+    cast(Any, model).to(device=torch.device(options.device), dtype=DTYPES[options.dtype])
     compiling = {"yes": True, "no": False, "auto": "auto"}[options.compile]
     decode = {"compile": compiling, "quantize": options.quantize or None}
     return Subject(model, processor, bool(options.model), decode, options.recent, options.context)

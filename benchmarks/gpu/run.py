@@ -23,8 +23,7 @@ import torch
 
 from benchmarks.gpu import ceilings, layer, parity, render, stream, streams, train
 from benchmarks.gpu.common import RESULTS, Setting
-
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+from casa_core.dtypes import DTYPES
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,6 +1,6 @@
 """Linear layers of the same input as one matrix product.
 
-Shape suffixes: X any count, C width.
+Shape suffixes: X any count, C width, O outputs.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ _TYPICAL_ROWS = 8
 """The layout is chosen for so many rows: with eight, one row and thirty-two are near their best, too."""
 
 _WORTH_PACKING = 2**19
-"""Bytes of a weight; a call of a packed layer costs some 15 µs more, which a smaller one does not win back."""
+"""Bytes of a weight; a call of a packed layer costs some 15 µs more, which smaller ones do not win back."""
 
 # A compiled graph cannot hold oneDNN's opaque tensors: there the layer is found by its number, which comes as
 # a tensor, so that graphs do not depend on it.

@@ -93,6 +93,10 @@ class LoopProtocol(Protocol):
         """Facts about model and device, for reports."""
         ...
 
+    def warm_up(self) -> float:
+        """Compile or record now what would be when it first occurs; the seconds it took."""
+        ...
+
     def submit(self, request: GenerationRequest, *, streamed: bool = False) -> int:
         """Ask for an answer; the number of its events."""
         ...

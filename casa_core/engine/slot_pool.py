@@ -168,6 +168,26 @@ class SlotPool:
         tokens, faults = self._sampler.read_some(self._sampler.choose_some(logits_AV, slots), slots)
         return {slot: token for slot, token in zip(slots, tokens, strict=True) if slot not in faults}, faults
 
+    def warm_up(self, prompts: Sequence[TokenChunk]) -> None:
+        """Run every kind of decode step once, after each of some prompts: what is compiled or recorded when
+        it first occurs, is then. All slots are free before and after.
+
+        A kind is one sequence or several, in the first slots or others; with graphs, each power of two.
+
+        Args:
+            prompts: Those with images first: they make the caches as they will be.
+        """
+        firsts = [range(2**power) for power in range(self.size.bit_length()) if 2**power <= self.size]
+        for prompt in prompts:
+            slots = [self.allocate(_GREEDY) for _ in range(self.size)]
+            self.run(dict.fromkeys(slots, prompt))
+            for rows in [*firsts, range(self.size), range(1, 2), range(1, 3)]:
+                chunks = {row: TokenChunk([prompt.ids[-1]]) for row in rows if row < self.size}
+                if chunks:
+                    self.run(chunks)
+            for slot in slots:
+                self.free(slot)
+
     def snapshot(self, slot: int) -> tuple[SequenceSnapshot, dict[str, torch.Tensor]]:
         """Copies, in main memory, of a slot's sequence and of its sampler state (random state included)."""
         sampler = {name: tensor.cpu() for name, tensor in self._sampler.slot_state(slot).items()}

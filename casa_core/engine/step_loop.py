@@ -16,14 +16,18 @@ from collections.abc import Callable, Container
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+import numpy as np
+
 from casa_core.decoding.decode_step import DecodeStep
 from casa_core.decoding.graphed_step import GraphedStep
 from casa_core.decoding.kv_batch import Room
+from casa_core.decoding.plan import TokenChunk
 from casa_core.engine.admission import Admission
 from casa_core.engine.answer import Answer
 from casa_core.engine.batch_steps import BatchSteps, Running
 from casa_core.engine.events import Event
 from casa_core.engine.image_encoder import ImageEncoder
+from casa_core.engine.inputs import frame_chunk
 from casa_core.engine.load import Load
 from casa_core.engine.requests import GenerationRequest
 from casa_core.engine.settings import EngineSettings
@@ -132,6 +136,18 @@ class StepLoop:
             image_tokens=0 if fusion.inserts else self.processor.image_size(side, side).tokens,
             window_text=self.settings.prefill_tokens if fusion.attends_text else 0,
         )
+
+    @exclusive
+    def warm_up(self) -> float:
+        """Run every kind of decode step once, before anything is asked of the engine; the seconds it took.
+
+        It is for compiled steps and CUDA graphs, which the first requests would wait for.
+        """
+        started = time.perf_counter()
+        black, blind = np.zeros((32, 32, 3), np.uint8), self.model.config.images_withheld
+        frame = frame_chunk(black, self.processor, images_withheld=blind)
+        self._slots.warm_up([frame, TokenChunk([self.processor.end_id])])
+        return time.perf_counter() - started
 
     @exclusive
     def submit(self, request: GenerationRequest, *, streamed: bool = False) -> int:

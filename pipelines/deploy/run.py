@@ -28,6 +28,8 @@ IMPORT_PATH = "serve.app:build"
 FETCH = "pipelines.storage.host:cached_copy"
 """What replicas copy folders with that lie on S3."""
 START_TIMEOUT_S = 180.0
+COMPILED_START_TIMEOUT_S = 1800.0
+"""The same where decode steps are compiled before the endpoint is ready."""
 PROBE_TIMEOUT_S = 3.0
 DEMO_CLIPS = 4
 
@@ -50,12 +52,16 @@ class Endpoint:
         model_name: Name that clients put in ``model``.
         max_new_tokens: Longest answer, tokens.
         live_query: Query of a live session whose client names none.
+        dtype, compile, quantize: How the engine computes.
         replicas: Bounds of autoscaling.
     """
 
     model_name: str
     max_new_tokens: int
     live_query: str
+    dtype: str
+    compile: bool
+    quantize: str
     replicas: Replicas
 
 
@@ -253,11 +259,12 @@ def start(
             "applications": [*others, application],
         }
     )
-    _await_running(cluster, url, arguments["fingerprint"])
+    timeout_s = COMPILED_START_TIMEOUT_S if arguments.get("compile") else START_TIMEOUT_S
+    _await_running(cluster, url, arguments["fingerprint"], timeout_s)
 
 
-def _await_running(cluster: ServeClient, url: str, fingerprint: str) -> None:
-    deadline = time.monotonic() + START_TIMEOUT_S
+def _await_running(cluster: ServeClient, url: str, fingerprint: str, timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
     status, reason = "NOT_STARTED", ""
     while time.monotonic() < deadline:
         application = cluster.get_serve_details()["applications"].get(APP, {})

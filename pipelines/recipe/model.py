@@ -267,6 +267,17 @@ class Deploy(Section):
     live_query: str = Field(
         default="", description="What a live session is asked where its client asks nothing."
     )
+    dtype: Literal["auto", "fp32", "bf16"] = Field(
+        default="auto", description="Type the endpoint computes in; `auto`: that of the trained weights."
+    )
+    compile: bool = Field(
+        default=False,
+        description="Compile decode steps before the endpoint is ready: faster answers, a longer start. "
+        "Needs a C++ compiler, on GPUs Triton.",
+    )
+    quantize: Literal["none", "int8"] = Field(
+        default="none", description="Type in which decode steps hold the weights, on CPUs; `none`: `dtype`."
+    )
     replicas: Replicas = Field(default_factory=Replicas, description="Bounds of autoscaling.")
 
 

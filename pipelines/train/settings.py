@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
+from casa_core.dtypes import DTYPES
 from pipelines.dag.settings import read_settings, stage_settings
 from pipelines.recipe.model import Train, TrainedModel
 from pipelines.recipe.where import TrainWorkers
 
 LOCAL_WEIGHTS = ("language_model", "vision_tower", "checkpoint")
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 """``train.precision`` → the dtype that forwards compute in."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -79,6 +79,13 @@ class ServeSettings(_Section):
         default={}, description="Digest of each folder's files, by setting, for those that `fetch` must copy."
     )
     engine: str = Field(default="casa_core.engine.engine:Engine", description="Engine class, as module:name.")
+    dtype: Literal["auto", "fp32", "bf16"] = Field(
+        default="auto", description="Type to compute in; `auto`: that of the checkpoint."
+    )
+    compile: bool = Field(default=False, description="Compile decode steps before the replica is ready.")
+    quantize: Literal["none", "int8"] = Field(
+        default="none", description="Type in which decode steps hold the weights, on CPUs; `none`: `dtype`."
+    )
     replicas: Replicas
     num_cpus: float = Field(default=0.5, ge=0, description="CPUs that Ray reserves for each replica.")
     num_gpus: float = Field(default=0.0, ge=0, description="GPUs that Ray reserves for each replica.")

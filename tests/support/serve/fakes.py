@@ -67,6 +67,8 @@ class FakeEngine:
     def __init__(self, delay_s: float = 0.0, settings: EngineSettings | None = None) -> None:
         self.delay_s = delay_s
         self.settings = settings or EngineSettings(slots=64, waiting=64, queued_frames=8)
+        self.how: dict[str, Any] = {}
+        self.warm = False
         self.steps = 0
         self.most_together = 0
         self.threads: set[int] = set()
@@ -79,11 +81,18 @@ class FakeEngine:
         self._woken = threading.Event()
 
     @classmethod
-    def from_pretrained(cls, folder: Path, settings: EngineSettings | None = None) -> FakeEngine:
-        """As the real engine is loaded; the folder must exist."""
+    def from_pretrained(cls, folder: Path, settings: EngineSettings | None = None, **how: Any) -> FakeEngine:
+        """As the real engine is loaded; the folder must exist. It keeps ``how`` it was."""
         if not Path(folder).is_dir():
             raise ConfigError(f"no checkpoint at {folder}")
-        return cls(settings=settings)
+        engine = cls(settings=settings)
+        engine.how = how
+        return engine
+
+    def warm_up(self) -> float:
+        """Nothing is compiled."""
+        self.warm = True
+        return 0.0
 
     @property
     def info(self) -> dict[str, Any]:

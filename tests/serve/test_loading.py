@@ -1,0 +1,35 @@
+"""How a replica loads its engine: as the recipe's deploy section says, and ready once that is done."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from serve.app import load_engine
+from tests.support.serve.fakes import FakeEngine
+from tests.support.serve.server import settings_with
+
+FAKE = "tests.support.serve.fakes:FakeEngine"
+
+
+@pytest.mark.parametrize(
+    ("asked", "how"),
+    [
+        ({}, {}),
+        ({"compile": True}, {"compile": True}),
+        ({"dtype": "bf16", "quantize": "int8"}, {"dtype": torch.bfloat16, "quantize": "int8"}),
+    ],
+)
+def test_the_engine_computes_as_the_settings_say(tmp_path: Path, asked: dict[str, object], how: object):
+    engine = load_engine(settings_with(model_folder=tmp_path, engine=FAKE, **asked))
+    assert isinstance(engine, FakeEngine)
+    assert engine.how == how
+
+
+@pytest.mark.parametrize("compile", [True, False])
+def test_steps_that_are_to_be_compiled_are_before_the_replica_is_ready(tmp_path: Path, compile: bool):
+    engine = load_engine(settings_with(model_folder=tmp_path, engine=FAKE, compile=compile))
+    assert isinstance(engine, FakeEngine)
+    assert engine.warm is compile

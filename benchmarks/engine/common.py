@@ -77,9 +77,12 @@ class Subject:
     context: int
 
     def engine(self, **settings: Any) -> Engine:
-        """A fresh engine of the model."""
+        """A fresh engine of the model; what it compiles is compiled."""
         own = EngineSettings(context=self.context, **settings)
-        return Engine(self.model, self.processor, own, **self.decode)
+        engine = Engine(self.model, self.processor, own, **self.decode)
+        if self.decode["compile"]:
+            engine.warm_up()
+        return engine
 
     @property
     def bounds(self) -> TextBounds | None:

@@ -20,8 +20,8 @@ from casa_core.errors import DataError
 
 Running: TypeAlias = Answer | LiveStream
 
-BESIDE_FRAMES = 4
-"""While words about frames are due, prompts have this part of the budget."""
+BESIDE_STREAMS = 8
+"""While streams are open, prompts have this part of the budget: words about a frame take several steps."""
 PROMPTS_AT_ONCE = 4
 """Prompts that share the budget of a step: a short one does not wait for all of a long one before it."""
 
@@ -71,10 +71,12 @@ class BatchSteps:
     def read_prompts(self) -> None:
         """Read a piece of each of the oldest prompts, of equal shares of the budget.
 
-        Streams come first: what they begin with is short, and their frames wait for it. While words about
-        frames are due, which take several steps, prompts have a quarter of the budget.
+        Streams come first: what they begin with is short, and their frames wait for it. While streams are
+        open prompts have an eighth of the budget: a frame may come at any moment, and its words take several
+        steps.
         """
-        budget = max(self._budget // BESIDE_FRAMES, 1) if self._words_due else self._budget
+        streams = any(isinstance(one, LiveStream) for one in self.running.values())
+        budget = max(self._budget // BESIDE_STREAMS, 1) if streams else self._budget
         reading = [one for one in self.running.values() if one.slot is not None and one.unread_prompt]
         reading.sort(key=lambda one: (isinstance(one, Answer), one.number))
         pieces: dict[int, TokenChunk] = {}
@@ -89,11 +91,6 @@ class BatchSteps:
             if piece.cost > share or (len(pieces) + 1) * share > budget:
                 break
         self._read(pieces)
-
-    @property
-    def _words_due(self) -> bool:
-        streams = (one for one in self.running.values() if isinstance(one, LiveStream))
-        return any(stream.words or stream.ready for stream in streams)
 
     def finish_reading(self, stream: LiveStream) -> None:
         """Read the whole of what a stream begins with; by an error it ends."""

@@ -311,16 +311,22 @@ class CasaForConditionalGeneration(CasaPreTrainedModel, CasaGenerationMixin):
         return hidden_BSC if stream is None else stream.text(hidden_BSC)
 
     def embed_images(
-        self, images: ImageInputs | EmbeddedImages | None, dtype: torch.dtype
+        self,
+        images: ImageInputs | EmbeddedImages | None,
+        dtype: torch.dtype,
+        tower: Callable[..., torch.Tensor] | None = None,
     ) -> torch.Tensor | None:
-        """(N, C) image tokens as the language model takes them: from the tower, or the Q-Former behind it."""
+        """(N, C) image tokens as the language model takes them: from the tower, or the Q-Former behind it.
+
+        ``tower``: what runs it, in place of itself.
+        """
         if images is None:
             return None
         if isinstance(images, EmbeddedImages):
             return images.features_NC.to(dtype)
         weight = next(self.vision_tower.parameters(), None)
         patches_PE = images.patches_PE.to(self.device, self.dtype if weight is None else weight.dtype)
-        image_NC = self._recomputed(self.vision_tower, patches_PE, images.grids).to(dtype)
+        image_NC = self._recomputed(tower or self.vision_tower, patches_PE, images.grids).to(dtype)
         if self.qformer is None:
             return image_NC
         merge = self.config.vision_config.spatial_merge_size

@@ -105,27 +105,30 @@ class TinyVisionTower(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size)
         self.merger = nn.Sequential(nn.Linear(merged, merged), nn.GELU(), nn.Linear(merged, output_size))
 
-    def forward(self, patches_PE: torch.Tensor, grids: Sequence[tuple[int, int]]) -> torch.Tensor:
+    def forward(
+        self,
+        patches_PE: torch.Tensor,
+        grids: Sequence[tuple[int, int]],
+        plan: tuple[torch.Tensor, Segments] | None = None,
+    ) -> torch.Tensor:
         """Embed images, (N, output_size) in order; arguments as in ``QwenVisionTower.forward``."""
         merge = self.config.spatial_merge_size
         width = self.config.hidden_size
-        position_PC, images = _placed(grids, merge, width, patches_PE.device)
+        position_PC, images = self.plan(grids, patches_PE.device) if plan is None else plan
         x_PC = self.stem(patches_PE, grids) + position_PC.to(patches_PE)
         for block in self.blocks:
             x_PC = block(x_PC, images)
         return self.merger(self.norm(x_PC).view(-1, merge * merge * width))
 
-
-@on_host
-def _placed(
-    grids: Sequence[tuple[int, int]], merge: int, width: int, device: torch.device
-) -> tuple[torch.Tensor, Segments]:
-    """The position embedding (P, C) of all images' patches, and the images as segments."""
-    position_PC = np.concatenate([_position_embedding(rows, cols, merge, width) for rows, cols in grids])
-    image_P = np.repeat(np.arange(len(grids)), [rows * cols for rows, cols in grids])
-    images = Segments.build(image_P, image_P, len(grids), device)
-    assert images is not None, "the caller passes at least one image"
-    return torch.from_numpy(position_PC), images
+    @on_host
+    def plan(self, grids: Sequence[tuple[int, int]], device: torch.device) -> tuple[torch.Tensor, Segments]:
+        """The position embedding (P, C) of the patches of such images, and the images as segments."""
+        merge, width = self.config.spatial_merge_size, self.config.hidden_size
+        position_PC = np.concatenate([_position_embedding(rows, cols, merge, width) for rows, cols in grids])
+        image_P = np.repeat(np.arange(len(grids)), [rows * cols for rows, cols in grids])
+        images = Segments.build(image_P, image_P, len(grids), device)
+        assert images is not None, "the caller passes at least one image"
+        return torch.from_numpy(position_PC).to(device), images
 
 
 @lru_cache(maxsize=256)

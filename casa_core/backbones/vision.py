@@ -1,7 +1,8 @@
 """Vision towers: patches in, merged image tokens in the language model's width out.
 
-Two towers share one interface, ``tower(patches_PE, grids) -> (N, C)``: :class:`QwenVisionTower`, Qwen2.5-VL's
-own with the weight names it was released with, and :class:`casa_core.backbones.tiny.TinyVisionTower`.
+Two towers share one interface, ``tower(patches_PE, grids) -> (N, C)``, with a ``plan`` or without:
+:class:`QwenVisionTower`, Qwen2.5-VL's own with the weight names it was released with, and
+:class:`casa_core.backbones.tiny.TinyVisionTower`.
 
 Shape suffixes: P patches of all images, I images, N image tokens, E values of a patch, C width, H heads, D
 head size.
@@ -92,18 +93,27 @@ class QwenVisionTower(Qwen2_5_VisionTransformerPretrainedModel):
             attention.whole_image = index in self.fullatt_block_indexes
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, patches_PE: torch.Tensor, grids: Sequence[tuple[int, int]]
+        self,
+        patches_PE: torch.Tensor,
+        grids: Sequence[tuple[int, int]],
+        plan: dict[str, Any] | None = None,
     ) -> torch.Tensor:
         """Embed images.
 
         Args:
             patches_PE: Patches of all images, each image in merge-group order.
             grids: (rows, columns) of patches of each image.
+            plan: What :meth:`plan` gives for them; by default it is made here.
 
         Returns:
             (N, out_hidden_size), images in order.
         """
-        device = patches_PE.device
+        layout = self.plan(grids, patches_PE.device) if plan is None else plan
+        output: Any = super().forward(patches_PE, **layout)
+        return output.pooler_output
+
+    def plan(self, grids: Sequence[tuple[int, int]], device: torch.device) -> dict[str, Any]:
+        """Where the patches of images of these sizes stand, and which attend to which, on a device."""
         # Layout is counted on the CPU: asking a GPU for it would wait for all work queued there.
         grid_I3 = torch.tensor([(1, rows, cols) for rows, cols in grids])
         merge = self.spatial_merge_size
@@ -111,7 +121,8 @@ class QwenVisionTower(Qwen2_5_VisionTransformerPretrainedModel):
             grid_I3, merge, self.window_size, cast(int, self.config.patch_size)
         )
         image_ends = get_vision_cu_seqlens(grid_I3)
-        layout: dict[str, Any] = {
+        return {
+            "grid_thw": grid_I3,
             "position_ids": get_vision_position_ids(grid_I3, merge).to(device, non_blocking=True),
             "cu_seqlens": image_ends,
             "window_index": window_index.to(device, non_blocking=True),
@@ -119,8 +130,6 @@ class QwenVisionTower(Qwen2_5_VisionTransformerPretrainedModel):
             "images": _segments(image_ends, device),
             "windows": _segments(window_ends, device),
         }
-        output: Any = super().forward(patches_PE, grid_I3, **layout)
-        return output.pooler_output
 
 
 @on_host

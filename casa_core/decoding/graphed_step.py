@@ -77,7 +77,7 @@ class GraphedStep:
     def run(self, numbers_NA: Sequence[Sequence[int]], text: TextCache, windows: WindowCache) -> torch.Tensor:
         """One step, (A, V) logits, as :meth:`DecodeStep.run`."""
         active: dict[str, Sequence[int]] = dict(zip(NUMBERS, numbers_NA, strict=True))
-        count = min(_power(max(active["row"]) + 1), text.size)
+        count = min(next_power(max(active["row"]) + 1), text.size)
         numbers_NB = _with_idle_rows(active, count, text, windows)
         text.make_room(max(text.lengths[:count]) + 1)
         windows.make_room(max(windows.text_lengths[:count]) + 1)
@@ -88,7 +88,7 @@ class GraphedStep:
             self._addresses = addresses
         room = [min((pair[0].shape[axis] for pair in part), default=0) for part, axis in caches.axes]
         needed = max(active["text"]) + 1, max(active["images"]), max(active["window_text"]) + 1
-        sizes = [min(_power(size), most) for size, most in zip(needed, room, strict=True)]
+        sizes = [min(next_power(size), most) for size, most in zip(needed, room, strict=True)]
         bucket = _Bucket(count, *sizes, windowed=max(active["window_text"]) >= 0)
         new_NB = torch.tensor(numbers_NB)
         device = self._step.device
@@ -119,7 +119,8 @@ def record_cuda(function: Function) -> tuple[torch.Tensor, Callable[[], None]]:
         function()  # libraries set themselves up in their first call, which must not be recorded
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # Another thread may prepare images meanwhile: that is no part of the recording, and no fault.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         output = function()
     graph.replay()
     return output, graph.replay
@@ -145,6 +146,6 @@ def _with_idle_rows(
     ]
 
 
-def _power(size: int) -> int:
-    """The next power of two; 0 stays 0."""
+def next_power(size: int) -> int:
+    """The least power of two that is not smaller; 0 stays 0."""
     return 1 << (size - 1).bit_length() if size else 0

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from casa_core.decoding.graphed_tower import GraphedTower
 from casa_core.decoding.plan import TokenChunk
 from casa_core.engine.load import Load
 from casa_core.inputs import ImageInputs
@@ -136,6 +137,7 @@ class ImageEncoder:
         threads: Work in threads; otherwise in :meth:`run`.
         load: Counts the time of the tower.
         wake: Called, from any thread, whenever something is done.
+        graphs: Run the tower by CUDA graphs.
     """
 
     def __init__(
@@ -147,8 +149,10 @@ class ImageEncoder:
         threads: bool,
         load: Load,
         wake: Callable[[], None],
+        graphs: bool = False,
     ) -> None:
         self._model, self._load, self._wake, self._size = model, load, wake, batch
+        self._tower = GraphedTower(model.vision_tower) if graphs else None
         self.cache = ImageCache(cache_tokens)
         self._waiting: list[_Job] = []
         self._unprepared: deque[Callable[[], None]] = deque()
@@ -266,7 +270,7 @@ class ImageEncoder:
         started = time.perf_counter()
         try:
             images = [(job.whole.chunk.patches_PE[job.index], job.grid) for job in new]
-            each_NC = embed(images, self._model) if images else []
+            each_NC = embed(images, self._model, self._tower) if images else []
         except Exception as error:  # handed to the caller that waits for the image
             if len(jobs) == 1:
                 self._finish(jobs[0].whole.done, error)
@@ -302,16 +306,19 @@ class ImageEncoder:
 
 @torch.inference_mode()
 def embed(
-    images: Sequence[tuple[torch.Tensor, tuple[int, int]]], model: CasaForConditionalGeneration
+    images: Sequence[tuple[torch.Tensor, tuple[int, int]]],
+    model: CasaForConditionalGeneration,
+    tower: GraphedTower | None = None,
 ) -> list[torch.Tensor]:
     """The tokens of some images, (N, C) each, as the language model takes them; one call of the tower.
 
     Args:
         images: Patches (P, E) and grid of each.
+        tower: Runs the model's.
     """
     patches_PE = torch.cat([patches_PE for patches_PE, _ in images]).to(model.device)
     dtype = model.lm_head.weight.dtype
-    features_NC = model.embed_images(ImageInputs(patches_PE, [grid for _, grid in images]), dtype)
+    features_NC = model.embed_images(ImageInputs(patches_PE, [grid for _, grid in images]), dtype, tower)
     assert features_NC is not None, "images were given"
     fusion, merge = model.config.fusion_settings, model.config.vision_config.spatial_merge_size
     sizes = [

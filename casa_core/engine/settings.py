@@ -29,8 +29,8 @@ class EngineSettings:
         max_pixels: Pixels of a live frame before it is resized; one with more is refused.
         image_cache_tokens: Image tokens kept of pictures that may come again.
         encode_batch: Images of one size that are embedded in one call.
-        graphs: Record decode steps as CUDA graphs; best with ``preallocate``, as they are recorded again
-            where a cache has grown.
+        graphs: Record decode steps and the vision tower as CUDA graphs; best with ``preallocate``, as steps
+            are recorded again where a cache has grown.
         threads: Prepare and embed images in threads of their own, so that no step waits for them. Without,
             a step does it: for evaluation and tests.
 

@@ -106,6 +106,7 @@ class StepLoop:
             cache_tokens=self.settings.image_cache_tokens,
             batch=self.settings.encode_batch,
             threads=self.settings.threads,
+            graphs=self.settings.graphs,
             load=self.load,
             wake=self._woken.set,
         )

@@ -3,7 +3,8 @@
 * ``reference``: one dense mask over all queries and keys. Readable, quadratic; tests and analysis use it.
 * ``padded``: similar segments padded into a batch for ``scaled_dot_product_attention``. What a CPU runs,
   and a GPU in fp32: the cost is the sum over segments of queries × keys, and some padding.
-* ``varlen``: ``torch.nn.attention.varlen``, FlashAttention as torch ships it; CUDA only.
+* ``varlen``: ``torch.nn.attention.varlen``, FlashAttention as torch ships it, or a newer build where one is
+  installed (:mod:`casa_core.fusion.flash_builds`); CUDA only.
 * ``flash``: the ``flash-attn`` package; CUDA only.
 
 Shape suffixes: T query tokens, N key tokens, S segments, Q/K longest query/key run of a bucket, H query
@@ -22,13 +23,14 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from casa_core.errors import ConfigError
+from casa_core.fusion.flash_builds import use_newest_flash
 from casa_core.fusion.segments import Bucket, Segments, TokenGather, Tokens
 
 Backend = Literal["auto", "reference", "padded", "varlen", "flash"]
 # The kernels that take runs of varying length, best first, and the module and name each is imported from.
 RUN_KERNELS = {
-    "flash": ("flash_attn", "flash_attn_varlen_func"),
     "varlen": ("torch.nn.attention.varlen", "varlen_attn"),
+    "flash": ("flash_attn", "flash_attn_varlen_func"),
 }
 INSTALL = {
     "flash": "Run pip install --no-build-isolation 'casa[gpu]', with CUDA and a compiler.",
@@ -45,8 +47,8 @@ def choose_backend(
 ) -> Literal["reference", "padded", "varlen", "flash"]:
     """The backend that runs where ``requested`` is asked for.
 
-    ``auto`` is ``padded`` on a CPU; on a GPU in bf16 or fp16 ``flash`` where it is installed, else ``varlen``
-    where torch has it; else ``padded``.
+    ``auto`` is ``padded`` on a CPU; on a GPU in bf16 or fp16 ``varlen`` where torch has it, else ``flash``
+    where it is installed; else ``padded``.
 
     Raises:
         ConfigError: If a backend is named that does not exist, or cannot run these tensors.
@@ -60,10 +62,14 @@ def choose_backend(
         )
     if requested == "auto":
         able = [name for name in RUN_KERNELS if unsupported_reason(name, device, dtype, head_dim) is None]
+        if able and able[0] == "varlen":
+            use_newest_flash(device)
         return cast(Any, able[0] if able else "padded")
     obstacle = unsupported_reason(requested, device, dtype, head_dim)
     if obstacle is not None:
         raise ConfigError(f"The attention backend {requested!r} cannot run here.", *obstacle)
+    if requested == "varlen":
+        use_newest_flash(device)
     return requested
 
 

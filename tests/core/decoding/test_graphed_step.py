@@ -1,77 +1,27 @@
 """Decode steps that are recorded and replayed: the same kernels at the same addresses, and the same logits.
 
-No GPU is needed: a recording here is a list of the operations with the shapes and addresses of their
-arguments, and a replay must repeat it word for word, as a CUDA graph would whether it is right or not.
+No GPU is needed: see :mod:`tests.support.core.recording`.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
 
 from casa_core.decoding.decode_step import DecodeStep
-from casa_core.decoding.graphed_step import Function, GraphedStep
+from casa_core.decoding.graphed_step import GraphedStep
 from casa_core.decoding.kv_batch import KVBatch, Room, TokenChunk
 from casa_core.errors import ConfigError
 from tests.support.core.conversations import conversations, model_of
 from tests.support.core.engine import full_logits, pieces
 from tests.support.core.family import BACKBONES, FUSIONS, BackboneKind
+from tests.support.core.recording import record
 
 LENGTH, ROWS = 10, 3
-WAITS = {"aten._local_scalar_dense.default", "aten.nonzero.default", "aten.equal.default"}
-"""Operations whose result the host waits for, or whose shape depends on it."""
-
-
-class Operations(TorchDispatchMode):
-    """Writes down every operation with the shapes of its tensors, and the addresses of those known before."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[tuple[Any, ...]] = []
-        self._made: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        flat, _ = tree_flatten((args, kwargs or {}))
-        tensors = [one for one in flat if isinstance(one, torch.Tensor)]
-        lasting = {_storage(one) for one in tensors} - self._made
-        shown = [
-            (tuple(one.shape), one.data_ptr() if _storage(one) in lasting else None)
-            if isinstance(one, torch.Tensor)
-            else one
-            for one in flat
-        ]
-        self.seen.append((str(func), *shown))
-        result = func(*args, **(kwargs or {}))
-        outputs = [one for one in tree_flatten(result)[0] if isinstance(one, torch.Tensor)]
-        self._made |= {_storage(one) for one in outputs} - lasting
-        return result
-
-
-def _storage(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
-
-
-def record(function: Function) -> tuple[torch.Tensor, Callable[[], None]]:
-    """A recording that runs again, and must do then what it did first."""
-    with Operations() as first:
-        output = function()
-    assert not WAITS & {name for name, *_ in first.seen}, "the host would wait for the device"
-
-    def replay() -> None:
-        with Operations() as again:
-            result = function()
-        assert again.seen == first.seen, "a replay repeats shapes and addresses"
-        output.copy_(result)
-
-    return output, replay
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)

@@ -124,10 +124,10 @@ def test_a_tower_that_fails_for_a_picture_fails_its_caller_alone(
     original = image_encoder.embed
     bad = frame_chunk(picture(9), known.processor, images_withheld=False).patches_PE[0]
 
-    def embed(images: Any, model: Any) -> Any:
+    def embed(images: Any, model: Any, tower: Any) -> Any:
         if any(torch.equal(patches_PE, bad) for patches_PE, _ in images):
             raise RuntimeError("the tower failed")
-        return original(images, model)
+        return original(images, model, tower)
 
     monkeypatch.setattr(image_encoder, "embed", embed)
     good, wrong = (engine.submit(asked(png(seed), "what is it")) for seed in (1, 9))

@@ -351,6 +351,7 @@ def gpu_with(monkeypatch: pytest.MonkeyPatch):
         choose_backend.cache_clear()
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
         monkeypatch.setattr(backends, "run_kernel", run_kernel)
+        monkeypatch.setattr(backends, "use_newest_flash", lambda device: "FA2")
 
     yield pretend
     choose_backend.cache_clear()
@@ -359,8 +360,9 @@ def gpu_with(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize(
     ("kernels", "dtype", "head_dim", "chosen"),
     [
-        (("flash", "varlen"), torch.bfloat16, 128, "flash"),
+        (("flash", "varlen"), torch.bfloat16, 128, "varlen"),
         (("varlen",), torch.float16, 128, "varlen"),
+        (("flash",), torch.float16, 128, "flash"),
         ((), torch.bfloat16, 128, "padded"),
         (("flash", "varlen"), torch.float32, 128, "padded"),
         (("flash", "varlen"), torch.bfloat16, 12, "padded"),

@@ -71,9 +71,9 @@ def embedded() -> Iterator[list[list[tuple[int, int]]]]:
     calls: list[list[tuple[int, int]]] = []
     original = image_encoder.embed
 
-    def embed(images: Any, model: Any) -> Any:
+    def embed(images: Any, model: Any, tower: Any) -> Any:
         calls.append([grid for _, grid in images])
-        return original(images, model)
+        return original(images, model, tower)
 
     with patch.object(image_encoder, "embed", embed):
         yield calls

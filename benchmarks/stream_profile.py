@@ -20,7 +20,7 @@ from casa_core.engine.engine import Engine
 from casa_core.engine.live_stream import StreamSettings
 from casa_core.engine.requests import SamplingParams
 from casa_core.engine.settings import EngineSettings
-from casa_core.engine.slot_pool import SlotPool
+from casa_core.engine.slot_pool import Chosen, SlotPool
 from casa_core.fusion import backends
 from casa_core.fusion.config import FusionConfig, FusionKind
 
@@ -115,7 +115,7 @@ def _measure(
     names, clock = list(taken), _Clock()
     watched: dict[str, list[dict[str, float]]] = {name: [] for name in names}
 
-    def recorded(extensions: Any, choose: Any = None) -> tuple[dict[int, int], dict[int, str]]:
+    def recorded(extensions: Any, choose: Any = None) -> Chosen:
         name = names[0] if any(extension.grids for extension in extensions.values()) else names[1]
         clock.seconds = {}
         began = time.thread_time()

@@ -6,7 +6,7 @@ import json
 import mimetypes
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,34 +26,32 @@ ANSWER_S = 300.0
 _TIMEOUT = httpx.Timeout(ANSWER_S, connect=CONNECT_S)
 
 
-def ask(
-    url: str, image: Path, question: str, *, model: str | None = None, stream: bool = True
+def user_turn(question: str, images: Sequence[Path] = ()) -> dict[str, Any]:
+    """A user's message about some pictures.
+
+    Raises:
+        MediaError: A picture cannot be read.
+    """
+    pictures = [{"type": "image_url", "image_url": {"url": _data_uri(image)}} for image in images]
+    return {"role": "user", "content": [*pictures, {"type": "text", "text": question}]}
+
+
+def answer(
+    url: str, messages: Sequence[dict[str, Any]], *, model: str | None = None, stream: bool = True
 ) -> Iterator[str]:
-    """Ask a question about a picture and yield the answer as it is generated.
+    """Continue a conversation and yield the answer as it is generated.
 
     Args:
         url: The endpoint's, for example `http://127.0.0.1:8000`.
+        messages: In OpenAI's form; the last is the user's.
         model: Name of a served model; the endpoint's first by default.
         stream: Yield pieces as they come; otherwise the whole answer at once.
 
     Raises:
         ClusterError: Nothing listens there, or the endpoint failed.
         ConfigError: The endpoint refused the request; its reason is in the message.
-        MediaError: The picture cannot be read.
     """
-    body = {
-        "model": model or served_model(url),
-        "messages": [
-            {
-                "role": "user",
-                "content": [
-                    {"type": "image_url", "image_url": {"url": _data_uri(image)}},
-                    {"type": "text", "text": question},
-                ],
-            }
-        ],
-        "stream": stream,
-    }
+    body = {"model": model or served_model(url), "messages": list(messages), "stream": stream}
     try:
         with httpx.stream(
             "POST", f"{url}/v1/chat/completions", json=body, timeout=_TIMEOUT, trust_env=False
@@ -62,11 +60,21 @@ def ask(
                 response.read()
                 raise _refusal(url, response)
             if stream:
-                yield from _words(url, response.iter_lines())
+                yield from _words(url, _lines(response.iter_bytes()))
             else:
                 yield json.loads(response.read())["choices"][0]["message"]["content"]
     except httpx.HTTPError as error:
         raise _unreachable(url, error) from error
+
+
+def _lines(chunks: Iterator[bytes]) -> Iterator[str]:
+    """Lines, ended by a line feed alone: words may hold what else ends lines for Python, U+2028 above all."""
+    held = b""
+    for chunk in chunks:
+        *whole, held = (held + chunk).split(b"\n")
+        yield from (line.decode() for line in whole)
+    if held:
+        yield held.decode()
 
 
 def caption(

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from casa_core.decoding.plan import TokenChunk
 from casa_core.engine.events import Outcome
 from casa_core.engine.image_encoder import Encoded
-from casa_core.engine.requests import FinishReason, GenerationDelta, GenerationRequest, GenerationResult
+from casa_core.engine.requests import (
+    FinishReason,
+    GenerationDelta,
+    GenerationRequest,
+    GenerationResult,
+    TokenLogprob,
+)
 from casa_core.processing.processor import CasaProcessor
 from casa_core.processing.text_so_far import TextSoFar
 
@@ -28,6 +34,7 @@ class Answer:
         cached_tokens: How many of these were in the slot's KV cache already.
         unread: The token to run before the next is chosen, once the prompt is read.
         ids: Generated tokens, the end token not included.
+        logprobs: Theirs, where they were asked for.
         finish_reason: Set at its end.
     """
 
@@ -43,10 +50,12 @@ class Answer:
     cached_tokens: int = 0
     unread: int | None = None
     ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
     completion_tokens: int = 0
     finish_reason: FinishReason | None = None
     _text: TextSoFar = field(init=False)
     _sent: int = 0
+    _sent_logprobs: int = 0
 
     def __post_init__(self) -> None:
         self._text = TextSoFar(self.processor, self.request.sampling.stop)
@@ -72,11 +81,13 @@ class Answer:
         chunk = self.prompt.chunk
         return chunk.cut(self.read, min(self.read + tokens, len(chunk.ids)))
 
-    def take(self, token: int, now: float) -> list[Outcome]:
+    def take(self, token: int, now: float, logprob: TokenLogprob | None = None) -> list[Outcome]:
         """Add a chosen token: its text where it is streamed, and the result where it was the last.
 
         ``now`` is not used: an answer has no deadline.
         """
+        if logprob is not None and token != self.processor.end_id:
+            self.logprobs.append(self._with_text(logprob))
         shown = self._append(token)
         self.unread = None if self.finished else token
         if self.finished:
@@ -85,7 +96,7 @@ class Answer:
         if not self.streamed or len(shown) <= self._sent:
             return []
         piece, self._sent = shown[self._sent :], len(shown)
-        return [GenerationDelta(text=piece)]
+        return [GenerationDelta(text=piece, logprobs=self._unsent_logprobs())]
 
     def text(self) -> str:
         """The answer so far, cut before the first stop string."""
@@ -104,7 +115,17 @@ class Answer:
             image_tokens=sum(self.prompt.chunk.image_tokens),
             completion_tokens=self.completion_tokens,
             cached_tokens=self.cached_tokens,
+            logprobs=tuple(self.logprobs),
         )
+
+    def _with_text(self, logprob: TokenLogprob) -> TokenLogprob:
+        top = tuple(map(self._with_text, logprob.top))
+        return replace(logprob, text=self.processor.token_text(logprob.token), top=top)
+
+    def _unsent_logprobs(self) -> tuple[TokenLogprob, ...]:
+        unsent = tuple(self.logprobs[self._sent_logprobs :])
+        self._sent_logprobs = len(self.logprobs)
+        return unsent
 
     def _append(self, token: int) -> str:
         """Add a token; all the text that may be shown, where it is streamed or may end by a stop string."""
@@ -128,4 +149,5 @@ class Answer:
             image_tokens=result.image_tokens,
             completion_tokens=result.completion_tokens,
             cached_tokens=result.cached_tokens,
+            logprobs=self._unsent_logprobs(),
         )

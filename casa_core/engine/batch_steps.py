@@ -168,7 +168,7 @@ class BatchSteps:
         states = self.slots.sequences.states
         dropped = {number: states[slot].dropped for number, slot in slot_of.items()}
         try:
-            tokens, faults = self.slots.run(
+            tokens, faults, logprobs = self.slots.run(
                 {slot_of[number]: chunk for number, chunk in chunks.items()}, {slot_of[n] for n in choose}
             )
         except Exception as error:  # what the forward left half done goes with its sequences
@@ -184,7 +184,7 @@ class BatchSteps:
             if slot in faults:
                 self.fail(one, LogitsError({slot: faults[slot]}))
             elif slot in tokens:
-                self.note(one, one.take(tokens[slot], now))
+                self.note(one, one.take(tokens[slot], now, logprobs.get(slot)))
                 if isinstance(one, Answer) and one.finished:
                     self._end(one)
 

@@ -15,7 +15,7 @@ from casa_core.decoding.plan import TokenChunk
 from casa_core.engine.events import Failed, FrameRefused, Outcome
 from casa_core.engine.image_encoder import Encoded
 from casa_core.engine.protocol import FrameImage
-from casa_core.engine.requests import CaptionEvent, SamplingParams
+from casa_core.engine.requests import CaptionEvent, SamplingParams, TokenLogprob
 from casa_core.engine.saved_session import SavedSession, Transcript
 from casa_core.errors import ConfigError
 from casa_core.media.decode import encode_png
@@ -195,8 +195,8 @@ class LiveStream:
         if frame:
             self.frame_at = len(self.ids) - 1
 
-    def take(self, token: int, now: float) -> list[Outcome]:
-        """Add a chosen token; the caption or answer where it was the last."""
+    def take(self, token: int, now: float, logprob: TokenLogprob | None = None) -> list[Outcome]:
+        """Add a chosen token; the caption or answer where it was the last. ``logprob`` is not used."""
         if token in self.stop_ids:
             return [self._caption(now, truncated=False)]
         self.words.append(token)

@@ -38,6 +38,8 @@ class SamplingParams:
             length.
         stop_bias: Added to the logits of the stop tokens: above 0 answers and captions get shorter, below 0
             longer.
+        logprobs: Give each token of an answer with its log-probability, and so many of the likeliest tokens
+            at its place; ``None``: without.
 
     Raises:
         ConfigError: If a value is out of range; the message names it.
@@ -55,6 +57,7 @@ class SamplingParams:
     no_repeat_ngram_size: int = 0
     no_repeat_window: int = 128
     stop_bias: float = 0.0
+    logprobs: int | None = None
 
     def __post_init__(self) -> None:
         largest = math.nextafter(math.inf, 0)  # any finite number
@@ -69,6 +72,7 @@ class SamplingParams:
             ("no_repeat_ngram_size", 0, largest, "It is a number of tokens; 0 forbids no n-gram."),
             ("no_repeat_window", 1, largest, "It is a number of tokens."),
             ("stop_bias", -largest, largest, "It is added to the stop tokens' logits; 0 adds nothing."),
+            ("logprobs", 0, largest, "It is a number of tokens; 0 names the chosen ones alone."),
             ("seed", -(2**63), 2**64 - 1, "It is a 64-bit number; leave it out to draw one."),
         ):
             value = getattr(self, name)
@@ -101,6 +105,23 @@ class GenerationRequest:
     request_id: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token and its log-probability by the model's own logits: no temperature, nothing dropped.
+
+    Attributes:
+        token: Its id.
+        logprob: In nats.
+        text: The token alone; where it is a part of a character, U+FFFD.
+        top: The likeliest tokens at its place, likeliest first; of those themselves, none.
+    """
+
+    token: int
+    logprob: float
+    text: str = ""
+    top: tuple[TokenLogprob, ...] = ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationResult:
     """A finished answer with its token counts (text counts never include image tokens).
@@ -115,6 +136,7 @@ class GenerationResult:
         completion_tokens: Tokens generated, the end token included.
         cached_tokens: How many of the prompt's were not read again, as an earlier answer had the same
             beginning.
+        logprobs: Of each of ``token_ids``, where they were asked for.
     """
 
     request_id: str
@@ -125,11 +147,15 @@ class GenerationResult:
     image_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationDelta:
-    """A piece of an answer; ``finish_reason`` and the counts are set on the last one only."""
+    """A piece of an answer; ``finish_reason`` and the counts are set on the last one only.
+
+    ``logprobs`` are those of the tokens since the piece before, where they were asked for.
+    """
 
     text: str
     finish_reason: FinishReason | None = None
@@ -137,6 +163,7 @@ class GenerationDelta:
     image_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

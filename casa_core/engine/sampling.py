@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 
 from casa_core.decoding.slot_tensors import Column, SlotTensors
 from casa_core.engine.logits import NO_TOKEN, LogitsProcessors
-from casa_core.engine.requests import SamplingParams
+from casa_core.engine.requests import SamplingParams, TokenLogprob
 from casa_core.errors import CasaError, DataError
 
 
@@ -96,6 +96,14 @@ def likeliest(logits_BV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The likeliest token (B,), the lowest id among equals, and its logit (B,): NaN if any of them is."""
     tokens_B = logits_BV.float().argmax(-1)  # on processors argmax of bf16 takes four times as long
     return tokens_B, logits_BV.gather(-1, tokens_B[:, None])[:, 0]
+
+
+def token_logprob(logits_V: torch.Tensor, token: int, most: int) -> TokenLogprob:
+    """A token's log-probability, and those of the ``most`` likeliest. This waits for the device."""
+    logprob_V = logits_V.float().log_softmax(-1)
+    top = logprob_V.topk(min(most, len(logprob_V)))
+    likeliest = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+    return TokenLogprob(token, float(logprob_V[token]), top=tuple(TokenLogprob(*one) for one in likeliest))
 
 
 def _dropped(scaled_BV: torch.Tensor, rules: SamplingTensors) -> torch.Tensor:

@@ -8,6 +8,7 @@ Shape suffixes: B slots, A those that a step extends, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -17,12 +18,26 @@ from casa_core.decoding.kv_batch import KVBatch, Room
 from casa_core.decoding.kv_cache import TextBounds
 from casa_core.decoding.plan import SequenceState, TokenChunk
 from casa_core.decoding.snapshot import SequenceSnapshot
-from casa_core.engine.requests import SamplingParams
-from casa_core.engine.sampling import LogitsError, Sampler
+from casa_core.engine.requests import SamplingParams, TokenLogprob
+from casa_core.engine.sampling import LogitsError, Sampler, token_logprob
 from casa_core.errors import DataError
 from casa_core.model import CasaForConditionalGeneration
 
 _GREEDY = SamplingParams(seed=0)
+
+
+class Chosen(NamedTuple):
+    """What a forward has chosen, by slot.
+
+    Attributes:
+        tokens: Not appended yet.
+        faults: What is wrong with the logits of the others.
+        logprobs: Of the tokens, where a sequence asked for them.
+    """
+
+    tokens: dict[int, int]
+    faults: dict[int, str]
+    logprobs: dict[int, TokenLogprob]
 
 
 class SlotPool:
@@ -49,6 +64,7 @@ class SlotPool:
         vocabulary = model.config.text_config.vocab_size
         self._sampler = Sampler(size, vocabulary, device=model.device)
         self._free = list(range(size))
+        self._named: dict[int, int] = {}  # slots whose tokens have log-probabilities, of so many more tokens
         self._warm: dict[int, None] = {}  # free slots that still hold their last sequence, oldest first
 
     @property
@@ -88,6 +104,8 @@ class SlotPool:
             )
         slot = self._next_free() if warm is None else warm
         self._sampler.set_slot(slot, params, stop_ids=stop_ids)  # first: it may refuse the settings
+        if params.logprobs is not None:
+            self._named[slot] = params.logprobs
         self._free.remove(slot)
         self._warm.pop(slot, None)
         if warm is None:
@@ -109,6 +127,7 @@ class SlotPool:
         """
         assert slot not in self._free, "the slot is free already"
         self._free.append(slot)
+        self._named.pop(slot, None)
         self._sampler.set_slot(slot, _GREEDY)  # what it asked for must not slow down the others
         if keep:
             self._warm[slot] = None
@@ -141,21 +160,16 @@ class SlotPool:
             DataError: If the tokens do not fit the text KV's bounds.
             LogitsError: If a slot's logits hold no token to choose.
         """
-        tokens, faults = self.run(chunks)
-        if faults:
-            raise LogitsError(faults)
-        return tokens
+        chosen = self.run(chunks)
+        if chosen.faults:
+            raise LogitsError(chosen.faults)
+        return chosen.tokens
 
-    def run(
-        self, chunks: Mapping[int, TokenChunk], choose: Collection[int] | None = None
-    ) -> tuple[dict[int, int], dict[int, str]]:
+    def run(self, chunks: Mapping[int, TokenChunk], choose: Collection[int] | None = None) -> Chosen:
         """As :meth:`step`, but a slot without a token to choose does not keep the others from theirs.
 
         Args:
             choose: The slots to choose a token for; all of ``chunks`` by default.
-
-        Returns:
-            Slot → its token, and slot → what is wrong with its logits.
         """
         slots = sorted(chunks)
         logits_AV = self.sequences.extend([chunks.get(slot) for slot in range(self.size)])
@@ -164,9 +178,15 @@ class SlotPool:
             slots = [slots[number] for number in chosen]
             logits_AV = logits_AV[chosen]
         if not slots:
-            return {}, {}
-        tokens, faults = self._sampler.read_some(self._sampler.choose_some(logits_AV, slots), slots)
-        return {slot: token for slot, token in zip(slots, tokens, strict=True) if slot not in faults}, faults
+            return Chosen({}, {}, {})
+        read, faults = self._sampler.read_some(self._sampler.choose_some(logits_AV, slots), slots)
+        tokens = {slot: token for slot, token in zip(slots, read, strict=True) if slot not in faults}
+        logprobs = {
+            slot: token_logprob(logits_V, tokens[slot], self._named[slot])
+            for slot, logits_V in zip(slots, logits_AV, strict=True)
+            if slot in self._named and slot in tokens
+        }
+        return Chosen(tokens, faults, logprobs)
 
     def warm_up(self, prompts: Sequence[TokenChunk]) -> None:
         """Run every kind of decode step once, after each of some prompts: what is compiled or recorded when

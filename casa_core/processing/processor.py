@@ -237,6 +237,10 @@ class CasaProcessor(ProcessorMixin):
         """The same with the spaces around it, as a part of a longer text has them."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
+    def token_text(self, token: int) -> str:
+        """One token alone, special ones by their name; U+FFFD where it is a part of a character."""
+        return str(self.tokenizer.decode([token], skip_special_tokens=False))
+
     def image_size(
         self, height: int, width: int, *, frame: bool = False, most_tokens: int | None = None
     ) -> ImageSize:

@@ -39,7 +39,11 @@ def build_app(client: EngineClient, settings: ServeSettings, *, request_id_heade
         redoc_url=None,
         middleware=[
             Middleware(RequestMiddleware, in_headers=request_id_headers),
-            Middleware(BodyLimitMiddleware, limit=settings.limits.body_bytes),
+            Middleware(
+                BodyLimitMiddleware,
+                limit=settings.limits.body_bytes,
+                seconds=settings.limits.body_seconds,
+            ),
         ],
     )
     install_error_handlers(app)

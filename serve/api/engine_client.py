@@ -182,6 +182,14 @@ class LiveSession:
         while self._pushed and (self._pushed[0].done() or len(self._pushed) > MOST_PUSHED):
             await asyncio.wrap_future(self._pushed.popleft())
 
+    async def prompt(self, query: str) -> None:
+        """Ask something further; the answer is an outcome.
+
+        Raises:
+            DataError: If it is too long, or the stream has ended.
+        """
+        await self._client.call(lambda: self._client._engine.prompt(self._number, query))
+
     def __aiter__(self) -> AsyncIterator[Outcome]:
         return self._inbox
 

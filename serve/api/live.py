@@ -12,6 +12,7 @@ import asyncio
 import logging
 import time
 import uuid
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -39,6 +40,7 @@ from serve.api.live_messages import (
     BadFrame,
     Frame,
     SessionEnd,
+    SessionPrompt,
     SessionStart,
     SessionTotals,
     caption_event,
@@ -47,7 +49,7 @@ from serve.api.live_messages import (
     parse_message,
     started_event,
 )
-from serve.api.settings import ServeSettings
+from serve.api.settings import Limits, ServeSettings
 
 logger = logging.getLogger("casa.serve")
 
@@ -61,6 +63,16 @@ class SessionSlots:
         self._limit = limit
         self.open = 0
 
+    def check(self) -> None:
+        """Refuse a connection for which there is no slot now.
+
+        Raises:
+            ApiError: 429.
+        """
+        if self.open >= self._limit:
+            message = f"{self.open} live sessions are open, the most this server keeps. Try again later."
+            raise too_many(message, "too_many_sessions")
+
     @contextmanager
     def taken(self) -> Iterator[None]:
         """Hold a slot.
@@ -68,9 +80,7 @@ class SessionSlots:
         Raises:
             ApiError: 429 if none is free.
         """
-        if self.open >= self._limit:
-            message = f"{self.open} live sessions are open, the most this server keeps. Try again later."
-            raise too_many(message, "too_many_sessions")
+        self.check()
         self.open += 1
         try:
             yield
@@ -88,8 +98,10 @@ def live_router(client: EngineClient, settings: ServeSettings, slots: SessionSlo
         connection = LiveConnection(socket, client, settings)
         try:
             _check_origin(socket)
+            slots.check()
+            start = await connection.start()  # before that, a connection holds nothing
             with slots.taken():
-                await connection.run()
+                await connection.run(start)
         except WebSocketDisconnect:
             logger.debug("live %s: the client left", connection.id)
         except ApiError as error:
@@ -114,6 +126,7 @@ class LiveConnection:
         self._settings = settings
         self._limits = settings.limits
         self._arrived: dict[float, float] = {}  # of each frame that nothing has become of yet
+        self._asked: deque[float] = deque()  # when each further question came that has no answer yet
         self._no_more = False
         self._received = 0
         self._text_tokens = 0
@@ -121,14 +134,13 @@ class LiveConnection:
         self._totals = SessionTotals()
         self._started = time.monotonic()
 
-    async def run(self) -> None:
+    async def run(self, start: SessionStart) -> None:
         """Serve the connection until the client ends it.
 
         Raises:
             ApiError: Fatal for this connection; the caller reports it with :meth:`refuse`.
             WebSocketDisconnect: The client left.
         """
-        start = await self._receive_start()
         session = await self._open(start)
         try:
             await self._socket.send_json(started_event(self.id, self._settings.model_name, self._limits))
@@ -149,8 +161,10 @@ class LiveConnection:
         except (WebSocketDisconnect, RuntimeError):  # Starlette raises RuntimeError on a closed socket
             logger.debug("live %s: the client left before its error", self.id)
 
-    async def _receive_start(self) -> SessionStart:
-        message = parse_message(await self._receive(), self._limits)
+    async def start(self) -> SessionStart:
+        """The client's first message; errors as :meth:`run`."""
+        seconds = min(self._limits.start_seconds, self._limits.idle_seconds)
+        message = parse_message(await self._receive(seconds), self._limits)
         if not isinstance(message, SessionStart):
             raise ApiError(
                 400, "The first message of a connection must be session.start.", code="session_not_started"
@@ -158,8 +172,7 @@ class LiveConnection:
         if message.model is not None and message.model != self._settings.model_name:
             raise model_not_found(message.model, self._settings.model_name)
         if len(message.query) > self._limits.query_characters:
-            most = self._limits.query_characters
-            raise bad_request(f"The query is longer than {most} characters.", "query")
+            raise _too_long(self._limits)
         ceiling = self._settings.max_tokens_per_frame
         if (message.max_tokens_per_frame or 0) > ceiling:
             raise bad_request(f"At most {ceiling} tokens per frame are accepted.", "max_tokens_per_frame")
@@ -177,13 +190,13 @@ class LiveConnection:
                 raise
             raise refusal from error
 
-    async def _receive(self) -> Message:
+    async def _receive(self, seconds: float) -> Message:
         """The next message; a silent client is disconnected unless captions are still due to it."""
         waiting = asyncio.ensure_future(self._socket.receive())
         try:
-            while not (await asyncio.wait({waiting}, timeout=self._limits.idle_seconds))[0]:
-                if not self._arrived:
-                    message = f"Nothing was sent for {self._limits.idle_seconds:g} seconds."
+            while not (await asyncio.wait({waiting}, timeout=seconds))[0]:
+                if not self._due:
+                    message = f"Nothing was sent for {seconds:g} seconds."
                     raise ApiError(408, message, code="session_idle")
             message = waiting.result()
         finally:
@@ -195,7 +208,7 @@ class LiveConnection:
     async def _read_frames(self, session: LiveSession) -> None:
         """Pass frames on until session.end; a refused message leaves the session unchanged."""
         while not self._no_more:
-            raw = await self._receive()
+            raw = await self._receive(self._limits.idle_seconds)
             try:
                 match parse_message(raw, self._limits):
                     case SessionEnd():
@@ -204,6 +217,8 @@ class LiveConnection:
                         raise ApiError(
                             400, "The session has started already.", code="session_already_started"
                         )
+                    case SessionPrompt(query=query):
+                        await self._ask(session, query)
                     case Frame() as frame:
                         await self._pass_on(session, frame)
             except _SessionOver:
@@ -211,8 +226,28 @@ class LiveConnection:
             except ApiError as error:
                 self._totals.refused += 1
                 await self._socket.send_json(error_event(error, fatal=False))
-        if not self._arrived:
+        if not self._due:
             session.finish()
+
+    @property
+    def _due(self) -> bool:
+        """Whether the client waits for anything."""
+        return bool(self._arrived or self._asked)
+
+    async def _ask(self, session: LiveSession, query: str) -> None:
+        if len(query) > self._limits.query_characters:
+            raise _too_long(self._limits)
+        if len(self._asked) >= self._limits.queued_prompts:
+            waiting = f"{len(self._asked)} questions wait for their answers, the most a session may have."
+            raise too_many(waiting, "too_many_prompts")
+        self._asked.append(time.monotonic())
+        try:
+            await session.prompt(query)
+        except CasaError as error:
+            self._asked.pop()
+            if (refusal := as_api_error(error)) is None:
+                raise
+            raise refusal from error
 
     async def _pass_on(self, session: LiveSession, frame: Frame) -> None:
         if frame.timestamp <= self._last_timestamp:
@@ -236,7 +271,7 @@ class LiveConnection:
         try:
             async for outcome in session:
                 await self._send(outcome)
-                if self._no_more and not self._arrived:
+                if self._no_more and not self._due:
                     return
         except Exception as error:
             if (refusal := as_api_error(error)) is None:
@@ -245,6 +280,11 @@ class LiveConnection:
 
     async def _send(self, outcome: Outcome) -> None:
         match outcome:
+            case CaptionEvent(prompt=str()) as answer:
+                self._totals.tokens += len(answer.token_ids)
+                self._text_tokens = answer.text_tokens
+                waited = time.monotonic() - self._asked.popleft()
+                await self._socket.send_json(caption_event(answer, waited))
             case CaptionEvent() as caption:
                 self._totals.frames += 1
                 self._totals.tokens += len(caption.token_ids)
@@ -267,6 +307,10 @@ class LiveConnection:
                 raise error
             case _:
                 raise AssertionError(f"a live stream has no {outcome}")
+
+
+def _too_long(limits: Limits) -> ApiError:
+    return bad_request(f"The query is longer than {limits.query_characters} characters.", "query")
 
 
 class _SessionOver(ApiError):

@@ -4,11 +4,15 @@ Client → server
     {"type": "session.start", "query": "…", "model": "…", "max_tokens_per_frame": 16}    first, once
     {"type": "frame", "timestamp": 0.5, "image": "data:image/jpeg;base64,…"}
     binary: the timestamp as a little-endian float64 (8 bytes), then the encoded image
+    {"type": "session.prompt", "query": "…"}    a further question, about the latest frame; any time
     {"type": "session.end"}
 Server → client
     {"type": "session.started", "session_id", "model", "limits": {…}}
-    {"type": "caption", "timestamp", "text", "latency_ms", "engine_ms", "text_tokens", "tokens", "truncated"}
-        one for each frame, in order; `text` is "" where the model stays silent
+    {"type": "caption", "timestamp", "text", "latency_ms", "engine_ms", "late_ms", "text_tokens", "tokens",
+     "truncated"}
+        one for each frame, in order; `text` is "" where the model stays silent; `late_ms` counts from the
+        frame's deadline; a further question ends the words about a frame (`truncated`)
+    {"type": "answer", "query", …as a caption}    to each session.prompt, in order
     {"type": "dropped", "timestamp", "reason": "queue_full"}    in place of a caption
     {"type": "error", "error": {…OpenAI's shape…}, "timestamp" or null, "fatal": bool}
     {"type": "session.ended", "frames", "dropped", "refused", "tokens", "text_tokens", "seconds"}
@@ -28,7 +32,7 @@ from starlette.types import Message
 from casa_core.engine.requests import CaptionEvent
 from serve.api.errors import ApiError, bad_request, field_path
 from serve.api.request_conversion import image_bytes
-from serve.api.schemas import Body
+from serve.api.schemas import Body, Words
 from serve.api.settings import Limits
 
 _HEADER = struct.Struct("<d")
@@ -38,8 +42,8 @@ class SessionStart(Body):
     """Opens the session. The query steers the captions; without one, the deployment's own query does."""
 
     type: Literal["session.start"]
-    query: str = ""
-    model: str | None = None
+    query: Words = ""
+    model: Words | None = None
     max_tokens_per_frame: Annotated[int, Field(ge=1)] | None = None
 
 
@@ -48,7 +52,14 @@ class FrameText(Body):
 
     type: Literal["frame"]
     timestamp: float
-    image: str
+    image: Words
+
+
+class SessionPrompt(Body):
+    """Asks something further in the middle of the stream."""
+
+    type: Literal["session.prompt"]
+    query: Annotated[Words, Field(min_length=1)]
 
 
 class SessionEnd(Body):
@@ -57,7 +68,9 @@ class SessionEnd(Body):
     type: Literal["session.end"]
 
 
-_ClientMessage = TypeAdapter(Annotated[SessionStart | FrameText | SessionEnd, Field(discriminator="type")])
+_ClientMessage = TypeAdapter(
+    Annotated[SessionStart | SessionPrompt | FrameText | SessionEnd, Field(discriminator="type")]
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +99,7 @@ class BadFrame(ApiError):
         self.timestamp = timestamp
 
 
-def parse_message(message: Message, limits: Limits) -> SessionStart | SessionEnd | Frame:
+def parse_message(message: Message, limits: Limits) -> SessionStart | SessionPrompt | SessionEnd | Frame:
     """Parse one WebSocket message of the client.
 
     Raises:
@@ -118,19 +131,22 @@ def error_event(error: ApiError, *, fatal: bool) -> dict[str, Any]:
 
 def started_event(session_id: str, model: str, limits: Limits) -> dict[str, Any]:
     """The `session.started` event, with the limits that a client needs."""
-    names = ("queued_frames", "frame_bytes", "session_frames", "idle_seconds")
+    names = ("queued_frames", "queued_prompts", "frame_bytes", "session_frames", "idle_seconds")
     shown = {name: getattr(limits, name) for name in names}
     return {"type": "session.started", "session_id": session_id, "model": model, "limits": shown}
 
 
 def caption_event(caption: CaptionEvent, latency_s: float) -> dict[str, Any]:
-    """The `caption` event; `latency_s` counts from the frame's arrival at the server."""
+    """The `caption` event, or the `answer` to a further question; `latency_s` counts from the arrival of the
+    frame or the question at the server."""
+    what = {"type": "caption"} if caption.prompt is None else {"type": "answer", "query": caption.prompt}
     return {
-        "type": "caption",
+        **what,
         "timestamp": caption.timestamp,
         "text": caption.text,
         "latency_ms": round(latency_s * 1000, 2),
         "engine_ms": round(caption.latency_s * 1000, 2),
+        "late_ms": round(caption.late_s * 1000, 2),
         "text_tokens": caption.text_tokens,
         "tokens": len(caption.token_ids),
         "truncated": caption.truncated,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
+import time
 import uuid
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -56,11 +58,13 @@ class RequestMiddleware:
 
 
 class BodyLimitMiddleware:
-    """Refuse a body over `limit` bytes with 413: by its declared length or, without one, while it arrives."""
+    """Refuse a body over `limit` bytes with 413, by its declared length or, without one, while it arrives;
+    and with 408 one that is not whole after `seconds`."""
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
+    def __init__(self, app: ASGIApp, limit: int, seconds: float) -> None:
         self._app = app
         self._limit = limit
+        self._seconds = seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -70,17 +74,32 @@ class BodyLimitMiddleware:
         if declared.isdigit() and int(declared) > self._limit:
             await self._refusal().response()(scope, receive, send)
             return
-        received = 0
+        received, whole = 0, False
+        end = time.monotonic() + self._seconds
 
         async def receive_counted() -> Message:
-            nonlocal received
-            message = await receive()
+            nonlocal received, whole
+            if whole:  # what comes after the body is the client's leaving, at any time
+                return await receive()
+            try:
+                message = await asyncio.wait_for(receive(), end - time.monotonic())
+            except TimeoutError:
+                raise self._too_slow() from None
+            whole = not message.get("more_body", False)
             received += len(message.get("body", b""))
             if received > self._limit:
                 raise self._refusal()
             return message
 
         await self._app(scope, receive_counted, send)
+
+    def _too_slow(self) -> ApiError:
+        return ApiError(
+            408,
+            f"The request body was not whole after {self._seconds:g} seconds. Send it again.",
+            code="request_timeout",
+            headers={"connection": "close"},
+        )
 
     def _refusal(self) -> ApiError:
         return ApiError(

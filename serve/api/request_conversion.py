@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 from casa_core.engine.requests import GenerationRequest, SamplingParams
 from casa_core.errors import MediaError
@@ -15,10 +16,13 @@ from serve.api.schemas import ChatCompletionRequest, ImagePart, Message, TextPar
 from serve.api.settings import Limits, ServeSettings
 
 
-async def to_generation_request(
+async def to_generation_requests(
     body: ChatCompletionRequest, settings: ServeSettings, request_id: str
-) -> GenerationRequest:
+) -> list[GenerationRequest]:
     """Check a conversation against the limits and decode each of its images once.
+
+    Returns:
+        A request for each answer that is wanted.
 
     Raises:
         ApiError: 400 with the offending field in `param`.
@@ -27,9 +31,15 @@ async def to_generation_request(
     if len(body.messages) > limits.messages_per_request:
         message = f"{len(body.messages)} messages; at most {limits.messages_per_request} are accepted."
         raise bad_request(message, "messages", "too_many_messages")
-    if body.messages[-1].role != "user":
+    if body.messages[-1].role == "assistant":
         last = f"messages[{len(body.messages) - 1}].role"
-        raise bad_request("The conversation must end with a user message.", last)
+        raise bad_request(
+            "The conversation ends with the assistant's own message, and answers are not continued: "
+            "end it with the user's.",
+            last,
+        )
+    if body.n > limits.choices:
+        raise bad_request(f"n is {body.n}; at most {limits.choices} answers are given to a request.", "n")
     images: list[tuple[str, bytes]] = []
     turns = [_turn(message, index, images) for index, message in enumerate(body.messages)]
     if len(images) > limits.images_per_request:
@@ -38,7 +48,12 @@ async def to_generation_request(
     for param, data in images:
         await check_image(data, limits, param)
     sample = Sample(source="request", sample_id=request_id, parts=arrange(turns))
-    return GenerationRequest(sample=sample, sampling=_sampling(body, settings), request_id=request_id)
+    sampling = _sampling(body, settings)
+    seeds = [None if body.seed is None else body.seed + number for number in range(body.n)]
+    return [
+        GenerationRequest(sample=sample, sampling=replace(sampling, seed=seed), request_id=request_id)
+        for seed in seeds
+    ]
 
 
 async def check_image(data: bytes, limits: Limits, param: str) -> None:
@@ -79,7 +94,7 @@ def _turn(message: Message, index: int, images: list[tuple[str, bytes]]) -> tupl
         if not message.content and role == "user":
             raise bad_request("A user message must not be empty.", place)
         return role, [message.content]
-    if not message.content:
+    if not message.content and role != "assistant":
         raise bad_request("A message must not be empty.", place)
     content: list[str | Image] = []
     for number, part in enumerate(message.content):
@@ -97,18 +112,19 @@ def _turn(message: Message, index: int, images: list[tuple[str, bytes]]) -> tupl
 
 
 def _sampling(body: ChatCompletionRequest, settings: ServeSettings) -> SamplingParams:
-    limits = settings.limits
-    limit_name = "max_completion_tokens" if body.max_completion_tokens is not None else "max_tokens"
-    asked = body.max_completion_tokens or body.max_tokens
-    if asked is not None and asked > settings.max_new_tokens:
-        message = f"{limit_name} is {asked}; this deployment answers with at most {settings.max_new_tokens}."
-        raise bad_request(message, limit_name)
+    limits, most = settings.limits, settings.max_new_tokens
+    asked = body.max_completion_tokens or body.max_tokens or -1
+    if body.top_logprobs and not body.logprobs:
+        raise bad_request("top_logprobs needs logprobs to be true.", "top_logprobs")
     if len(body.stop_strings) > limits.stop_strings:
         raise bad_request(f"At most {limits.stop_strings} stop strings are accepted.", "stop")
     return SamplingParams(
-        max_new_tokens=asked or settings.max_new_tokens,
+        # Clamped and not refused: a harness that asks for too much records a refusal as a wrong answer.
+        max_new_tokens=most if asked < 0 else min(asked, most),
         temperature=0.0 if body.temperature is None else body.temperature,
         top_p=1.0 if body.top_p is None else body.top_p,
-        seed=body.seed,
+        top_k=max(body.top_k or 0, 0),
+        min_p=body.min_p or 0.0,
         stop=body.stop_strings,
+        logprobs=body.top_logprobs if body.logprobs else None,
     )

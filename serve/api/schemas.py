@@ -1,57 +1,104 @@
-"""The request body of /v1/chat/completions: OpenAI's names, and only what this endpoint honours.
+"""The request body of /v1/chat/completions: OpenAI's names and vLLM's, and only what this endpoint honours.
 
-A parameter it cannot honour is refused rather than ignored, so that no client relies on it.
-Parameters that merely describe the call (`user`, …), and others at their neutral value, are accepted.
+A parameter it cannot honour is refused rather than ignored, so that no client relies on it. Parameters that
+merely describe the call (`user`, …), and others at their neutral value, are accepted. null is absent, and an
+unknown field that holds nothing changes nothing: clients send back what they were sent.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 UNION_TAG = "<"  # tags of unions start with it, so that error paths can leave them out
-IGNORED = frozenset({"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"})
+IGNORED = frozenset(
+    {
+        *("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"),
+        *("prompt_cache_retention", "request_id", "cache_salt"),
+    }
+)
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (0,),
     "presence_penalty": (0,),
-    "n": (1,),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
-    "logit_bias": ({},),
-    "tools": ([],),
-    "functions": ([],),
     "tool_choice": ("none", "auto"),
     "function_call": ("none", "auto"),
     "parallel_tool_calls": (True, False),
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
-    "audio": (),
-    "prediction": (),
     "reasoning_effort": ("none",),
     "verbosity": ("medium",),
-    "web_search_options": (),
+    # vLLM's and SGLang's
+    "best_of": (1,),
+    "use_beam_search": (False,),
+    "repetition_penalty": (1,),
+    "length_penalty": (1,),
+    "min_tokens": (0,),
+    "ignore_eos": (False,),
+    "include_stop_str_in_output": (False,),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
+    "echo": (False,),
+    "add_generation_prompt": (True,),
+    "continue_final_message": (False,),
+    "add_special_tokens": (False,),
+    "include_reasoning": (True, False),
+    "return_tokens_as_token_ids": (False,),
+    "return_token_ids": (False,),
+    "priority": (0,),
 }
+"""Parameters that are accepted at these values only; at empty ones (`[]`, `{}`) any parameter is."""
+
+
+def holds_nothing(value: Any) -> bool:
+    """null, an empty text or container, or one that holds nothing else."""
+    if isinstance(value, dict):
+        return all(map(holds_nothing, value.values()))
+    if isinstance(value, list):
+        return all(map(holds_nothing, value))
+    return value is None or value == ""
 
 
 class Body(BaseModel):
-    """A JSON object of a client: no unknown fields, no silent conversions."""
+    """A JSON object of a client: no unknown fields, no silent conversions; null is absent."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_what_is_absent(cls, body: Any) -> Any:
+        if not isinstance(body, dict):
+            return body
+        known = cls.model_fields
+        return {
+            name: value
+            for name, value in body.items()
+            if (value is not None if name in known else not holds_nothing(value))
+        }
+
+
+def _whole_characters(text: str) -> str:
+    """JSON can hold half of a surrogate pair (`"\\ud83d"`), which is no character and cannot be written."""
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise PydanticCustomError("broken_text", "the text holds half of a character (a lone surrogate)")
+    return text
+
+
+Words = Annotated[str, AfterValidator(_whole_characters)]
 
 
 class TextPart(Body):
     """Words inside a message."""
 
     type: Literal["text"]
-    text: str
+    text: Words
 
 
 class ImageUrl(Body):
     """A picture; `url` must be a `data:image/…;base64,` URI. `detail` changes nothing here."""
 
-    url: str
+    url: Words
     detail: Literal["auto", "low", "high"] = "auto"
 
 
@@ -76,7 +123,7 @@ ContentPart = Annotated[
     ),
 ]
 Content = Annotated[
-    Annotated[str, Tag("<string>")] | Annotated[list[ContentPart], Tag("<parts>")],
+    Annotated[Words, Tag("<string>")] | Annotated[list[ContentPart], Tag("<parts>")],
     Discriminator(lambda value: "<string>" if isinstance(value, str) else "<parts>"),
 ]
 
@@ -85,7 +132,7 @@ class Message(Body):
     """One turn. `developer` is OpenAI's newer name for `system`; `name` is not shown to the model."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Content
+    content: Content = Field(default="", description="Only an assistant's may be empty.")
     name: str | None = None
 
 
@@ -96,21 +143,47 @@ class StreamOptions(Body):
     include_obfuscation: bool = False
 
 
+def _at_least_one(tokens: int) -> int:
+    if tokens == 0:
+        raise PydanticCustomError("too_small", "an answer has at least one token; -1 asks for the most")
+    return tokens
+
+
+Most = Annotated[int, Field(ge=-1), AfterValidator(_at_least_one)]
+
+
 class ChatCompletionRequest(Body):
     """A conversation to continue."""
 
-    model: str
+    model: Words
     messages: Annotated[list[Message], Field(min_length=1)]
     stream: bool = False
     stream_options: StreamOptions | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = Field(default=None, description="OpenAI's older name.")
+    max_completion_tokens: Most | None = Field(
+        default=None,
+        description="Longest answer, tokens; -1, or more than the endpoint's own limit, means that limit. "
+        "An answer that reaches it ends with `finish_reason` `length`.",
+    )
+    max_tokens: Most | None = Field(default=None, description="OpenAI's older name.")
+    n: Annotated[int, Field(ge=1)] = Field(
+        default=1, description="Answers wanted. The seed of each is one more than that of the one before."
+    )
     temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(
         default=None, description="0, greedy, when absent."
     )
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = Field(default=None, description="0 is greedy.")
+    top_k: Annotated[int, Field(ge=-1)] | None = Field(
+        default=None, description="vLLM's: the likeliest tokens that are kept; 0 or -1 keeps all."
+    )
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        default=None, description="vLLM's: the share of the likeliest token's probability that is kept."
+    )
+    logprobs: bool = Field(default=False, description="Give each token with its log-probability.")
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] = Field(
+        default=0, description="Likeliest tokens named at each place; needs `logprobs`."
+    )
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: str | list[str] | None = None
+    stop: Words | list[Words] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -122,7 +195,7 @@ class ChatCompletionRequest(Body):
             if name in IGNORED:
                 continue
             if name in NEUTRAL:
-                if value is not None and value not in NEUTRAL[name]:
+                if not holds_nothing(value) and value not in NEUTRAL[name]:
                     raise PydanticCustomError(
                         "unsupported_parameter",
                         "{param} is not supported by this endpoint except at its default",

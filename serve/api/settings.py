@@ -29,6 +29,7 @@ class Limits(_Section):
     image_pixels: Count = Field(
         default=MAX_PIXELS, description="Pixels of one image or frame before resizing, as in training."
     )
+    choices: Count = Field(default=8, description="Answers to one request, `n`.")
     messages_per_request: Count = Field(default=256, description="Messages in one chat request.")
     stop_strings: Count = Field(default=4, description="Stop strings in one request.")
     waiting_requests: Count = Field(default=64, description="Requests that wait to be answered; beyond: 429.")
@@ -41,7 +42,16 @@ class Limits(_Section):
     queued_frames: Count = Field(
         default=8, description="Frames of a session waiting for the engine; beyond: oldest dropped."
     )
+    queued_prompts: Count = Field(
+        default=4, description="Further questions of a session that wait for their answers; beyond: refused."
+    )
     query_characters: Count = Field(default=4000, description="Length of a live session's query.")
+    start_seconds: float = Field(
+        default=10.0, gt=0, description="A live connection that has not started a session by then is closed."
+    )
+    body_seconds: float = Field(
+        default=30.0, gt=0, description="An HTTP request body that is not whole by then is refused, seconds."
+    )
     idle_seconds: float = Field(
         default=60.0, gt=0, description="A live connection that sends nothing this long is closed, seconds."
     )

@@ -44,8 +44,35 @@ def nowhere() -> str:
 
 
 def test_an_answer_comes_word_by_word_or_whole(url: str, image: Path):
-    assert list(client.ask(url, image, "what is this")) == ["red", " what", " is", " this"]
-    assert list(client.ask(url, image, "what is this", stream=False)) == ["red what is this"]
+    assert list(client.answer(url, [client.user_turn("what is this", [image])])) == [
+        "red",
+        " what",
+        " is",
+        " this",
+    ]
+    assert list(client.answer(url, [client.user_turn("what is this", [image])], stream=False)) == [
+        "red what is this"
+    ]
+
+
+def test_a_conversation_goes_on_with_several_pictures(url: str, image: Path, tmp_path: Path):
+    other = tmp_path / "blue.png"
+    other.write_bytes(picture("blue"))
+    messages = [client.user_turn("what changed", [image, other])]
+    said = "".join(client.answer(url, messages))
+    assert said == "red blue what changed"
+    messages += [{"role": "assistant", "content": said}, client.user_turn("and now")]
+    assert "".join(client.answer(url, messages)) == "red blue and now"
+
+
+@pytest.mark.parametrize("code", [0x0B, 0x1C, 0x85, 0x2028, 0x2029])
+@pytest.mark.parametrize("stream", [True, False])
+def test_words_may_hold_characters_that_end_lines_elsewhere(url: str, code: int, stream: bool):
+    engine = FakeEngine()
+    word = f"a{chr(code)}b"
+    engine.words_of = lambda text: [word]
+    with running(engine, settings_with()) as address:
+        assert "".join(client.answer(address, [client.user_turn("x")], stream=stream)) == word
 
 
 def test_every_sampled_frame_is_captioned_in_order_however_long_the_video(url: str, clip: Path):
@@ -79,20 +106,20 @@ def test_frames_are_those_the_training_reader_takes(clip: Path):
 
 def test_nobody_there_is_said_in_one_sentence(nowhere: str, image: Path, clip: Path):
     with pytest.raises(ClusterError, match=f"No endpoint answers at {nowhere}"):
-        list(client.ask(nowhere, image, "hello"))
+        list(client.answer(nowhere, [client.user_turn("hello", [image])]))
     with pytest.raises(ClusterError, match=f"No endpoint answers at {nowhere}"):
         list(client.caption(nowhere, clip))
 
 
 def test_refusals_carry_the_endpoints_reason(url: str, image: Path, tmp_path: Path):
     with pytest.raises(ConfigError, match="model_not_found"):
-        list(client.ask(url, image, "hello", model="other"))
+        list(client.answer(url, [client.user_turn("hello", [image])], model="other"))
     text = tmp_path / "text.png"
     text.write_text("not a picture")
     with pytest.raises(ConfigError, match="invalid_image"):
-        list(client.ask(url, text, "hello"))
+        list(client.answer(url, [client.user_turn("hello", [text])]))
     with pytest.raises(ClusterError, match="internal_error"):
-        list(client.ask(url, image, "explode"))
+        list(client.answer(url, [client.user_turn("explode", [image])]))
 
 
 def test_a_session_that_the_endpoint_ends_raises_its_reason(url: str, clip: Path):
@@ -107,4 +134,4 @@ def test_unreadable_files_are_reported_before_anything_is_sent(nowhere: str, url
     with pytest.raises(MediaError, match="cannot be decoded"):
         list(client.caption(nowhere, tmp_path / "empty.mp4"))
     with pytest.raises(MediaError, match="cannot be read"):
-        list(client.ask(url, tmp_path / "missing.png", "hello"))
+        client.user_turn("hello", [tmp_path / "missing.png"])

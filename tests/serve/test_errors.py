@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -162,7 +163,45 @@ REFUSED: dict[str, tuple[dict[str, Any], int, str, str | None]] = {
         "unsupported_parameter",
         "frobnicate",
     ),
-    "two choices": ({"model": MODEL, "messages": HELLO, "n": 2}, 400, "unsupported_parameter", "n"),
+    "more choices than are given": ({"model": MODEL, "messages": HELLO, "n": 9}, 400, "invalid_value", "n"),
+    "no choice": ({"model": MODEL, "messages": HELLO, "n": 0}, 400, "invalid_value", "n"),
+    "a call of a tool in the history": (
+        {
+            "model": MODEL,
+            "messages": [
+                *HELLO,
+                {"role": "assistant", "tool_calls": [{"id": "1", "type": "function"}]},
+                *HELLO,
+            ],
+        },
+        400,
+        "unsupported_parameter",
+        "messages[1].tool_calls",
+    ),
+    "a user message without content": (
+        {"model": MODEL, "messages": [{"role": "user", "content": None}]},
+        400,
+        "invalid_value",
+        "messages[0].content",
+    ),
+    "a repetition penalty": (
+        {"model": MODEL, "messages": HELLO, "repetition_penalty": 1.1},
+        400,
+        "unsupported_parameter",
+        "repetition_penalty",
+    ),
+    "a bias of tokens": (
+        {"model": MODEL, "messages": HELLO, "logit_bias": {"5": -100}},
+        400,
+        "unsupported_parameter",
+        "logit_bias",
+    ),
+    "fewer than no tokens": (
+        {"model": MODEL, "messages": HELLO, "max_tokens": -2},
+        400,
+        "invalid_value",
+        "max_tokens",
+    ),
     "tools": (
         {"model": MODEL, "messages": HELLO, "tools": [{"type": "function"}]},
         400,
@@ -177,12 +216,6 @@ REFUSED: dict[str, tuple[dict[str, Any], int, str, str | None]] = {
     ),
     "no tokens at all": (
         {"model": MODEL, "messages": HELLO, "max_tokens": 0},
-        400,
-        "invalid_value",
-        "max_tokens",
-    ),
-    "endless answers": (
-        {"model": MODEL, "messages": HELLO, "max_tokens": 10**9},
         400,
         "invalid_value",
         "max_tokens",
@@ -258,6 +291,24 @@ def test_an_oversized_body_without_a_declared_length_is_cut_off_while_it_arrives
         pass
     assert sent < 100_000_000
     assert_alive(url)
+
+
+def test_a_body_that_never_becomes_whole_is_given_up_and_others_are_answered_meanwhile():
+    with running(FakeEngine(), settings_with(limits={"body_seconds": 1.0})) as address:
+        host, port = address.removeprefix("http://").split(":")
+        head = f"POST {CHAT} HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\n"
+        slow = []
+        for _ in range(50):
+            slow.append(socket.create_connection((host, int(port))))
+            slow[-1].sendall(f'{head}content-length: 1000\r\n\r\n{{"mod'.encode())
+        assert_alive(address)
+        for one in slow:
+            one.settimeout(10)
+            answer = one.recv(65536).decode()
+            assert answer.startswith("HTTP/1.1 408"), answer
+            assert "request_timeout" in answer
+            one.close()
+        assert_alive(address)
 
 
 def test_the_openai_client_raises_its_own_exceptions(url: str):

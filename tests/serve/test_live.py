@@ -311,3 +311,94 @@ def test_the_per_frame_token_limit_is_the_sessions_own(url: str):
         start(socket, query="one two three", max_tokens_per_frame=2)
         caption = push(socket, 0.0, "red")
         assert (caption["text"], caption["truncated"]) == ("one two", True)
+
+
+def ask(socket: ClientConnection, query: str) -> None:
+    send(socket, {"type": "session.prompt", "query": query})
+
+
+def test_a_question_in_the_middle_of_a_stream_is_answered_about_its_latest_frame(url: str):
+    with live(url) as socket:
+        start(socket)
+        push(socket, 0.0, "red")
+        push(socket, 0.5, "blue")
+        ask(socket, "what colour")
+        answer = receive(socket)
+        assert (answer["type"], answer["query"], answer["text"]) == (
+            "answer",
+            "what colour",
+            "what colour blue",
+        )
+        assert answer["timestamp"] == 0.5
+        assert push(socket, 1.0, "green")["text"] == "green 3"
+        send(socket, {"type": "session.end"})
+        assert receive(socket)["frames"] == 3, "an answer is no frame"
+
+
+def test_questions_before_the_end_are_all_answered_in_order(url: str):
+    with live(url) as socket:
+        start(socket)
+        for number in range(3):
+            ask(socket, f"question {number}")
+        send(socket, {"type": "session.end"})
+        answers = [receive(socket) for _ in range(3)]
+        assert [answer["query"] for answer in answers] == ["question 0", "question 1", "question 2"]
+        assert receive(socket)["type"] == "session.ended"
+
+
+@pytest.mark.parametrize(
+    ("query", "code"),
+    [("too long", "invalid_request"), ("x" * 101, "invalid_value"), ("", "invalid_message")],
+)
+def test_a_question_that_is_refused_costs_the_session_nothing(url: str, query: str, code: str):
+    with live(url) as socket:
+        start(socket)
+        ask(socket, query)
+        event = receive(socket)
+        assert (event["type"], event["error"]["code"], event["fatal"]) == ("error", code, False)
+        assert push(socket, 0.0, "red")["text"] == "red 1"
+
+
+def test_no_more_questions_wait_than_a_session_may_have():
+    engine = FakeEngine()
+    engine.answers_questions = False
+    limits = {"queued_prompts": 2}
+    with running(engine, settings_with(limits=limits)) as url, live(url) as socket:
+        assert start(socket)["limits"]["queued_prompts"] == 2
+        for number in range(3):
+            ask(socket, f"question {number}")
+        refused = receive(socket)
+        assert (refused["error"]["code"], refused["fatal"]) == ("too_many_prompts", False)
+        engine.answers_questions = True
+        engine.wake()
+        assert [receive(socket)["query"] for _ in range(2)] == ["question 0", "question 1"]
+        ask(socket, "question 3")
+        assert receive(socket)["query"] == "question 3"
+
+
+def test_half_a_character_in_a_query_is_refused(url: str):
+    with live(url) as socket:
+        socket.send('{"type": "session.start", "query": "x \\ud83d"}')
+        event = assert_fatal(socket, "invalid_message", 1008)
+        assert event["error"]["param"] == "query"
+
+
+def test_connections_that_start_nothing_take_no_session_and_are_closed():
+    limits = {"sessions": 1, "start_seconds": 0.5}
+    with (
+        running(FakeEngine(), settings_with(limits=limits)) as url,
+        live(url) as idle,
+        live(url) as other,
+        live(url) as third,
+    ):
+        start(third)
+        assert push(third, 0.0, "red")["text"] == "red 1"
+        assert_fatal(idle, "session_idle", 1008)
+        assert_fatal(other, "session_idle", 1008)
+        assert push(third, 0.5, "blue")["text"] == "blue 2"
+
+
+def test_a_caption_says_how_late_it_is(url: str):
+    with live(url) as socket:
+        start(socket)
+        assert push(socket, 0.0, "red")["late_ms"] == 0

@@ -13,7 +13,7 @@ from casa_core.processing.processor import CasaProcessor
 from casa_core.processing.tokenizer import build_tokenizer
 from casa_core.types import EncodedSample, Image, Sample, Text
 from pipelines.data.read.corpora.image_text import ImageTextReader
-from serve.api.request_conversion import to_generation_request
+from serve.api.request_conversion import to_generation_requests
 from serve.api.schemas import ChatCompletionRequest
 from tests.support.data.corpus import PICTURE, read_all, write_jsonl
 from tests.support.serve.server import data_uri, settings_with
@@ -101,7 +101,7 @@ def processor(request) -> CasaProcessor:
 
 def of_request(messages: list[dict[str, Any]]) -> Sample:
     body = ChatCompletionRequest.model_validate({"model": "m", "messages": messages})
-    return asyncio.run(to_generation_request(body, settings_with(), "r")).sample
+    return asyncio.run(to_generation_requests(body, settings_with(), "r"))[0].sample
 
 
 def of_records(folder: Path, records: list[dict[str, Any]]) -> list[Sample]:

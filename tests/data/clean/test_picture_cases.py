@@ -25,7 +25,7 @@ from pipelines.data.read.corpora.image_text import ImageTextReader
 from pipelines.data.store.quarantine import Rejected
 from pipelines.data.store.rows import CleanSample
 from serve.api.errors import ApiError
-from serve.api.request_conversion import to_generation_request
+from serve.api.request_conversion import to_generation_requests
 from serve.api.schemas import ChatCompletionRequest
 from tests.support.data.corpus import read_all, write_jsonl
 from tests.support.data.media import encode, scene
@@ -57,7 +57,7 @@ def served(data: bytes, media_type: str = "image/jpeg") -> np.ndarray:
     body = ChatCompletionRequest.model_validate(
         {"model": MODEL, "messages": [{"role": "user", "content": content}]}
     )
-    request = asyncio.run(to_generation_request(body, settings_with(), "r"))
+    [request] = asyncio.run(to_generation_requests(body, settings_with(), "r"))
     (pixels,) = decode_images(request.sample)
     return pixels
 

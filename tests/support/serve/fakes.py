@@ -9,7 +9,7 @@ import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,14 @@ import numpy as np
 from casa_core.engine.events import Event, Failed, FrameDropped, FrameRefused, Outcome, Overloaded
 from casa_core.engine.live_stream import StreamSettings
 from casa_core.engine.protocol import FrameImage
-from casa_core.engine.requests import CaptionEvent, GenerationDelta, GenerationRequest, GenerationResult
+from casa_core.engine.requests import (
+    CaptionEvent,
+    GenerationDelta,
+    GenerationRequest,
+    GenerationResult,
+    SamplingParams,
+    TokenLogprob,
+)
 from casa_core.engine.settings import EngineSettings
 from casa_core.errors import ConfigError, DataError, MediaError
 from casa_core.media.decode import decode_image
@@ -68,7 +75,10 @@ class FakeEngine:
         self.delay_s = delay_s
         self.settings = settings or EngineSettings(slots=64, waiting=64, queued_frames=8)
         self.how: dict[str, Any] = {}
+        self.words_of: Callable[[str], list[str]] = str.split
         self.warm = False
+        self.answers_questions = True
+        self.sampling: list[SamplingParams] = []
         self.steps = 0
         self.most_together = 0
         self.threads: set[int] = set()
@@ -102,8 +112,13 @@ class FakeEngine:
     def open_sessions(self) -> int:
         return len(self._streams)
 
+    @property
+    def open_answers(self) -> int:
+        return len(self._asked)
+
     def submit(self, request: GenerationRequest, *, streamed: bool = False) -> int:
         self._enter()
+        self.sampling.append(request.sampling)
         if len(self._asked) >= self.settings.answer_slots + self.settings.waiting:
             raise Overloaded("Too many wait.", "The fake is small.", 2.0)
         number = next(self._numbers)
@@ -131,6 +146,8 @@ class FakeEngine:
 
     def prompt(self, number: int, query: str) -> None:
         self._enter()
+        if query == "too long":
+            raise DataError("the question is too long", "it has 9000 tokens", "shorten it")
         self._streams[number].prompts.append(query)
 
     def cancel(self, number: int) -> None:
@@ -149,7 +166,9 @@ class FakeEngine:
         for number, asked in together.items():
             events += [Event(number, outcome) for outcome in self._advance(number, asked)]
         for number, stream in list(self._streams.items()):
-            if stream.waiting:
+            if stream.prompts and self.answers_questions:
+                events.append(Event(number, stream.answer()))
+            elif stream.waiting:
                 events.append(Event(number, stream.caption(self.settings.max_pixels)))
                 if isinstance(events[-1].outcome, Failed):
                     del self._streams[number]
@@ -157,7 +176,11 @@ class FakeEngine:
 
     def wait(self, timeout_s: float | None = None, *, until: Callable[[], bool] | None = None) -> bool:
         self._woken.clear()
-        busy = self._asked or self._dropped or any(stream.waiting for stream in self._streams.values())
+        busy = (
+            self._asked
+            or self._dropped
+            or any(one.waiting or (one.prompts and self.answers_questions) for one in self._streams.values())
+        )
         return bool(busy) or (until is not None and until()) or self._woken.wait(timeout_s)
 
     def wake(self) -> None:
@@ -190,6 +213,7 @@ class FakeEngine:
                     prompt_tokens=asked.result.prompt_tokens,
                     image_tokens=asked.result.image_tokens,
                     completion_tokens=asked.produced,
+                    logprobs=asked.result.logprobs[asked.produced - 1 : asked.produced],
                 )
             )
         if last:
@@ -205,7 +229,7 @@ class FakeEngine:
             raise RuntimeError("the engine exploded, and this text must not reach the client")
         if "too long" in question:
             raise ConfigError("the conversation is too long", "it has 9000 tokens", "shorten it")
-        words = [*(colour_of(data) for data in pictures if data is not None), *question.split()]
+        words = [*(colour_of(data) for data in pictures if data is not None), *self.words_of(question)]
         if request.sampling.temperature > 0:
             words.append(f"seed={request.sampling.seed}")
         for stop in request.sampling.stop:
@@ -219,7 +243,15 @@ class FakeEngine:
             prompt_tokens=sum(len(text.split()) for text in texts),
             image_tokens=IMAGE_TOKENS * len(pictures),
             completion_tokens=len(kept),
+            logprobs=tuple(_logprobs(kept, request.sampling.logprobs)),
         )
+
+
+def _logprobs(words: list[str], most: int | None) -> Iterator[TokenLogprob]:
+    """The n-th word has -n; the likeliest are it and made-up ones."""
+    for number, word in enumerate(words if most is not None else []):
+        top = [TokenLogprob(other, -float(other), f"{word}{other}") for other in range(most or 0)]
+        yield TokenLogprob(number, -float(number), word, tuple(top))
 
 
 class FakeStream:
@@ -230,8 +262,20 @@ class FakeStream:
         self.prompts: list[str] = []
         self._query, self._limit = settings.query, settings.max_tokens_per_frame
         self._last = ""
-        self._frames = 0
+        self._frames, self._time = 0, 0.0
         self._text_tokens = len(self._query.split())
+
+    def answer(self) -> Outcome:
+        """The question and the colour of the latest frame."""
+        words = [*(query := self.prompts.pop(0)).split(), self._last or "nothing"]
+        return CaptionEvent(
+            timestamp=self._time,
+            text=" ".join(words),
+            token_ids=tuple(range(len(words))),
+            latency_s=0.0,
+            text_tokens=self._text_tokens,
+            prompt=query,
+        )
 
     def caption(self, max_pixels: int) -> Outcome:
         """What becomes of the oldest frame."""
@@ -247,7 +291,7 @@ class FakeStream:
             colour = colour_of(image, max_pixels)
         except MediaError as error:
             return FrameRefused(timestamp, error)
-        self._frames += 1
+        self._frames, self._time = self._frames + 1, timestamp
         words = [] if colour == self._last else [*self._query.split(), colour, str(self._frames)]
         self._last = colour
         kept = words[: self._limit]

@@ -3,6 +3,7 @@
 import { AskBox } from "/web/ask.js";
 import { FrameGrabber, jpegOf } from "/web/frames.js";
 import { LiveSession } from "/web/live.js";
+import { subRip, webVTT } from "/web/subtitles.js";
 import { Timeline, clock, element } from "/web/timeline.js";
 
 const FPS = 2; // what the models are trained with
@@ -27,6 +28,7 @@ let seen = 0;
 let dropped = 0;
 let phrase = { words: 0, last: -Infinity };
 let fade = 0;
+let said = []; // time and text of every caption that has words
 
 // -- the session ----------------------------------------------------------------------------------------------
 
@@ -34,14 +36,19 @@ function openSession() {
   setState("connecting", "Connecting");
   showImagesKept(0);
   const mine = new LiveSession($("query").value.trim(), {
-    started: () => setState("live", "Live"),
+    started: () => {
+      setState("live", "Live");
+      $("prompt-send").disabled = false;
+    },
     caption: onCaption,
+    answer: onAnswer,
     dropped: (event) => lost(event.timestamp, "dropped: the model was busy"),
     error: (event) => onError(event),
     ended: (event) => note(`${event.frames} frames, ${event.tokens} tokens said.`),
     closed: () => {
       if (session !== mine) return;
       session = null;
+      $("prompt-send").disabled = true;
       if (document.body.dataset.state === "error") return;
       setState("idle", "Ready");
     },
@@ -52,7 +59,9 @@ function openSession() {
 function restart(time = 0) {
   session?.drop();
   session = null;
-  [latencies, seen, dropped] = [[], 0, 0];
+  $("prompt-send").disabled = true;
+  [latencies, seen, dropped, said] = [[], 0, 0, []];
+  $("save-vtt").disabled = $("save-srt").disabled = true;
   phrase = { words: 0, last: -Infinity };
   for (const [id, value] of [["latency", "–"], ["text-tokens", "0"], ["frames", "0"], ["dropped", ""]]) {
     $(id).textContent = value;
@@ -84,6 +93,8 @@ function onCaption(event) {
   showImagesKept(1); // the latest frame's keys and values; all earlier ones are gone
   $("frames").textContent = seen;
   if (!event.text) return;
+  said.push({ time: event.timestamp, text: event.text });
+  $("save-vtt").disabled = $("save-srt").disabled = false;
   timeline.addWords(event.timestamp, event.text);
   showWords(event.timestamp, event.text);
   const row = element("li", "");
@@ -92,6 +103,12 @@ function onCaption(event) {
     element("span", "", event.text),
     element("small", "", `${Math.round(event.latency_ms)} ms`),
   );
+  append(row);
+}
+
+function onAnswer(event) {
+  const row = element("li", "answered");
+  row.append(element("time", "", clock(event.timestamp)), element("q", "", event.query), element("span", "", event.text || "(nothing)"));
   append(row);
 }
 
@@ -278,6 +295,22 @@ $("query-form").addEventListener("submit", (event) => {
     start();
   }
 });
+$("prompt-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const query = $("prompt").value.trim();
+  if (!query) return;
+  if (session?.ask(query)) $("prompt").value = "";
+  else note("No stream is running that could be asked: play something first.", "problem");
+});
+for (const [id, file, write] of [["save-vtt", "captions.vtt", webVTT], ["save-srt", "captions.srt", subRip]]) {
+  $(id).addEventListener("click", () => {
+    const link = element("a", "");
+    link.href = URL.createObjectURL(new Blob([write(said)], { type: "text/plain" }));
+    link.download = file;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+  });
+}
 $("file").addEventListener("change", (event) => {
   const [file] = event.target.files;
   if (file) watch(URL.createObjectURL(file));

@@ -5,7 +5,7 @@ const WAITING = 8; // frames kept while the connection opens; older ones give wa
 export class LiveSession {
   /**
    * @param {string} query what the captions should speak of
-   * @param {{started: Function, caption: Function, dropped: Function, error: Function, ended: Function, closed: Function}} on
+   * @param {{started: Function, caption: Function, answer: Function, dropped: Function, error: Function, ended: Function, closed: Function}} on
    */
   constructor(query, on) {
     this.on = on;
@@ -37,6 +37,13 @@ export class LiveSession {
     if (this.waiting.length > WAITING) this.waiting.shift();
   }
 
+  /** Ask something further about what was shown last; false where no session is there to ask. */
+  ask(query) {
+    if (!this.started || !this.open) return false;
+    this.#send({ type: "session.prompt", query });
+    return true;
+  }
+
   /** No more frames: the captions still owed come, then the totals. */
   end() {
     if (!this.open) return;
@@ -60,6 +67,7 @@ export class LiveSession {
         this.on.started(event);
         break;
       case "caption": this.on.caption(event); break;
+      case "answer": this.on.answer(event); break;
       case "dropped": this.on.dropped(event); break;
       case "error": this.on.error(event); break;
       case "session.ended": this.on.ended(event); break;

@@ -16,6 +16,7 @@ import pytest
 
 from tests.support.serve.fakes import FakeEngine
 from tests.support.serve.server import MODEL, picture, running, settings_with, write_clip
+from tests.support.serve.subtitles import CAPTIONS, SRT, VTT
 
 webdriver = pytest.importorskip(
     "selenium.webdriver", reason="selenium is not installed (the dev extra has it)"
@@ -235,3 +236,41 @@ def test_a_dark_scheme_and_a_narrow_screen_fit(page: Page):
     finally:
         page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
         page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+def test_a_question_while_the_clip_runs_is_answered_among_its_captions(page: Page):
+    page.wait(lambda: page.texts("#caption .line span"))
+    page.find("#prompt").send_keys("what colour")
+    page.wait(lambda: page.find("#prompt-send").is_enabled())
+    page.find("#prompt-send").click()
+    [answer] = page.wait(lambda: page.texts("#transcript .answered"))
+    assert "what colour" in answer
+    assert any(colour in answer for colour in COLOURS)
+    assert page.find("#prompt").get_attribute("value") == ""
+    page.screenshot("asked-while-it-runs")
+    page.wait(lambda: page.find("#status-text").text == "Ready")
+    assert page.find("#frames").text == "8", "an answer is no frame"
+    assert not page.find("#prompt-send").is_enabled()
+    assert page.problems() == []
+
+
+def test_captions_become_subtitles_of_phrases(page: Page):
+    captions = [{"time": time_s, "text": text} for time_s, text in CAPTIONS]
+    script = (
+        "const [captions, done] = arguments;"
+        "import('/web/subtitles.js').then((own) => done([own.webVTT(captions), own.subRip(captions)]))"
+    )
+    assert page.driver.execute_async_script(script, captions) == [VTT, SRT]
+
+
+def test_they_are_saved_from_the_page(page: Page, tmp_path: Path):
+    page.driver.execute_cdp_cmd(
+        "Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)}
+    )
+    page.wait(lambda: page.find("#status-text").text == "Ready" and page.count("#transcript li time") == 4)
+    for button, name in (("#save-vtt", "captions.vtt"), ("#save-srt", "captions.srt")):
+        page.find(button).click()
+        page.wait(lambda path=tmp_path / name: path.exists() and path.stat().st_size > 0)
+    assert (tmp_path / "captions.vtt").read_text().startswith("WEBVTT\n\n00:00:00.000 --> ")
+    assert "red 1" in (tmp_path / "captions.srt").read_text()
+    assert page.problems() == []

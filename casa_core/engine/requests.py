@@ -136,7 +136,7 @@ class GenerationResult:
         completion_tokens: Tokens generated, the end token included.
         cached_tokens: How many of the prompt's were not read again, as an earlier answer had the same
             beginning.
-        logprobs: Of each of ``token_ids``, where they were asked for.
+        logprobs: One for each of ``token_ids``, where they were asked for.
     """
 
     request_id: str

@@ -32,7 +32,7 @@ class Chosen(NamedTuple):
     Attributes:
         tokens: Not appended yet.
         faults: What is wrong with the logits of the others.
-        logprobs: Of the tokens, where a sequence asked for them.
+        logprobs: The tokens' own, where a sequence asked for them.
     """
 
     tokens: dict[int, int]

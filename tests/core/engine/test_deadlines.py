@@ -150,8 +150,8 @@ def test_numbers_that_are_not_finite_end_one_answer_and_leave_its_slot_clean(
     expected = [known.generate([one])[0].token_ids for one in (long, short)]
     original = image_encoder.embed
 
-    def poisoned(images: Any, model: Any) -> list[torch.Tensor]:
-        return [torch.full_like(features_NC, torch.nan) for features_NC in original(images, model)]
+    def poisoned(images: Any, model: Any, tower: Any) -> list[torch.Tensor]:
+        return [torch.full_like(features_NC, torch.nan) for features_NC in original(images, model, tower)]
 
     for _ in range(2):
         numbers = [engine.submit(asked("is it")), 0]

@@ -14,7 +14,7 @@ from PIL import Image
 
 from casa_core.batch import PackedSequence, collate
 from casa_core.decoding.kv_batch import KVBatch, TokenChunk
-from casa_core.engine.slot_pool import SlotPool
+from casa_core.engine.slot_pool import Chosen, SlotPool
 from casa_core.model import CasaForConditionalGeneration
 from tests.support.data.media import encode
 
@@ -113,11 +113,11 @@ def saying(model: CasaForConditionalGeneration, tokens: Sequence[int]) -> Iterat
 
     def run(
         pool: SlotPool, chunks: Mapping[int, TokenChunk], choose: Collection[int] | None = None
-    ) -> tuple[dict[int, int], dict[int, str]]:
-        chosen, faults = original(pool, chunks, choose)
-        if pool.model is model and chosen:
-            chosen = dict.fromkeys(chosen, next(script))
-        return chosen, faults
+    ) -> Chosen:
+        chosen = original(pool, chunks, choose)
+        if pool.model is model and chosen.tokens:
+            return chosen._replace(tokens=dict.fromkeys(chosen.tokens, next(script)))
+        return chosen
 
     with patch.object(SlotPool, "run", run):
         yield

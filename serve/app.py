@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import logging
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 from fastapi import FastAPI
@@ -35,7 +36,8 @@ def load_engine(settings: ServeSettings) -> LoopProtocol:
     Raises:
         ConfigError: The name cannot be imported, or what ``compile`` or ``quantize`` need is missing here.
     """
-    options: dict[str, Any] = {"settings": engine_settings(settings.limits)}
+    own = replace(engine_settings(settings.limits), graphs=settings.graphs)
+    options: dict[str, Any] = {"settings": own}
     if settings.dtype != "auto":
         options["dtype"] = DTYPES[settings.dtype]
     if settings.quantize != "none":
@@ -43,9 +45,9 @@ def load_engine(settings: ServeSettings) -> LoopProtocol:
     if settings.compile:
         options["compile"] = True
     engine = _named(settings.engine, "engine").from_pretrained(settings.model_folder, **options)
-    if settings.compile:
-        logger.info("compiling decode steps; the replica is ready afterwards")
-        logger.info("decode steps are compiled, after %.0f s", engine.warm_up())
+    if settings.compile or settings.graphs:
+        logger.info("compiling or recording decode steps; the replica is ready afterwards")
+        logger.info("decode steps are ready, after %.0f s", engine.warm_up())
     return engine
 
 

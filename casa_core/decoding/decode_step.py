@@ -104,6 +104,11 @@ class DecodeStep(nn.Module):
         self._run: Any = compiled_step(self.forward) if self._compiled else self.forward
 
     @property
+    def is_compiled(self) -> bool:
+        """Whether steps run as compiled graphs."""
+        return self._compiled
+
+    @property
     def device(self) -> torch.device:
         """Where it runs."""
         return self._entries.device

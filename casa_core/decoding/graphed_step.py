@@ -54,10 +54,16 @@ class GraphedStep:
         record: By default :func:`record_cuda`.
 
     Raises:
-        ConfigError: If there is no CUDA device to record on.
+        ConfigError: If there is no CUDA device to record on, or the step is compiled.
     """
 
     def __init__(self, step: DecodeStep, record: Record | None = None) -> None:
+        if step.is_compiled:
+            raise ConfigError(
+                "CUDA graphs were asked for, of decode steps that are compiled.",
+                "They record a plain step's kernels.",
+                "Choose either `graphs` or `compile`.",
+            )
         if record is None and step.device.type != "cuda":
             raise ConfigError(
                 "CUDA graphs were asked for, and the model is not on a CUDA device.",

@@ -53,6 +53,7 @@ class Admission:
         return any(
             (one.encoding is not None and one.encoding.done())
             or (one.slot is None and free and (isinstance(one, LiveStream) or one.encoding is None))
+            or (isinstance(one, LiveStream) and any(frame.has_failed for frame in one.waiting))
             for one in self._steps.running.values()
         )
 
@@ -196,7 +197,9 @@ class Admission:
 
     def _drop_refused(self, stream: LiveStream) -> None:
         for frame in list(stream.waiting):
-            if frame.encoding.done() and (error := frame.encoding.exception()) is not None:
+            if frame.has_failed:
+                error = frame.encoding.exception()
+                assert error is not None
                 stream.waiting.remove(frame)
                 refused = FrameRefused(frame.timestamp, _as_exception(error))
                 self._steps.note(stream, [refused])

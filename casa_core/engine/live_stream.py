@@ -73,6 +73,16 @@ class WaitingFrame:
     due: float
     encoding: Future[Encoded]
 
+    @property
+    def is_encoded(self) -> bool:
+        """Whether its tokens are there."""
+        return self.encoding.done() and self.encoding.exception() is None
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether it could not be encoded, and waits to be refused."""
+        return self.encoding.done() and self.encoding.exception() is not None
+
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class LiveStream:
@@ -145,7 +155,7 @@ class LiveStream:
         """Whether a prompt or a frame can be read now."""
         if self.slot is None or self.encoding is not None or self.prompt is not None or self.words:
             return False
-        return bool(self.prompts) or bool(self.waiting and self.waiting[0].encoding.done())
+        return bool(self.prompts) or bool(self.waiting and self.waiting[0].is_encoded)
 
     @property
     def first_due(self) -> float:

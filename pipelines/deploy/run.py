@@ -52,7 +52,7 @@ class Endpoint:
         model_name: Name that clients put in ``model``.
         max_new_tokens: Longest answer, tokens.
         live_query: Query of a live session whose client names none.
-        dtype, compile, quantize: How the engine computes.
+        dtype, compile, graphs, quantize: How the engine computes.
         replicas: Bounds of autoscaling.
     """
 
@@ -61,6 +61,7 @@ class Endpoint:
     live_query: str
     dtype: str
     compile: bool
+    graphs: bool
     quantize: str
     replicas: Replicas
 

@@ -275,6 +275,10 @@ class Deploy(Section):
         description="Compile decode steps before the endpoint is ready: faster answers, a longer start. "
         "Needs a C++ compiler, on GPUs Triton.",
     )
+    graphs: bool = Field(
+        default=False,
+        description="Record decode steps and the vision tower as CUDA graphs, on GPUs; not with `compile`.",
+    )
     quantize: Literal["none", "int8"] = Field(
         default="none", description="Type in which decode steps hold the weights, on CPUs; `none`: `dtype`."
     )

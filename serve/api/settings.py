@@ -93,6 +93,9 @@ class ServeSettings(_Section):
         default="auto", description="Type to compute in; `auto`: that of the checkpoint."
     )
     compile: bool = Field(default=False, description="Compile decode steps before the replica is ready.")
+    graphs: bool = Field(
+        default=False, description="Record decode steps and the vision tower as CUDA graphs."
+    )
     quantize: Literal["none", "int8"] = Field(
         default="none", description="Type in which decode steps hold the weights, on CPUs; `none`: `dtype`."
     )

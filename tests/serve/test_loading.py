@@ -28,8 +28,10 @@ def test_the_engine_computes_as_the_settings_say(tmp_path: Path, asked: dict[str
     assert engine.how == how
 
 
-@pytest.mark.parametrize("compile", [True, False])
-def test_steps_that_are_to_be_compiled_are_before_the_replica_is_ready(tmp_path: Path, compile: bool):
-    engine = load_engine(settings_with(model_folder=tmp_path, engine=FAKE, compile=compile))
+@pytest.mark.parametrize("way", ["compile", "graphs", "neither"])
+def test_steps_are_compiled_or_recorded_before_the_replica_is_ready(tmp_path: Path, way: str):
+    asked = {} if way == "neither" else {way: True}
+    engine = load_engine(settings_with(model_folder=tmp_path, engine=FAKE, **asked))
     assert isinstance(engine, FakeEngine)
-    assert engine.warm is compile
+    assert engine.warm is (way != "neither")
+    assert engine.settings.graphs is (way == "graphs")

@@ -69,3 +69,11 @@ def test_without_a_cuda_device_graphs_are_refused_with_the_reason():
     with pytest.raises(ConfigError, match="not on a CUDA device") as caught:
         GraphedStep(step)
     assert "It is on cpu" in caught.value.why
+
+
+def test_graphs_of_compiled_steps_are_refused():
+    step = DecodeStep(copy.deepcopy(model_of("casa", "helium")), compile="auto")
+    if not step.is_compiled:
+        pytest.skip("there is no compiler here")
+    with pytest.raises(ConfigError, match="either `graphs` or `compile`"):
+        GraphedStep(step, record)

@@ -18,6 +18,7 @@ from casa_core.engine.image_encoder import Encoded, ImageEncoder
 from casa_core.engine.inputs import frame_chunk
 from casa_core.engine.load import Load, TimeShare
 from casa_core.engine.requests import CaptionEvent, GenerationResult
+from casa_core.errors import MediaError
 from tests.support.core.engine import picture, png
 from tests.support.core.loop import asked, embedded, fresh, of, until
 
@@ -141,6 +142,26 @@ def test_a_tower_that_fails_for_a_picture_fails_its_caller_alone(
     assert [type(outcome) for outcome in of(events, live)] == [FrameRefused, Failed]
     assert engine._slots.free_slots == engine.settings.slots
     engine.close()
+
+
+def test_a_frame_that_fails_in_the_middle_of_a_step_is_refused_in_the_next(
+    threaded: Engine, monkeypatch: pytest.MonkeyPatch
+):
+    live = threaded.open_stream()
+    until(threaded, lambda _: threaded.stream_state(live).encoding is None)
+    threaded.push_frame(live, b"no image", 0.0)
+    [frame] = threaded.stream_state(live).waiting
+    with pytest.raises(MediaError):
+        frame.encoding.result(10)
+    with monkeypatch.context() as patch:  # it has failed after the step looked
+        patch.setattr(threaded._admission, "collect", lambda: None)
+        assert threaded.step() == []
+    assert threaded.busy, "so that nobody waits for what is known"
+    [refused] = of(threaded.step(), live)
+    assert isinstance(refused, FrameRefused)
+    threaded.push_frame(live, picture(1), 0.5)
+    [caption] = of(until(threaded, lambda events: bool(of(events, live))), live)
+    assert isinstance(caption, CaptionEvent)
 
 
 def test_an_image_whose_conversation_failed_or_was_cancelled_is_not_embedded(known: Engine):

@@ -25,13 +25,28 @@ class FrameRefused:
 
 
 @dataclass(frozen=True, slots=True)
+class StreamMoved:
+    """A stream that goes on in another engine.
+
+    Attributes:
+        exact: Whether it goes on with the same tokens; otherwise its text and latest frame were read again.
+        frames_lost: Times of the frames whose words were lost with the engine before.
+    """
+
+    exact: bool
+    frames_lost: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
     """The end of an answer or a stream by an error; its slot is free."""
 
     error: Exception
 
 
-Outcome: TypeAlias = GenerationDelta | GenerationResult | CaptionEvent | FrameDropped | FrameRefused | Failed
+Outcome: TypeAlias = (
+    GenerationDelta | GenerationResult | CaptionEvent | FrameDropped | FrameRefused | StreamMoved | Failed
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-GAP_S = 1.1
-"""Silence after which the next words start a new cue."""
+GAP_S = 0.8
+"""Silence after which the next words start a new cue: at 2 fps, a frame that nothing is said about."""
 LONGEST_WORDS = 12
 SHOWN_S = 2.0
 """How long the last words of a cue stand, seconds."""

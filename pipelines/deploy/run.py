@@ -7,7 +7,6 @@ API, so the endpoint outlives the job. ``check`` needs no Ray: it reads the endp
 from __future__ import annotations
 
 import ipaddress
-import json
 import logging
 import time
 from collections.abc import Mapping
@@ -20,7 +19,6 @@ import httpx
 from casa_core.errors import ClusterError
 from pipelines.dag.context import StageContext
 from pipelines.dag.settings import read_settings, stage_settings
-from pipelines.storage.atomic import write_whole
 from pipelines.storage.uri import Folder
 
 APP = "casa"
@@ -31,7 +29,6 @@ START_TIMEOUT_S = 180.0
 COMPILED_START_TIMEOUT_S = 1800.0
 """The same where decode steps are compiled before the endpoint is ready."""
 PROBE_TIMEOUT_S = 3.0
-DEMO_CLIPS = 4
 
 Health = Literal["absent", "foreign", "different", "same"]
 
@@ -76,7 +73,7 @@ class DeploySettings:
 def run_stage(context: StageContext) -> dict[str, Any]:
     """Bring the endpoint into the state that the recipe describes.
 
-    Inputs: ``train`` (a train artifact), and any clean artifacts, whose held-out videos the live page offers.
+    Inputs: ``train`` (a train artifact), and any clean artifacts: the live page offers held-out samples.
 
     Returns:
         The summary of ``check``.
@@ -87,9 +84,11 @@ def run_stage(context: StageContext) -> dict[str, Any]:
     running = check(context.placement, context.settings, context.fingerprint)
     if running is not None:
         return running
-    context.progress(0, 3, "collecting demo clips")
+    from pipelines.deploy.demo import copy_demo  # late: `check` needs no Arrow
+
+    context.progress(0, 3, "collecting held-out samples")
     clips = context.output / "demo"
-    copy_demo_clips([path for role, path in context.inputs.items() if role != "train"], clips)
+    copy_demo([path for role, path in context.inputs.items() if role != "train"], clips)
     arguments = serve_arguments(context, clips)
     context.progress(1, 3, "starting the endpoint")
     cluster, runtime_env = _connect()
@@ -170,29 +169,6 @@ def serve_arguments(context: StageContext, clips: Folder) -> dict[str, Any]:
         "digests": digests,
         "loopback_only": is_loopback(context.placement["serve"]["host"]),
     }
-
-
-def copy_demo_clips(clean_artifacts: list[Folder], folder: Folder) -> None:
-    """Write up to four held-out videos as mp4 files, and ``clips.json`` with each one's title and query."""
-    from pipelines.data.store.readers import CleanReader  # late: `check` needs no Arrow
-
-    folder.mkdir(parents=True, exist_ok=True)
-    index: dict[str, dict[str, str]] = {}
-    for artifact in clean_artifacts:
-        rows = CleanReader(artifact, "test")
-        for number in range(len(rows)):
-            if len(index) == DEMO_CLIPS:
-                break
-            row = rows.without_bytes(number)
-            if not row["media"] or row["media"][0]["kind"] != "video":
-                continue
-            name = f"clip-{len(index) + 1}.mp4"
-            (folder / name).write_bytes(rows.media(number, 0))
-            query = [
-                part["text"] for part in row["parts"] if part["kind"] == "text" and part["role"] == "user"
-            ]
-            index[name] = {"title": f"Held-out clip {len(index) + 1}", "query": query[0] if query else ""}
-    write_whole(folder / "clips.json", json.dumps(index, indent=2, ensure_ascii=False))
 
 
 def is_loopback(host: str) -> bool:

@@ -1,4 +1,4 @@
-"""The live page at `/`, its static files, and the demo clips it offers."""
+"""The live page at `/`, its static files, and the sample videos and pictures it offers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ HEADERS = {
     "referrer-policy": "no-referrer",
     "cache-control": "no-cache",
 }
-CLIP_INDEX = "clips.json"
 
 
 def page_router(settings: ServeSettings) -> APIRouter:
@@ -32,7 +31,9 @@ def page_router(settings: ServeSettings) -> APIRouter:
     router = APIRouter(include_in_schema=False)
     assets = {path.name: path for path in sorted(WEB.iterdir()) if path.is_file()}
     clips = {path.name: path for path in _clip_files(settings.demo_clips)}
-    titles = _clip_index(settings.demo_clips)
+    titles = _index(settings.demo_clips, "clips.json")
+    questions = _index(settings.demo_clips, "pictures.json")
+    pictures = {name: settings.demo_clips / name for name in questions if settings.demo_clips}
 
     @router.get("/")
     async def index() -> FileResponse:
@@ -60,6 +61,20 @@ def page_router(settings: ServeSettings) -> APIRouter:
             ]
         }
 
+    @router.get("/demo/pictures")
+    async def list_pictures() -> dict[str, Any]:
+        """Held-out pictures, each with a question that the model was trained to answer."""
+        return {
+            "pictures": [
+                {"url": f"/demo/pictures/{name}", "question": entry["question"]}
+                for name, entry in questions.items()
+            ]
+        }
+
+    @router.get("/demo/pictures/{name}")
+    async def picture(name: str) -> FileResponse:
+        return FileResponse(_listed(pictures, name), headers=HEADERS)
+
     @router.get("/demo/clips/{name}")
     async def clip(name: str) -> FileResponse:
         # FileResponse answers Range requests, which players need for seeking.
@@ -79,7 +94,7 @@ def _clip_files(folder: Path | None) -> list[Path]:
     return sorted(folder.glob("*.mp4")) if folder is not None and folder.is_dir() else []
 
 
-def _clip_index(folder: Path | None) -> dict[str, dict[str, str]]:
-    """`clips.json`, optional: file name → {"title", "query"}."""
-    path = folder / CLIP_INDEX if folder is not None else None
+def _index(folder: Path | None, name: str) -> dict[str, dict[str, str]]:
+    """Optional: file name → {"title", "query"} of clips, {"question"} of pictures."""
+    path = folder / name if folder is not None else None
     return json.loads(path.read_text("utf-8")) if path is not None and path.is_file() else {}

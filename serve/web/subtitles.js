@@ -1,6 +1,6 @@
 // Captions as subtitle files: words that follow one another closely are one cue.
 
-const GAP_S = 1.1; // silence after which the next words start a new cue
+const GAP_S = 0.8; // silence after which the next words start a new cue: a frame without words, at 2 fps
 const LONGEST_WORDS = 12;
 const SHOWN_S = 2; // how long the last words of a cue stand
 

@@ -124,6 +124,7 @@ def test_it_answers_with_the_trained_weights_and_captions_its_own_demo_clips(
     assert 0 < answer.usage.completion_tokens <= 8
     clips = httpx.get(f"{summary['url']}/demo/clips").json()["clips"]
     assert [clip["query"] for clip in clips] == [f"query {i}" for i in range(4)]
+    assert [clip["title"] for clip in clips] == [f"Query {i}" for i in range(4)]
     (tmp_path / "clip.mp4").write_bytes(httpx.get(summary["url"] + clips[0]["url"]).content)
     events = list(endpoint_client.caption(summary["url"], tmp_path / "clip.mp4", query=clips[0]["query"]))
     assert [event["timestamp"] for event in events[:-1]] == [0.0, 0.5, 1.0, 1.5]

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from tests.support.serve.fakes import FakeEngine
-from tests.support.serve.server import running, settings_with, write_clip
+from tests.support.serve.server import picture, running, settings_with, write_clip
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +22,8 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "notes.txt").write_text("private")
     index = {"a.mp4": {"title": "Red, then green", "query": "colours"}}
     (folder / "clips.json").write_text(json.dumps(index))
+    (folder / "picture-1.png").write_bytes(picture("red"))
+    (folder / "pictures.json").write_text(json.dumps({"picture-1.png": {"question": "what shape?"}}))
     return folder
 
 
@@ -57,6 +59,14 @@ def test_demo_clips_are_listed_with_titles_and_queries(url: str):
     }
 
 
+def test_sample_pictures_are_listed_with_questions_of_the_deployments_own_data(url: str):
+    listed = httpx.get(f"{url}/demo/pictures").json()
+    assert listed == {"pictures": [{"url": "/demo/pictures/picture-1.png", "question": "what shape?"}]}
+    answer = httpx.get(f"{url}/demo/pictures/picture-1.png")
+    assert answer.content == picture("red")
+    assert answer.headers["content-type"] == "image/png"
+
+
 def test_a_clip_is_served_in_ranges(url: str, clips: Path):
     whole = (clips / "a.mp4").read_bytes()
     answer = httpx.get(f"{url}/demo/clips/a.mp4", headers={"range": "bytes=10-19"})
@@ -72,6 +82,8 @@ def test_a_clip_is_served_in_ranges(url: str, clips: Path):
     [
         "/demo/clips/notes.txt",
         "/demo/clips/clips.json",
+        "/demo/pictures/pictures.json",
+        "/demo/pictures/a.mp4",
         "/demo/clips/..%2Fa.mp4",
         "/web/..%2Fapp.py",
         "/web/x",
@@ -87,3 +99,4 @@ def test_an_endpoint_without_clips_lists_none(tmp_path: Path):
     for folder in (None, str(tmp_path), str(tmp_path / "missing")):
         with running(FakeEngine(), settings_with(demo_clips=folder)) as address:
             assert httpx.get(f"{address}/demo/clips").json() == {"clips": []}
+            assert httpx.get(f"{address}/demo/pictures").json() == {"pictures": []}

@@ -16,7 +16,6 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from urllib.parse import urlsplit
 
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 from starlette.types import Message
@@ -97,7 +96,6 @@ def live_router(client: EngineClient, settings: ServeSettings, slots: SessionSlo
         await socket.accept()
         connection = LiveConnection(socket, client, settings)
         try:
-            _check_origin(socket)
             slots.check()
             start = await connection.start()  # before that, a connection holds nothing
             with slots.taken():
@@ -315,17 +313,6 @@ def _too_long(limits: Limits) -> ApiError:
 
 class _SessionOver(ApiError):
     """An error about a message that ends the session."""
-
-
-def _check_origin(socket: WebSocket) -> None:
-    """Refuse WebSockets of foreign web pages, which browsers let any page open to this machine.
-
-    Raises:
-        ApiError: 403 if a browser names another origin. Other clients send no `Origin`.
-    """
-    origin = socket.headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc != socket.headers.get("host"):
-        raise ApiError(403, f"Pages of {origin} may not open live sessions here.", code="origin_not_allowed")
 
 
 async def _first_failure(*coroutines: Any) -> None:

@@ -180,6 +180,8 @@ class CaptionEvent:
             token.
         late_s: Seconds by which the last token came after the frame's deadline; 0 where it was in time.
         prompt: The viewer's further prompt that the words answer; ``None``: they are about a new frame.
+        prompt_tokens: Text tokens read before its words and since the caption before, the query's included.
+        image_tokens: The frame's; 0 for an answer.
     """
 
     timestamp: float
@@ -190,3 +192,5 @@ class CaptionEvent:
     truncated: bool = False
     late_s: float = 0.0
     prompt: str | None = None
+    prompt_tokens: int = 0
+    image_tokens: int = 0

@@ -2,45 +2,42 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
-from serve.access.keys import KeyRing
-from serve.api.access import KeyMiddleware, SiteMiddleware
 from serve.api.chat import chat_router
 from serve.api.engine_client import EngineClient
 from serve.api.errors import install_error_handlers
-from serve.api.live import SessionSlots, live_router
 from serve.api.middleware import BodyLimitMiddleware, RequestMiddleware
 from serve.api.page import page_router
 from serve.api.settings import ServeSettings
 from serve.api.status import status_router
+from serve.live.sessions import LiveSessions, SessionStore
+from serve.live.socket import live_router
 
-logger = logging.getLogger("casa.serve")
 
-
-def build_app(client: EngineClient, settings: ServeSettings, *, request_id_headers: bool = True) -> FastAPI:
+def build_app(
+    client: EngineClient,
+    settings: ServeSettings,
+    *,
+    request_id_headers: bool = True,
+    store: SessionStore | None = None,
+) -> FastAPI:
     """Assemble the app.
 
     Args:
         client: Closed when the app shuts down.
         request_id_headers: Whether responses name their request; not where a proxy in front does so.
+        store: Where live sessions are kept for other processes.
     """
-
-    ring = KeyRing(Path(settings.access.keys)) if settings.access.keys else None
-    if ring is None and not settings.loopback_only:
-        logger.warning(
-            "the endpoint listens beyond this machine and asks for no API key: set deploy.access.keys"
-        )
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
+        sessions.close()
         client.close()
 
     app = FastAPI(
@@ -51,8 +48,6 @@ def build_app(client: EngineClient, settings: ServeSettings, *, request_id_heade
         redoc_url=None,
         middleware=[
             Middleware(RequestMiddleware, in_headers=request_id_headers),
-            Middleware(SiteMiddleware, access=settings.access, loopback_only=settings.loopback_only),
-            Middleware(KeyMiddleware, ring=ring),
             Middleware(
                 BodyLimitMiddleware,
                 limit=settings.limits.body_bytes,
@@ -61,9 +56,9 @@ def build_app(client: EngineClient, settings: ServeSettings, *, request_id_heade
         ],
     )
     install_error_handlers(app)
-    slots = SessionSlots(settings.limits.sessions)
-    app.include_router(status_router(client, settings, slots))
+    sessions = LiveSessions(client, settings, store)
+    app.include_router(status_router(client, settings, lambda: sessions.open))
     app.include_router(chat_router(client, settings))
-    app.include_router(live_router(client, settings, slots))
+    app.include_router(live_router(sessions))
     app.include_router(page_router(settings))
     return app

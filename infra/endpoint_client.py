@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import mimetypes
+import os
 import struct
 import time
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,12 @@ if TYPE_CHECKING:
 CONNECT_S = 5.0
 ANSWER_S = 300.0
 _TIMEOUT = httpx.Timeout(ANSWER_S, connect=CONNECT_S)
+
+
+def authorization() -> dict[str, str]:
+    """The header with the API key that the environment names in `CASA_API_KEY`; none without it."""
+    key = os.environ.get("CASA_API_KEY", "")
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def user_turn(question: str, images: Sequence[Path] = ()) -> dict[str, Any]:
@@ -54,7 +61,12 @@ def answer(
     body = {"model": model or served_model(url), "messages": list(messages), "stream": stream}
     try:
         with httpx.stream(
-            "POST", f"{url}/v1/chat/completions", json=body, timeout=_TIMEOUT, trust_env=False
+            "POST",
+            f"{url}/v1/chat/completions",
+            json=body,
+            headers=authorization(),
+            timeout=_TIMEOUT,
+            trust_env=False,
         ) as response:
             if response.status_code != 200:
                 response.read()
@@ -106,7 +118,13 @@ def caption(
     first = next(frames, None)  # an unreadable video is reported before anything is sent
     address = f"{url.replace('http', 'ws', 1)}/v1/live"
     try:
-        with connect(address, open_timeout=CONNECT_S, max_size=None, proxy=None) as socket:
+        with connect(
+            address,
+            additional_headers=authorization(),
+            open_timeout=CONNECT_S,
+            max_size=None,
+            proxy=None,
+        ) as socket:
             sent = chain(() if first is None else (first,), frames)
             yield from _session(url, socket, query, sent, realtime)
     except (OSError, TimeoutError, InvalidHandshake) as error:
@@ -120,7 +138,7 @@ def served_model(url: str) -> str:
         ClusterError: Nothing listens there, or it is something else.
     """
     try:
-        answer = httpx.get(f"{url}/v1/models", timeout=_TIMEOUT, trust_env=False)
+        answer = httpx.get(f"{url}/v1/models", headers=authorization(), timeout=_TIMEOUT, trust_env=False)
         return answer.raise_for_status().json()["data"][0]["id"]
     except httpx.HTTPStatusError as error:
         raise _refusal(url, error.response) from error

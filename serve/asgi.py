@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
+from serve.access.keys import KeyRing
+from serve.api.access import KeyMiddleware, SiteMiddleware
 from serve.api.chat import chat_router
 from serve.api.engine_client import EngineClient
 from serve.api.errors import install_error_handlers
@@ -17,6 +21,8 @@ from serve.api.settings import ServeSettings
 from serve.api.status import status_router
 from serve.live.sessions import LiveSessions, SessionStore
 from serve.live.socket import live_router
+
+logger = logging.getLogger("casa.serve")
 
 
 def build_app(
@@ -34,6 +40,12 @@ def build_app(
         store: Where live sessions are kept for other processes.
     """
 
+    ring = KeyRing(Path(settings.access.keys)) if settings.access.keys else None
+    if ring is None and not settings.loopback_only:
+        logger.warning(
+            "the endpoint listens beyond this machine and asks for no API key: set deploy.access.keys"
+        )
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
@@ -48,6 +60,8 @@ def build_app(
         redoc_url=None,
         middleware=[
             Middleware(RequestMiddleware, in_headers=request_id_headers),
+            Middleware(SiteMiddleware, access=settings.access, loopback_only=settings.loopback_only),
+            Middleware(KeyMiddleware, ring=ring),
             Middleware(
                 BodyLimitMiddleware,
                 limit=settings.limits.body_bytes,

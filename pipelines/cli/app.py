@@ -20,6 +20,7 @@ from pipelines.cli import (
     doctor,
     export,
     inspect,
+    keys,
     logs,
     plan,
     prepare,
@@ -128,6 +129,7 @@ app.command("ask")(ask.ask)
 app.command("caption")(caption.caption)
 app.command("inspect")(inspect.inspect)
 app.add_typer(data.app, name="data")
+app.add_typer(keys.app, name="keys")
 app.command("doctor")(doctor.doctor)
 
 

@@ -10,13 +10,14 @@ import ipaddress
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import httpx
+from pydantic_core import to_jsonable_python
 
 from casa_core.errors import ClusterError
+from infra.endpoint_settings import Access, Limits
 from pipelines.dag.context import StageContext
 from pipelines.dag.settings import read_settings, stage_settings
 from pipelines.storage.uri import Folder
@@ -51,6 +52,7 @@ class Endpoint:
         live_query: Query of a live session whose client names none.
         dtype, compile, graphs, quantize: How the engine computes.
         replicas: Bounds of autoscaling.
+        access, limits: As `infra.endpoint_settings` has them.
     """
 
     model_name: str
@@ -61,6 +63,8 @@ class Endpoint:
     graphs: bool
     quantize: str
     replicas: Replicas
+    access: Access
+    limits: Limits
 
 
 @stage_settings
@@ -161,7 +165,7 @@ def serve_arguments(context: StageContext, clips: Folder) -> dict[str, Any]:
         digests["demo_clips"] = context.fingerprint
     return {
         "model_folder": str(model),
-        **asdict(own),
+        **to_jsonable_python(own),
         "fingerprint": context.fingerprint,
         "checkpoint": context.manifests["train"]["fingerprint"],
         "demo_clips": str(clips),

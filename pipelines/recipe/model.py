@@ -20,6 +20,7 @@ from casa_core.fusion.config import (
     TextNorm,
     fusion_config,
 )
+from infra.endpoint_settings import Access, Limits
 from pipelines.recipe.data import Data
 from pipelines.recipe.fields import Count, Index, ModelName, NonNegative, Positive, Section
 from pipelines.recipe.pack import Pack
@@ -283,6 +284,8 @@ class Deploy(Section):
         default="none", description="Type in which decode steps hold the weights, on CPUs; `none`: `dtype`."
     )
     replicas: Replicas = Field(default_factory=Replicas, description="Bounds of autoscaling.")
+    access: Access = Field(default_factory=Access, description="Who may use the endpoint.")
+    limits: Limits = Field(default_factory=Limits, description="Bounds of each replica.")
 
 
 class Report(Section):

@@ -104,6 +104,11 @@ def as_api_error(error: Exception) -> ApiError | None:
     return None
 
 
+def error_event(error: ApiError, *, fatal: bool) -> dict[str, Any]:
+    """The `error` event of a live session; after a fatal one the server closes the connection."""
+    return {"type": "error", **error.body(), "timestamp": getattr(error, "timestamp", None), "fatal": fatal}
+
+
 def install_error_handlers(app: FastAPI) -> None:
     """Give every refusal OpenAI's shape. Unexpected exceptions are left to the request middleware."""
 

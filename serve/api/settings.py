@@ -3,69 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from casa_core.media.limits import MAX_PIXELS
-
-MIB = 1024 * 1024
-Count = Annotated[int, Field(ge=1)]
+from infra.endpoint_settings import Access, Count, Limits
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
-
-class Limits(_Section):
-    """Bounds of one replica. A request beyond one is refused with a 4xx that names the limit."""
-
-    body_bytes: Count = Field(
-        default=20 * MIB, description="Largest HTTP request body, counted while it arrives."
-    )
-    images_per_request: Count = Field(
-        default=16, description="Images in one chat request, over all its turns."
-    )
-    image_pixels: Count = Field(
-        default=MAX_PIXELS, description="Pixels of one image or frame before resizing, as in training."
-    )
-    choices: Count = Field(default=8, description="Answers to one request, `n`.")
-    messages_per_request: Count = Field(default=256, description="Messages in one chat request.")
-    stop_strings: Count = Field(default=4, description="Stop strings in one request.")
-    waiting_requests: Count = Field(default=64, description="Requests that wait to be answered; beyond: 429.")
-    answers: Count = Field(default=16, description="Requests answered at a time, in one batch.")
-    sessions: Count = Field(default=16, description="Live connections open at once; beyond: refused.")
-    frame_bytes: Count = Field(default=4 * MIB, description="Encoded bytes of one live frame.")
-    session_frames: Count = Field(
-        default=14_400, description="Frames in one live session (two hours at 2 fps)."
-    )
-    queued_frames: Count = Field(
-        default=8, description="Frames of a session waiting for the engine; beyond: oldest dropped."
-    )
-    queued_prompts: Count = Field(
-        default=4, description="Further questions of a session that wait for their answers; beyond: refused."
-    )
-    query_characters: Count = Field(default=4000, description="Length of a live session's query.")
-    start_seconds: float = Field(
-        default=10.0, gt=0, description="A live connection that has not started a session by then is closed."
-    )
-    body_seconds: float = Field(
-        default=30.0, gt=0, description="An HTTP request body that is not whole by then is refused, seconds."
-    )
-    idle_seconds: float = Field(
-        default=60.0, gt=0, description="A live connection that sends nothing this long is closed, seconds."
-    )
-    resume_seconds: float = Field(
-        default=30.0,
-        gt=0,
-        description="A live session without a connection ends after so long, seconds; earlier where a new "
-        "one needs its place.",
-    )
-    kept_events: Annotated[int, Field(ge=2)] = Field(
-        default=512,
-        description="Latest events of a live session that are sent again when it is resumed; a client that "
-        "leaves so many unread loses its session.",
-    )
 
 
 class Replicas(_Section):
@@ -117,3 +63,4 @@ class ServeSettings(_Section):
         default=True, description="Keep the replicas' internal ports on 127.0.0.1 as well."
     )
     limits: Limits = Limits()
+    access: Access = Access()

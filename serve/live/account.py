@@ -10,10 +10,10 @@ from dataclasses import dataclass, field, replace
 from casa_core.engine.events import FrameDropped, FrameRefused, Outcome, StreamMoved
 from casa_core.engine.requests import CaptionEvent
 from casa_core.errors import CasaError, MediaError
-from serve.api.errors import ApiError, bad_request, invalid_image, one_line, too_many
+from serve.api.errors import ApiError, bad_request, error_event, invalid_image, one_line, too_many
 from serve.api.settings import Limits
 from serve.live.event_log import Event
-from serve.live.messages import BadFrame, SessionTotals, caption_event, dropped_event, error_event
+from serve.live.messages import BadFrame, SessionTotals, caption_event, dropped_event
 
 
 @dataclass(slots=True)

@@ -170,11 +170,6 @@ def parse_message(message: Message, limits: Limits) -> Control | Frame:
     return frame
 
 
-def error_event(error: ApiError, *, fatal: bool) -> dict[str, Any]:
-    """The `error` event; after a fatal one the server closes the connection."""
-    return {"type": "error", **error.body(), "timestamp": getattr(error, "timestamp", None), "fatal": fatal}
-
-
 def session_facts(session_id: str, model: str, limits: Limits) -> dict[str, Any]:
     """What a client is told about its session, with the limits that it needs."""
     names = ("queued_frames", "queued_prompts", "frame_bytes", "session_frames", "idle_seconds")

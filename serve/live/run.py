@@ -17,11 +17,11 @@ from casa_core.engine.live_stream import StreamSettings
 from casa_core.engine.protocol import FrameImage
 from casa_core.errors import CasaError
 from serve.api.engine_client import LiveSession
-from serve.api.errors import ApiError, as_api_error, bad_request, internal_error
+from serve.api.errors import ApiError, as_api_error, bad_request, error_event, internal_error
 from serve.api.settings import ServeSettings
 from serve.live.account import Account
 from serve.live.event_log import Event, EventLog, EventReader
-from serve.live.messages import error_event, session_facts, usage_of
+from serve.live.messages import session_facts, usage_of
 
 logger = logging.getLogger("casa.serve")
 

@@ -10,13 +10,12 @@ import asyncio
 import logging
 from collections.abc import Coroutine
 from typing import Any
-from urllib.parse import urlsplit
 
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 from starlette.types import Message
 
 from casa_core.errors import CasaError
-from serve.api.errors import ApiError, as_api_error, internal_error
+from serve.api.errors import ApiError, as_api_error, error_event, internal_error
 from serve.live.event_log import EventReader
 from serve.live.messages import (
     Frame,
@@ -25,7 +24,6 @@ from serve.live.messages import (
     SessionResume,
     SessionStart,
     SessionUsage,
-    error_event,
     parse_message,
 )
 from serve.live.run import LiveRun
@@ -47,7 +45,6 @@ def live_router(sessions: LiveSessions) -> APIRouter:
         await socket.accept()
         connection = LiveConnection(socket, sessions)
         try:
-            _check_origin(socket)
             await connection.serve()
         except WebSocketDisconnect:
             logger.debug("live %s: the client left", connection.id)
@@ -173,17 +170,6 @@ class LiveConnection:
         else:
             codes = {429: CLOSE_TRY_LATER, 500: CLOSE_INTERNAL}
             await self._socket.close(codes.get(error.status_code, CLOSE_POLICY), error.code)
-
-
-def _check_origin(socket: WebSocket) -> None:
-    """Refuse WebSockets of foreign web pages, which browsers let any page open to this machine.
-
-    Raises:
-        ApiError: 403 if a browser names another origin. Other clients send no `Origin`.
-    """
-    origin = socket.headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc != socket.headers.get("host"):
-        raise ApiError(403, f"Pages of {origin} may not open live sessions here.", code="origin_not_allowed")
 
 
 async def _first_of(*coroutines: Coroutine[Any, Any, None]) -> None:

@@ -86,10 +86,10 @@ class FakeServe:
         self.applications, self.http_options = {}, None
 
 
-def arguments(tmp_path: Path) -> dict[str, Any]:
+def arguments(tmp_path: Path, what: dict[str, Any] = SETTINGS) -> dict[str, Any]:
     context = StageContext(
         name="deploy",
-        settings=SETTINGS,
+        settings=what,
         placement={"serve": {"host": "127.0.0.1", "port": 8000}},
         output=tmp_path / "out",
         inputs={"train": tmp_path / "train"},
@@ -105,6 +105,18 @@ def test_what_the_stage_sends_is_what_serving_accepts(tmp_path: Path):
     assert (settings.fingerprint, settings.checkpoint) == (FINGERPRINT, "c" * 16)
     assert (settings.replicas.min, settings.replicas.max) == (1, 2)
     assert settings.loopback_only
+
+
+def test_the_recipes_limits_and_access_reach_the_endpoint(tmp_path: Path):
+    deploy_section = {
+        **SETTINGS["deploy"],
+        "limits": {**SETTINGS["deploy"]["limits"], "sessions": 3, "body_seconds": 2},
+        "access": {"keys": "/etc/casa/keys", "hosts": ["a.example"], "origins": ["https://b.example"]},
+    }
+    settings = ServeSettings.model_validate(arguments(tmp_path, {"deploy": deploy_section}))
+    assert (settings.limits.sessions, settings.limits.body_seconds) == (3, 2.0)
+    assert settings.access.keys == "/etc/casa/keys"
+    assert (settings.access.hosts, settings.access.origins) == (["a.example"], ["https://b.example"])
 
 
 def test_a_replica_copies_a_model_and_clips_that_lie_on_s3(s3_folder):

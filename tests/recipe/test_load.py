@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
 from casa_core.errors import ConfigError
 from pipelines.recipe import Recipe, list_recipes, load_recipe
 from pipelines.recipe.explain import setting_names
-from pipelines.recipe.fields import Section
 from pipelines.recipe.load import RECIPES
 from pipelines.recipe.model import Train
 
@@ -62,6 +62,8 @@ def test_overrides_are_read_as_yaml():
         ("where.ray.adress=local", "where.ray.adress", "where.ray.address"),
         ("data.sources.vqa.make.train_row=3", "data.sources.vqa.make.train_row", "train_rows"),
         ("model.fusion.layer=all", "model.fusion.layer", "model.fusion.layers"),
+        ("deploy.limits.body_byte=3", "deploy.limits.body_byte", "deploy.limits.body_bytes"),
+        ("deploy.access.host=[a]", "deploy.access.host", "deploy.access.hosts"),
     ],
 )
 def test_a_wrong_key_is_refused_with_its_path_and_the_closest_name(override: str, path: str, closest: str):
@@ -87,6 +89,11 @@ def test_a_wrong_key_is_refused_with_its_path_and_the_closest_name(override: str
         ("name=A name", "name", "pattern"),
         ("where.ray.address=head:8265", "where.ray.address", "http://"),
         ("where.store=ftp://host/runs", "where.store", "folder"),
+        ("deploy.limits.sessions=0", "deploy.limits.sessions", "greater than or equal to 1"),
+        ("deploy.limits.body_seconds=.inf", "deploy.limits.body_seconds", "finite"),
+        ("deploy.access.keys=keys.json", "deploy.access.keys", "relative path"),
+        ("deploy.access.hosts=['https://a.org']", "deploy.access.hosts.0", "without scheme"),
+        ("deploy.access.origins=[a.org]", "deploy.access.origins.0", "a scheme and a host"),
     ],
 )
 def test_a_wrong_type_or_value_is_refused_with_what_was_expected(override: str, path: str, expected: str):
@@ -174,12 +181,12 @@ def test_an_unknown_recipe_is_refused_with_the_closest_name():
         load_recipe("mine.yaml")
 
 
-def sections(model: type[Section]) -> set[type[Section]]:
+def sections(model: type[BaseModel]) -> set[type[BaseModel]]:
     found = {model}
     waiting = [field.annotation for field in model.model_fields.values()]
     while waiting:
         annotation = waiting.pop()
-        if isinstance(annotation, type) and issubclass(annotation, Section):
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             found |= sections(annotation)
         else:
             waiting += typing.get_args(annotation)

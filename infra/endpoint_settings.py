@@ -1,0 +1,112 @@
+"""Bounds of the endpoint and who may use it: the recipe sets them (`deploy.limits`, `deploy.access`), `serve`
+keeps them."""
+
+from __future__ import annotations
+
+from pathlib import PurePath
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from casa_core.media.limits import MAX_PIXELS
+
+MIB = 1024 * 1024
+Count = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+def _absolute(path: str) -> str:
+    if not PurePath(path).is_absolute():
+        raise ValueError(
+            "the endpoint runs in another folder, where a relative path leads elsewhere; give an absolute one"
+        )
+    return path
+
+
+def _host(name: str) -> str:
+    bare = name.strip("[]") if name.startswith("[") else name
+    if not bare or any(sign in bare for sign in "/@ ") or (":" in bare and not name.startswith("[")):
+        raise ValueError(
+            "expected a host name without scheme and port; give for example vision.example.org, "
+            "*.example.org, [::1], or * for all"
+        )
+    return name.lower()
+
+
+def _origin(origin: str) -> str:
+    parts = urlsplit(origin)
+    if origin != "*" and (not parts.scheme or not parts.netloc or parts.path or parts.query):
+        raise ValueError("expected a scheme and a host; give for example https://a.example.org, or * for all")
+    return origin.lower()
+
+
+class Access(BaseModel):
+    """Who may use the endpoint."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    keys: Annotated[str, AfterValidator(_absolute)] | None = Field(
+        default=None,
+        description="File of API keys (`casa keys add`), on each machine that answers; null: none asked for.",
+    )
+    hosts: list[Annotated[str, AfterValidator(_host)]] = Field(
+        default=[],
+        description="Host names the endpoint answers to; empty: loopback's where it listens there only, else "
+        "all.",
+    )
+    origins: list[Annotated[str, AfterValidator(_origin)]] = Field(
+        default=[], description="Web pages of other origins that may use the endpoint, such as https://a.org."
+    )
+
+
+class Limits(BaseModel):
+    """Bounds of one replica. A request beyond one is refused with a 4xx that names the limit."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    body_bytes: Count = Field(
+        default=20 * MIB, description="Largest HTTP request body, counted while it arrives."
+    )
+    images_per_request: Count = Field(
+        default=16, description="Images in one chat request, over all its turns."
+    )
+    image_pixels: Count = Field(
+        default=MAX_PIXELS, description="Pixels of one image or frame before resizing, as in training."
+    )
+    choices: Count = Field(default=8, description="Answers to one request, `n`.")
+    messages_per_request: Count = Field(default=256, description="Messages in one chat request.")
+    stop_strings: Count = Field(default=4, description="Stop strings in one request.")
+    waiting_requests: Count = Field(default=64, description="Requests that wait to be answered; beyond: 429.")
+    answers: Count = Field(default=16, description="Requests answered at a time, in one batch.")
+    sessions: Count = Field(default=16, description="Live connections open at once; beyond: refused.")
+    frame_bytes: Count = Field(default=4 * MIB, description="Encoded bytes of one live frame.")
+    session_frames: Count = Field(
+        default=14_400, description="Frames in one live session (two hours at 2 fps)."
+    )
+    queued_frames: Count = Field(
+        default=8, description="Frames of a session waiting for the engine; beyond: oldest dropped."
+    )
+    queued_prompts: Count = Field(
+        default=4, description="Further questions of a session that wait for their answers; beyond: refused."
+    )
+    query_characters: Count = Field(default=4000, description="Length of a live session's query.")
+    start_seconds: Seconds = Field(
+        default=10.0, description="A live connection that has not started a session by then is closed."
+    )
+    body_seconds: Seconds = Field(
+        default=30.0, description="An HTTP request body that is not whole by then is refused, seconds."
+    )
+    idle_seconds: Seconds = Field(
+        default=60.0, description="A live connection that sends nothing this long is closed, seconds."
+    )
+    resume_seconds: Seconds = Field(
+        default=30.0,
+        description="A live session without a connection ends after so long, seconds; earlier where a new "
+        "one needs its place.",
+    )
+    kept_events: Annotated[int, Field(ge=2)] = Field(
+        default=512,
+        description="Latest events of a live session that are sent again when it is resumed; a client that "
+        "leaves so many unread loses its session.",
+    )

@@ -58,7 +58,7 @@ def engine_settings(limits: Limits) -> EngineSettings:
         answer_slots=limits.answers,
         waiting=limits.waiting_requests,
         queued_frames=limits.queued_frames,
-        max_pixels=limits.image_pixels,
+        max_pixels=limits.frame_pixels,
         threads=True,
     )
 

@@ -98,11 +98,14 @@ class GenerationRequest:
         sample: Its images hold their encoded bytes.
         sampling: Sampling settings.
         request_id: Echoed in the result.
+        pixels: Those of its images before resizing, all together, where they are known: many are decoded
+            apart from the prompts of others.
     """
 
     sample: Sample
     sampling: SamplingParams = field(default_factory=SamplingParams)
     request_id: str = ""
+    pixels: int = 0
 
 
 @dataclass(frozen=True, slots=True)

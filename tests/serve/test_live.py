@@ -31,7 +31,7 @@ def url(engine: FakeEngine) -> Iterator[str]:
     limits = {
         "frame_bytes": FRAME_LIMIT,
         "query_characters": 100,
-        "image_pixels": 10_000,
+        "frame_pixels": 10_000,
         "resume_seconds": 1.0,
     }
     with running(engine, settings_with(limits=limits)) as address:

@@ -19,10 +19,11 @@ from casa_core.dtypes import DTYPES
 from casa_core.engine.protocol import LoopProtocol
 from casa_core.engine.settings import EngineSettings
 from casa_core.errors import ConfigError
+from serve.api.app import build_app
 from serve.api.engine_client import EngineClient
 from serve.api.settings import Limits, ServeSettings
-from serve.asgi import build_app
 from serve.loopback import keep_replica_on_loopback
+from serve.observe.logs import configure_logs
 
 logger = logging.getLogger("casa.serve")
 DEPLOYMENT_NAME = "endpoint"
@@ -58,7 +59,7 @@ def engine_settings(limits: Limits) -> EngineSettings:
         answer_slots=limits.answers,
         waiting=limits.waiting_requests,
         queued_frames=limits.queued_frames,
-        max_pixels=limits.frame_pixels,
+        max_pixels=limits.image_pixels,
         threads=True,
     )
 
@@ -96,6 +97,7 @@ class Endpoint:
     def __init__(self, settings: dict[str, Any]) -> None:
         self._copies = ExitStack()  # as long as the replica runs
         self._settings = ServeSettings.model_validate(with_local_folders(settings, self._copies))
+        configure_logs(self._settings.log)
         if self._settings.loopback_only:
             keep_replica_on_loopback()
         self._client = EngineClient(load_engine(self._settings))

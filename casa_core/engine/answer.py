@@ -35,6 +35,7 @@ class Answer:
         unread: The token to run before the next is chosen, once the prompt is read.
         ids: Generated tokens, the end token not included.
         logprobs: Theirs, where they were asked for.
+        first_token_s: Seconds from its submission to its first token.
         finish_reason: Set at its end.
     """
 
@@ -52,6 +53,7 @@ class Answer:
     ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     completion_tokens: int = 0
+    first_token_s: float = 0.0
     finish_reason: FinishReason | None = None
     _text: TextSoFar = field(init=False)
     _sent: int = 0
@@ -82,10 +84,9 @@ class Answer:
         return chunk.cut(self.read, min(self.read + tokens, len(chunk.ids)))
 
     def take(self, token: int, now: float, logprob: TokenLogprob | None = None) -> list[Outcome]:
-        """Add a chosen token: its text where it is streamed, and the result where it was the last.
-
-        ``now`` is not used: an answer has no deadline.
-        """
+        """Add a token chosen at ``now``: its text where it is streamed, the result where it was the last."""
+        if not self.completion_tokens:
+            self.first_token_s = now - self.submitted
         if logprob is not None and token != self.processor.end_id:
             self.logprobs.append(self._with_text(logprob))
         shown = self._append(token)
@@ -116,6 +117,7 @@ class Answer:
             completion_tokens=self.completion_tokens,
             cached_tokens=self.cached_tokens,
             logprobs=tuple(self.logprobs),
+            first_token_s=self.first_token_s,
         )
 
     def _with_text(self, logprob: TokenLogprob) -> TokenLogprob:

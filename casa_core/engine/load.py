@@ -50,6 +50,39 @@ class TimeShare:
                 self._total = 0.0  # without what rounding left
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadSnapshot:
+    """An engine at one moment: what it holds, and its counts since it started.
+
+    Attributes:
+        slots, slots_used: Sequences that can have a KV cache at a time, and those that have one.
+        answers, answers_waiting: Answers asked for and not finished; those of them without a slot.
+        streams: Live streams that are open.
+        frames_waiting: Frames of all streams that have not been read.
+        kv_tokens: Tokens in the text KV of all used slots.
+        kv_capacity: Tokens that the slots may hold: each the context, a stream's its bounds.
+        image_tokens: Image tokens in the windows of all used slots.
+        live_share, images_share: Part of the last seconds that streams, and the images' tower, took.
+        steps, step_s, tokens, cached_tokens: As in :class:`Load`.
+    """
+
+    slots: int
+    slots_used: int = 0
+    answers: int = 0
+    answers_waiting: int = 0
+    streams: int = 0
+    frames_waiting: int = 0
+    kv_tokens: int = 0
+    kv_capacity: int = 0
+    image_tokens: int = 0
+    live_share: float = 0.0
+    images_share: float = 0.0
+    steps: int = 0
+    step_s: float = 0.0
+    tokens: int = 0
+    cached_tokens: int = 0
+
+
 @dataclass(slots=True)
 class Load:
     """Counts since the engine started, and the time that live streams took lately.

@@ -14,6 +14,7 @@ from casa_core.engine.requests import CaptionEvent, GenerationDelta, GenerationR
 if TYPE_CHECKING:
     from casa_core.engine.events import Event
     from casa_core.engine.live_stream import StreamSettings
+    from casa_core.engine.load import LoadSnapshot
 
 FrameImage = bytes | NDArray[np.uint8]
 """A live frame's image: encoded bytes, or RGB pixels (height, width, 3)."""
@@ -91,6 +92,10 @@ class LoopProtocol(Protocol):
     @property
     def info(self) -> Mapping[str, Any]:
         """Facts about model and device, for reports."""
+        ...
+
+    def current_load(self) -> LoadSnapshot:
+        """What the engine holds at the moment, for metrics."""
         ...
 
     def warm_up(self) -> float:

@@ -98,14 +98,11 @@ class GenerationRequest:
         sample: Its images hold their encoded bytes.
         sampling: Sampling settings.
         request_id: Echoed in the result.
-        pixels: Those of its images before resizing, all together, where they are known: many are decoded
-            apart from the prompts of others.
     """
 
     sample: Sample
     sampling: SamplingParams = field(default_factory=SamplingParams)
     request_id: str = ""
-    pixels: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +137,7 @@ class GenerationResult:
         cached_tokens: How many of the prompt's were not read again, as an earlier answer had the same
             beginning.
         logprobs: One for each of ``token_ids``, where they were asked for.
+        first_token_s: Seconds from its submission to its first token; equal answers may differ in it.
     """
 
     request_id: str
@@ -151,6 +149,7 @@ class GenerationResult:
     completion_tokens: int
     cached_tokens: int = 0
     logprobs: tuple[TokenLogprob, ...] = ()
+    first_token_s: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,8 +182,6 @@ class CaptionEvent:
             token.
         late_s: Seconds by which the last token came after the frame's deadline; 0 where it was in time.
         prompt: The viewer's further prompt that the words answer; ``None``: they are about a new frame.
-        prompt_tokens: Text tokens read before its words and since the caption before, the query's included.
-        image_tokens: The frame's; 0 for an answer.
     """
 
     timestamp: float
@@ -195,5 +192,3 @@ class CaptionEvent:
     truncated: bool = False
     late_s: float = 0.0
     prompt: str | None = None
-    prompt_tokens: int = 0
-    image_tokens: int = 0

@@ -28,7 +28,8 @@ from casa_core.engine.batch_steps import BatchSteps, Running
 from casa_core.engine.events import Event
 from casa_core.engine.image_encoder import ImageEncoder
 from casa_core.engine.inputs import frame_chunk
-from casa_core.engine.load import Load
+from casa_core.engine.live_stream import LiveStream
+from casa_core.engine.load import Load, LoadSnapshot
 from casa_core.engine.requests import GenerationRequest
 from casa_core.engine.settings import EngineSettings
 from casa_core.engine.slot_pool import SlotPool
@@ -175,6 +176,32 @@ class StepLoop:
         )
         self._join(answer)
         return answer.number
+
+    @exclusive
+    def current_load(self) -> LoadSnapshot:
+        """What the engine holds now, for metrics: a walk over what runs, without a look at the device."""
+        running = list(self._steps.running.values())
+        streams = [one for one in running if isinstance(one, LiveStream)]
+        used = [one.slot for one in running if one.slot is not None]
+        windows = [self._slots.state(slot).window_state for slot in used]
+        bounds = [one.bounds.limit for one in streams if one.slot is not None and one.bounds is not None]
+        return LoadSnapshot(
+            slots=self.settings.slots,
+            slots_used=len(used),
+            answers=len(running) - len(streams),
+            answers_waiting=sum(one.slot is None for one in running if isinstance(one, Answer)),
+            streams=len(streams),
+            frames_waiting=sum(len(one.waiting) for one in streams),
+            kv_tokens=sum(map(self._slots.kv_length, used)),
+            kv_capacity=sum(bounds) + (self.settings.slots - len(bounds)) * self.context,
+            image_tokens=sum(window.image_tokens for window in windows if window is not None),
+            live_share=self.load.live.share,
+            images_share=self.load.embedding.share,
+            steps=self.load.steps,
+            step_s=self.load.step_s,
+            tokens=self.load.tokens,
+            cached_tokens=self.load.cached_tokens,
+        )
 
     @property
     def room_for_answer(self) -> bool:

@@ -171,6 +171,7 @@ def serve_arguments(context: StageContext, clips: Folder) -> dict[str, Any]:
         "demo_clips": str(clips),
         "fetch": FETCH,
         "digests": digests,
+        "log": context.placement["serve"]["log"],
         "loopback_only": is_loopback(context.placement["serve"]["host"]),
     }
 

@@ -138,6 +138,10 @@ class ServeAddress(Section):
         default="127.0.0.1", description="Interface to listen on; loopback unless you say otherwise."
     )
     port: Port = Field(default=8000, description="HTTP and WebSocket port of the endpoint and the live page.")
+    log: Literal["text", "json"] = Field(
+        default="text",
+        description="Form of the replicas' log lines: for people, or JSON objects.",
+    )
 
 
 class S3Server(Section):

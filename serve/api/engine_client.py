@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from casa_core.engine.events import Failed, Outcome
 from casa_core.engine.live_stream import StreamSettings
+from casa_core.engine.load import LoadSnapshot
 from casa_core.engine.protocol import FrameImage, LoopProtocol
 from casa_core.engine.requests import GenerationDelta, GenerationRequest, GenerationResult
 
@@ -83,6 +84,10 @@ class EngineClient:
             RuntimeError: The client was closed, or the thread has died.
         """
         await self.call(lambda: None)
+
+    async def load(self) -> LoadSnapshot:
+        """What the engine holds now; errors as :meth:`ping`."""
+        return await self.call(self._engine.current_load)
 
     def close(self) -> None:
         """Stop the thread after the step in progress; what still runs ends."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -11,12 +10,12 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from casa_core.engine.events import Overloaded
-from casa_core.errors import CasaError, ConfigError, DataError, MediaError, without_addresses
+from casa_core.errors import CasaError, ConfigError, DataError, MediaError
 from serve.api.schemas import UNION_TAG
+from serve.observe.record import note_refusal
 
 INVALID_REQUEST = "invalid_request_error"
 SERVER_ERROR = "server_error"
-_PATH = re.compile(r"(?<![\w/.:])(?:file://)?(?:/[\w.@+~-]+){2,}/?")
 
 
 class ApiError(HTTPException):
@@ -48,7 +47,9 @@ class ApiError(HTTPException):
         self.kind = kind
 
     def body(self) -> dict[str, Any]:
-        """The JSON object clients receive, over HTTP, inside SSE and on WebSockets alike."""
+        """The JSON object clients receive, over HTTP, inside SSE and on WebSockets alike; its code is noted
+        for the request's log line."""
+        note_refusal(self.code)
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
 
     def response(self) -> JSONResponse:
@@ -90,7 +91,7 @@ def model_not_found(asked: str, served: str) -> ApiError:
 def invalid_image(error: MediaError, param: str | None = None) -> ApiError:
     """400 for bytes that are not a usable image: what they are, why, the remedy, and the reason's slug."""
     detail = " ".join(filter(None, (error.what, error.why, error.remedy)))
-    return ApiError(400, f"{public(detail)} ({error.reason})", code="invalid_image", param=param)
+    return ApiError(400, f"{detail} ({error.reason})", code="invalid_image", param=param)
 
 
 def as_api_error(error: Exception) -> ApiError | None:
@@ -104,11 +105,6 @@ def as_api_error(error: Exception) -> ApiError | None:
     if isinstance(error, ConfigError | DataError):
         return ApiError(400, one_line(error), code="invalid_request")
     return None
-
-
-def error_event(error: ApiError, *, fatal: bool) -> dict[str, Any]:
-    """The `error` event of a live session; after a fatal one the server closes the connection."""
-    return {"type": "error", **error.body(), "timestamp": getattr(error, "timestamp", None), "fatal": fatal}
 
 
 def install_error_handlers(app: FastAPI) -> None:
@@ -170,10 +166,5 @@ def field_path(location: tuple[int | str, ...]) -> str:
 
 
 def one_line(error: CasaError) -> str:
-    """What, why and remedy as sentences, for clients."""
-    return public(". ".join(part.rstrip(".") for part in (error.what, error.why, error.remedy) if part) + ".")
-
-
-def public(text: str) -> str:
-    """An error's text without what is about this process and machine: objects' addresses, files' paths."""
-    return _PATH.sub("a file", without_addresses(text))
+    """What, why and remedy as sentences."""
+    return ". ".join(part.rstrip(".") for part in (error.what, error.why, error.remedy) if part) + "."

@@ -32,12 +32,15 @@ class RequestMiddleware:
         self._in_headers = in_headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
         offered = Headers(scope=scope).get("x-request-id", "")
         request_id = offered if _SAFE_ID.fullmatch(offered) else f"req-{uuid.uuid4().hex}"
         scope.setdefault("state", {})["request_id"] = request_id
+        if scope["type"] == "websocket":  # a connection reports its failures itself
+            await self._app(scope, receive, send)
+            return
         started = False
 
         async def send_with_id(message: Message) -> None:

@@ -59,6 +59,10 @@ class ServeSettings(_Section):
     replicas: Replicas
     num_cpus: float = Field(default=0.5, ge=0, description="CPUs that Ray reserves for each replica.")
     num_gpus: float = Field(default=0.0, ge=0, description="GPUs that Ray reserves for each replica.")
+    log: Literal["text", "json"] = Field(
+        default="text",
+        description="Form of the lines that each request and live session leaves in the log.",
+    )
     loopback_only: bool = Field(
         default=True, description="Keep the replicas' internal ports on 127.0.0.1 as well."
     )

@@ -90,7 +90,7 @@ def arguments(tmp_path: Path, what: dict[str, Any] = SETTINGS) -> dict[str, Any]
     context = StageContext(
         name="deploy",
         settings=what,
-        placement={"serve": {"host": "127.0.0.1", "port": 8000}},
+        placement={"serve": {"host": "127.0.0.1", "port": 8000, "log": "json"}},
         output=tmp_path / "out",
         inputs={"train": tmp_path / "train"},
         manifests={"train": {"fingerprint": "c" * 16}},
@@ -105,6 +105,7 @@ def test_what_the_stage_sends_is_what_serving_accepts(tmp_path: Path):
     assert (settings.fingerprint, settings.checkpoint) == (FINGERPRINT, "c" * 16)
     assert (settings.replicas.min, settings.replicas.max) == (1, 2)
     assert settings.loopback_only
+    assert settings.log == "json"
 
 
 def test_the_recipes_limits_and_access_reach_the_endpoint(tmp_path: Path):
@@ -126,7 +127,7 @@ def test_a_replica_copies_a_model_and_clips_that_lie_on_s3(s3_folder):
     context = StageContext(
         name="deploy",
         settings=SETTINGS,
-        placement={"serve": {"host": "127.0.0.1", "port": 8000}},
+        placement={"serve": {"host": "127.0.0.1", "port": 8000, "log": "json"}},
         output=s3_folder / "deploy",
         inputs={"train": s3_folder / "train"},
         manifests={"train": {"fingerprint": "c" * 16, "content_digest": "d" * 64}},

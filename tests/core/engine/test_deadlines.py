@@ -195,3 +195,28 @@ def test_a_frame_that_cannot_be_read_is_refused_behind_another_of_the_same_shape
         ("FrameRefused", 3.0),
     ]
     assert engine.load.refused_frames == 2
+
+
+def test_what_an_engine_holds_is_told_while_it_works_and_is_nothing_afterwards(known: Engine):
+    engine = fresh(known, slots=2, answer_slots=1)
+    stream = engine.open_stream(SHORT)
+    engine.settled(stream)
+    for number in range(2):
+        engine.push_frame(stream, picture(number), float(number))
+    for text in ("what is it", "and this"):
+        engine.submit(asked(png(1), text))
+    held = engine.current_load()
+    assert (held.streams, held.frames_waiting, held.answers, held.answers_waiting) == (1, 2, 2, 2)
+    assert (held.slots, held.slots_used) == (2, 1)
+    assert held.kv_tokens == engine.kv_tokens(stream)
+    bounds = engine.stream_state(stream).bounds
+    assert bounds is not None
+    assert held.kv_capacity == bounds.limit + engine.context
+    results = [event.outcome for event in idle(engine) if isinstance(event.outcome, GenerationResult)]
+    assert len(results) == 2
+    assert all(result.first_token_s > 0 for result in results)
+    assert engine.current_load().image_tokens == engine.image_tokens(stream) > 0
+    engine.cancel(stream)
+    after = engine.current_load()
+    assert (after.streams, after.answers, after.slots_used, after.kv_tokens) == (0, 0, 0, 0)
+    assert after.tokens == engine.load.tokens > 0

@@ -18,6 +18,7 @@ import numpy as np
 
 from casa_core.engine.events import Event, Failed, FrameDropped, FrameRefused, Outcome, Overloaded
 from casa_core.engine.live_stream import StreamSettings
+from casa_core.engine.load import LoadSnapshot
 from casa_core.engine.protocol import FrameImage
 from casa_core.engine.requests import (
     CaptionEvent,
@@ -115,6 +116,18 @@ class FakeEngine:
     @property
     def open_answers(self) -> int:
         return len(self._asked)
+
+    def current_load(self) -> LoadSnapshot:
+        self._enter()
+        return LoadSnapshot(
+            slots=self.settings.slots,
+            answers=len(self._asked),
+            answers_waiting=max(len(self._asked) - self.settings.answer_slots, 0),
+            streams=len(self._streams),
+            frames_waiting=sum(len(stream.waiting) for stream in self._streams.values()),
+            steps=self.steps,
+            tokens=self.produced,
+        )
 
     def submit(self, request: GenerationRequest, *, streamed: bool = False) -> int:
         self._enter()
@@ -229,7 +242,7 @@ class FakeEngine:
             raise RuntimeError("the engine exploded, and this text must not reach the client")
         if "too long" in question:
             raise ConfigError("the conversation is too long", "it has 9000 tokens", "shorten it")
-        words = [*_colours([data for data in pictures if data is not None]), *self.words_of(question)]
+        words = [*(colour_of(data) for data in pictures if data is not None), *self.words_of(question)]
         if request.sampling.temperature > 0:
             words.append(f"seed={request.sampling.seed}")
         for stop in request.sampling.stop:
@@ -245,15 +258,6 @@ class FakeEngine:
             completion_tokens=len(kept),
             logprobs=tuple(_logprobs(kept, request.sampling.logprobs)),
         )
-
-
-def _colours(pictures: list[bytes]) -> Iterator[str]:
-    for number, data in enumerate(pictures):
-        try:
-            yield colour_of(data)
-        except MediaError as error:
-            error.image = number
-            raise
 
 
 def _logprobs(words: list[str], most: int | None) -> Iterator[TokenLogprob]:

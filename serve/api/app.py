@@ -6,6 +6,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import cast
 
 from fastapi import FastAPI
 from starlette.middleware import Middleware
@@ -15,29 +16,25 @@ from serve.api.access import KeyMiddleware, SiteMiddleware
 from serve.api.chat import chat_router
 from serve.api.engine_client import EngineClient
 from serve.api.errors import install_error_handlers
+from serve.api.live import SessionSlots, live_router
 from serve.api.middleware import BodyLimitMiddleware, RequestMiddleware
 from serve.api.page import page_router
 from serve.api.settings import ServeSettings
 from serve.api.status import status_router
-from serve.live.sessions import LiveSessions, SessionStore
-from serve.live.socket import live_router
+from serve.observe.client import ObservedClient
+from serve.observe.metrics import Metrics
+from serve.observe.middleware import ObserveMiddleware
+from serve.observe.route import metrics_router
 
 logger = logging.getLogger("casa.serve")
 
 
-def build_app(
-    client: EngineClient,
-    settings: ServeSettings,
-    *,
-    request_id_headers: bool = True,
-    store: SessionStore | None = None,
-) -> FastAPI:
+def build_app(client: EngineClient, settings: ServeSettings, *, request_id_headers: bool = True) -> FastAPI:
     """Assemble the app.
 
     Args:
         client: Closed when the app shuts down.
         request_id_headers: Whether responses name their request; not where a proxy in front does so.
-        store: Where live sessions are kept for other processes.
     """
 
     ring = KeyRing(Path(settings.access.keys)) if settings.access.keys else None
@@ -45,11 +42,21 @@ def build_app(
         logger.warning(
             "the endpoint listens beyond this machine and asks for no API key: set deploy.access.keys"
         )
+    metrics = Metrics(settings.model_name, settings.checkpoint)
+    observed = cast(EngineClient, ObservedClient(client, metrics))
+    slots = SessionSlots(settings.limits.sessions)
+    routers = [
+        status_router(observed, settings, slots),
+        metrics_router(observed, metrics),
+        chat_router(observed, settings),
+        live_router(observed, settings, slots),
+        page_router(settings),
+    ]
+    paths = {getattr(route, "path", "") for router in routers for route in router.routes}
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        sessions.close()
         client.close()
 
     app = FastAPI(
@@ -59,6 +66,7 @@ def build_app(
         docs_url=None,  # the interactive pages load scripts from a CDN; /openapi.json stays
         redoc_url=None,
         middleware=[
+            Middleware(ObserveMiddleware, metrics=metrics, known=lambda path: path in paths),
             Middleware(RequestMiddleware, in_headers=request_id_headers),
             Middleware(SiteMiddleware, access=settings.access, loopback_only=settings.loopback_only),
             Middleware(KeyMiddleware, ring=ring),
@@ -70,9 +78,6 @@ def build_app(
         ],
     )
     install_error_handlers(app)
-    sessions = LiveSessions(client, settings, store)
-    app.include_router(status_router(client, settings, lambda: sessions.open))
-    app.include_router(chat_router(client, settings))
-    app.include_router(live_router(sessions))
-    app.include_router(page_router(settings))
+    for router in routers:
+        app.include_router(router)
     return app

@@ -1,0 +1,1 @@
+"""What a deployment shows of itself: metrics, one log line per request and session, the route of both."""

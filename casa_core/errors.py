@@ -41,7 +41,12 @@ def cause(error: BaseException) -> str:
 
     Without objects' addresses: they mean nothing to a reader, and differ from run to run.
     """
-    return f"{type(error).__name__}: {_ADDRESS.sub('', str(error))}"
+    return f"{type(error).__name__}: {without_addresses(str(error))}"
+
+
+def without_addresses(text: str) -> str:
+    """A text without the objects it names by their place in memory, as ``<_io.BytesIO object at 0x…>``."""
+    return _ADDRESS.sub("", text)
 
 
 class ConfigError(CasaError, ValueError):
@@ -53,11 +58,15 @@ class MediaError(CasaError, ValueError):
 
     Args:
         reason: For example ``truncated_image``, ``empty_file``, ``not_an_image``, ``decompression_bomb``.
+
+    Attributes:
+        image: Which of a conversation's images it is, from 0 on, once that is known.
     """
 
     def __init__(self, reason: str, what: str, why: str = "", remedy: str = "") -> None:
         super().__init__(what, why, remedy)
         self.reason = reason
+        self.image: int | None = None
         self.args = (reason, what, why, remedy)
 
 

@@ -72,7 +72,14 @@ class Limits(BaseModel):
         default=16, description="Images in one chat request, over all its turns."
     )
     image_pixels: Count = Field(
-        default=MAX_PIXELS, description="Pixels of one image or frame before resizing, as in training."
+        default=MAX_PIXELS, description="Pixels of one image before resizing, as in training."
+    )
+    request_pixels: Count = Field(
+        default=2 * MAX_PIXELS,
+        description="Pixels of all images of one chat request before resizing: ten of a phone's pictures.",
+    )
+    frame_pixels: Count = Field(
+        default=4096 * 4096, description="Pixels of one live frame before resizing: more than 4K has."
     )
     choices: Count = Field(default=8, description="Answers to one request, `n`.")
     messages_per_request: Count = Field(default=256, description="Messages in one chat request.")
@@ -99,4 +106,14 @@ class Limits(BaseModel):
     )
     idle_seconds: Seconds = Field(
         default=60.0, description="A live connection that sends nothing this long is closed, seconds."
+    )
+    resume_seconds: Seconds = Field(
+        default=30.0,
+        description="A live session without a connection ends after so long, seconds; earlier where a new "
+        "one needs its place.",
+    )
+    kept_events: Annotated[int, Field(ge=2)] = Field(
+        default=512,
+        description="Latest events of a live session that are sent again when it is resumed; a client that "
+        "leaves so many unread loses its session.",
     )

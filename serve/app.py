@@ -19,9 +19,9 @@ from casa_core.dtypes import DTYPES
 from casa_core.engine.protocol import LoopProtocol
 from casa_core.engine.settings import EngineSettings
 from casa_core.errors import ConfigError
-from serve.api.app import build_app
 from serve.api.engine_client import EngineClient
 from serve.api.settings import Limits, ServeSettings
+from serve.asgi import build_app
 from serve.loopback import keep_replica_on_loopback
 from serve.observe.logs import configure_logs
 
@@ -59,7 +59,7 @@ def engine_settings(limits: Limits) -> EngineSettings:
         answer_slots=limits.answers,
         waiting=limits.waiting_requests,
         queued_frames=limits.queued_frames,
-        max_pixels=limits.image_pixels,
+        max_pixels=limits.frame_pixels,
         threads=True,
     )
 

@@ -6,11 +6,12 @@ from __future__ import annotations
 import itertools
 import time
 from collections import deque
+from concurrent.futures import Future
 
 from casa_core.engine.answer import Answer
 from casa_core.engine.batch_steps import BatchSteps, Running
 from casa_core.engine.events import FrameRefused, Overloaded
-from casa_core.engine.image_encoder import ImageEncoder
+from casa_core.engine.image_encoder import Encoded, ImageEncoder
 from casa_core.engine.inputs import prompt_chunk
 from casa_core.engine.live_stream import LiveStream
 from casa_core.engine.load import WINDOW_S
@@ -18,6 +19,8 @@ from casa_core.engine.prefixes import Prefixes
 from casa_core.engine.settings import EngineSettings
 from casa_core.errors import MediaError
 
+LARGE_PIXELS = 1 << 23
+"""Pixels of an answer's images, all together, that are many: two of a phone's pictures."""
 MOST_LIVE = 0.9
 """Share of its time that an engine gives to live streams before it takes no more of them."""
 
@@ -123,8 +126,8 @@ class Admission:
                 self._steps.fail(one, error)
             else:
                 self._waiting.remove(one)
-        for one in itertools.islice(self._waiting, self._settings.slots):
-            if isinstance(one, Answer) and one.encoding is None and one.prompt is None:
+        for one in self._first_answers():
+            if one.encoding is None and one.prompt is None:
                 self._prepare(one)
 
     def collect(self) -> None:
@@ -146,13 +149,13 @@ class Admission:
             broken: Its KV cache may hold numbers that are not finite.
         """
         del self._steps.running[one.number]
-        if one.encoding is not None:
+        if one in self._waiting:
+            self._waiting.remove(one)
+        if one.encoding is not None and not self._is_shared(one.encoding):
             one.encoding.cancel()
         if isinstance(one, LiveStream):
             for frame in one.waiting:
                 frame.encoding.cancel()
-        if one in self._waiting:
-            self._waiting.remove(one)
         if one.slot is None:
             return
         slot, one.slot = one.slot, None
@@ -183,17 +186,32 @@ class Admission:
 
     def _prepare(self, answer: Answer) -> None:
         request = answer.request
+        most = request.sampling.max_new_tokens
+        for other in self._first_answers():  # one of several answers to one request decodes its pictures
+            shared = other.encoding is not None and other.request.sampling.max_new_tokens == most
+            if shared and other.request.sample == request.sample:
+                answer.encoding = other.encoding
+                return
         answer.encoding = self._encoder.encode(
             lambda: prompt_chunk(
                 request.sample,
                 answer.processor,
                 images_withheld=self._withheld,
                 context=self._context,
-                answer=request.sampling.max_new_tokens,
+                answer=most,
             ),
             due=answer.submitted,
             live=False,
+            large=request.pixels > LARGE_PIXELS,
         )
+
+    def _first_answers(self) -> list[Answer]:
+        """Those of the next answers that may be prepared."""
+        first = itertools.islice(self._waiting, self._settings.slots)
+        return [one for one in first if isinstance(one, Answer)]
+
+    def _is_shared(self, encoding: Future[Encoded]) -> bool:
+        return any(one.encoding is encoding for one in self._first_answers())
 
     def _drop_refused(self, stream: LiveStream) -> None:
         for frame in list(stream.waiting):

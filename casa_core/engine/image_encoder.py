@@ -25,6 +25,7 @@ import torch
 from casa_core.decoding.graphed_tower import GraphedTower
 from casa_core.decoding.plan import TokenChunk
 from casa_core.engine.load import Load
+from casa_core.heap import trim_heap
 from casa_core.inputs import ImageInputs
 from casa_core.model import CasaForConditionalGeneration
 
@@ -118,6 +119,12 @@ class _Job:
         return self.whole.keys[self.index]
 
 
+_FRAMES, _PROMPTS, _LARGE = "casa-frames", "casa-prompts", "casa-large"
+_THREADS = {_FRAMES: 2, _PROMPTS: 1, _LARGE: 1}
+"""Threads that prepare, by kind of work. Frames have their own: no picture of an answer, however large, is
+prepared before them; and no prompt waits for another's pictures of many megapixels."""
+
+
 def _come_last() -> None:
     """Let this thread have a processor only where frames, the tower and the steps leave one.
 
@@ -160,25 +167,25 @@ class ImageEncoder:
         self._condition = threading.Condition()
         self._batches = 0
         self._closed = False
-        # Frames have threads of their own: no picture of an answer, however large, is prepared before them.
-        self._preparing: dict[bool, ThreadPoolExecutor] = {}
-        if threads:
-            self._preparing[True] = ThreadPoolExecutor(2, thread_name_prefix="casa-frames")
-            self._preparing[False] = ThreadPoolExecutor(
-                1, thread_name_prefix="casa-prompts", initializer=_come_last
+        self._preparing: dict[str, ThreadPoolExecutor] = {}
+        for kind, count in _THREADS.items() if threads else ():
+            initializer = None if kind == _FRAMES else _come_last
+            self._preparing[kind] = ThreadPoolExecutor(
+                count, thread_name_prefix=kind, initializer=initializer
             )
         self._thread: threading.Thread | None = None
         if threads:
             self._thread = threading.Thread(target=self._work, name="casa-embed", daemon=True)
             self._thread.start()
 
-    def encode(self, prepare: Prepare, *, due: float, live: bool) -> Future[Encoded]:
+    def encode(self, prepare: Prepare, *, due: float, live: bool, large: bool = False) -> Future[Encoded]:
         """Prepare text and images, and embed the images.
 
         Args:
             prepare: Makes a chunk with patches; what it raises, the future raises.
             due: When they are needed, seconds of any one clock.
             live: They are a stream's.
+            large: Preparing takes long, and memory that is given back to the system afterwards.
         """
         done: Future[Encoded] = Future()
 
@@ -189,9 +196,11 @@ class ImageEncoder:
                 self._enqueue(prepare(), done, due, live)
             except Exception as error:  # handed to the caller that waits for it
                 self._finish(done, error)
+            if large:
+                trim_heap()
 
         if self._preparing:
-            self._preparing[live].submit(work)
+            self._preparing[_FRAMES if live else _LARGE if large else _PROMPTS].submit(work)
         else:
             self._unprepared.append(work)
         return done

@@ -104,6 +104,7 @@ class LiveStream:
         words: Those generated so far about the latest frame, or as the answer to a prompt; the last one is to
             be run. Empty between captions.
         frame: The latest frame, as it was pushed; ``frame_at`` of ``ids`` precede it.
+        prompt_tokens, image_tokens: Read since the latest caption, before the words of the next.
         waiting: Frames to be read.
         prompts: Further prompts to be read; the first one is being answered if ``answering``.
     """
@@ -129,6 +130,8 @@ class LiveStream:
     prompted: deque[float] = field(default_factory=deque)
     arrived: float = 0.0
     due: float = float("inf")
+    prompt_tokens: int = 0
+    image_tokens: int = 0
 
     @property
     def unread(self) -> int | None:
@@ -184,6 +187,7 @@ class LiveStream:
             self.arrived, self.due = self.prompted.popleft(), float("inf")
             return
         frame = self.waiting.popleft()
+        self.image_tokens = sum(frame.encoding.result().chunk.image_tokens)
         self.frame, self.timestamp = frame.image, frame.timestamp
         self.arrived, self.due = frame.arrived, frame.due
 
@@ -202,6 +206,8 @@ class LiveStream:
             self.frame_at = max(self.frame_at - dropped, min(self.frame_at, sinks))
         if self.prompt is None:
             self.ids += ids
+        if not self.words:
+            self.prompt_tokens += len(ids)
         if frame:
             self.frame_at = len(self.ids) - 1
 
@@ -255,6 +261,8 @@ class LiveStream:
         end = self.processor.frame_end_id
         self.pending = [*words[-1:], end] if truncated else [end]
         answered, self.answering = self.answering, False
+        prompt_tokens, self.prompt_tokens = self.prompt_tokens, 0
+        image_tokens, self.image_tokens = self.image_tokens, 0
         return CaptionEvent(
             timestamp=self.timestamp,
             text=self.processor.decode_text(words),
@@ -264,6 +272,8 @@ class LiveStream:
             truncated=truncated,
             late_s=max(now - self.due, 0.0),
             prompt=self.prompts.popleft() if answered else None,
+            prompt_tokens=prompt_tokens,
+            image_tokens=image_tokens,
         )
 
 

@@ -98,11 +98,14 @@ class GenerationRequest:
         sample: Its images hold their encoded bytes.
         sampling: Sampling settings.
         request_id: Echoed in the result.
+        pixels: Those of its images before resizing, all together, where they are known: many are decoded
+            apart from the prompts of others.
     """
 
     sample: Sample
     sampling: SamplingParams = field(default_factory=SamplingParams)
     request_id: str = ""
+    pixels: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +185,8 @@ class CaptionEvent:
             token.
         late_s: Seconds by which the last token came after the frame's deadline; 0 where it was in time.
         prompt: The viewer's further prompt that the words answer; ``None``: they are about a new frame.
+        prompt_tokens: Text tokens read before its words and since the caption before, the query's included.
+        image_tokens: The frame's; 0 for an answer.
     """
 
     timestamp: float
@@ -192,3 +197,5 @@ class CaptionEvent:
     truncated: bool = False
     late_s: float = 0.0
     prompt: str | None = None
+    prompt_tokens: int = 0
+    image_tokens: int = 0

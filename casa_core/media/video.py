@@ -217,7 +217,7 @@ class VideoFrames:
                 if frame.pts is not None:
                     yield frame
         except FFmpegError as error:
-            raise self._damaged(cause(error)) from error
+            raise self._damaged(_cause(error)) from error
 
     def _rgb(self, frame: Any) -> Rgb:
         height, width = self._shape
@@ -300,9 +300,14 @@ def open_container(data: bytes | Path, containers: str = CONTAINERS) -> InputCon
         raise MediaError(
             "not_a_video",
             "The file cannot be opened as a video.",
-            cause(error),
+            _cause(error),
             "Use MP4, WebM/Matroska, AVI or MPEG-TS.",
         ) from error
+
+
+def _cause(error: Any) -> str:
+    """FFmpeg's error as a cause, without the file's name: it may be a temporary one, or ``<none>``."""
+    return cause(error).removesuffix(f": {error.filename!r}")
 
 
 def _time_zero(container: InputContainer, first: float) -> float:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from casa_core.errors import MediaError
 from casa_core.media.decode import image_sizes
 from casa_core.media.images import ImageSettings
 from casa_core.media.video_budget import fit_sample, of_whole_video
@@ -42,7 +43,7 @@ def prepare_images(
         pictures: Pixels of each image in order, (height, width, 3); taken one by one.
 
     Raises:
-        MediaError: If an image cannot be read or resized.
+        MediaError: If an image cannot be read or resized; ``image`` is its number.
     """
     parts = [part for part in sample.parts if isinstance(part, Image)]
     kept, most = None, None
@@ -55,10 +56,16 @@ def prepare_images(
         fitted = fit_sample(settings, sample, natives, settings.max_video_tokens)
         sample, kept, most = fitted.sample, set(fitted.kept), fitted.most_tokens
     found = PreparedImages(sample, [], [])
-    for number, (part, rgb) in enumerate(zip(parts, pictures, strict=True)):
-        if kept is None or number in kept:
-            bound = most if of_whole_video(part) else None
-            size = settings.size(*rgb.shape[:2], frame=part.timestamp is not None, most_tokens=bound)
-            found.sizes.append(size)
-            found.patches_PE.append(settings.patches(rgb, size))
+    done = 0
+    try:
+        for part, rgb in zip(parts, pictures, strict=True):  # taking one decodes it
+            if kept is None or done in kept:
+                bound = most if of_whole_video(part) else None
+                size = settings.size(*rgb.shape[:2], frame=part.timestamp is not None, most_tokens=bound)
+                found.sizes.append(size)
+                found.patches_PE.append(settings.patches(rgb, size))
+            done += 1
+    except MediaError as error:
+        error.image = done
+        raise
     return found

@@ -17,8 +17,7 @@ from infra.endpoint_settings import Access
 from serve.access.keys import KeyRing
 from serve.access.refused import Refused
 from serve.access.sites import Sites
-from serve.api.errors import INVALID_REQUEST, ApiError
-from serve.api.live_messages import error_event
+from serve.api.errors import INVALID_REQUEST, ApiError, error_event
 
 logger = logging.getLogger("casa.serve")
 HEALTH = ("/healthz", "/readyz")

@@ -22,7 +22,7 @@ from casa_core.engine.requests import (
 )
 from serve.api.engine_client import EngineClient
 from serve.api.errors import as_api_error, internal_error, model_not_found
-from serve.api.request_conversion import to_generation_requests
+from serve.api.request_conversion import images_named, to_generation_requests
 from serve.api.schemas import ChatCompletionRequest
 from serve.api.settings import ServeSettings
 
@@ -43,11 +43,12 @@ def chat_router(client: EngineClient, settings: ServeSettings) -> APIRouter:
         answer = _Answer(
             id=f"chatcmpl-{request_id}", model=settings.model_name, fingerprint=settings.checkpoint
         )
-        if not body.stream:
-            return JSONResponse(await _complete(client, asked, answer))
-        deltas = merged([client.stream(one) for one in asked])
-        # The first piece is made before the headers go out, so that a refusal is still a plain 4xx or 5xx.
-        first = await anext(deltas, None)
+        with images_named(body.messages):
+            if not body.stream:
+                return JSONResponse(await _complete(client, asked, answer))
+            deltas = merged([client.stream(one) for one in asked])
+            # The first piece is made before the headers go out, so that a refusal is a plain 4xx or 5xx.
+            first = await anext(deltas, None)
         include_usage = body.stream_options is not None and body.stream_options.include_usage
         return StreamingResponse(
             _events(first, deltas, answer, len(asked), include_usage, request_id),

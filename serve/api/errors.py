@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -10,12 +11,13 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from casa_core.engine.events import Overloaded
-from casa_core.errors import CasaError, ConfigError, DataError, MediaError
+from casa_core.errors import CasaError, ConfigError, DataError, MediaError, without_addresses
 from serve.api.schemas import UNION_TAG
 from serve.observe.record import note_refusal
 
 INVALID_REQUEST = "invalid_request_error"
 SERVER_ERROR = "server_error"
+_PATH = re.compile(r"(?<![\w/.:])(?:file://)?(?:/[\w.@+~-]+){2,}/?")
 
 
 class ApiError(HTTPException):
@@ -91,7 +93,7 @@ def model_not_found(asked: str, served: str) -> ApiError:
 def invalid_image(error: MediaError, param: str | None = None) -> ApiError:
     """400 for bytes that are not a usable image: what they are, why, the remedy, and the reason's slug."""
     detail = " ".join(filter(None, (error.what, error.why, error.remedy)))
-    return ApiError(400, f"{detail} ({error.reason})", code="invalid_image", param=param)
+    return ApiError(400, f"{public(detail)} ({error.reason})", code="invalid_image", param=param)
 
 
 def as_api_error(error: Exception) -> ApiError | None:
@@ -105,6 +107,11 @@ def as_api_error(error: Exception) -> ApiError | None:
     if isinstance(error, ConfigError | DataError):
         return ApiError(400, one_line(error), code="invalid_request")
     return None
+
+
+def error_event(error: ApiError, *, fatal: bool) -> dict[str, Any]:
+    """The `error` event of a live session; after a fatal one the server closes the connection."""
+    return {"type": "error", **error.body(), "timestamp": getattr(error, "timestamp", None), "fatal": fatal}
 
 
 def install_error_handlers(app: FastAPI) -> None:
@@ -166,5 +173,10 @@ def field_path(location: tuple[int | str, ...]) -> str:
 
 
 def one_line(error: CasaError) -> str:
-    """What, why and remedy as sentences."""
-    return ". ".join(part.rstrip(".") for part in (error.what, error.why, error.remedy) if part) + "."
+    """What, why and remedy as sentences, for clients."""
+    return public(". ".join(part.rstrip(".") for part in (error.what, error.why, error.remedy) if part) + ".")
+
+
+def public(text: str) -> str:
+    """An error's text without what is about this process and machine: objects' addresses, files' paths."""
+    return _PATH.sub("a file", without_addresses(text))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 from casa_core.engine.requests import GenerationRequest, SamplingParams
 from casa_core.errors import MediaError
 from casa_core.media.data_uri import from_data_uri, is_data_uri
-from casa_core.media.decode import decode_image
+from casa_core.media.decode import image_header
 from casa_core.processing.arrangement import Content, arrange, role_of
 from casa_core.types import Image, Role, Sample
 from serve.api.errors import bad_request, invalid_image
@@ -19,7 +21,9 @@ from serve.api.settings import Limits, ServeSettings
 async def to_generation_requests(
     body: ChatCompletionRequest, settings: ServeSettings, request_id: str
 ) -> list[GenerationRequest]:
-    """Check a conversation against the limits and decode each of its images once.
+    """Check a conversation and the headers of its images against the limits.
+
+    No picture is decoded here: the engine does it, once; :func:`images_named` is for what it finds.
 
     Returns:
         A request for each answer that is wanted.
@@ -45,23 +49,65 @@ async def to_generation_requests(
     if len(images) > limits.images_per_request:
         message = f"{len(images)} images; at most {limits.images_per_request} are accepted."
         raise bad_request(message, "messages", "too_many_images")
-    for param, data in images:
-        await check_image(data, limits, param)
+    pixels = await asyncio.to_thread(count_pixels, images, limits)
     sample = Sample(source="request", sample_id=request_id, parts=arrange(turns))
     sampling = _sampling(body, settings)
     seeds = [None if body.seed is None else body.seed + number for number in range(body.n)]
     return [
-        GenerationRequest(sample=sample, sampling=replace(sampling, seed=seed), request_id=request_id)
+        GenerationRequest(
+            sample=sample, sampling=replace(sampling, seed=seed), request_id=request_id, pixels=pixels
+        )
         for seed in seeds
     ]
 
 
-async def check_image(data: bytes, limits: Limits, param: str) -> None:
-    """Decode in a helper thread, for the error alone: a bad image is refused before it reaches the engine."""
+def count_pixels(images: Sequence[tuple[str, bytes]], limits: Limits) -> int:
+    """Pixels of some images before resizing, all together, by their headers.
+
+    Args:
+        images: Place in the request and encoded bytes of each.
+
+    Raises:
+        ApiError: 400 for bytes that are not an image, and for too many pixels, before any is decoded.
+    """
+    pixels = 0
+    for param, data in images:
+        try:
+            pixels += image_header(data, max_pixels=limits.image_pixels)[1]
+        except MediaError as error:
+            raise invalid_image(error, param) from error
+        if pixels > limits.request_pixels:
+            raise bad_request(
+                f"The images up to this one have {pixels} pixels; at most {limits.request_pixels} are "
+                "accepted in one request. Send fewer or smaller images.",
+                param,
+                "too_many_pixels",
+            )
+    return pixels
+
+
+@contextmanager
+def images_named(messages: Sequence[Message]) -> Iterator[None]:
+    """Refuse an image that the engine cannot use by its place in the request.
+
+    Raises:
+        ApiError: 400 in place of a `MediaError`.
+    """
     try:
-        await asyncio.to_thread(decode_image, data, max_pixels=limits.image_pixels)
+        yield
     except MediaError as error:
-        raise invalid_image(error, param) from error
+        places = [
+            _place(index, number)
+            for index, message in enumerate(messages)
+            if not isinstance(message.content, str)
+            for number, part in enumerate(message.content)
+            if isinstance(part, ImagePart)
+        ]
+        raise invalid_image(error, None if error.image is None else places[error.image]) from error
+
+
+def _place(message: int, part: int) -> str:
+    return f"messages[{message}].content[{part}].image_url.url"
 
 
 def image_bytes(url: str, param: str) -> bytes:
@@ -102,7 +148,7 @@ def _turn(message: Message, index: int, images: list[tuple[str, bytes]]) -> tupl
             case TextPart():
                 content.append(part.text)
             case ImagePart():
-                param = f"{place}[{number}].image_url.url"
+                param = _place(index, number)
                 if role != "user":
                     raise bad_request("Images are accepted in user messages only.", param)
                 data = image_bytes(part.image_url.url, param)

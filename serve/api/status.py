@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import APIRouter
@@ -11,13 +12,14 @@ from fastapi.responses import JSONResponse
 
 from serve.api.engine_client import EngineClient
 from serve.api.errors import model_not_found
-from serve.api.live import SessionSlots
 from serve.api.settings import ServeSettings
 
 READY_WITHIN_S = 5.0
 
 
-def status_router(client: EngineClient, settings: ServeSettings, slots: SessionSlots) -> APIRouter:
+def status_router(
+    client: EngineClient, settings: ServeSettings, open_sessions: Callable[[], int]
+) -> APIRouter:
     """The routes of model listing and health checks."""
     router = APIRouter()
     model = {
@@ -48,7 +50,7 @@ def status_router(client: EngineClient, settings: ServeSettings, slots: SessionS
             "model": settings.model_name,
             "fingerprint": settings.fingerprint,
             "checkpoint": settings.checkpoint,
-            "live_sessions": slots.open,
+            "live_sessions": open_sessions(),
         }
 
     @router.get("/readyz")

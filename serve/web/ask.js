@@ -1,124 +1,222 @@
-// Questions about one picture, through the chat API, answered word by word.
+// Questions about pictures through the chat API: several pictures, several turns, answers word by word.
 
-import { snapshot } from "/web/frames.js";
-import { element } from "/web/timeline.js";
+import { events, postJson, request } from "/web/api.js";
+import { $, button, element, keepingEnd } from "/web/dom.js";
+import { jpegOf, snapshot } from "/web/frames.js";
+import { prepared } from "/web/pictures.js";
+import { Tray } from "/web/tray.js";
 
-const LONGEST_SIDE = 1024;
-const TINY = 200;
+const FRAME_SIDE = 1024;
+const IMAGES = 16; // where the endpoint does not state its limits
+const BODY_BYTES = 20 * 1024 * 1024;
+const BASE64 = 4 / 3;
+const MARGIN = 0.9; // of a body, for pictures; the rest is text
 
-export class AskBox {
-  /** @param {HTMLVideoElement} video @param {() => string} modelName */
-  constructor(video, modelName) {
-    this.video = video;
-    this.modelName = modelName;
-    this.image = document.getElementById("picture");
-    this.hint = document.getElementById("picture-hint");
-    this.answers = document.getElementById("answer");
-    this.button = document.getElementById("ask");
-    this.question = document.getElementById("question");
-    const drop = document.getElementById("picture-drop");
-    document.getElementById("use-frame").addEventListener("click", () => this.#useFrame());
-    document.getElementById("picture-file").addEventListener("change", (event) => this.#useFile(event.target.files[0]));
-    document.getElementById("ask-form").addEventListener("submit", (event) => {
+export class AskView {
+  /** @param {HTMLVideoElement} video @param {{id: string, limits?: object}} model as /v1/models lists it */
+  constructor(video, model) {
+    [this.video, this.model] = [video, model];
+    this.images = model.limits?.images_per_request ?? IMAGES;
+    this.bodyBytes = model.limits?.body_bytes ?? BODY_BYTES;
+    this.messages = [];
+    this.running = null; // stops the answer that is being made
+    this.tray = new Tray($("tray"), () => this.#say(""));
+    $("ask-form").addEventListener("submit", (event) => {
       event.preventDefault();
-      this.#ask(this.question.value.trim());
+      this.#ask($("question").value.trim());
     });
+    $("stop").addEventListener("click", () => this.running?.abort());
+    $("clear").addEventListener("click", () => this.#clear());
+    $("use-frame").addEventListener("click", () => this.#addFrame());
+    $("picture-file").addEventListener("change", (event) => {
+      this.#addFiles([...event.target.files]);
+      event.target.value = "";
+    });
+    this.#takeDropped($("talk"));
+    document.addEventListener("paste", (event) => {
+      const files = [...event.clipboardData.files];
+      if ($("view-ask").hidden || !files.length) return;
+      event.preventDefault();
+      this.#addFiles(files);
+    });
+    document.addEventListener("keydown", (event) => {
+      if (event.key === "Escape" && !$("view-ask").hidden) this.running?.abort();
+    });
+    this.#offerExamples();
+  }
+
+  // -- pictures -----------------------------------------------------------------------------------------------
+
+  #takeDropped(place) {
     for (const kind of ["dragover", "dragleave", "drop"]) {
-      drop.addEventListener(kind, (event) => {
+      place.addEventListener(kind, (event) => {
+        if (!event.dataTransfer.types.includes("Files")) return;
         event.preventDefault();
-        drop.classList.toggle("over", kind === "dragover");
-        if (kind === "drop") this.#useFile(event.dataTransfer.files[0]);
+        place.classList.toggle("over", kind === "dragover");
+        if (kind === "drop") this.#addFiles([...event.dataTransfer.files]);
       });
     }
   }
 
-  #useFrame() {
+  async #addFrame() {
     if (!this.video.videoWidth) {
-      this.#say("Play a video first, or upload a picture.");
+      this.#say("There is no video yet: play one under “Live captions” first.", true);
       return;
     }
-    this.#show(snapshot(this.video, LONGEST_SIDE).toDataURL("image/png"));
+    await this.#addFiles([await jpegOf(snapshot(this.video, FRAME_SIDE))], "the video's frame");
   }
 
-  #useFile(file) {
-    if (!file) return;
-    const reader = new FileReader();
-    reader.onload = () => this.#show(reader.result);
-    reader.readAsDataURL(file);
-  }
-
-  #show(uri) {
-    this.image.onload = () => this.image.classList.toggle("tiny", this.image.naturalWidth < TINY);
-    this.image.src = uri;
-    this.image.hidden = false;
-    this.hint.hidden = true;
-  }
-
-  async #ask(question) {
-    if (this.image.hidden) this.#useFrame();
-    if (this.image.hidden || !question) return;
-    const entry = element("article", "newest");
-    this.answers.querySelector(".newest")?.classList.remove("newest");
-    const [asked, answer, account] = [element("q", "", question), element("p", ""), element("small", "")];
-    entry.append(asked, answer, account);
-    this.answers.append(entry);
-    this.answers.scrollTop = -this.answers.scrollHeight;
-    this.button.disabled = true;
-    try {
-      await this.#stream(question, answer, account);
-    } catch (error) {
-      answer.className = "problem";
-      answer.textContent = error.message;
-    } finally {
-      this.button.disabled = false;
-    }
-  }
-
-  async #stream(question, answer, account) {
-    const began = performance.now();
-    const content = [{ type: "image_url", image_url: { url: this.image.src } }, { type: "text", text: question }];
-    const response = await fetch("/v1/chat/completions", {
-      method: "POST",
-      headers: { "content-type": "application/json" },
-      body: JSON.stringify({
-        model: this.modelName(), messages: [{ role: "user", content }],
-        stream: true, stream_options: { include_usage: true },
-      }),
-    });
-    if (!response.ok) throw new Error((await response.json()).error.message);
-    for await (const chunk of events(response.body)) {
-      if (chunk.error) throw new Error(chunk.error.message);
-      answer.textContent += chunk.choices[0]?.delta.content ?? "";
-      if (chunk.usage) {
-        const { prompt_tokens, completion_tokens, prompt_tokens_details: details } = chunk.usage;
-        const elapsed = Math.round(performance.now() - began);
-        account.textContent = `${elapsed} ms · ${prompt_tokens} text tokens in, ${completion_tokens} out · `
-          + `${details.image_tokens} image tokens beside them`;
+  async #addFiles(blobs, name = "") {
+    const problems = [];
+    for (const blob of blobs) {
+      if (this.#pictures() >= this.images) {
+        problems.push(`A conversation holds at most ${this.images} pictures: remove some, or start a new one.`);
+        break;
+      }
+      try {
+        this.tray.add(await prepared(blob, name || blob.name || "the pasted picture", this.#bytesEach()));
+      } catch (error) {
+        problems.push(error.message);
       }
     }
-    if (!answer.textContent) answer.textContent = "(no words)";
+    this.#say(problems.join(" "), problems.length > 0);
   }
 
-  #say(text) {
-    this.hint.hidden = false;
-    this.hint.textContent = text;
+  /** How many pictures the next request would hold. */
+  #pictures() {
+    const asked = this.messages.flatMap(({ content }) => (Array.isArray(content) ? content : []));
+    return asked.filter(({ type }) => type === "image_url").length + this.tray.pictures.length;
+  }
+
+  #bytesEach() {
+    return Math.floor((this.bodyBytes * MARGIN) / BASE64 / this.images);
+  }
+
+  async #offerExamples() {
+    const { pictures } = await (await request("/demo/pictures")).json();
+    const offers = pictures.map(({ url, question }) => {
+      const offer = button("example", "", "", async () => {
+        const blob = await (await request(url)).blob();
+        await this.#addFiles([blob], "a held-out sample");
+        $("question").value = question;
+        $("question").focus();
+      });
+      const image = element("img", "");
+      image.src = url;
+      image.alt = "";
+      offer.append(image, element("span", "", question));
+      return offer;
+    });
+    $("examples").replaceChildren(...offers);
+    if (pictures.length) $("question").placeholder = `Ask about the pictures: “${pictures[0].question}”`;
+  }
+
+  // -- turns --------------------------------------------------------------------------------------------------
+
+  async #ask(question) {
+    if (!question || this.running) return;
+    const pictures = this.tray.take();
+    const images = pictures.map(({ url }) => ({ type: "image_url", image_url: { url } }));
+    const asked = { role: "user", content: [...images, { type: "text", text: question }] };
+    const turn = this.#show(question, pictures);
+    const { messages } = this; // of this conversation, whatever is begun meanwhile
+    $("question").value = "";
+    this.#busy(new AbortController());
+    try {
+      const answer = await this.#stream([...messages, asked], turn);
+      messages.push(asked, { role: "assistant", content: answer });
+    } catch (error) {
+      turn.entry.classList.add("failed");
+      turn.account.textContent = error.message;
+      if (!$("question").value) $("question").value = question; // nothing of the visitor's is lost
+      for (const picture of pictures) this.tray.add(picture);
+      this.#say("The question was not answered; it is back in the box.", true);
+    } finally {
+      this.#busy(null);
+      turn.entry.setAttribute("aria-busy", "false");
+      turn.entry.classList.remove("newest");
+    }
+  }
+
+  /** @returns {Promise<string>} the answer, as far as it came where it was stopped */
+  async #stream(messages, { answer, account }) {
+    const began = performance.now();
+    const body = { model: this.model.id, messages, stream: true, stream_options: { include_usage: true } };
+    const { signal } = this.running;
+    try {
+      const response = await postJson("/v1/chat/completions", body, signal);
+      for await (const chunk of events(response.body)) {
+        if (chunk.error) throw new Error(chunk.error.message);
+        const words = chunk.choices[0]?.delta.content;
+        if (words) keepingEnd($("log"), () => (answer.textContent += words));
+        if (chunk.usage) account.textContent = costs(chunk.usage, performance.now() - began);
+      }
+      if (!answer.textContent) account.textContent = `The model said nothing. ${account.textContent}`;
+    } catch (error) {
+      if (!signal.aborted) throw error;
+      account.textContent = "Stopped.";
+    }
+    return answer.textContent;
+  }
+
+  #show(question, pictures) {
+    $("welcome").hidden = true;
+    const entry = element("article", "turn newest");
+    entry.setAttribute("aria-busy", "true"); // read aloud once it is whole
+    const shown = element("div", "shown");
+    pictures.forEach(({ url, name }) => {
+      const image = element("img", "");
+      image.src = url;
+      image.alt = name;
+      shown.append(image);
+    });
+    const [answer, account] = [element("p", "answer"), element("small", "account")];
+    const copy = button("button small copy", "Copy", "Copy this answer", () => this.#copy(answer.textContent));
+    const foot = element("div", "row foot");
+    foot.append(account, copy);
+    entry.append(shown, element("p", "question", question), answer, foot);
+    $("log").append(entry);
+    $("log").scrollTop = $("log").scrollHeight;
+    return { entry, answer, account };
+  }
+
+  async #copy(text) {
+    try {
+      await navigator.clipboard.writeText(text);
+      this.#say("Copied.");
+    } catch {
+      this.#say("The browser does not let this page copy: select the words instead.", true);
+    }
+  }
+
+  #busy(running) {
+    this.running = running;
+    const [shown, hidden] = running ? [$("stop"), $("ask")] : [$("ask"), $("stop")];
+    const focused = document.activeElement === hidden;
+    shown.hidden = false;
+    hidden.hidden = true;
+    if (focused) shown.focus(); // one stands in the other's place
+    $("clear").disabled = !running && !this.messages.length && !$("log").querySelector(".turn");
+  }
+
+  #clear() {
+    this.running?.abort();
+    this.messages = [];
+    for (const turn of $("log").querySelectorAll(".turn")) turn.remove();
+    this.tray.take();
+    $("welcome").hidden = false;
+    $("clear").disabled = true;
+    $("question").focus();
+    this.#say("A new conversation.");
+  }
+
+  #say(text, problem = false) {
+    $("ask-status").textContent = text;
+    $("ask-status").classList.toggle("problem", problem);
   }
 }
 
-/** The JSON payloads of a stream of server-sent events. */
-async function* events(body) {
-  const decoder = new TextDecoder();
-  const reader = body.getReader();
-  let rest = "";
-  for (;;) {
-    const { done, value } = await reader.read();
-    if (done) return;
-    const parts = (rest + decoder.decode(value, { stream: true })).split("\n\n");
-    rest = parts.pop();
-    for (const part of parts) {
-      const payload = part.replace(/^data: /, "");
-      if (payload === "[DONE]") return;
-      yield JSON.parse(payload);
-    }
-  }
+function costs({ prompt_tokens: inward, completion_tokens: outward, prompt_tokens_details: details }, elapsedMs) {
+  const beside = details?.image_tokens === undefined ? "" : ` · ${details.image_tokens} image tokens beside them`;
+  return `${Math.round(elapsedMs)} ms · ${inward} text tokens in, ${outward} out${beside}`;
 }

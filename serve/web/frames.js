@@ -1,26 +1,36 @@
-// Pictures out of a playing video: one at every 1/fps seconds of its own time, as JPEG.
+// Pictures out of a playing video: one at every 1/fps seconds of its own time, each once, as JPEG.
 
 const LONGEST_SIDE = 640; // no model here looks closer, and a second of video stays near 100 kB
 const QUALITY = 0.92;
+const HIDDEN_MS = 400; // a video that is out of sight tells of no frames: then a timer looks
 
 export class FrameGrabber {
   /**
    * @param {HTMLVideoElement} video
    * @param {number} fps
-   * @param {(timestamp: number, canvas: HTMLCanvasElement) => void} onFrame called at once, in order
+   * @param {(timestamp: number, canvas: HTMLCanvasElement) => void} onFrame called at once
    */
   constructor(video, fps, onFrame) {
     this.video = video;
     this.step = 1 / fps;
     this.onFrame = onFrame;
-    this.last = -1;
+    this.told = 0;
     this.begin();
     this.#watch();
+    setInterval(() => {
+      if (!this.fresh && !video.paused && performance.now() - this.told > HIDDEN_MS) this.look(this.now);
+    }, HIDDEN_MS);
   }
 
-  /** A new video is loaded: its first picture is at time 0, whatever its file says. */
+  /** A new video is loaded: its first picture is at time 0, whatever its file says; none is taken yet. */
   begin() {
     [this.zero, this.fresh] = [0, true];
+    this.taken = new Set();
+  }
+
+  /** Forget what was taken. */
+  forget() {
+    this.taken.clear();
   }
 
   // Only the first picture tells for sure: `currentTime` is 0 until then. A start of less than a step counts as
@@ -47,13 +57,18 @@ export class FrameGrabber {
     this.video.currentTime = this.zero + time;
   }
 
-  /** Take frames from the given time on, also those taken before. */
-  rewind(time = 0) {
-    this.last = Math.ceil(time / this.step - 1e-3) - 1;
+  /** Whether the frame of a time was taken already. */
+  has(time) {
+    return this.taken.has(this.#index(time));
+  }
+
+  #index(time) {
+    return Math.floor(time / this.step + 1e-3);
   }
 
   #watch() {
     const next = (mediaTime) => {
+      this.told = performance.now();
       if (this.fresh) this.#first(mediaTime);
       if (!this.video.paused) this.look(mediaTime - this.zero);
       this.#watch();
@@ -64,27 +79,35 @@ export class FrameGrabber {
       : requestAnimationFrame(() => next(this.video.currentTime));
   }
 
-  /** Take the picture on the screen if it is the first at or after a sampling time. */
+  /** Take the picture on the screen if it is the first of its sampling time. */
   look(time) {
-    const index = Math.floor(time / this.step + 1e-3);
-    if (index <= this.last || this.video.readyState < HTMLMediaElement.HAVE_CURRENT_DATA) return;
-    this.last = index;
+    const index = this.#index(time);
+    if (index < 0 || this.taken.has(index) || this.video.readyState < HTMLMediaElement.HAVE_CURRENT_DATA) return;
+    if (!this.video.videoWidth) return;
+    this.taken.add(index);
     this.onFrame(index * this.step, snapshot(this.video, LONGEST_SIDE));
   }
 }
 
-/** A canvas with the video's current picture. */
-export function snapshot(video, longestSide) {
-  const scale = Math.min(1, longestSide / Math.max(video.videoWidth, video.videoHeight));
+/** A canvas with the current picture of a video, or another image, no side longer than asked. */
+export function snapshot(source, longestSide) {
+  const [across, down] = [source.videoWidth ?? source.width, source.videoHeight ?? source.height];
+  const scale = Math.min(1, longestSide / Math.max(across, down));
   const canvas = document.createElement("canvas");
-  canvas.width = Math.max(1, Math.round(video.videoWidth * scale));
-  canvas.height = Math.max(1, Math.round(video.videoHeight * scale));
-  canvas.getContext("2d").drawImage(video, 0, 0, canvas.width, canvas.height);
+  canvas.width = Math.max(1, Math.round(across * scale));
+  canvas.height = Math.max(1, Math.round(down * scale));
+  const context = canvas.getContext("2d");
+  context.imageSmoothingQuality = "high";
+  context.fillStyle = "#fff"; // JPEG has no transparency: what shows through is white, not black
+  context.fillRect(0, 0, canvas.width, canvas.height);
+  context.drawImage(source, 0, 0, canvas.width, canvas.height);
   return canvas;
 }
 
-/** @returns {Promise<ArrayBuffer>} */
-export async function jpegOf(canvas) {
-  const blob = await new Promise((resolve) => canvas.toBlob(resolve, "image/jpeg", QUALITY));
-  return blob.arrayBuffer();
+/** @returns {Promise<Blob>} */
+export function jpegOf(canvas, quality = QUALITY) {
+  return new Promise((resolve, reject) => {
+    const done = (blob) => (blob ? resolve(blob) : reject(new Error("the browser made no JPEG of it")));
+    canvas.toBlob(done, "image/jpeg", quality);
+  });
 }

@@ -1,5 +1,7 @@
 // One live-caption session over the WebSocket /v1/live.
 
+import { openSocket } from "/web/api.js";
+
 const WAITING = 8; // frames kept while the connection opens; older ones give way, as on the server
 
 export class LiveSession {
@@ -12,9 +14,8 @@ export class LiveSession {
     this.waiting = [];
     this.started = false;
     this.ending = false;
-    const scheme = location.protocol === "https:" ? "wss:" : "ws:";
-    this.socket = new WebSocket(`${scheme}//${location.host}/v1/live`);
-    this.socket.binaryType = "arraybuffer";
+    this.latest = -Infinity; // time of the frame pushed last
+    this.socket = openSocket("/v1/live");
     this.socket.onopen = () => this.#send({ type: "session.start", query });
     this.socket.onmessage = (message) => this.#receive(JSON.parse(message.data));
     this.socket.onclose = () => this.on.closed();

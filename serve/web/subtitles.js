@@ -1,37 +1,52 @@
-// Captions as subtitle files: words that follow one another closely are one cue.
+// Captions as phrases and subtitle files: words about successive frames belong together.
 
-const GAP_S = 0.8; // silence after which the next words start a new cue: a frame without words, at 2 fps
+const GAP_S = 0.8; // silence that ends a phrase: at 2 fps, a frame without words
 const LONGEST_WORDS = 12;
-const SHOWN_S = 2; // how long the last words of a cue stand
+const SHOWN_S = 2; // how long the last words of a phrase stand
 
-/** @param {{time: number, text: string}[]} captions in order */
-export function cues(captions) {
-  const found = [];
-  for (const { time, text: said } of captions) {
-    const text = said.trim().replace(/\s+/g, " "); // an empty line would end the cue
-    const last = found.at(-1);
-    const words = text.split(/\s+/).length;
-    if (last && time - last.until <= GAP_S && last.words + words <= LONGEST_WORDS) {
-      last.text += ` ${text}`;
-      last.words += words;
-      last.until = time;
-    } else {
-      found.push({ start: time, until: time, text, words });
-    }
+/**
+ * Put a caption into phrases in order of time.
+ * @param {{start: number, until: number, text: string, captions: {time: number, text: string}[]}[]} phrases
+ * @returns the phrase that has the words now
+ */
+export function addCaption(phrases, { time, text: said }) {
+  const text = said.trim().replace(/\s+/g, " "); // an empty line would end a cue
+  const after = phrases.findLastIndex((phrase) => phrase.start <= time);
+  const last = phrases[after];
+  const words = (last ? last.text.split(" ").length : 0) + text.split(" ").length;
+  if (last && time >= last.until && time - last.until <= GAP_S && words <= LONGEST_WORDS) {
+    last.text += ` ${text}`;
+    last.until = time;
+    last.captions.push({ time, text });
+    return last;
   }
-  return found.map(({ start, until, text }, index) => {
-    const next = found[index + 1]?.start ?? Infinity;
+  const phrase = { start: time, until: time, text, captions: [{ time, text }] };
+  phrases.splice(after + 1, 0, phrase);
+  return phrase;
+}
+
+/** Start, end and text of each phrase. */
+export function cues(phrases) {
+  return phrases.map(({ start, until, text }, index) => {
+    const next = phrases[index + 1]?.start ?? Infinity;
     return { start, end: Math.min(until + SHOWN_S, next), text };
   });
 }
 
-export function webVTT(captions) {
-  const parts = cues(captions).map((cue) => `${stamp(cue.start, ".")} --> ${stamp(cue.end, ".")}\n${safe(cue.text)}\n`);
+/** What was said of a phrase at a time, or "". */
+export function saidAt(phrases, time) {
+  const index = phrases.findLastIndex((phrase) => phrase.start <= time);
+  if (index < 0 || time >= phrases[index].until + SHOWN_S) return "";
+  return phrases[index].captions.filter((caption) => caption.time <= time).map(({ text }) => text).join(" ");
+}
+
+export function webVTT(phrases) {
+  const parts = cues(phrases).map((cue) => `${stamp(cue.start, ".")} --> ${stamp(cue.end, ".")}\n${safe(cue.text)}\n`);
   return `WEBVTT\n\n${parts.join("\n")}`;
 }
 
-export function subRip(captions) {
-  const parts = cues(captions).map(
+export function subRip(phrases) {
+  const parts = cues(phrases).map(
     (cue, index) => `${index + 1}\n${stamp(cue.start, ",")} --> ${stamp(cue.end, ",")}\n${cue.text}\n`,
   );
   return parts.join("\n");

@@ -1,10 +1,14 @@
 // The strip below the picture: every frame the model saw, and its words at their times.
 
+import { clock, element } from "/web/dom.js";
+
 const PIXELS_PER_SECOND = 84;
 const THUMBNAIL_HEIGHT = 46;
 const LANES = 3;
 const LANE_TOP = 86;
 const LANE_HEIGHT = 20;
+const LETTER = 7; // pixels, where the strip is out of sight
+const LEFT_ALONE_MS = 4000; // after the strip was scrolled by hand
 const KEPT = 600; // elements of each kind; a camera can run for hours
 
 export class Timeline {
@@ -15,6 +19,10 @@ export class Timeline {
       const x = event.clientX - this.track.getBoundingClientRect().left;
       onSeek(this.start + x / this.scale);
     });
+    this.handled = -Infinity;
+    for (const kind of ["wheel", "pointerdown", "touchmove", "keydown"]) {
+      this.holder.addEventListener(kind, () => (this.handled = performance.now()), { passive: true });
+    }
     this.clear(0, 0.5);
   }
 
@@ -24,7 +32,7 @@ export class Timeline {
     this.start = 0;
     this.duration = duration;
     this.scale = Math.max(PIXELS_PER_SECOND, duration ? this.holder.clientWidth / duration : 0);
-    this.lanes = new Array(LANES).fill(-1);
+    this.lanes = Array.from({ length: LANES }, () => []); // [left, right] of the words in each
     this.marks = new Map();
     this.track = element("div", "track");
     this.head = element("div", "head");
@@ -53,10 +61,11 @@ export class Timeline {
     const word = this.#place("span", "word", time);
     word.textContent = text;
     const left = this.#x(time);
-    const free = this.lanes.findIndex((end) => end <= left);
-    const lane = free >= 0 ? free : this.lanes.indexOf(Math.min(...this.lanes));
+    const right = left + (word.offsetWidth || text.length * LETTER) + 10;
+    const free = this.lanes.findIndex((lane) => lane.every(([start, end]) => end <= left || start >= right));
+    const lane = free >= 0 ? free : LANES - 1;
     word.style.top = `${LANE_TOP + lane * LANE_HEIGHT}px`;
-    this.lanes[lane] = left + word.offsetWidth + 10;
+    this.lanes[lane] = [...this.lanes[lane], [left, right]].slice(-KEPT);
   }
 
   /** A frame that was dropped or refused. */
@@ -64,10 +73,11 @@ export class Timeline {
     this.#mark(time, "lost", reason);
   }
 
-  /** Move the playhead, and keep it in sight. */
+  /** Move the playhead, and keep it in sight unless the visitor looks elsewhere. */
   moveTo(time) {
     const x = this.#x(time);
     this.head.style.left = `${x}px`;
+    if (performance.now() - this.handled < LEFT_ALONE_MS) return;
     const { scrollLeft, clientWidth } = this.holder;
     if (x < scrollLeft || x > scrollLeft + clientWidth - 40) this.holder.scrollLeft = x - clientWidth * 0.75;
   }
@@ -103,20 +113,6 @@ export class Timeline {
       if (child !== this.head && parseFloat(child.style.left) < limit) child.remove();
     }
   }
-}
-
-/** Seconds as m:ss, with `digits` decimals. */
-export function clock(seconds, digits = 1) {
-  const minutes = Math.floor(seconds / 60);
-  const rest = (seconds - minutes * 60).toFixed(digits);
-  return `${minutes}:${rest.padStart(digits ? 3 + digits : 2, "0")}`;
-}
-
-export function element(tag, kind, text = "") {
-  const made = document.createElement(tag);
-  if (kind) made.className = kind;
-  if (text) made.textContent = text;
-  return made;
 }
 
 /** Draw `source` so that it fills `target`, cropping what does not fit. */

@@ -28,7 +28,12 @@ def engine() -> FakeEngine:
 
 @pytest.fixture(scope="module")
 def url(engine: FakeEngine) -> Iterator[str]:
-    limits = {"frame_bytes": FRAME_LIMIT, "query_characters": 100, "image_pixels": 10_000}
+    limits = {
+        "frame_bytes": FRAME_LIMIT,
+        "query_characters": 100,
+        "frame_pixels": 10_000,
+        "resume_seconds": 1.0,
+    }
     with running(engine, settings_with(limits=limits)) as address:
         yield address
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from casa_core.engine import image_encoder
+from casa_core.engine import admission, image_encoder
+from casa_core.engine.admission import LARGE_PIXELS
 from casa_core.engine.engine import Engine
 from casa_core.engine.events import Failed, FrameRefused
 from casa_core.engine.image_encoder import Encoded, ImageEncoder
@@ -206,6 +208,63 @@ def test_frames_do_not_wait_for_the_pictures_of_answers_to_be_prepared(threaded:
     events = until(threaded, lambda events: bool(of(events, live)))
     release.set()
     assert [type(outcome) for outcome in of(events, live)] == [CaptionEvent]
+
+
+def test_prompts_do_not_wait_for_pictures_of_many_megapixels(threaded: Engine):
+    release = threading.Event()
+
+    def slow() -> Any:
+        release.wait(20)
+        raise ValueError("too late")
+
+    large = threaded._encoder.encode(slow, due=0.0, live=False, large=True)
+    (result,) = threaded.generate([asked(png(1), "what is it")])
+    assert result.token_ids
+    assert not large.done()
+    release.set()
+
+
+def test_the_memory_of_large_pictures_is_given_back_after_them_and_not_after_small_ones(
+    threaded: Engine, monkeypatch: pytest.MonkeyPatch
+):
+    trimmed: list[str] = []
+    monkeypatch.setattr(image_encoder, "trim_heap", lambda: trimmed.append(threading.current_thread().name))
+    threaded.generate([asked(png(1), "what is it")])
+    assert not trimmed
+    request = replace(asked(png(1), "what is it"), pixels=LARGE_PIXELS + 1)
+    assert threaded.generate([request])
+    threaded._encoder.encode(lambda: None, due=0.0, live=False, large=True).exception(10)  # after the first
+    assert trimmed[0].startswith("casa-large")
+
+
+@pytest.mark.parametrize("threads", [False, True])
+def test_answers_to_one_request_share_its_pictures_whichever_of_them_leaves(
+    known: Engine, threads: bool, monkeypatch: pytest.MonkeyPatch
+):
+    prepared = []
+    original = admission.prompt_chunk
+    go = threading.Event()
+
+    def prompt_chunk(sample: Any, *how: Any, **options: Any) -> Any:
+        go.wait(20)
+        prepared.append(sample)
+        return original(sample, *how, **options)
+
+    monkeypatch.setattr(admission, "prompt_chunk", prompt_chunk)
+    engine = fresh(known, threads=threads)
+    request, other = asked(png(1), "what is it", seed=1), asked(png(2), "what is it", seed=1)
+    numbers = [engine.submit(one) for one in (request, request, other, request)]
+    if threads:
+        engine.step()
+    engine.cancel(numbers[0])
+    go.set()
+    events = until(engine, lambda events: all(of(events, number) for number in numbers[1:]))
+    assert [sample.parts[0].data for sample in prepared] == [png(1), png(2)]
+    first, different, last = (of(events, number)[0] for number in numbers[1:])
+    assert all(isinstance(result, GenerationResult) for result in (first, different, last))
+    assert first == last
+    assert not of(events, numbers[0])
+    engine.close()
 
 
 def test_closing_leaves_no_thread_and_nothing_that_waits(known: Engine):

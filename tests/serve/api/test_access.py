@@ -18,8 +18,8 @@ from websockets.typing import Subprotocol
 
 from casa_core.errors import ConfigError
 from infra.api_keys import as_text, make_key
-from serve.api.app import build_app
 from serve.api.engine_client import EngineClient
+from serve.asgi import build_app
 from tests.support.serve.fakes import FakeEngine
 from tests.support.serve.server import MODEL, running, settings_with
 

@@ -242,7 +242,7 @@ class FakeEngine:
             raise RuntimeError("the engine exploded, and this text must not reach the client")
         if "too long" in question:
             raise ConfigError("the conversation is too long", "it has 9000 tokens", "shorten it")
-        words = [*(colour_of(data) for data in pictures if data is not None), *self.words_of(question)]
+        words = [*_colours([data for data in pictures if data is not None]), *self.words_of(question)]
         if request.sampling.temperature > 0:
             words.append(f"seed={request.sampling.seed}")
         for stop in request.sampling.stop:
@@ -258,6 +258,15 @@ class FakeEngine:
             completion_tokens=len(kept),
             logprobs=tuple(_logprobs(kept, request.sampling.logprobs)),
         )
+
+
+def _colours(pictures: list[bytes]) -> Iterator[str]:
+    for number, data in enumerate(pictures):
+        try:
+            yield colour_of(data)
+        except MediaError as error:
+            error.image = number
+            raise
 
 
 def _logprobs(words: list[str], most: int | None) -> Iterator[TokenLogprob]:

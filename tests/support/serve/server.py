@@ -21,10 +21,10 @@ from PIL import Image as Picture
 
 from casa_core.engine.protocol import LoopProtocol
 from pipelines.recipe.model import Deploy
-from serve.api.app import build_app
 from serve.api.engine_client import EngineClient
 from serve.api.settings import ServeSettings
 from serve.app import engine_settings
+from serve.asgi import build_app
 from tests.support.serve.fakes import COLOURS, FakeEngine
 
 MODEL = "casa-test"

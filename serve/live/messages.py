@@ -1,21 +1,36 @@
-"""The wire format of /v1/live: parsing of client messages and building of server events.
+"""The wire format of live sessions: parsing of client messages and building of server events.
 
-Client → server
+Client → server (WebSocket /v1/live)
     {"type": "session.start", "query": "…", "model": "…", "max_tokens_per_frame": 16}    first, once
+    {"type": "session.resume", "session_id": "…", "after": 41}
+        first, instead: continues a session whose connection was lost, with the events after number 41
     {"type": "frame", "timestamp": 0.5, "image": "data:image/jpeg;base64,…"}
     binary: the timestamp as a little-endian float64 (8 bytes), then the encoded image
     {"type": "session.prompt", "query": "…"}    a further question, about the latest frame; any time
+    {"type": "session.usage"}    asks for the counts so far; it keeps a quiet session open, too
     {"type": "session.end"}
-Server → client
-    {"type": "session.started", "session_id", "model", "limits": {…}}
+Server → client; `event` numbers the events of a session from 1
+    {"type": "session.started", "session_id", "model", "limits": {…}, "credits"}
+    {"type": "session.resumed", "session_id", "lost", …as started}
+        `event` is the number after which events follow; `lost` of them are no longer kept
     {"type": "caption", "timestamp", "text", "latency_ms", "engine_ms", "late_ms", "text_tokens", "tokens",
-     "truncated"}
+     "truncated", "credits"}
         one for each frame, in order; `text` is "" where the model stays silent; `late_ms` counts from the
         frame's deadline; a further question ends the words about a frame (`truncated`)
     {"type": "answer", "query", …as a caption}    to each session.prompt, in order
-    {"type": "dropped", "timestamp", "reason": "queue_full"}    in place of a caption
+    {"type": "dropped", "timestamp", "reason": "queue_full" or "moved", "credits"}    in place of a caption
     {"type": "error", "error": {…OpenAI's shape…}, "timestamp" or null, "fatal": bool}
-    {"type": "session.ended", "frames", "dropped", "refused", "tokens", "text_tokens", "seconds"}
+    {"type": "session.moved", "exact": bool}
+        the session goes on in another process: `exact` as if nothing had happened, or else without what
+        earlier frames had added to the text; frames that were lost are then named by `dropped`
+    {"type": "session.usage", …as ended}
+    {"type": "session.ended", "received", "frames", "captions", "answers", "dropped", "refused", "tokens",
+     "prompt_tokens", "image_tokens", "text_tokens", "seconds"}
+        `frames` were captioned, `captions` of them with words; `tokens` were generated, `prompt_tokens` of
+        text and `image_tokens` of frames were read; `text_tokens` are in the stream's KV cache
+
+`credits` is how many frames may be sent now without one being dropped: a client that needs every frame (a
+file, not a camera) sends no more than that.
 """
 
 from __future__ import annotations
@@ -41,7 +56,7 @@ _HEADER = struct.Struct("<d")
 class SessionStart(Body):
     """Opens the session. The query steers the captions; without one, the deployment's own query does."""
 
-    type: Literal["session.start"]
+    type: Literal["session.start"] = "session.start"
     query: Words = ""
     model: Words | None = None
     max_tokens_per_frame: Annotated[int, Field(ge=1)] | None = None
@@ -55,11 +70,25 @@ class FrameText(Body):
     image: Words
 
 
+class SessionResume(Body):
+    """Continues a session on another connection."""
+
+    type: Literal["session.resume"]
+    session_id: Words
+    after: Annotated[int, Field(ge=0)] = 0
+
+
 class SessionPrompt(Body):
     """Asks something further in the middle of the stream."""
 
     type: Literal["session.prompt"]
     query: Annotated[Words, Field(min_length=1)]
+
+
+class SessionUsage(Body):
+    """Asks for the counts so far."""
+
+    type: Literal["session.usage"]
 
 
 class SessionEnd(Body):
@@ -68,9 +97,9 @@ class SessionEnd(Body):
     type: Literal["session.end"]
 
 
-_ClientMessage = TypeAdapter(
-    Annotated[SessionStart | SessionPrompt | FrameText | SessionEnd, Field(discriminator="type")]
-)
+Control = SessionStart | SessionResume | SessionPrompt | SessionUsage | SessionEnd
+"""What a client may send besides frames."""
+_ClientMessage = TypeAdapter(Annotated[Control | FrameText, Field(discriminator="type")])
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +112,29 @@ class Frame:
 
 @dataclass(slots=True)
 class SessionTotals:
-    """The counts that `session.ended` reports."""
+    """The counts that `session.usage` and `session.ended` report."""
 
+    received: int = 0
     frames: int = 0
+    captions: int = 0
+    answers: int = 0
     dropped: int = 0
     refused: int = 0
     tokens: int = 0
+    prompt_tokens: int = 0
+    image_tokens: int = 0
+    text_tokens: int = 0
+
+    def count(self, caption: CaptionEvent) -> None:
+        """Count a caption or an answer."""
+        of_frame = caption.prompt is None
+        self.frames += of_frame
+        self.captions += of_frame and bool(caption.text)
+        self.answers += not of_frame
+        self.tokens += len(caption.token_ids)
+        self.prompt_tokens += caption.prompt_tokens
+        self.image_tokens += caption.image_tokens
+        self.text_tokens = caption.text_tokens
 
 
 class BadFrame(ApiError):
@@ -99,7 +145,7 @@ class BadFrame(ApiError):
         self.timestamp = timestamp
 
 
-def parse_message(message: Message, limits: Limits) -> SessionStart | SessionPrompt | SessionEnd | Frame:
+def parse_message(message: Message, limits: Limits) -> Control | Frame:
     """Parse one WebSocket message of the client.
 
     Raises:
@@ -124,16 +170,11 @@ def parse_message(message: Message, limits: Limits) -> SessionStart | SessionPro
     return frame
 
 
-def error_event(error: ApiError, *, fatal: bool) -> dict[str, Any]:
-    """The `error` event; after a fatal one the server closes the connection."""
-    return {"type": "error", **error.body(), "timestamp": getattr(error, "timestamp", None), "fatal": fatal}
-
-
-def started_event(session_id: str, model: str, limits: Limits) -> dict[str, Any]:
-    """The `session.started` event, with the limits that a client needs."""
+def session_facts(session_id: str, model: str, limits: Limits) -> dict[str, Any]:
+    """What a client is told about its session, with the limits that it needs."""
     names = ("queued_frames", "queued_prompts", "frame_bytes", "session_frames", "idle_seconds")
-    shown = {name: getattr(limits, name) for name in names}
-    return {"type": "session.started", "session_id": session_id, "model": model, "limits": shown}
+    shown = {name: getattr(limits, name) for name in (*names, "resume_seconds")}
+    return {"session_id": session_id, "model": model, "limits": shown}
 
 
 def caption_event(caption: CaptionEvent, latency_s: float) -> dict[str, Any]:
@@ -153,10 +194,14 @@ def caption_event(caption: CaptionEvent, latency_s: float) -> dict[str, Any]:
     }
 
 
-def ended_event(session_id: str, totals: SessionTotals, text_tokens: int, seconds: float) -> dict[str, Any]:
-    """The `session.ended` event; `text_tokens` are those in the stream's KV cache."""
-    counts = {**asdict(totals), "text_tokens": text_tokens, "seconds": round(seconds, 3)}
-    return {"type": "session.ended", "session_id": session_id, **counts}
+def dropped_event(timestamp: float, reason: str) -> dict[str, Any]:
+    """The `dropped` event of a frame."""
+    return {"type": "dropped", "timestamp": timestamp, "reason": reason}
+
+
+def usage_of(totals: SessionTotals, seconds: float) -> dict[str, Any]:
+    """The counts of a session, as `session.usage` and `session.ended` hold them."""
+    return {**asdict(totals), "seconds": round(seconds, 3)}
 
 
 def _binary_frame(data: bytes, limits: Limits) -> Frame:

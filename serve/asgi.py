@@ -16,11 +16,12 @@ from serve.api.access import KeyMiddleware, SiteMiddleware
 from serve.api.chat import chat_router
 from serve.api.engine_client import EngineClient
 from serve.api.errors import install_error_handlers
-from serve.api.live import SessionSlots, live_router
 from serve.api.middleware import BodyLimitMiddleware, RequestMiddleware
 from serve.api.page import page_router
 from serve.api.settings import ServeSettings
 from serve.api.status import status_router
+from serve.live.sessions import LiveSessions, SessionStore
+from serve.live.socket import live_router
 from serve.observe.client import ObservedClient
 from serve.observe.metrics import Metrics
 from serve.observe.middleware import ObserveMiddleware
@@ -29,12 +30,19 @@ from serve.observe.route import metrics_router
 logger = logging.getLogger("casa.serve")
 
 
-def build_app(client: EngineClient, settings: ServeSettings, *, request_id_headers: bool = True) -> FastAPI:
+def build_app(
+    client: EngineClient,
+    settings: ServeSettings,
+    *,
+    request_id_headers: bool = True,
+    store: SessionStore | None = None,
+) -> FastAPI:
     """Assemble the app.
 
     Args:
         client: Closed when the app shuts down.
         request_id_headers: Whether responses name their request; not where a proxy in front does so.
+        store: Where live sessions are kept for other processes.
     """
 
     ring = KeyRing(Path(settings.access.keys)) if settings.access.keys else None
@@ -44,12 +52,12 @@ def build_app(client: EngineClient, settings: ServeSettings, *, request_id_heade
         )
     metrics = Metrics(settings.model_name, settings.checkpoint)
     observed = cast(EngineClient, ObservedClient(client, metrics))
-    slots = SessionSlots(settings.limits.sessions)
+    sessions = LiveSessions(observed, settings, store)
     routers = [
-        status_router(observed, settings, slots),
+        status_router(observed, settings, lambda: sessions.open),
         metrics_router(observed, metrics),
         chat_router(observed, settings),
-        live_router(observed, settings, slots),
+        live_router(sessions),
         page_router(settings),
     ]
     paths = {getattr(route, "path", "") for router in routers for route in router.routes}
@@ -57,6 +65,7 @@ def build_app(client: EngineClient, settings: ServeSettings, *, request_id_heade
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
+        sessions.close()
         client.close()
 
     app = FastAPI(

@@ -1,0 +1,154 @@
+"""The live sessions of one replica: as many as it has places for, found again by their ids."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from typing import Protocol
+
+from casa_core.engine.live_stream import StreamSettings
+from serve.api.engine_client import EngineClient, LiveSession
+from serve.api.errors import ApiError, bad_request, model_not_found, too_many
+from serve.api.settings import ServeSettings
+from serve.live.account import check_query
+from serve.live.messages import SessionStart
+from serve.live.run import LiveRun, RunState
+
+
+class SessionStore(Protocol):
+    """Where sessions are kept so that another process can continue them."""
+
+    def keep(self, state: RunState) -> None:
+        """Keep what a session has come to; called after each of its outcomes."""
+        ...
+
+    def drop(self, session_id: str) -> None:
+        """Forget a session that has ended."""
+        ...
+
+    async def take(self, session_id: str) -> tuple[RunState, LiveSession] | None:
+        """A session that another process had, and its stream in the engine; `None` if there is none."""
+        ...
+
+
+class LiveSessions:
+    """Opens, finds and ends the live sessions of one replica; used from its event loop only.
+
+    A session whose connection was lost has its place for `limits.resume_seconds`, unless a new one needs it.
+
+    Args:
+        store: Where sessions are kept for other processes; by default nowhere.
+    """
+
+    def __init__(
+        self, client: EngineClient, settings: ServeSettings, store: SessionStore | None = None
+    ) -> None:
+        self.settings = settings
+        self._client = client
+        self._store = store
+        self._running: dict[str, LiveRun] = {}
+        self._over: dict[str, LiveRun] = {}
+        self._opening = 0
+
+    @property
+    def open(self) -> int:
+        """Sessions that have not ended."""
+        return len(self._running) + self._opening
+
+    @property
+    def full(self) -> bool:
+        """Whether there is no place for a new one."""
+        return self.open >= self.settings.limits.sessions and self._longest_left() is None
+
+    def check(self) -> None:
+        """Refuse a session for which there is no place now.
+
+        Raises:
+            ApiError: 429.
+        """
+        if self.full:
+            message = f"{self.open} live sessions are open, the most this server keeps. Try again later."
+            raise too_many(message, "too_many_sessions")
+
+    async def start(self, asked: SessionStart) -> LiveRun:
+        """Open a session.
+
+        Raises:
+            ApiError: What is asked for is refused, or there is no place.
+            CasaError: The engine refuses it.
+        """
+        stream = self._stream_settings(asked)
+        self._make_place()
+        self._opening += 1
+        try:
+            session = await self._client.open_session(stream)
+        finally:
+            self._opening -= 1
+        run = self._run(f"live-{secrets.token_hex(16)}", session, stream)
+        run.start()
+        return run
+
+    async def find(self, session_id: str) -> LiveRun:
+        """A session by its id; one that has ended is found for `limits.resume_seconds` more.
+
+        Raises:
+            ApiError: 404.
+        """
+        run = self._running.get(session_id) or self._over.get(session_id)
+        if run is None and self._store is not None:
+            taken = await self._store.take(session_id)
+            if taken is not None:
+                state, session = taken
+                run = self._run(session_id, session, state.stream)
+                run.resume(state)
+        if run is None:
+            message = "There is no live session of this id: it has ended, or never began. Open a new one."
+            raise ApiError(404, message, code="session_not_found", param="session_id")
+        return run
+
+    def close(self) -> None:
+        """End all sessions."""
+        for run in list(self._running.values()):
+            run.close()
+
+    def _run(self, session_id: str, session: LiveSession, stream: StreamSettings) -> LiveRun:
+        run = LiveRun(session_id, session, stream, self.settings, on_outcome=self._keep, on_over=self._forget)
+        self._running[session_id] = run
+        return run
+
+    def _keep(self, run: LiveRun) -> None:
+        if self._store is not None:
+            self._store.keep(run.state())
+
+    def _forget(self, run: LiveRun) -> None:
+        del self._running[run.id]
+        if self._store is not None:
+            self._store.drop(run.id)
+        limits = self.settings.limits
+        self._over[run.id] = run
+        while len(self._over) > limits.sessions:
+            del self._over[next(iter(self._over))]
+        asyncio.get_running_loop().call_later(limits.resume_seconds, self._over.pop, run.id, None)
+
+    def _make_place(self) -> None:
+        self.check()
+        if self.open >= self.settings.limits.sessions and (left := self._longest_left()) is not None:
+            left.close()
+
+    def _longest_left(self) -> LiveRun | None:
+        """The session that lost its connection first of those without one."""
+        left = [(run.left_at, run) for run in self._running.values() if run.left_at is not None]
+        return min(left, key=lambda one: one[0])[1] if left else None
+
+    def _stream_settings(self, asked: SessionStart) -> StreamSettings:
+        settings = self.settings
+        if asked.model is not None and asked.model != settings.model_name:
+            raise model_not_found(asked.model, settings.model_name)
+        check_query(asked.query, settings.limits)
+        ceiling = settings.max_tokens_per_frame
+        if (asked.max_tokens_per_frame or 0) > ceiling:
+            raise bad_request(f"At most {ceiling} tokens per frame are accepted.", "max_tokens_per_frame")
+        return StreamSettings(
+            query=asked.query or settings.live_query,
+            max_tokens_per_frame=asked.max_tokens_per_frame or ceiling,
+        )

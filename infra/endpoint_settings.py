@@ -83,6 +83,10 @@ class Limits(BaseModel):
     )
     choices: Count = Field(default=8, description="Answers to one request, `n`.")
     messages_per_request: Count = Field(default=256, description="Messages in one chat request.")
+    text_characters: Count = Field(
+        default=100_000, description="Characters of all texts of one request, before they are tokenized."
+    )
+    json_containers: Count = Field(default=10_000, description="Objects and lists in one JSON body.")
     stop_strings: Count = Field(default=4, description="Stop strings in one request.")
     waiting_requests: Count = Field(default=64, description="Requests that wait to be answered; beyond: 429.")
     answers: Count = Field(default=16, description="Requests answered at a time, in one batch.")

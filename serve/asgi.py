@@ -14,12 +14,15 @@ from starlette.middleware import Middleware
 from serve.access.keys import KeyRing
 from serve.api.access import KeyMiddleware, SiteMiddleware
 from serve.api.chat import chat_router
+from serve.api.documentation import documentation_router
 from serve.api.engine_client import EngineClient
 from serve.api.errors import install_error_handlers
 from serve.api.middleware import BodyLimitMiddleware, RequestMiddleware
+from serve.api.openapi import describe
 from serve.api.page import page_router
 from serve.api.settings import ServeSettings
 from serve.api.status import status_router
+from serve.live import messages
 from serve.live.sessions import LiveSessions, SessionStore
 from serve.live.socket import live_router
 from serve.observe.client import ObservedClient
@@ -59,6 +62,7 @@ def build_app(
         chat_router(observed, settings),
         live_router(sessions),
         page_router(settings),
+        documentation_router(settings, messages.__doc__ or ""),
     ]
     paths = {getattr(route, "path", "") for router in routers for route in router.routes}
 
@@ -72,7 +76,7 @@ def build_app(
         title="casa",
         summary="Questions about pictures in OpenAI's shape, and live captions.",
         lifespan=lifespan,
-        docs_url=None,  # the interactive pages load scripts from a CDN; /openapi.json stays
+        docs_url=None,  # FastAPI's own pages load scripts from a CDN
         redoc_url=None,
         middleware=[
             Middleware(ObserveMiddleware, metrics=metrics, known=lambda path: path in paths),
@@ -86,6 +90,8 @@ def build_app(
             ),
         ],
     )
+    app.state.limits = settings.limits
+    describe(app, settings)
     install_error_handlers(app)
     for router in routers:
         app.include_router(router)

@@ -83,7 +83,7 @@ class KeyMiddleware:
             offered = offered or _socket_key(scope)
             send = _naming_protocol(scope, send)
         held = ExitStack()
-        if self._ring is not None and not _is_open(scope["path"]):
+        if self._ring is not None and not is_open(scope["path"]):
             try:
                 held = _admit(self._ring, offered, scope)
             except Refused as refused:
@@ -107,7 +107,8 @@ def _admit(ring: KeyRing, offered: str | None, scope: Scope) -> ExitStack:
     return held
 
 
-def _is_open(path: str) -> bool:
+def is_open(path: str) -> bool:
+    """Whether a path needs no key."""
     return path in OPEN or path.startswith(OPEN_FOLDER)
 
 

@@ -22,20 +22,26 @@ from casa_core.engine.requests import (
 )
 from serve.api.engine_client import EngineClient
 from serve.api.errors import as_api_error, internal_error, model_not_found
+from serve.api.json_body import JsonRoute
 from serve.api.request_conversion import images_named, to_generation_requests
+from serve.api.responses import ChatCompletion, event_stream
 from serve.api.schemas import ChatCompletionRequest
 from serve.api.settings import ServeSettings
 
 logger = logging.getLogger("casa.serve")
 T = TypeVar("T")
+STREAMED = event_stream(
+    "With `stream`: lines `data: {…}`, each a piece of the answer; the last is `data: [DONE]`."
+)
 
 
 def chat_router(client: EngineClient, settings: ServeSettings) -> APIRouter:
     """The chat route over one engine."""
-    router = APIRouter()
+    router = APIRouter(route_class=JsonRoute)
 
-    @router.post("/v1/chat/completions")
+    @router.post("/v1/chat/completions", responses={200: {"model": ChatCompletion, **STREAMED}})
     async def chat_completions(body: ChatCompletionRequest, request: Request) -> Response:
+        """Answer a conversation about pictures, whole or as a stream of server-sent events."""
         if body.model != settings.model_name:
             raise model_not_found(body.model, settings.model_name)
         request_id = request.state.request_id

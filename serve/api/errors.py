@@ -52,11 +52,18 @@ class ApiError(HTTPException):
         """The JSON object clients receive, over HTTP, inside SSE and on WebSockets alike; its code is noted
         for the request's log line."""
         note_refusal(self.code)
-        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
+        param = None if self.param is None else writable(self.param)
+        error = {"message": writable(self.message), "type": self.kind, "param": param, "code": self.code}
+        return {"error": error}
 
     def response(self) -> JSONResponse:
         """The whole HTTP answer."""
         return JSONResponse(self.body(), status_code=self.status_code, headers=self.headers)
+
+
+def writable(text: str) -> str:
+    """A client's own text with halves of characters escaped: they can be written into no answer."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def bad_request(message: str, param: str, code: str = "invalid_value") -> ApiError:
@@ -117,8 +124,10 @@ def error_event(error: ApiError, *, fatal: bool) -> dict[str, Any]:
 def install_error_handlers(app: FastAPI) -> None:
     """Give every refusal OpenAI's shape. Unexpected exceptions are left to the request middleware."""
 
-    async def on_validation_error(_: Request, error: Exception) -> JSONResponse:
+    async def on_validation_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
+        if isinstance(error.body, bytes):  # FastAPI leaves a body that is not called JSON as it came
+            return _not_called_json(request.headers.get("content-type")).response()
         return _validation_error(error).response()
 
     async def on_http_error(request: Request, error: Exception) -> JSONResponse:
@@ -142,6 +151,12 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, on_validation_error)
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(CasaError, on_known_error)
+
+
+def _not_called_json(content_type: str | None) -> ApiError:
+    named = "missing" if content_type is None else repr(content_type[:80])
+    message = f"The header content-type is {named}; this call takes application/json."
+    return ApiError(415, message, code="unsupported_media_type")
 
 
 def _validation_error(error: RequestValidationError) -> ApiError:

@@ -46,6 +46,7 @@ async def to_generation_requests(
         raise bad_request(f"n is {body.n}; at most {limits.choices} answers are given to a request.", "n")
     images: list[tuple[str, bytes]] = []
     turns = [_turn(message, index, images) for index, message in enumerate(body.messages)]
+    _check_texts(turns, limits)
     if len(images) > limits.images_per_request:
         message = f"{len(images)} images; at most {limits.images_per_request} are accepted."
         raise bad_request(message, "messages", "too_many_images")
@@ -155,6 +156,19 @@ def _turn(message: Message, index: int, images: list[tuple[str, bytes]]) -> tupl
                 images.append((param, data))
                 content.append(Image(data=data))
     return role, content
+
+
+def _check_texts(turns: Sequence[tuple[Role, Content]], limits: Limits) -> None:
+    """Refuse more text than any context holds before it is tokenized, which takes minutes for megabytes."""
+    length = 0
+    for index, (_, content) in enumerate(turns):
+        length += sum(len(part) for part in content if isinstance(part, str))
+        if length > limits.text_characters:
+            raise bad_request(
+                f"The texts have more than {limits.text_characters} characters together. Send less text.",
+                f"messages[{index}].content",
+                "text_too_long",
+            )
 
 
 def _sampling(body: ChatCompletionRequest, settings: ServeSettings) -> SamplingParams:

@@ -80,8 +80,12 @@ class Body(BaseModel):
 
 def _whole_characters(text: str) -> str:
     """JSON can hold half of a surrogate pair (`"\\ud83d"`), which is no character and cannot be written."""
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise PydanticCustomError("broken_text", "the text holds half of a character (a lone surrogate)")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise PydanticCustomError(
+            "broken_text", "the text holds half of a character (a lone surrogate)"
+        ) from error
     return text
 
 
@@ -152,8 +156,21 @@ def _at_least_one(tokens: int) -> int:
 Most = Annotated[int, Field(ge=-1), AfterValidator(_at_least_one)]
 
 
+def _name_accepted(schema: dict[str, Any]) -> None:
+    """Describe the parameters that are no fields, since they change nothing."""
+    for name in sorted(IGNORED):
+        schema["properties"][name] = {"description": "Accepted; changes nothing."}
+    for name, values in NEUTRAL.items():
+        schema["properties"][name] = {
+            "enum": [*values, None],
+            "description": "Accepted at these values only.",
+        }
+
+
 class ChatCompletionRequest(Body):
-    """A conversation to continue."""
+    """A conversation to continue. null is absent."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", json_schema_extra=_name_accepted)
 
     model: Words
     messages: Annotated[list[Message], Field(min_length=1)]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter
@@ -12,9 +14,22 @@ from fastapi.responses import JSONResponse
 
 from serve.api.engine_client import EngineClient
 from serve.api.errors import model_not_found
+from serve.api.responses import Health, ModelCard, ModelList, NotReady, Ready
 from serve.api.settings import ServeSettings
 
 READY_WITHIN_S = 5.0
+SHOWN_LIMITS = (
+    "body_bytes",
+    "images_per_request",
+    "image_pixels",
+    "messages_per_request",
+    "text_characters",
+    "choices",
+    "stop_strings",
+    "frame_bytes",
+    "session_frames",
+    "query_characters",
+)
 
 
 def status_router(
@@ -28,19 +43,27 @@ def status_router(
         "created": int(time.time()),
         "owned_by": "casa",
         "fingerprint": settings.checkpoint,
+        "max_model_len": _context(settings.model_folder),
+        "limits": {
+            **{name: getattr(settings.limits, name) for name in SHOWN_LIMITS},
+            "max_new_tokens": settings.max_new_tokens,
+            "max_tokens_per_frame": settings.max_tokens_per_frame,
+        },
     }
 
-    @router.get("/v1/models")
+    @router.get("/v1/models", response_model=ModelList)
     async def list_models() -> dict[str, Any]:
+        """The served model and its limits."""
         return {"object": "list", "data": [model]}
 
-    @router.get("/v1/models/{name:path}")
+    @router.get("/v1/models/{name:path}", response_model=ModelCard)
     async def retrieve_model(name: str) -> dict[str, Any]:
+        """One model, by its name."""
         if name != settings.model_name:
             raise model_not_found(name, settings.model_name)
         return model
 
-    @router.get("/healthz")
+    @router.get("/healthz", response_model=Health)
     async def healthz() -> dict[str, Any]:
         """200 while the process answers. `service` identifies this project; `fingerprint` is the deployment's
         identity and `checkpoint` its training run's."""
@@ -53,7 +76,7 @@ def status_router(
             "live_sessions": open_sessions(),
         }
 
-    @router.get("/readyz")
+    @router.get("/readyz", responses={200: {"model": Ready}, 503: {"model": NotReady}})
     async def readyz() -> JSONResponse:
         """200 if the engine's thread runs a new call within seconds; 503 if it is stuck or gone."""
         try:
@@ -64,3 +87,12 @@ def status_router(
         return JSONResponse({"status": "ready", "model": settings.model_name})
 
     return router
+
+
+def _context(model_folder: Path) -> int | None:
+    """Text positions of a checkpoint; `None` where its configuration does not lie here."""
+    try:
+        config = json.loads((model_folder / "config.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    return config.get("text_config", config).get("max_position_embeddings")

@@ -35,7 +35,6 @@ file, not a camera) sends no more than that.
 
 from __future__ import annotations
 
-import json
 import math
 import struct
 from dataclasses import asdict, dataclass
@@ -46,6 +45,7 @@ from starlette.types import Message
 
 from casa_core.engine.requests import CaptionEvent
 from serve.api.errors import ApiError, bad_request, field_path
+from serve.api.json_body import parse_json
 from serve.api.request_conversion import image_bytes
 from serve.api.schemas import Body, Words
 from serve.api.settings import Limits
@@ -154,8 +154,8 @@ def parse_message(message: Message, limits: Limits) -> Control | Frame:
     if (data := message.get("bytes")) is not None:
         return _binary_frame(data, limits)
     try:
-        parsed = _ClientMessage.validate_python(json.loads(message["text"]))
-    except (ValueError, RecursionError) as error:
+        parsed = _ClientMessage.validate_python(parse_json(message["text"], limits))
+    except ValidationError as error:
         raise _malformed(error) from error
     if not isinstance(parsed, FrameText):
         return parsed
@@ -225,10 +225,8 @@ def _check_length(length: int, timestamp: float, limits: Limits, slack: int = 0)
         raise BadFrame(ApiError(413, message, code="frame_too_large", param="image"), timestamp)
 
 
-def _malformed(error: Exception) -> ApiError:
-    if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        # The first step of the path is the union's tag, the message's own type.
-        param = field_path(first["loc"][1:])
-        return ApiError(400, f"Invalid message: {first['msg']}.", code="invalid_message", param=param or None)
-    return ApiError(400, "The message is not valid JSON.", code="invalid_json")
+def _malformed(error: ValidationError) -> ApiError:
+    first = error.errors()[0]
+    # The first step of the path is the union's tag, the message's own type.
+    param = field_path(first["loc"][1:])
+    return ApiError(400, f"Invalid message: {first['msg']}.", code="invalid_message", param=param or None)

@@ -1,23 +1,37 @@
-// Requests to the endpoint that this page comes from.
+// Requests to the endpoint that this page comes from, with the visitor's key where it asks for one.
+
+let key = sessionStorage.getItem("api-key") ?? ""; // forgotten with the tab
+
+export function setKey(value) {
+  key = value;
+  sessionStorage.setItem("api-key", value);
+}
 
 /** The answer to a request.
- * @throws {Error} with the endpoint's own sentence where it refuses */
+ * @throws {Error} with the endpoint's own sentence and `status` where it refuses */
 export async function request(path, options = {}) {
   let response;
   try {
-    response = await fetch(path, options);
+    const headers = { ...options.headers, ...(key && { authorization: `Bearer ${key}` }) };
+    response = await fetch(path, { ...options, headers });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Error("The endpoint does not answer. Is it still running?");
   }
   if (response.ok) return response;
   const refusal = await response.json().catch(() => null);
-  throw new Error(refusal?.error?.message ?? `The endpoint answered ${response.status}.`);
+  const reason = refusal?.error?.message ?? `The endpoint answered ${response.status}.`;
+  throw Object.assign(new Error(reason), { status: response.status });
 }
 
 export async function postJson(path, body, signal) {
   const headers = { "content-type": "application/json" };
   return request(path, { method: "POST", headers, body: JSON.stringify(body), signal });
+}
+
+/** A URL for an element to load: elements send no key. */
+export async function mediaUrl(path) {
+  return key ? URL.createObjectURL(await (await request(path)).blob()) : path;
 }
 
 /** The JSON payloads of a stream of server-sent events. */
@@ -42,7 +56,8 @@ export async function* events(body) {
 /** A WebSocket to a path of this endpoint. */
 export function openSocket(path) {
   const scheme = location.protocol === "https:" ? "wss:" : "ws:";
-  const socket = new WebSocket(`${scheme}//${location.host}${path}`);
+  const protocols = key ? ["casa.live", `casa.key.${key}`] : []; // browsers can set no header here
+  const socket = new WebSocket(`${scheme}//${location.host}${path}`, protocols);
   socket.binaryType = "arraybuffer";
   return socket;
 }

@@ -1,6 +1,6 @@
 // The page: what is watched, what becomes of it, and questions about pictures, wired together.
 
-import { request } from "/web/api.js";
+import { mediaUrl, request, setKey } from "/web/api.js";
 import { AskView } from "/web/ask.js";
 import { Captions } from "/web/captions.js";
 import { Numbers } from "/web/charts.js";
@@ -23,7 +23,7 @@ const numbers = new Numbers();
 const captions = new Captions({ timeline, transcript, overlay, numbers }, setState, () => video.pause());
 const grabber = new FrameGrabber(video, FPS, (timestamp, canvas) => {
   replay(false);
-  captions.frame(timestamp, canvas);
+  return captions.frame(timestamp, canvas);
 });
 const player = new Player(video, {
   onNew: startOver,
@@ -188,11 +188,39 @@ document.addEventListener("click", (event) => {
   if (!$("settings").contains(event.target)) $("settings").open = false;
 });
 
+const askView = new AskView(video);
 requestAnimationFrame(follow);
-const [model] = (await (await request("/v1/models")).json()).data;
-$("model").textContent = $("model").title = model.id;
-new AskView(video, model);
-await offerClips((await (await request("/demo/clips")).json()).clips, (clip) => {
-  $("query").value = clip.query;
-  player.watch(clip.url);
+
+async function begin() {
+  const [model] = (await (await request("/v1/models")).json()).data;
+  $("model").textContent = $("model").title = model.id;
+  await askView.begin(model);
+  offerClips((await (await request("/demo/clips")).json()).clips, async (clip) => {
+    $("query").value = clip.query;
+    player.watch(await mediaUrl(clip.url));
+  });
+}
+
+async function tryToBegin() {
+  try {
+    await begin();
+    setState("idle", "Ready");
+  } catch (error) {
+    setState("error", error.status === 401 ? "Needs a key" : "No answer");
+    if (error.status !== 401) {
+      transcript.note(error.message, "problem");
+      return;
+    }
+    $("key-hint").textContent = error.message;
+    $("settings").open = true;
+    $("api-key").focus();
+  }
+}
+
+$("key-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  setKey($("api-key").value.trim());
+  $("settings").open = false;
+  tryToBegin();
 });
+tryToBegin();

@@ -1,6 +1,6 @@
 // Questions about pictures through the chat API: several pictures, several turns, answers word by word.
 
-import { events, postJson, request } from "/web/api.js";
+import { events, mediaUrl, postJson, request } from "/web/api.js";
 import { $, button, element, keepingEnd } from "/web/dom.js";
 import { jpegOf, snapshot } from "/web/frames.js";
 import { prepared } from "/web/pictures.js";
@@ -13,11 +13,9 @@ const BASE64 = 4 / 3;
 const MARGIN = 0.9; // of a body, for pictures; the rest is text
 
 export class AskView {
-  /** @param {HTMLVideoElement} video @param {{id: string, limits?: object}} model as /v1/models lists it */
-  constructor(video, model) {
-    [this.video, this.model] = [video, model];
-    this.images = model.limits?.images_per_request ?? IMAGES;
-    this.bodyBytes = model.limits?.body_bytes ?? BODY_BYTES;
+  /** @param {HTMLVideoElement} video */
+  constructor(video) {
+    this.video = video;
     this.messages = [];
     this.running = null; // stops the answer that is being made
     this.tray = new Tray($("tray"), () => this.#say(""));
@@ -42,7 +40,14 @@ export class AskView {
     document.addEventListener("keydown", (event) => {
       if (event.key === "Escape" && !$("view-ask").hidden) this.running?.abort();
     });
-    this.#offerExamples();
+  }
+
+  /** @param {{id: string, limits?: object}} model as /v1/models lists it */
+  async begin(model) {
+    this.model = model;
+    this.images = model.limits?.images_per_request ?? IMAGES;
+    this.bodyBytes = model.limits?.body_bytes ?? BODY_BYTES;
+    await this.#offerExamples();
   }
 
   // -- pictures -----------------------------------------------------------------------------------------------
@@ -102,7 +107,7 @@ export class AskView {
         $("question").focus();
       });
       const image = element("img", "");
-      image.src = url;
+      mediaUrl(url).then((own) => (image.src = own));
       image.alt = "";
       offer.append(image, element("span", "", question));
       return offer;

@@ -4,7 +4,22 @@ import { $ } from "/web/dom.js";
 import { jpegOf } from "/web/frames.js";
 import { LiveSession } from "/web/live.js";
 
-const EXPECTED = new Set(["session_idle", "session_full", "frame_limit"]); // a new session goes on from here
+const MOVED = {
+  true: "The stream goes on in another process, as if nothing had happened.",
+  false: "The stream goes on in another process, which does not know the earlier words.",
+};
+const GOES_ON = { // errors after which a new session goes on from here, and what is said of them
+  session_idle: "",
+  session_full: "The session was full; a new one goes on from here.",
+  frame_limit: "The session was full; a new one goes on from here.",
+  session_not_found: "The endpoint no longer has the session; a new one goes on from here.",
+  session_ended: "The endpoint no longer has the session; a new one goes on from here.",
+};
+const REASONS = {
+  queue_full: "dropped: the model was busy",
+  moved: "lost when the stream moved to another process",
+  unsent: "not sent: the endpoint was out of reach",
+};
 
 export class Captions {
   /**
@@ -16,14 +31,23 @@ export class Captions {
     Object.assign(this, shown);
     [this.onState, this.onFailure] = [onState, onFailure];
     this.session = null;
+    this.blocked = [0, 0]; // until when no session is opened, and how many came to nothing
     this.taken = new Map(); // when each frame was taken that nothing came of yet
     this.sending = Promise.resolve(); // keeps frames in order while they are encoded
   }
 
-  /** A frame, of any time: one earlier than the session's latest is for a session of its own. */
+  /** A frame, of any time: one earlier than the session's latest is for a session of its own.
+   * @returns whether it goes to the endpoint */
   frame(timestamp, canvas) {
     if (this.session && timestamp <= this.session.latest) this.end();
-    if (!this.session?.open || this.session.leaving) this.#open();
+    if (!this.session?.open || this.session.leaving) {
+      if (performance.now() < this.blocked[0]) {
+        this.timeline.addFrame(timestamp, canvas);
+        this.timeline.addLost(timestamp, REASONS.unsent);
+        return false;
+      }
+      this.#open();
+    }
     const target = this.session;
     target.latest = timestamp;
     this.taken.set(timestamp, performance.now());
@@ -31,8 +55,9 @@ export class Captions {
     this.sending = this.sending
       .then(() => jpegOf(canvas))
       .then((jpeg) => jpeg.arrayBuffer())
-      .then((jpeg) => target.open && target.push(timestamp, jpeg))
+      .then((jpeg) => (target.open ? target.push(timestamp, jpeg) : this.#lost(timestamp, REASONS.unsent)))
       .catch((error) => this.transcript.note(`A frame could not be sent: ${error.message}`, "problem"));
+    return true;
   }
 
   /** @returns whether a stream is there to be asked */
@@ -64,6 +89,7 @@ export class Captions {
     this.onState("connecting", "Connecting");
     const mine = new LiveSession($("query").value.trim(), {
       started: () => {
+        this.blocked = [0, 0];
         if (this.session !== mine) return;
         this.onState("live", "Live");
         $("prompt-send").disabled = false;
@@ -72,9 +98,14 @@ export class Captions {
       answer: (event) => this.transcript.addAnswer(event.timestamp, event.query, event.text),
       dropped: (event) => {
         this.numbers.drop();
-        this.#lost(event.timestamp, "dropped: the model was busy");
+        this.#lost(event.timestamp, REASONS[event.reason]);
       },
       error: (event) => this.#error(event),
+      moved: (event) => this.transcript.note(MOVED[event.exact]),
+      lost: () => {
+        $("prompt-send").disabled = true;
+        if (this.session === mine) this.onState("connecting", "Reconnecting");
+      },
       ended: (event) => this.transcript.note(`${event.frames} frames, ${event.tokens} tokens said.`),
       closed: () => this.#closed(mine),
     });
@@ -82,10 +113,19 @@ export class Captions {
   }
 
   #closed(session) {
+    if (!session.explained) this.#unreachable();
+    for (const { timestamp } of [...session.unanswered, ...session.waiting]) this.#lost(timestamp, REASONS.unsent);
     if (this.session !== session) return;
     this.session = null;
     $("prompt-send").disabled = true;
     if (document.body.dataset.state !== "error") this.onState("idle", "Ready");
+  }
+
+  /** No session came about: after some time, the next frame tries again. */
+  #unreachable() {
+    const failures = this.blocked[1] + 1;
+    this.blocked = [performance.now() + Math.min(1000 * 2 ** failures, 15000), failures];
+    if (failures === 1) this.transcript.note("The endpoint is out of reach; captions go on once it answers.", "problem");
   }
 
   #caption(event, session) {
@@ -106,8 +146,8 @@ export class Captions {
 
   #error(event) {
     if (event.timestamp !== null) this.#lost(event.timestamp, event.error.message);
-    if (event.fatal && EXPECTED.has(event.error.code)) {
-      if (event.error.code !== "session_idle") this.transcript.note("The session was full; a new one goes on from here.");
+    if (event.fatal && event.error.code in GOES_ON) {
+      if (GOES_ON[event.error.code]) this.transcript.note(GOES_ON[event.error.code]);
       return;
     }
     this.transcript.note(event.error.message, "problem");

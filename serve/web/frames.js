@@ -8,7 +8,7 @@ export class FrameGrabber {
   /**
    * @param {HTMLVideoElement} video
    * @param {number} fps
-   * @param {(timestamp: number, canvas: HTMLCanvasElement) => void} onFrame called at once
+   * @param {(timestamp: number, canvas: HTMLCanvasElement) => boolean} onFrame called at once; whether it took it
    */
   constructor(video, fps, onFrame) {
     this.video = video;
@@ -24,12 +24,13 @@ export class FrameGrabber {
 
   /** A new video is loaded: its first picture is at time 0, whatever its file says; none is taken yet. */
   begin() {
-    [this.zero, this.fresh] = [0, true];
+    [this.zero, this.fresh, this.refused] = [0, true, -1];
     this.taken = new Set();
   }
 
   /** Forget what was taken. */
   forget() {
+    this.refused = -1;
     this.taken.clear();
   }
 
@@ -84,8 +85,9 @@ export class FrameGrabber {
     const index = this.#index(time);
     if (index < 0 || this.taken.has(index) || this.video.readyState < HTMLMediaElement.HAVE_CURRENT_DATA) return;
     if (!this.video.videoWidth) return;
-    this.taken.add(index);
-    this.onFrame(index * this.step, snapshot(this.video, LONGEST_SIDE));
+    if (index === this.refused) return;
+    this.refused = this.onFrame(index * this.step, snapshot(this.video, LONGEST_SIDE)) ? -1 : index;
+    if (this.refused < 0) this.taken.add(index);
   }
 }
 

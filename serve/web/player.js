@@ -148,7 +148,7 @@ export class Player {
 }
 
 /** Buttons for the endpoint's own clips; the first is played. */
-export async function offerClips(clips, choose) {
+export function offerClips(clips, choose) {
   const buttons = clips.map((clip) =>
     button("button clip", clip.title, "", () => {
       buttons.forEach((other, index) => other.setAttribute("aria-pressed", String(clips[index] === clip)));

@@ -42,6 +42,12 @@ export class Timeline {
   }
 
   addFrame(time, canvas) {
+    const known = this.marks.get(time);
+    if (known) { // it was lost, and is tried again
+      known.className = "mark";
+      known.title = "";
+      return;
+    }
     const thumbnail = element("canvas", "");
     const width = Math.max(8, this.step * this.scale - 2);
     thumbnail.width = Math.round(width * 2);

@@ -3,6 +3,7 @@ keeps them."""
 
 from __future__ import annotations
 
+import re
 from pathlib import PurePath
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -41,6 +42,20 @@ def _origin(origin: str) -> str:
     return origin.lower()
 
 
+def _fetch_host(name: str) -> str:
+    if not _FETCH_HOST.fullmatch(name) or _NUMBER.fullmatch(name.partition(":")[0].rsplit(".", 1)[-1]):
+        raise ValueError(
+            "expected a host's name without scheme and path, no address and no * alone; give for example "
+            "images.example.org, *.example.org for all below it, or images.example.org:8080"
+        )
+    return name.lower()
+
+
+_LABEL = r"[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?"
+_FETCH_HOST = re.compile(rf"(\*\.)?{_LABEL}(\.{_LABEL})*(:[1-9][0-9]{{0,4}})?")
+_NUMBER = re.compile(r"0x[0-9a-f]*|[0-9]+", re.IGNORECASE)  # a name that ends so is read as an IPv4 address
+
+
 class Access(BaseModel):
     """Who may use the endpoint."""
 
@@ -57,6 +72,11 @@ class Access(BaseModel):
     )
     origins: list[Annotated[str, AfterValidator(_origin)]] = Field(
         default=[], description="Web pages of other origins that may use the endpoint, such as https://a.org."
+    )
+    fetch_hosts: list[Annotated[str, AfterValidator(_fetch_host)]] = Field(
+        default=[],
+        description="Hosts whose pictures chat calls may name by http(s) addresses, such as "
+        "images.example.org or *.example.org; empty: none.",
     )
 
 
@@ -80,6 +100,10 @@ class Limits(BaseModel):
     )
     frame_pixels: Count = Field(
         default=4096 * 4096, description="Pixels of one live frame before resizing: more than 4K has."
+    )
+    fetches: Count = Field(default=8, description="Pictures fetched from `access.fetch_hosts` at a time.")
+    fetch_seconds: Seconds = Field(
+        default=10.0, description="A picture that is not fetched by then is refused, seconds."
     )
     choices: Count = Field(default=8, description="Answers to one request, `n`.")
     messages_per_request: Count = Field(default=256, description="Messages in one chat request.")

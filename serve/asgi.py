@@ -22,6 +22,7 @@ from serve.api.openapi import describe
 from serve.api.page import page_router
 from serve.api.settings import ServeSettings
 from serve.api.status import status_router
+from serve.fetch.fetcher import ImageFetcher
 from serve.live import messages
 from serve.live.sessions import LiveSessions, SessionStore
 from serve.live.socket import live_router
@@ -39,6 +40,7 @@ def build_app(
     *,
     request_id_headers: bool = True,
     store: SessionStore | None = None,
+    fetcher: ImageFetcher | None = None,
 ) -> FastAPI:
     """Assemble the app.
 
@@ -46,6 +48,7 @@ def build_app(
         client: Closed when the app shuts down.
         request_id_headers: Whether responses name their request; not where a proxy in front does so.
         store: Where live sessions are kept for other processes.
+        fetcher: For pictures by their addresses; by default one for `access.fetch_hosts`, if there are any.
     """
 
     ring = KeyRing(Path(settings.access.keys)) if settings.access.keys else None
@@ -53,13 +56,18 @@ def build_app(
         logger.warning(
             "the endpoint listens beyond this machine and asks for no API key: set deploy.access.keys"
         )
+    limits = settings.limits
+    if fetcher is None and settings.access.fetch_hosts:
+        fetcher = ImageFetcher(
+            settings.access.fetch_hosts, seconds=limits.fetch_seconds, at_once=limits.fetches
+        )
     metrics = Metrics(settings.model_name, settings.checkpoint)
     observed = cast(EngineClient, ObservedClient(client, metrics))
     sessions = LiveSessions(observed, settings, store)
     routers = [
         status_router(observed, settings, lambda: sessions.open),
         metrics_router(observed, metrics),
-        chat_router(observed, settings),
+        chat_router(observed, settings, fetcher),
         live_router(sessions),
         page_router(settings),
         documentation_router(settings, messages.__doc__ or ""),
@@ -71,6 +79,8 @@ def build_app(
         yield
         sessions.close()
         client.close()
+        if fetcher is not None:
+            await fetcher.close()
 
     app = FastAPI(
         title="casa",

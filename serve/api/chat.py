@@ -23,10 +23,12 @@ from casa_core.engine.requests import (
 from serve.api.engine_client import EngineClient
 from serve.api.errors import as_api_error, internal_error, model_not_found
 from serve.api.json_body import JsonRoute
-from serve.api.request_conversion import images_named, to_generation_requests
+from serve.api.request_conversion import to_generation_requests
+from serve.api.request_images import images_named
 from serve.api.responses import ChatCompletion, event_stream
 from serve.api.schemas import ChatCompletionRequest
 from serve.api.settings import ServeSettings
+from serve.fetch.fetcher import ImageFetcher
 
 logger = logging.getLogger("casa.serve")
 T = TypeVar("T")
@@ -35,8 +37,10 @@ STREAMED = event_stream(
 )
 
 
-def chat_router(client: EngineClient, settings: ServeSettings) -> APIRouter:
-    """The chat route over one engine."""
+def chat_router(
+    client: EngineClient, settings: ServeSettings, fetcher: ImageFetcher | None = None
+) -> APIRouter:
+    """The chat route over one engine; ``fetcher`` is for pictures by their addresses."""
     router = APIRouter(route_class=JsonRoute)
 
     @router.post("/v1/chat/completions", responses={200: {"model": ChatCompletion, **STREAMED}})
@@ -45,7 +49,7 @@ def chat_router(client: EngineClient, settings: ServeSettings) -> APIRouter:
         if body.model != settings.model_name:
             raise model_not_found(body.model, settings.model_name)
         request_id = request.state.request_id
-        asked = await to_generation_requests(body, settings, request_id)
+        asked = await to_generation_requests(body, settings, request_id, fetcher)
         answer = _Answer(
             id=f"chatcmpl-{request_id}", model=settings.model_name, fingerprint=settings.checkpoint
         )

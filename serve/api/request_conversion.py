@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 
 from casa_core.engine.requests import GenerationRequest, SamplingParams
-from casa_core.errors import MediaError
-from casa_core.media.data_uri import from_data_uri, is_data_uri
-from casa_core.media.decode import image_header
 from casa_core.processing.arrangement import Content, arrange, role_of
 from casa_core.types import Image, Role, Sample
-from serve.api.errors import bad_request, invalid_image
-from serve.api.schemas import ChatCompletionRequest, ImagePart, Message, TextPart
+from serve.api.errors import bad_request
+from serve.api.request_images import image_places, load_images
+from serve.api.schemas import ChatCompletionRequest, Message, TextPart
 from serve.api.settings import Limits, ServeSettings
+from serve.fetch.fetcher import ImageFetcher
 
 
 async def to_generation_requests(
-    body: ChatCompletionRequest, settings: ServeSettings, request_id: str
+    body: ChatCompletionRequest,
+    settings: ServeSettings,
+    request_id: str,
+    fetcher: ImageFetcher | None = None,
 ) -> list[GenerationRequest]:
     """Check a conversation and the headers of its images against the limits.
 
-    No picture is decoded here: the engine does it, once; :func:`images_named` is for what it finds.
+    No picture is decoded here: the engine does it, once, and
+    :func:`serve.api.request_images.images_named` is for what it finds.
+
+    Args:
+        fetcher: Fetches pictures that are named by http(s) addresses; ``None`` refuses them.
 
     Returns:
         A request for each answer that is wanted.
@@ -44,14 +48,12 @@ async def to_generation_requests(
         )
     if body.n > limits.choices:
         raise bad_request(f"n is {body.n}; at most {limits.choices} answers are given to a request.", "n")
-    images: list[tuple[str, bytes]] = []
-    turns = [_turn(message, index, images) for index, message in enumerate(body.messages)]
+    turns = [_turn(message, index) for index, message in enumerate(body.messages)]
     _check_texts(turns, limits)
-    if len(images) > limits.images_per_request:
-        message = f"{len(images)} images; at most {limits.images_per_request} are accepted."
-        raise bad_request(message, "messages", "too_many_images")
-    pixels = await asyncio.to_thread(count_pixels, images, limits)
-    sample = Sample(source="request", sample_id=request_id, parts=arrange(turns))
+    images, pixels = await load_images(image_places(body.messages), limits, fetcher)
+    data = iter(images)
+    parts = [replace(part, data=next(data)) if isinstance(part, Image) else part for part in arrange(turns)]
+    sample = Sample(source="request", sample_id=request_id, parts=tuple(parts))
     sampling = _sampling(body, settings)
     seeds = [None if body.seed is None else body.seed + number for number in range(body.n)]
     return [
@@ -62,78 +64,8 @@ async def to_generation_requests(
     ]
 
 
-def count_pixels(images: Sequence[tuple[str, bytes]], limits: Limits) -> int:
-    """Pixels of some images before resizing, all together, by their headers.
-
-    Args:
-        images: Place in the request and encoded bytes of each.
-
-    Raises:
-        ApiError: 400 for bytes that are not an image, and for too many pixels, before any is decoded.
-    """
-    pixels = 0
-    for param, data in images:
-        try:
-            pixels += image_header(data, max_pixels=limits.image_pixels)[1]
-        except MediaError as error:
-            raise invalid_image(error, param) from error
-        if pixels > limits.request_pixels:
-            raise bad_request(
-                f"The images up to this one have {pixels} pixels; at most {limits.request_pixels} are "
-                "accepted in one request. Send fewer or smaller images.",
-                param,
-                "too_many_pixels",
-            )
-    return pixels
-
-
-@contextmanager
-def images_named(messages: Sequence[Message]) -> Iterator[None]:
-    """Refuse an image that the engine cannot use by its place in the request.
-
-    Raises:
-        ApiError: 400 in place of a `MediaError`.
-    """
-    try:
-        yield
-    except MediaError as error:
-        places = [
-            _place(index, number)
-            for index, message in enumerate(messages)
-            if not isinstance(message.content, str)
-            for number, part in enumerate(message.content)
-            if isinstance(part, ImagePart)
-        ]
-        raise invalid_image(error, None if error.image is None else places[error.image]) from error
-
-
-def _place(message: int, part: int) -> str:
-    return f"messages[{message}].content[{part}].image_url.url"
-
-
-def image_bytes(url: str, param: str) -> bytes:
-    """The bytes inside a base64 data URI.
-
-    Raises:
-        ApiError: 400 for any other kind of URL. The server fetches nothing on a client's behalf, so a request
-            can never make it read an internal address.
-    """
-    if not is_data_uri(url):
-        scheme = url.split(":", 1)[0][:12] if ":" in url[:12] else "a relative"
-        raise bad_request(
-            f"Images must be sent as data URIs (data:image/png;base64,…), not as {scheme} URLs: "
-            "this server never fetches remote addresses.",
-            param,
-            "unsupported_image_url",
-        )
-    try:
-        return from_data_uri(url)
-    except MediaError as error:
-        raise invalid_image(error, param) from error
-
-
-def _turn(message: Message, index: int, images: list[tuple[str, bytes]]) -> tuple[Role, Content]:
-    """A message as a turn; its images are appended to ``images``, each with its place in the request."""
+def _turn(message: Message, index: int) -> tuple[Role, Content]:
+    """A message as a turn, its images without their bytes."""
     role = role_of(message.role)
     assert role is not None, "the schema admits no other roles"
     place = f"messages[{index}].content"
@@ -143,19 +75,7 @@ def _turn(message: Message, index: int, images: list[tuple[str, bytes]]) -> tupl
         return role, [message.content]
     if not message.content and role != "assistant":
         raise bad_request("A message must not be empty.", place)
-    content: list[str | Image] = []
-    for number, part in enumerate(message.content):
-        match part:
-            case TextPart():
-                content.append(part.text)
-            case ImagePart():
-                param = _place(index, number)
-                if role != "user":
-                    raise bad_request("Images are accepted in user messages only.", param)
-                data = image_bytes(part.image_url.url, param)
-                images.append((param, data))
-                content.append(Image(data=data))
-    return role, content
+    return role, [part.text if isinstance(part, TextPart) else Image() for part in message.content]
 
 
 def _check_texts(turns: Sequence[tuple[Role, Content]], limits: Limits) -> None:

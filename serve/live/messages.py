@@ -46,7 +46,7 @@ from starlette.types import Message
 from casa_core.engine.requests import CaptionEvent
 from serve.api.errors import ApiError, bad_request, field_path
 from serve.api.json_body import parse_json
-from serve.api.request_conversion import image_bytes
+from serve.api.request_images import image_bytes
 from serve.api.schemas import Body, Words
 from serve.api.settings import Limits
 

@@ -39,11 +39,14 @@ def settings_with(**changes: Any) -> ServeSettings:
 
 
 @contextmanager
-def running(engine: LoopProtocol, settings: ServeSettings) -> Iterator[str]:
-    """Serve an engine on a free loopback port; yields the URL. A fake is as large as the limits say."""
+def running(engine: LoopProtocol, settings: ServeSettings, **options: Any) -> Iterator[str]:
+    """Serve an engine on a free loopback port; yields the URL. A fake is as large as the limits say.
+
+    ``options`` are `build_app`'s.
+    """
     if isinstance(engine, FakeEngine):
         engine.settings = engine_settings(settings.limits)
-    app = build_app(EngineClient(engine), settings)
+    app = build_app(EngineClient(engine), settings, **options)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         config = uvicorn.Config(app, log_level="warning", ws="websockets-sansio", timeout_graceful_shutdown=1)

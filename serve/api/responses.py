@@ -170,5 +170,6 @@ SSE = "text/event-stream"
 def event_stream(description: str) -> dict[str, Any]:
     """The description of a chat answer: JSON, or with `stream` server-sent events."""
     chunk = {"$ref": f"#/components/schemas/{ChatCompletionChunk.__name__}"}
-    events = {"type": "string", "description": description, "x-event-data": chunk}
-    return {"content": {SSE: {"schema": events}}}
+    data = {"type": "string", "contentMediaType": "application/json", "contentSchema": chunk}
+    event = {"type": "object", "description": description, "properties": {"data": data}, "required": ["data"]}
+    return {"content": {SSE: {"itemSchema": event}}}

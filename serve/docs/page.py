@@ -93,9 +93,10 @@ def _operation(method: str, path: str, operation: Schema) -> str:
 
 
 def _answer(kind: str, content: Schema) -> str:
-    schema = content.get("schema", {})
-    data = schema.get("x-event-data")
-    shown = f"events of {_type(data)}" if data else _type(schema)
+    if "itemSchema" in content:
+        shown = f"events of {_type(content['itemSchema']['properties']['data']['contentSchema'])}"
+    else:
+        shown = _type(content.get("schema", {}))
     return shown if kind == "application/json" else f"{shown} (<code>{escape(kind)}</code>)"
 
 

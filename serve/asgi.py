@@ -24,6 +24,7 @@ from serve.api.settings import ServeSettings
 from serve.api.status import status_router
 from serve.fetch.fetcher import ImageFetcher
 from serve.live import messages
+from serve.live.rest import rest_router
 from serve.live.sessions import LiveSessions, SessionStore
 from serve.live.socket import live_router
 from serve.observe.client import ObservedClient
@@ -69,6 +70,7 @@ def build_app(
         metrics_router(observed, metrics),
         chat_router(observed, settings, fetcher),
         live_router(sessions),
+        rest_router(sessions),
         page_router(settings),
         documentation_router(settings, messages.__doc__ or ""),
     ]

@@ -65,7 +65,7 @@ class SessionStart(Body):
 class FrameText(Body):
     """A frame in JSON; `image` is a data URI."""
 
-    type: Literal["frame"]
+    type: Literal["frame"] = "frame"
     timestamp: float
     image: Words
 
@@ -81,7 +81,7 @@ class SessionResume(Body):
 class SessionPrompt(Body):
     """Asks something further in the middle of the stream."""
 
-    type: Literal["session.prompt"]
+    type: Literal["session.prompt"] = "session.prompt"
     query: Annotated[Words, Field(min_length=1)]
 
 
@@ -157,17 +157,45 @@ def parse_message(message: Message, limits: Limits) -> Control | Frame:
         parsed = _ClientMessage.validate_python(parse_json(message["text"], limits))
     except ValidationError as error:
         raise _malformed(error) from error
-    if not isinstance(parsed, FrameText):
-        return parsed
-    timestamp = _checked_time(parsed.timestamp)
-    # Base64 is 4/3 of its bytes: refuse by length before decoding.
-    _check_length(len(parsed.image) * 3 // 4, timestamp, limits, slack=128)
+    return text_frame(parsed, limits) if isinstance(parsed, FrameText) else parsed
+
+
+def json_frame(body: bytes, limits: Limits) -> Frame:
+    """A frame as the body of a call: the JSON that a WebSocket takes, `type` may be left out.
+
+    Raises:
+        ApiError: As :func:`parse_message`.
+    """
     try:
-        frame = Frame(timestamp, image_bytes(parsed.image, "image"))
+        return text_frame(FrameText.model_validate(parse_json(body, limits)), limits)
+    except ValidationError as error:
+        raise _malformed(error, tagged=False) from error
+
+
+def text_frame(message: FrameText, limits: Limits) -> Frame:
+    """The frame in a JSON message.
+
+    Raises:
+        ApiError: `BadFrame` where its time could be read.
+    """
+    timestamp = _checked_time(message.timestamp)
+    # Base64 is 4/3 of its bytes: refuse by length before decoding.
+    _check_length(len(message.image) * 3 // 4, timestamp, limits, slack=128)
+    try:
+        data = image_bytes(message.image, "image")
     except ApiError as error:
         raise BadFrame(error, timestamp) from error
-    _check_length(len(frame.image_bytes), timestamp, limits)
-    return frame
+    return raw_frame(data, timestamp, limits)
+
+
+def raw_frame(data: bytes, timestamp: float, limits: Limits) -> Frame:
+    """A frame from its encoded image.
+
+    Raises:
+        ApiError: Its time is none, or it is too large (`BadFrame`).
+    """
+    _check_length(len(data), _checked_time(timestamp), limits)
+    return Frame(timestamp, data)
 
 
 def session_facts(session_id: str, model: str, limits: Limits) -> dict[str, Any]:
@@ -208,9 +236,7 @@ def _binary_frame(data: bytes, limits: Limits) -> Frame:
     if len(data) < _HEADER.size:
         message = "A binary message is a little-endian float64 timestamp followed by the encoded image."
         raise ApiError(400, message, code="invalid_message")
-    timestamp = _checked_time(_HEADER.unpack_from(data)[0])
-    _check_length(len(data) - _HEADER.size, timestamp, limits)
-    return Frame(timestamp, data[_HEADER.size :])
+    return raw_frame(data[_HEADER.size :], _HEADER.unpack_from(data)[0], limits)
 
 
 def _checked_time(timestamp: float) -> float:
@@ -225,8 +251,8 @@ def _check_length(length: int, timestamp: float, limits: Limits, slack: int = 0)
         raise BadFrame(ApiError(413, message, code="frame_too_large", param="image"), timestamp)
 
 
-def _malformed(error: ValidationError) -> ApiError:
+def _malformed(error: ValidationError, *, tagged: bool = True) -> ApiError:
     first = error.errors()[0]
-    # The first step of the path is the union's tag, the message's own type.
-    param = field_path(first["loc"][1:])
+    # The first step of a union's path is its tag, the message's own type.
+    param = field_path(first["loc"][tagged:])
     return ApiError(400, f"Invalid message: {first['msg']}.", code="invalid_message", param=param or None)

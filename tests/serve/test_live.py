@@ -6,18 +6,17 @@ import json
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any
 
 import httpx
 import pytest
 from websockets.exceptions import ConnectionClosed
-from websockets.sync.client import ClientConnection, connect
+from websockets.sync.client import ClientConnection
 
 from tests.support.serve.fakes import FakeEngine
+from tests.support.serve.live_client import assert_fatal, live, push, receive, send, start
 from tests.support.serve.server import MODEL, binary_frame, data_uri, picture, running, settings_with
 
-Event = dict[str, Any]
 FRAME_LIMIT = 100_000
 
 
@@ -36,41 +35,6 @@ def url(engine: FakeEngine) -> Iterator[str]:
     }
     with running(engine, settings_with(limits=limits)) as address:
         yield address
-
-
-@contextmanager
-def live(url: str, **headers: str) -> Iterator[ClientConnection]:
-    with connect(f"{url.replace('http', 'ws', 1)}/v1/live", additional_headers=headers) as socket:
-        yield socket
-
-
-def send(socket: ClientConnection, message: Event) -> None:
-    socket.send(json.dumps(message))
-
-
-def receive(socket: ClientConnection) -> Event:
-    return json.loads(socket.recv(timeout=10))
-
-
-def start(socket: ClientConnection, **fields: Any) -> Event:
-    send(socket, {"type": "session.start", **fields})
-    started = receive(socket)
-    assert started["type"] == "session.started", started
-    return started
-
-
-def push(socket: ClientConnection, timestamp: float, colour: str) -> Event:
-    socket.send(binary_frame(timestamp, picture(colour, kind="JPEG")))
-    return receive(socket)
-
-
-def assert_fatal(socket: ClientConnection, code: str, close_code: int) -> Event:
-    event = receive(socket)
-    assert (event["type"], event["error"]["code"], event["fatal"]) == ("error", code, True), event
-    with pytest.raises(ConnectionClosed):
-        socket.recv(timeout=5)
-    assert socket.close_code == close_code
-    return event
 
 
 def test_a_session_captions_every_frame_in_order_and_reports_its_totals(url: str):
@@ -118,7 +82,7 @@ def test_frames_sent_before_the_end_are_all_captioned(url: str):
     assert [event["timestamp"] for event in events[:-1]] == list(range(limit))
 
 
-BAD_MESSAGES: dict[str, tuple[Event | str | bytes, str, float | None]] = {
+BAD_MESSAGES: dict[str, tuple[dict[str, Any] | str | bytes, str, float | None]] = {
     "a broken image": (binary_frame(0.25, b"no image"), "invalid_image", 0.25),
     "an empty image": (binary_frame(0.25, b""), "invalid_image", 0.25),
     "an image with too many pixels": (binary_frame(0.25, picture(size=101)), "invalid_image", 0.25),
@@ -177,7 +141,9 @@ def test_a_bad_message_gets_an_error_event_and_the_session_goes_on_as_if_it_had_
         ("{", "invalid_json"),
     ],
 )
-def test_a_wrong_beginning_ends_the_connection_with_a_reason(url: str, first: Event | str, code: str):
+def test_a_wrong_beginning_ends_the_connection_with_a_reason(
+    url: str, first: dict[str, Any] | str, code: str
+):
     with live(url) as socket:
         socket.send(first if isinstance(first, str) else json.dumps(first))
         assert_fatal(socket, code, 1008)

@@ -1,0 +1,197 @@
+"""A session apart from what carries it: bounded in memory, and continued in another process."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+from collections.abc import AsyncIterator
+
+import pytest
+
+from casa_core.engine.events import FrameRefused, Outcome, StreamMoved
+from casa_core.engine.live_stream import StreamSettings
+from casa_core.engine.requests import CaptionEvent
+from serve.api.engine_client import EngineClient
+from serve.api.errors import ApiError
+from serve.live.messages import SessionStart
+from serve.live.run import LiveRun, RunState
+from serve.live.sessions import LiveSessions
+from tests.support.serve.fakes import FakeEngine
+from tests.support.serve.server import picture, settings_with
+
+RED = picture("red")
+
+
+class ByHand:
+    """A stream of the engine whose outcomes the test makes."""
+
+    def __init__(self) -> None:
+        self.pushed: list[float] = []
+        self.closed = False
+        self._outcomes: asyncio.Queue[Outcome | None] = asyncio.Queue()
+
+    async def push_frame(self, image: object, timestamp: float) -> None:
+        self.pushed.append(timestamp)
+
+    async def prompt(self, query: str) -> None:
+        pass
+
+    async def __aiter__(self) -> AsyncIterator[Outcome]:
+        while (outcome := await self._outcomes.get()) is not None:
+            yield outcome
+
+    async def make(self, *outcomes: Outcome) -> None:
+        for outcome in outcomes:
+            self._outcomes.put_nowait(outcome)
+        for _ in range(10):
+            await asyncio.sleep(0)
+
+    def finish(self) -> None:
+        self._outcomes.put_nowait(None)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def caption(timestamp: float, text: str = "red") -> CaptionEvent:
+    return CaptionEvent(timestamp=timestamp, text=text, token_ids=(1,), latency_s=0.0, text_tokens=1)
+
+
+def begun(stream: ByHand, **limits: float) -> LiveRun:
+    run = LiveRun("live-x", stream, StreamSettings(), settings_with(limits=limits))  # pyright: ignore[reportArgumentType]
+    run.start()
+    return run
+
+
+def test_a_client_that_reads_nothing_loses_its_session_and_costs_no_more_memory():
+    async def main() -> None:
+        stream = ByHand()
+        run = begun(stream, kept_events=4)
+        reader = run.attach()
+        for number in range(100):
+            if run.over:
+                break
+            await run.push(RED, number)
+            await stream.make(caption(number))
+        assert stream.closed
+        assert run.failure is not None
+        assert run.failure.code == "events_unread"
+        assert len(stream.pushed) < 10
+        assert len(run.state().events) <= 4
+        with pytest.raises(ApiError, match="were not read"):
+            await reader.until_cut()
+
+    asyncio.run(main())
+
+
+def test_events_that_nobody_reads_are_kept_up_to_a_bound():
+    async def main() -> None:
+        stream = ByHand()
+        run = begun(stream, kept_events=4)
+        for number in range(100):
+            await run.push(RED, number)
+            await stream.make(caption(number))
+        assert not run.over
+        assert [event["event"] for event in run.state().events] == [98, 99, 100, 101]
+        run.close()
+
+    asyncio.run(main())
+
+
+def test_another_process_continues_a_session_from_its_state():
+    async def main() -> None:
+        stream = ByHand()
+        run = begun(stream)
+        await run.push(RED, 0.0)
+        await run.push(RED, 1.0)
+        await run.push(RED, 2.0)
+        await run.ask("what colour")
+        await stream.make(caption(0.0))
+        state: RunState = pickle.loads(pickle.dumps(run.state()))
+        elsewhere = ByHand()
+        again = LiveRun("live-x", elsewhere, state.stream, settings_with())  # pyright: ignore[reportArgumentType]
+        again.resume(state)
+        reader = again.attach(after=2)
+        await elsewhere.make(StreamMoved(exact=False, frames_lost=(1.0,)), caption(2.0))
+        events = [await anext(reader) for _ in range(3)]
+        assert [event["event"] for event in events] == [3, 4, 5]
+        assert (events[0]["type"], events[0]["exact"]) == ("session.moved", False)
+        assert (events[1]["type"], events[1]["timestamp"], events[1]["reason"]) == ("dropped", 1.0, "moved")
+        assert (events[2]["type"], events[2]["timestamp"]) == ("caption", 2.0)
+        with pytest.raises(ApiError, match="must increase"):
+            await again.push(RED, 2.0)
+        assert (again.usage["frames"], again.usage["dropped"], again.usage["received"]) == (2, 1, 3)
+        again.finish()
+        assert not again.over, "the question is still to be answered"
+        run.close()
+        again.close()
+
+    asyncio.run(main())
+
+
+def test_a_frame_of_a_shape_that_the_model_refuses_ends_no_session():
+    async def main() -> None:
+        stream = ByHand()
+        run = begun(stream)
+        reader = run.attach(after=1)
+        await run.push(RED, 0.0)
+        await stream.make(FrameRefused(0.0, ValueError("aspect ratio 5000 at 0x7f00")))
+        refused = await anext(reader)
+        assert (refused["fatal"], refused["error"]["code"], refused["timestamp"]) == (
+            False,
+            "invalid_image",
+            0.0,
+        )
+        assert "0x" not in refused["error"]["message"]
+        await run.push(RED, 1.0)
+        await stream.make(caption(1.0))
+        assert (await anext(reader))["type"] == "caption"
+        run.close()
+
+    asyncio.run(main())
+
+
+class Kept:
+    """A store in memory."""
+
+    def __init__(self, client: EngineClient) -> None:
+        self.states: dict[str, RunState] = {}
+        self._client = client
+
+    def keep(self, state: RunState) -> None:
+        self.states[state.session_id] = state
+
+    def drop(self, session_id: str) -> None:
+        self.states.pop(session_id, None)
+
+    async def take(self, session_id: str):
+        if (state := self.states.pop(session_id, None)) is None:
+            return None
+        return state, await self._client.open_session(state.stream)
+
+
+def test_sessions_are_kept_after_each_outcome_found_in_the_store_and_dropped_at_their_end():
+    async def main() -> None:
+        client = EngineClient(FakeEngine())
+        store = Kept(client)
+        here, there = (LiveSessions(client, settings_with(), store) for _ in range(2))
+        run = await here.start(SessionStart())
+        assert not store.states
+        reader = run.attach()
+        await run.push(RED, 0.0)
+        assert [(await anext(reader))["type"] for _ in range(2)] == ["session.started", "caption"]
+        assert store.states[run.id].event == 2
+        moved = await there.find(run.id)
+        assert (moved.event, moved.usage["frames"], there.open) == (2, 1, 1)
+        with pytest.raises(ApiError, match="no live session"):
+            await there.find("live-other")
+        await moved.push(RED, 1.0)
+        while moved.credits < 8:
+            await asyncio.sleep(0.01)
+        assert run.id in store.states
+        moved.close()
+        assert run.id not in store.states
+        here.close()
+        client.close()
+
+    asyncio.run(main())

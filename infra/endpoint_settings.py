@@ -101,6 +101,13 @@ class Limits(BaseModel):
     frame_pixels: Count = Field(
         default=4096 * 4096, description="Pixels of one live frame before resizing: more than 4K has."
     )
+    stored_files_bytes: Count = Field(
+        default=256 * MIB,
+        description="Uploaded pictures in memory, all together; the one not used for longest makes room.",
+    )
+    stored_file_seconds: Seconds = Field(
+        default=600.0, description="How long an uploaded picture is kept after its last use, seconds."
+    )
     fetches: Count = Field(default=8, description="Pictures fetched from `access.fetch_hosts` at a time.")
     fetch_seconds: Seconds = Field(
         default=10.0, description="A picture that is not fetched by then is refused, seconds."

@@ -17,12 +17,15 @@ from serve.api.chat import chat_router
 from serve.api.documentation import documentation_router
 from serve.api.engine_client import EngineClient
 from serve.api.errors import install_error_handlers
+from serve.api.files import files_router
 from serve.api.middleware import BodyLimitMiddleware, RequestMiddleware
 from serve.api.openapi import describe
 from serve.api.page import page_router
+from serve.api.request_images import ImageSources
 from serve.api.settings import ServeSettings
 from serve.api.status import status_router
 from serve.fetch.fetcher import ImageFetcher
+from serve.files.store import FileStore
 from serve.live import messages
 from serve.live.rest import rest_router
 from serve.live.sessions import LiveSessions, SessionStore
@@ -62,13 +65,15 @@ def build_app(
         fetcher = ImageFetcher(
             settings.access.fetch_hosts, seconds=limits.fetch_seconds, at_once=limits.fetches
         )
+    files = FileStore(limits.stored_files_bytes, limits.stored_file_seconds)
     metrics = Metrics(settings.model_name, settings.checkpoint)
     observed = cast(EngineClient, ObservedClient(client, metrics))
     sessions = LiveSessions(observed, settings, store)
     routers = [
         status_router(observed, settings, lambda: sessions.open),
         metrics_router(observed, metrics),
-        chat_router(observed, settings, fetcher),
+        chat_router(observed, settings, ImageSources(fetcher, files)),
+        files_router(files, limits),
         live_router(sessions),
         rest_router(sessions),
         page_router(settings),
@@ -80,6 +85,7 @@ def build_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         sessions.close()
+        files.close()
         client.close()
         if fetcher is not None:
             await fetcher.close()

@@ -24,11 +24,10 @@ from serve.api.engine_client import EngineClient
 from serve.api.errors import as_api_error, internal_error, model_not_found
 from serve.api.json_body import JsonRoute
 from serve.api.request_conversion import to_generation_requests
-from serve.api.request_images import images_named
+from serve.api.request_images import ImageSources, images_named
 from serve.api.responses import ChatCompletion, event_stream
 from serve.api.schemas import ChatCompletionRequest
 from serve.api.settings import ServeSettings
-from serve.fetch.fetcher import ImageFetcher
 
 logger = logging.getLogger("casa.serve")
 T = TypeVar("T")
@@ -37,10 +36,8 @@ STREAMED = event_stream(
 )
 
 
-def chat_router(
-    client: EngineClient, settings: ServeSettings, fetcher: ImageFetcher | None = None
-) -> APIRouter:
-    """The chat route over one engine; ``fetcher`` is for pictures by their addresses."""
+def chat_router(client: EngineClient, settings: ServeSettings, sources: ImageSources) -> APIRouter:
+    """The chat route over one engine; ``sources`` are for images that are not in a call itself."""
     router = APIRouter(route_class=JsonRoute)
 
     @router.post("/v1/chat/completions", responses={200: {"model": ChatCompletion, **STREAMED}})
@@ -49,7 +46,7 @@ def chat_router(
         if body.model != settings.model_name:
             raise model_not_found(body.model, settings.model_name)
         request_id = request.state.request_id
-        asked = await to_generation_requests(body, settings, request_id, fetcher)
+        asked = await to_generation_requests(body, settings, request_id, sources)
         answer = _Answer(
             id=f"chatcmpl-{request_id}", model=settings.model_name, fingerprint=settings.checkpoint
         )

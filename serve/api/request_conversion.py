@@ -9,17 +9,18 @@ from casa_core.engine.requests import GenerationRequest, SamplingParams
 from casa_core.processing.arrangement import Content, arrange, role_of
 from casa_core.types import Image, Role, Sample
 from serve.api.errors import bad_request
-from serve.api.request_images import image_places, load_images
+from serve.api.request_images import ImageSources, image_places, load_images
 from serve.api.schemas import ChatCompletionRequest, Message, TextPart
 from serve.api.settings import Limits, ServeSettings
-from serve.fetch.fetcher import ImageFetcher
+
+_NO_SOURCES = ImageSources()
 
 
 async def to_generation_requests(
     body: ChatCompletionRequest,
     settings: ServeSettings,
     request_id: str,
-    fetcher: ImageFetcher | None = None,
+    sources: ImageSources = _NO_SOURCES,
 ) -> list[GenerationRequest]:
     """Check a conversation and the headers of its images against the limits.
 
@@ -27,7 +28,7 @@ async def to_generation_requests(
     :func:`serve.api.request_images.images_named` is for what it finds.
 
     Args:
-        fetcher: Fetches pictures that are named by http(s) addresses; ``None`` refuses them.
+        sources: Of images that are not in the body itself.
 
     Returns:
         A request for each answer that is wanted.
@@ -50,7 +51,7 @@ async def to_generation_requests(
         raise bad_request(f"n is {body.n}; at most {limits.choices} answers are given to a request.", "n")
     turns = [_turn(message, index) for index, message in enumerate(body.messages)]
     _check_texts(turns, limits)
-    images, pixels = await load_images(image_places(body.messages), limits, fetcher)
+    images, pixels = await load_images(image_places(body.messages), limits, sources)
     data = iter(images)
     parts = [replace(part, data=next(data)) if isinstance(part, Image) else part for part in arrange(turns)]
     sample = Sample(source="request", sample_id=request_id, parts=tuple(parts))

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from casa_core.errors import MediaError
 from casa_core.media.data_uri import from_data_uri, is_data_uri
 from casa_core.media.decode import image_header
 from serve.api.errors import bad_request, invalid_image, one_line
+from serve.api.files import stored
 from serve.api.schemas import ImagePart, Message
 from serve.api.settings import Limits
 from serve.fetch.fetcher import ImageFetcher, Room
+from serve.files.store import ID_PREFIX, FileStore
 
 Places = Mapping[str, str]
 """The address of each image of a request by its place, as `param` of an error names it; in order."""
@@ -35,26 +38,39 @@ def image_places(messages: Sequence[Message]) -> Places:
     return found
 
 
-async def load_images(
-    places: Places, limits: Limits, fetcher: ImageFetcher | None
-) -> tuple[list[bytes], int]:
+@dataclass(frozen=True, slots=True)
+class ImageSources:
+    """Where images come from that are not in the request itself.
+
+    Attributes:
+        fetcher: For those that are named by their http(s) addresses; ``None`` refuses them.
+        files: The uploaded ones, named by their ids; ``None`` refuses them.
+    """
+
+    fetcher: ImageFetcher | None = None
+    files: FileStore | None = None
+
+
+async def load_images(places: Places, limits: Limits, sources: ImageSources) -> tuple[list[bytes], int]:
     """Encoded bytes of each image, and the pixels of all together, by their headers: none is decoded.
 
-    Args:
-        fetcher: Fetches those that are named by their http(s) addresses; ``None`` refuses them.
-
     Raises:
-        ApiError: 400 with the offending place.
+        ApiError: 400 with the offending place, 404 for a file that is not kept.
     """
     if len(places) > limits.images_per_request:
         message = f"{len(places)} images; at most {limits.images_per_request} are accepted."
         raise bad_request(message, "messages", "too_many_images")
-    remote = {place: url for place, url in places.items() if is_remote(url)} if fetcher is not None else {}
-    fetched = await _fetch(remote, limits, fetcher) if fetcher is not None and remote else {}
+    fetcher, files = sources.fetcher, sources.files
+    elsewhere: dict[str, bytes] = {}
+    if files is not None:
+        uploaded = {place: url for place, url in places.items() if url.startswith(ID_PREFIX)}
+        elsewhere |= {place: stored(files, file_id, place).data for place, file_id in uploaded.items()}
+    if fetcher is not None and (remote := {place: url for place, url in places.items() if is_remote(url)}):
+        elsewhere |= await _fetch(remote, limits, fetcher)
 
     def read() -> tuple[list[bytes], int]:
         data = {
-            place: fetched[place] if place in fetched else image_bytes(url, place)
+            place: elsewhere[place] if place in elsewhere else image_bytes(url, place)
             for place, url in places.items()
         }
         return list(data.values()), count_pixels(data, limits)

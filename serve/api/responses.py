@@ -164,6 +164,27 @@ class NotReady(BaseModel):
     reason: str
 
 
+class FileObject(BaseModel):
+    """An uploaded picture; its `id` is a picture's `url` in chat calls."""
+
+    id: str
+    object: Literal["file"]
+    bytes: int
+    created_at: int
+    expires_at: int = Field(description="Unless it is used before; seconds since 1970.")
+    filename: str
+    purpose: str
+    status: Literal["processed"]
+
+
+class DeletedFile(BaseModel):
+    """An uploaded picture that is forgotten."""
+
+    id: str
+    object: Literal["file"]
+    deleted: bool
+
+
 SSE = "text/event-stream"
 
 

@@ -100,7 +100,8 @@ class TextPart(Body):
 
 
 class ImageUrl(Body):
-    """A picture; `url` must be a `data:image/…;base64,` URI. `detail` changes nothing here."""
+    """A picture; `url` is a `data:image/…;base64,` URI, the id of an uploaded file, or the http(s) address of
+    one on a host that this endpoint fetches from. `detail` changes nothing here."""
 
     url: Words
     detail: Literal["auto", "low", "high"] = "auto"

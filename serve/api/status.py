@@ -22,11 +22,13 @@ SHOWN_LIMITS = (
     "body_bytes",
     "images_per_request",
     "image_pixels",
+    "request_pixels",
     "messages_per_request",
     "text_characters",
     "choices",
     "stop_strings",
     "frame_bytes",
+    "frame_pixels",
     "session_frames",
     "query_characters",
 )

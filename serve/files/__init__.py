@@ -1,0 +1,1 @@
+"""Uploaded pictures, kept for some minutes."""

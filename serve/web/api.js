@@ -1,10 +1,12 @@
 // Requests to the endpoint that this page comes from, with the visitor's key where it asks for one.
 
-let key = sessionStorage.getItem("api-key") ?? ""; // forgotten with the tab
+import { recall, remember } from "/web/dom.js";
+
+let key = recall("sessionStorage", "api-key"); // forgotten with the tab
 
 export function setKey(value) {
   key = value;
-  sessionStorage.setItem("api-key", value);
+  remember("sessionStorage", "api-key", value);
 }
 
 /** The answer to a request.

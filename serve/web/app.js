@@ -4,7 +4,7 @@ import { mediaUrl, request, setKey } from "/web/api.js";
 import { AskView } from "/web/ask.js";
 import { Captions } from "/web/captions.js";
 import { Numbers } from "/web/charts.js";
-import { $, clock, element } from "/web/dom.js";
+import { $, clock, element, recall, remember } from "/web/dom.js";
 import { FrameGrabber } from "/web/frames.js";
 import { Overlay } from "/web/overlay.js";
 import { Player, offerClips } from "/web/player.js";
@@ -164,6 +164,8 @@ for (const kind of ["dragover", "dragleave", "drop"]) {
     player.watchFile(file);
   });
 }
+// A file that is dropped beside its place would take the page away, and all that was said.
+for (const kind of ["dragover", "drop"]) document.addEventListener(kind, (event) => event.preventDefault());
 
 // -- the page -------------------------------------------------------------------------------------------------
 
@@ -171,11 +173,11 @@ const chooseSource = tabs($("sources"));
 tabs($("views"), (tab) => {
   if (tab.id === "tab-ask" && !player.stream) video.pause(); // a camera is captioned while pictures are asked about
 });
-$("captions-below").checked = localStorage.getItem("captions-below") === "yes";
+$("captions-below").checked = recall("localStorage", "captions-below") === "yes";
 $("captions-below").addEventListener("change", placeCaptions);
 function placeCaptions() {
   const below = $("captions-below").checked;
-  localStorage.setItem("captions-below", below ? "yes" : "no");
+  remember("localStorage", "captions-below", below ? "yes" : "no");
   $("screen").classList.toggle("captions-below", below);
 }
 placeCaptions();

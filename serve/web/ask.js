@@ -47,6 +47,8 @@ export class AskView {
     this.model = model;
     this.images = model.limits?.images_per_request ?? IMAGES;
     this.bodyBytes = model.limits?.body_bytes ?? BODY_BYTES;
+    const { image_pixels: each = Infinity, request_pixels: all = Infinity } = model.limits ?? {};
+    this.pixels = Math.min(each, all / this.images);
     await this.#offerExamples();
   }
 
@@ -79,7 +81,7 @@ export class AskView {
         break;
       }
       try {
-        this.tray.add(await prepared(blob, name || blob.name || "the pasted picture", this.#bytesEach()));
+        this.tray.add(await prepared(blob, name || blob.name || "the pasted picture", this.#bytesEach(), this.pixels));
       } catch (error) {
         problems.push(error.message);
       }
@@ -148,14 +150,17 @@ export class AskView {
     const began = performance.now();
     const body = { model: this.model.id, messages, stream: true, stream_options: { include_usage: true } };
     const { signal } = this.running;
+    let cut = false;
     try {
       const response = await postJson("/v1/chat/completions", body, signal);
       for await (const chunk of events(response.body)) {
         if (chunk.error) throw new Error(chunk.error.message);
         const words = chunk.choices[0]?.delta.content;
         if (words) keepingEnd($("log"), () => (answer.textContent += words));
+        cut ||= chunk.choices[0]?.finish_reason === "length";
         if (chunk.usage) account.textContent = costs(chunk.usage, performance.now() - began);
       }
+      if (cut) account.textContent += " · cut at the longest answer";
       if (!answer.textContent) account.textContent = `The model said nothing. ${account.textContent}`;
     } catch (error) {
       if (!signal.aborted) throw error;

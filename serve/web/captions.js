@@ -9,7 +9,7 @@ const MOVED = {
   false: "The stream goes on in another process, which does not know the earlier words.",
 };
 const GOES_ON = { // errors after which a new session goes on from here, and what is said of them
-  session_idle: "",
+  session_idle: "The session ended in the pause; a new one begins when frames come again.",
   session_full: "The session was full; a new one goes on from here.",
   frame_limit: "The session was full; a new one goes on from here.",
   session_not_found: "The endpoint no longer has the session; a new one goes on from here.",
@@ -55,7 +55,10 @@ export class Captions {
     this.sending = this.sending
       .then(() => jpegOf(canvas))
       .then((jpeg) => jpeg.arrayBuffer())
-      .then((jpeg) => (target.open ? target.push(timestamp, jpeg) : this.#lost(timestamp, REASONS.unsent)))
+      .then((jpeg) => {
+        if (target.open) target.push(timestamp, jpeg);
+        else if (!target.dropped) this.#lost(timestamp, REASONS.unsent);
+      })
       .catch((error) => this.transcript.note(`A frame could not be sent: ${error.message}`, "problem"));
     return true;
   }
@@ -147,7 +150,7 @@ export class Captions {
   #error(event) {
     if (event.timestamp !== null) this.#lost(event.timestamp, event.error.message);
     if (event.fatal && event.error.code in GOES_ON) {
-      if (GOES_ON[event.error.code]) this.transcript.note(GOES_ON[event.error.code]);
+      this.transcript.note(GOES_ON[event.error.code]);
       return;
     }
     this.transcript.note(event.error.message, "problem");

@@ -33,4 +33,21 @@ export function keepingEnd(list, change) {
   if (atEnd) list.scrollTop = list.scrollHeight;
 }
 
+/** What a store of the browser holds; "" where the visitor allows none. */
+export function recall(store, name) {
+  try {
+    return window[store].getItem(name) ?? "";
+  } catch {
+    return "";
+  }
+}
+
+export function remember(store, name, value) {
+  try {
+    window[store].setItem(name, value);
+  } catch {
+    // It holds until the page is left.
+  }
+}
+
 export const reducedMotion = () => matchMedia("(prefers-reduced-motion: reduce)").matches;

@@ -58,7 +58,7 @@ export class LiveSession {
 
   /** Leave at once and hear nothing more. */
   drop() {
-    this.ending = this.over = true;
+    this.ending = this.over = this.dropped = true;
     clearTimeout(this.retry);
     this.socket.onmessage = this.socket.onclose = null;
     this.socket.onopen = () => this.socket.close(NORMAL);

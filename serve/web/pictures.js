@@ -10,10 +10,11 @@ const SHRINK = 0.75;
  * @param {Blob} blob a picture file
  * @param {string} name
  * @param {number} bytes most that may be sent of it
+ * @param {number} pixels most that the endpoint takes
  * @returns {Promise<{url: string, name: string, width: number, height: number, shrunk: boolean}>} `url` is a data URI
  * @throws {Error} for what is no picture
  */
-export async function prepared(blob, name, bytes) {
+export async function prepared(blob, name, bytes, pixels) {
   let bitmap;
   try {
     bitmap = await createImageBitmap(blob); // turned as its EXIF says
@@ -22,16 +23,17 @@ export async function prepared(blob, name, bytes) {
   }
   try {
     const { width, height } = bitmap;
-    const fits = Math.max(width, height) <= LONGEST_SIDE && blob.size <= bytes && SENT_AS_THEY_ARE.has(blob.type);
-    const sent = fits ? blob : await shrunk(bitmap, bytes);
+    const longest = Math.min(LONGEST_SIDE, Math.floor(Math.max(width, height) * Math.sqrt(pixels / (width * height))));
+    const fits = Math.max(width, height) <= longest && blob.size <= bytes && SENT_AS_THEY_ARE.has(blob.type);
+    const sent = fits ? blob : await shrunk(bitmap, longest, bytes);
     return { url: await dataUri(sent), name, width, height, shrunk: !fits };
   } finally {
     bitmap.close();
   }
 }
 
-async function shrunk(bitmap, bytes) {
-  for (let side = LONGEST_SIDE; ; side = Math.floor(side * SHRINK)) {
+async function shrunk(bitmap, longest, bytes) {
+  for (let side = longest; ; side = Math.floor(side * SHRINK)) {
     const jpeg = await jpegOf(snapshot(bitmap, side));
     if (jpeg.size <= bytes || side < 64) return jpeg;
   }

@@ -34,8 +34,10 @@ export class Transcript {
     this.#insert("answered", time, this.#time(time), element("q", "", query), element("span", "", text || "(no words)"));
   }
 
-  /** Something about the stream as a whole; `kind` is "note" or "problem". */
+  /** Something about the stream as a whole; `kind` is "note" or "problem". The same is not said twice in a row. */
   note(text, kind = "note") {
+    const last = this.list.lastElementChild;
+    if (last?.className === kind && last.textContent === text) return;
     const time = Math.max(0, ...[...this.list.children].slice(-1).map((row) => Number(row.dataset.time)));
     this.#insert(kind, time, document.createTextNode(text));
   }

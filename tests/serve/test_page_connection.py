@@ -98,6 +98,47 @@ def test_a_full_endpoint_is_named_once(browser: Any, long_clip: Path):
             page.driver.switch_to.window(first)
 
 
+def test_what_is_said_of_every_frame_is_said_once(browser: Any, long_clip: Path):
+    settings = settings_with(demo_clips=str(long_clip), limits={"frame_bytes": 100})
+    with running(FakeEngine(), settings) as url:
+        page = Page(browser, url)
+        page.open()
+        page.wait(lambda: page.count(".track .mark.lost") >= 4)
+        [problem] = page.texts("#transcript .problem")
+        assert "larger than 100 bytes" in problem
+
+
+def test_a_pause_that_ends_the_session_is_named_and_what_was_said_stays(browser: Any, long_clip: Path):
+    settings = settings_with(demo_clips=str(long_clip), limits={"idle_seconds": 0.7})
+    with running(FakeEngine(), settings) as url:
+        page = Page(browser, url)
+        page.open()
+        page.wait(lambda: page.rows())
+        page.click("#play")
+        [note] = page.wait(lambda: page.texts("#transcript .note"))
+        assert note.startswith("The session ended in the pause")
+        page.wait(lambda: page.text("#status-text") == "Ready")
+        page.click("#play")
+        page.wait(lambda: "yellow" in " ".join(page.rows()))
+        assert page.rows()[0].startswith("0:00.0 red 1")
+
+
+def test_pictures_are_made_as_small_as_the_endpoint_asks(browser: Any, tmp_path: Path):
+    limits = {"image_pixels": 40_000, "request_pixels": 160_000, "images_per_request": 8}
+    (tmp_path / "blue.png").write_bytes(picture("blue", size=500))
+    with running(FakeEngine(), settings_with(limits=limits)) as url:
+        page = Page(browser, url)
+        page.open()
+        page.wait(lambda: page.text("#model") != "…")
+        page.click("#tab-ask")
+        for _ in range(8):
+            page.find("#picture-file").send_keys(str(tmp_path / "blue.png"))
+        page.wait(lambda: page.count("#tray li") == 8)
+        page.write("#question", "eight")
+        page.click("#ask")
+        page.wait(lambda: page.texts(".turn .answer") == [" ".join(["blue"] * 8) + " eight"])
+
+
 def test_a_key_that_the_endpoint_asks_for_is_given_in_the_settings(
     browser: Any, long_clip: Path, tmp_path: Path
 ):

@@ -26,6 +26,7 @@ from pipelines.cli import (
     prepare,
     report,
     run,
+    serve,
     status,
     stop,
     sweep,
@@ -125,6 +126,7 @@ app.command("logs")(logs.logs)
 app.command("stop")(stop.stop)
 app.command("verify")(verify.verify)
 app.command("report")(report.report)
+app.command("serve")(serve.serve)
 app.command("ask")(ask.ask)
 app.command("caption")(caption.caption)
 app.command("inspect")(inspect.inspect)

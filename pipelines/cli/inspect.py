@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipelines.cli.shared.checkpoints import find_checkpoint, local_checkpoint
 from pipelines.cli.shared.options import JsonOption
 from pipelines.cli.show.format import print_json
 
@@ -111,31 +111,6 @@ def _pair(images: Sequence[Path], questions: Sequence[str]) -> list[tuple[Path |
     return list(zip(pictures, questions, strict=True))
 
 
-def _found(folder: Folder) -> Folder:
-    """The checkpoint, or the checkpoint inside a train stage's artifact."""
-    from casa_core.errors import StoreError
-
-    if not (folder / "config.json").is_file() and (folder / "model" / "config.json").is_file():
-        folder = folder / "model"
-    if not (folder / "config.json").is_file():
-        raise StoreError(
-            f"{folder} is not a checkpoint.",
-            "It has no config.json." if folder.is_dir() else "There is no such folder.",
-            "`casa status --json` names the artifact of a run's train stage.",
-        )
-    return folder
-
-
-def _local(checkpoint: Folder) -> AbstractContextManager[Path]:
-    """The checkpoint on this machine; one of an artifact on S3 is copied once."""
-    from pipelines.dag.artifact import read_manifest
-    from pipelines.storage.host import cached_copy
-    from pipelines.storage.transfer import local_copy
-
-    manifest = None if isinstance(checkpoint, Path) else read_manifest(checkpoint.parent)
-    return local_copy(checkpoint) if manifest is None else cached_copy(checkpoint, manifest["content_digest"])
-
-
 def _load(folder: str) -> tuple[Folder, Engine]:
     """The checkpoint that a folder is or has in it, and an engine with its weights."""
     from transformers.utils import logging
@@ -144,8 +119,8 @@ def _load(folder: str) -> tuple[Folder, Engine]:
     from pipelines.storage.uri import open_folder
 
     logging.disable_progress_bar()
-    checkpoint = _found(open_folder(folder))
-    with _local(checkpoint) as local:
+    checkpoint = find_checkpoint(open_folder(folder))
+    with local_checkpoint(checkpoint) as local:
         return checkpoint, Engine.from_pretrained(local)
 
 

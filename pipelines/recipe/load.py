@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from casa_core.errors import ConfigError
 from pipelines.recipe.explain import explain
-from pipelines.recipe.model import Recipe
+from pipelines.recipe.model import Deploy, Recipe
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 
@@ -37,6 +37,25 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
     """
     path = _locate(name_or_path)
     return _validated(_values(path, overrides), f"recipe {path.stem}")
+
+
+def load_deploy(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Deploy:
+    """Validate a recipe's section ``deploy`` alone: the settings of an endpoint without a run.
+
+    Args:
+        values: Settings of the section.
+        overrides: As for :func:`load_recipe`, their paths within the section: ``limits.sessions=4``.
+
+    Raises:
+        ConfigError: As :func:`load_recipe`.
+    """
+    own = dict(values)
+    for override in overrides:
+        _apply(own, override)
+    try:
+        return Deploy.model_validate(own)
+    except ValidationError as error:
+        raise explain(error, own, Deploy, "section deploy") from None
 
 
 @dataclass(frozen=True, slots=True)

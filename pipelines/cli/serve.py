@@ -1,0 +1,160 @@
+"""``casa serve``: a checkpoint as an endpoint, by this process alone."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from pipelines.cli.shared.options import DEFAULT_STORE, JsonOption, StoreOption
+from pipelines.cli.show.format import print_json_line
+
+if TYPE_CHECKING:
+    from pipelines.storage.uri import Folder
+
+SERVER = "serve.standalone"
+"""Module of the server: the command line and serving meet at a checkpoint and at this name."""
+
+
+CheckpointArgument = Annotated[
+    str,
+    typer.Argument(
+        help="Folder of a checkpoint or of a train artifact (local or s3://), or a train stage of the "
+        "store's latest run, such as `train`.",
+        metavar="CHECKPOINT",
+    ),
+]
+PortOption = Annotated[int, typer.Option(help="Port; 0 takes a free one.", min=0, max=65535)]
+NameOption = Annotated[
+    str | None, typer.Option(help="What clients put in `model`; by default the folder's name.")
+]
+CompileOption = Annotated[
+    bool, typer.Option("--compile", help="Compile decode steps first: a slow start, fast answers.")
+]
+GraphsOption = Annotated[
+    bool, typer.Option("--graphs", help="Record steps as CUDA graphs; not with --compile.")
+]
+KeysOption = Annotated[
+    Path | None, typer.Option(help="Ask for API keys of this file, which `casa keys` makes.")
+]
+SettingOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="A setting of the recipe's section deploy: limits.sessions=4. May be repeated.",
+    ),
+]
+LogOption = Annotated[Literal["text", "json"], typer.Option(help="Form of the log lines.")]
+
+
+def serve(
+    checkpoint: CheckpointArgument,
+    host: Annotated[str, typer.Option(help="Interface to listen on.")] = "127.0.0.1",
+    port: PortOption = 8000,
+    name: NameOption = None,
+    dtype: Annotated[str, typer.Option(help="auto (as stored), fp32 or bf16.")] = "auto",
+    compile_: CompileOption = False,
+    graphs: GraphsOption = False,
+    quantize: Annotated[str, typer.Option(help="none, or int8: on CPUs.")] = "none",
+    keys: KeysOption = None,
+    set_: SettingOption = None,
+    log: LogOption = "text",
+    store: StoreOption = DEFAULT_STORE,
+    json_: JsonOption = False,
+) -> None:
+    """Serve a checkpoint: questions about pictures, live captions, the live page, metrics. Ctrl-C ends it.
+
+    It needs no run and no cluster. `casa run` serves on Ray instead, with replicas that come and go.
+
+    Examples:
+
+      casa serve runs/train/4a84…/model
+
+      casa serve train --port 8001 --name my-model
+
+      casa serve s3://bucket/runs/train/4a84… --dtype bf16 --compile
+
+      casa serve model --host 0.0.0.0 --keys keys.jsonl --set limits.sessions=4 --log json
+    """
+    from pipelines.cli.shared.artifacts import find_artifact
+    from pipelines.cli.shared.checkpoints import find_checkpoint
+    from pipelines.deploy.run import is_loopback
+    from pipelines.recipe.load import load_deploy
+
+    found = find_checkpoint(find_artifact(checkpoint, store))
+    given = {"dtype": dtype, "compile": compile_, "graphs": graphs, "quantize": quantize}
+    overrides = [*(set_ or ()), *([f"access.keys={keys.absolute()}"] if keys is not None else [])]
+    deploy = load_deploy({"model_name": name or _model_name(found), **given}, overrides)
+    settings = {**deploy.model_dump(mode="json"), "log": log, "loopback_only": is_loopback(host)}
+    _serve(found, settings, host, port, json_)
+
+
+def _serve(checkpoint: Folder, settings: dict[str, Any], host: str, port: int, as_json: bool) -> None:
+    from pipelines.cli.shared.checkpoints import local_checkpoint
+
+    began = time.monotonic()
+    server = importlib.import_module(SERVER)
+    listener = server.open_port(host, port)
+    url, name = _url(host, listener.getsockname()[1]), settings["model_name"]
+    work = "Loading and compiling" if settings["compile"] else "Loading"
+    print(f"{work} {checkpoint} …", file=sys.stderr, flush=True)
+
+    def ready() -> None:
+        if as_json:
+            print_json_line({"url": url, "model": name, "checkpoint": str(checkpoint)})
+        else:
+            _greet(url, name, time.monotonic() - began, keyed=settings["access"]["keys"] is not None)
+
+    try:
+        with local_checkpoint(checkpoint) as local:
+            own = {**settings, **_identity(checkpoint), "model_folder": str(local)}
+            server.serve(own, listener, ready)
+    except KeyboardInterrupt:
+        print("Ended.", file=sys.stderr)
+    finally:
+        listener.close()
+
+
+def _model_name(checkpoint: Folder) -> str:
+    """The folder's name as a model's; for one in an artifact, its fingerprint's beginning."""
+    folder = checkpoint.absolute()
+    name = f"casa-{folder.parent.name[:12]}" if folder.name == "model" else folder.name
+    return re.sub(r"[^A-Za-z0-9._-]", "-", name).lstrip("._-")[:80] or "casa"
+
+
+def _identity(checkpoint: Folder) -> dict[str, str]:
+    """The fingerprint of the training run that a checkpoint lies in, if it does."""
+    from pipelines.dag.artifact import read_manifest
+
+    manifest = read_manifest(checkpoint.parent)
+    return {} if manifest is None else {"checkpoint": manifest["fingerprint"]}
+
+
+def _url(host: str, port: int) -> str:
+    """As a client on this machine writes it."""
+    named = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{named}]:{port}" if ":" in named else f"http://{named}:{port}"
+
+
+def _greet(url: str, model: str, seconds: float, *, keyed: bool) -> None:
+    from pipelines.text_format import duration
+
+    question = {"model": model, "messages": [{"role": "user", "content": "hello"}]}
+    bearer = " -H 'authorization: Bearer YOUR_KEY'" if keyed else ""
+    print(
+        f"{model} answers at {url} after {duration(seconds)}\n"
+        f"  live page   {url}/\n"
+        f"  metrics     {url}/metrics\n"
+        f"  try         curl -s {url}/v1/chat/completions -H 'content-type: application/json'{bearer} "
+        f"-d {shlex.quote(json.dumps(question))}\n"
+        "Ctrl-C ends it.",
+        flush=True,
+    )

@@ -1,0 +1,37 @@
+"""The checkpoint that a command names: the folder itself, or the artifact of a train stage that holds it."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from pipelines.storage.uri import Folder
+
+
+def find_checkpoint(folder: Folder) -> Folder:
+    """The checkpoint that a folder is, or the one inside a train stage's artifact.
+
+    Raises:
+        StoreError: If it is neither.
+    """
+    from casa_core.errors import StoreError
+
+    if not (folder / "config.json").is_file() and (folder / "model" / "config.json").is_file():
+        folder = folder / "model"
+    if not (folder / "config.json").is_file():
+        raise StoreError(
+            f"{folder} is not a checkpoint.",
+            "It has no config.json." if folder.is_dir() else "There is no such folder.",
+            "`casa status --json` names the artifact of a run's train stage.",
+        )
+    return folder
+
+
+def local_checkpoint(checkpoint: Folder) -> AbstractContextManager[Path]:
+    """The checkpoint on this machine; one of an artifact on S3 is copied once."""
+    from pipelines.dag.artifact import read_manifest
+    from pipelines.storage.host import cached_copy
+    from pipelines.storage.transfer import local_copy
+
+    manifest = None if isinstance(checkpoint, Path) else read_manifest(checkpoint.parent)
+    return local_copy(checkpoint) if manifest is None else cached_copy(checkpoint, manifest["content_digest"])

@@ -142,6 +142,16 @@ class Limits(BaseModel):
     idle_seconds: Seconds = Field(
         default=60.0, description="A live connection that sends nothing this long is closed, seconds."
     )
+    video_bytes: Count = Field(
+        default=200 * MIB, description="Largest video file that is captioned; it is received on disk."
+    )
+    video_seconds: Seconds = Field(default=7200.0, description="Longest video that is captioned, seconds.")
+    upload_seconds: Seconds = Field(
+        default=600.0, description="A video file that has not come whole by then is refused, seconds."
+    )
+    uploads: Count = Field(
+        default=4, description="Video files that are received and captioned at a time; beyond: refused."
+    )
     resume_seconds: Seconds = Field(
         default=30.0,
         description="A live session without a connection ends after so long, seconds; earlier where a new "

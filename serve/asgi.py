@@ -26,7 +26,7 @@ from serve.api.settings import ServeSettings
 from serve.api.status import status_router
 from serve.fetch.fetcher import ImageFetcher
 from serve.files.store import FileStore
-from serve.live import messages
+from serve.live import captions, messages
 from serve.live.rest import rest_router
 from serve.live.sessions import LiveSessions, SessionStore
 from serve.live.socket import live_router
@@ -76,6 +76,7 @@ def build_app(
         files_router(files, limits),
         live_router(sessions),
         rest_router(sessions),
+        captions.captions_router(sessions),
         page_router(settings),
         documentation_router(settings, messages.__doc__ or ""),
     ]
@@ -105,6 +106,7 @@ def build_app(
                 BodyLimitMiddleware,
                 limit=settings.limits.body_bytes,
                 seconds=settings.limits.body_seconds,
+                own={captions.PATH: (settings.limits.video_bytes, settings.limits.upload_seconds)},
             ),
         ],
     )

@@ -24,7 +24,7 @@ HEALTH = ("/healthz", "/readyz")
 OPEN = (*HEALTH, "/", "/docs", "/openapi.json", "/favicon.ico")
 """Paths that need no key; neither do the page's own files."""
 OPEN_FOLDER = "/web/"
-COUNTED = ("/v1/chat/completions", "/v1/files", "/v1/streaming/sessions", "/v1/live")
+COUNTED = ("/v1/chat/completions", "/v1/files", "/v1/streaming/sessions", "/v1/captions", "/v1/live")
 """What starts work, and counts as a call of its key."""
 PROTOCOL = "casa.live"
 KEY_PROTOCOL = "casa.key."

@@ -7,6 +7,8 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -62,28 +64,39 @@ class RequestMiddleware:
 
 class BodyLimitMiddleware:
     """Refuse a body over `limit` bytes with 413, by its declared length or, without one, while it arrives;
-    with 408 one that is not whole after `seconds`; and with 415 one that is compressed."""
+    with 408 one that is not whole after `seconds`; and with 415 one that is compressed.
 
-    def __init__(self, app: ASGIApp, limit: int, seconds: float) -> None:
+    Args:
+        own: Limit and seconds of paths that have others.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        limit: int,
+        seconds: float,
+        own: Mapping[str, tuple[int, float]] = MappingProxyType({}),
+    ) -> None:
         self._app = app
-        self._limit = limit
-        self._seconds = seconds
+        self._bounds = limit, seconds
+        self._own = own
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        limit, seconds = self._own.get(scope["path"], self._bounds)
         headers = Headers(scope=scope)
         encoding = headers.get("content-encoding", "identity").strip().lower()
         if encoding not in ("", "identity"):
             await _compressed(encoding).response()(scope, receive, send)
             return
         declared = headers.get("content-length", "")
-        if declared.isdigit() and int(declared) > self._limit:
-            await self._refusal().response()(scope, receive, send)
+        if declared.isdigit() and int(declared) > limit:
+            await _too_large(limit).response()(scope, receive, send)
             return
         received, whole = 0, False
-        end = time.monotonic() + self._seconds
+        end = time.monotonic() + seconds
 
         async def receive_counted() -> Message:
             nonlocal received, whole
@@ -92,30 +105,32 @@ class BodyLimitMiddleware:
             try:
                 message = await asyncio.wait_for(receive(), end - time.monotonic())
             except TimeoutError:
-                raise self._too_slow() from None
+                raise _too_slow(seconds) from None
             whole = not message.get("more_body", False)
             received += len(message.get("body", b""))
-            if received > self._limit:
-                raise self._refusal()
+            if received > limit:
+                raise _too_large(limit)
             return message
 
         await self._app(scope, receive_counted, send)
 
-    def _too_slow(self) -> ApiError:
-        return ApiError(
-            408,
-            f"The request body was not whole after {self._seconds:g} seconds. Send it again.",
-            code="request_timeout",
-            headers={"connection": "close"},
-        )
 
-    def _refusal(self) -> ApiError:
-        return ApiError(
-            413,
-            f"The request body is larger than {self._limit} bytes. Send fewer or smaller images.",
-            code="request_too_large",
-            headers={"connection": "close"},  # or the server would go on reading what it has refused
-        )
+def _too_slow(seconds: float) -> ApiError:
+    return ApiError(
+        408,
+        f"The request body was not whole after {seconds:g} seconds. Send it again.",
+        code="request_timeout",
+        headers={"connection": "close"},
+    )
+
+
+def _too_large(limit: int) -> ApiError:
+    return ApiError(
+        413,
+        f"The request body is larger than {limit} bytes. Send fewer or smaller images, or a shorter video.",
+        code="request_too_large",
+        headers={"connection": "close"},  # or the server would go on reading what it has refused
+    )
 
 
 def _compressed(encoding: str) -> ApiError:

@@ -20,6 +20,7 @@ Server → client; `event` numbers the events of a session from 1
     {"type": "answer", "query", …as a caption}    to each session.prompt, in order
     {"type": "dropped", "timestamp", "reason": "queue_full" or "moved", "credits"}    in place of a caption
     {"type": "error", "error": {…OpenAI's shape…}, "timestamp" or null, "fatal": bool}
+    {"type": "warning", "warning": {"code", "message"}}    of a video file that is damaged (`captions`)
     {"type": "session.moved", "exact": bool}
         the session goes on in another process: `exact` as if nothing had happened, or else without what
         earlier frames had added to the text; frames that were lost are then named by `dropped`

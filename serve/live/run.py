@@ -165,6 +165,10 @@ class LiveRun:
         self._account.totals.refused += 1
         self._note(error_event(error, fatal=False))
 
+    def warn(self, code: str, message: str) -> None:
+        """Log something that the client should know and that ends nothing."""
+        self._note({"type": "warning", "warning": {"code": code, "message": message}})
+
     def report_usage(self) -> None:
         """Log the counts so far."""
         self.touch()

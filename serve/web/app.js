@@ -83,7 +83,10 @@ video.addEventListener("latestart", () => {
 });
 video.addEventListener("play", () => grabber.look(grabber.now)); // the picture that was there before it began to move
 // Each half second is captioned once: what was captioned is shown again, with its words.
-video.addEventListener("seeking", () => replay(grabber.has(grabber.now)));
+video.addEventListener("seeking", () => {
+  overlay.clear();
+  replay(grabber.has(grabber.now));
+});
 video.addEventListener("ended", () => captions.end());
 $("seek").addEventListener("input", () => seekTo(Number($("seek").value)));
 $("strip").addEventListener("keydown", (event) => {

@@ -191,6 +191,7 @@ SSE = "text/event-stream"
 def event_stream(description: str) -> dict[str, Any]:
     """The description of a chat answer: JSON, or with `stream` server-sent events."""
     chunk = {"$ref": f"#/components/schemas/{ChatCompletionChunk.__name__}"}
-    data = {"type": "string", "contentMediaType": "application/json", "contentSchema": chunk}
+    piece = {"type": "string", "contentMediaType": "application/json", "contentSchema": chunk}
+    data = {"anyOf": [piece, {"const": "[DONE]"}]}
     event = {"type": "object", "description": description, "properties": {"data": data}, "required": ["data"]}
     return {"content": {SSE: {"itemSchema": event}}}

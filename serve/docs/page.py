@@ -94,7 +94,7 @@ def _operation(method: str, path: str, operation: Schema) -> str:
 
 def _answer(kind: str, content: Schema) -> str:
     if "itemSchema" in content:
-        shown = f"events of {_type(content['itemSchema']['properties']['data']['contentSchema'])}"
+        shown = f"events of {_type(content['itemSchema']['properties']['data'])}"
     else:
         shown = _type(content.get("schema", {}))
     return shown if kind == "application/json" else f"{shown} (<code>{escape(kind)}</code>)"
@@ -127,6 +127,8 @@ def _type(schema: Schema) -> str:
         return " or ".join(f"<code>{escape(json.dumps(value))}</code>" for value in schema["enum"])
     if "const" in schema:
         return f"<code>{escape(json.dumps(schema['const']))}</code>"
+    if "contentSchema" in schema:
+        return _type(schema["contentSchema"])
     kind = schema.get("type", "anything")
     if kind == "array":
         return f"list of {_type(schema.get('items', {}))}"

@@ -126,11 +126,11 @@ async def _feed(run: LiveRun, video: UploadedVideo) -> None:
     """Give a session the frames, no more at a time than it queues."""
     try:
         async with aclosing(video.frames()) as frames:
-            async for time, pixels in frames:
+            async for time, jpeg in frames:
                 await run.until_room()
                 if run.over:
                     return
-                await run.push(pixels, time)
+                await run.push(jpeg, time)
         if video.damage is not None:
             run.warn("truncated_video", damage_of(video.damage))
         run.finish()

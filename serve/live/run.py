@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from casa_core.engine.live_stream import StreamSettings
-from casa_core.engine.protocol import FrameImage
 from casa_core.errors import CasaError
 from serve.api.engine_client import LiveSession
-from serve.api.errors import ApiError, as_api_error, bad_request, error_event, internal_error
+from serve.api.errors import SERVER_ERROR, ApiError, as_api_error, bad_request, error_event, internal_error
 from serve.api.settings import ServeSettings
 from serve.live.account import Account
 from serve.live.event_log import Event, EventLog, EventReader
@@ -128,7 +127,7 @@ class LiveRun:
         """The counts so far."""
         return usage_of(self._account.totals, time.monotonic() - self._began)
 
-    async def push(self, image: FrameImage, timestamp: float) -> None:
+    async def push(self, image: bytes, timestamp: float) -> None:
         """Take a frame.
 
         Raises:
@@ -240,6 +239,14 @@ class LiveRun:
         """End the session at once; ending it twice is harmless."""
         if not self.over:
             self._end({"type": "session.ended", "session_id": self.id, **self.usage})
+
+    def leave(self) -> None:
+        """End it here, so that another process continues it; its reader is told to resume it."""
+        message = "This server stops. The session goes on: resume it."
+        error = ApiError(503, message, code="session_moves", kind=SERVER_ERROR)
+        if (reader := self._log.reader) is not None:
+            reader.cut(error)
+        self.fail(error)
 
     def _end(self, last: Event) -> None:
         self.over = True

@@ -48,6 +48,7 @@ class LiveSessions:
         self._store = store
         self._running: dict[str, LiveRun] = {}
         self._over: dict[str, LiveRun] = {}
+        self._taking: dict[str, asyncio.Event] = {}  # set once the session is here, or was not found
         self._opening = 0
 
     @property
@@ -94,22 +95,40 @@ class LiveSessions:
         Raises:
             ApiError: 404.
         """
-        run = self._running.get(session_id) or self._over.get(session_id)
-        if run is None and self._store is not None:
-            taken = await self._store.take(session_id)
-            if taken is not None:
-                state, session = taken
-                run = self._run(session_id, session, state.stream)
-                run.resume(state)
+        while (taking := self._taking.get(session_id)) is not None:
+            await taking.wait()
+        run = self._running.get(session_id) or self._over.get(session_id) or await self._take(session_id)
         if run is None:
             message = "There is no live session of this id: it has ended, or never began. Open a new one."
             raise ApiError(404, message, code="session_not_found", param="session_id")
         return run
 
     def close(self) -> None:
-        """End all sessions."""
+        """End all sessions here; those that are kept in a store go on elsewhere."""
         for run in list(self._running.values()):
-            run.close()
+            if self._store is None:
+                run.close()
+                continue
+            state = run.state()
+            run.leave()
+            self._store.keep(state)
+
+    async def _take(self, session_id: str) -> LiveRun | None:
+        """A session of another process, if there is one."""
+        if self._store is None:
+            return None
+        self._taking[session_id] = taken = asyncio.Event()
+        try:
+            found = await self._store.take(session_id)
+            if found is None:
+                return None
+            state, session = found
+            run = self._run(session_id, session, state.stream)
+            run.resume(state)
+            return run
+        finally:
+            del self._taking[session_id]
+            taken.set()
 
     def _run(self, session_id: str, session: LiveSession, stream: StreamSettings) -> LiveRun:
         run = LiveRun(session_id, session, stream, self.settings, on_outcome=self._keep, on_over=self._forget)

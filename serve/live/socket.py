@@ -31,7 +31,8 @@ from serve.live.sessions import LiveSessions
 
 logger = logging.getLogger("casa.serve")
 
-CLOSE_NORMAL, CLOSE_POLICY, CLOSE_INTERNAL, CLOSE_TRY_LATER = 1000, 1008, 1011, 1013
+CLOSE_NORMAL, CLOSE_POLICY, CLOSE_INTERNAL = 1000, 1008, 1011
+CLOSE_RESTART, CLOSE_TRY_LATER = 1012, 1013
 SHORTLY_S = 1.0
 """How long a client that is refused may take: to resume a session instead, or to read why."""
 
@@ -168,7 +169,7 @@ class LiveConnection:
         if error is None:
             await self._socket.close(CLOSE_NORMAL)
         else:
-            codes = {429: CLOSE_TRY_LATER, 500: CLOSE_INTERNAL}
+            codes = {429: CLOSE_TRY_LATER, 500: CLOSE_INTERNAL, 503: CLOSE_RESTART}
             await self._socket.close(codes.get(error.status_code, CLOSE_POLICY), error.code)
 
 

@@ -15,7 +15,8 @@ from fastapi import Request
 from starlette.datastructures import UploadFile
 
 from casa_core.errors import MediaError
-from casa_core.media.video import Rgb, VideoFrames, frame_times, open_track
+from casa_core.media.decode import encode_jpeg
+from casa_core.media.video import VideoFrames, frame_times, open_track
 from infra.endpoint_settings import Limits
 from serve.api.errors import ApiError, bad_request
 
@@ -68,8 +69,8 @@ class UploadedVideo:
         self.damage: MediaError | None = None
         self._frames, self._times, self._thread = frames, times, thread
 
-    async def frames(self) -> AsyncGenerator[tuple[float, Rgb], None]:
-        """Time, in seconds, and pixels of each; they end where the file is damaged.
+    async def frames(self) -> AsyncGenerator[tuple[float, bytes], None]:
+        """Time, in seconds, and JPEG bytes of each, as ``casa caption`` sends them, to the end or the damage.
 
         Raises:
             MediaError: Not even the first can be decoded.
@@ -77,7 +78,7 @@ class UploadedVideo:
         decoded = self._frames.at(self._times)
         for number, time in enumerate(self._times):
             try:
-                yield time, await _in(self._thread, lambda: next(decoded))
+                yield time, await _in(self._thread, lambda: encode_jpeg(next(decoded)))
             except MediaError as error:
                 if not number:
                     raise

@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from serve.live import sse
 from tests.support.serve.fakes import FakeEngine
 from tests.support.serve.live_client import eventually, live, lose, open_sessions, resume, start
 from tests.support.serve.server import data_uri, picture, running, settings_with
@@ -270,3 +271,30 @@ def test_a_session_that_is_neither_read_nor_fed_ends():
         for number in range(4):
             eventually(lambda number=number: push(http, session_id, number, "red").status_code == 202)
         eventually(lambda: open_sessions(url) == 0)
+
+
+def test_an_event_stream_is_kept_alive_and_its_end_gives_the_session_up():
+    with (
+        running(FakeEngine(), settings_with(limits={"resume_seconds": 0.3})) as url,
+        pytest.MonkeyPatch.context() as patched,
+        httpx.Client(base_url=url) as http,
+    ):
+        patched.setattr(sse, "KEEP_ALIVE_S", 0.2)
+        session_id = opened(http)
+        with http.stream("GET", f"{SESSIONS}/{session_id}/events") as stream:
+            lines = [line for line, _ in zip(stream.iter_lines(), range(9), strict=False)]
+            assert lines[:3] == ["id: 1", lines[1], ""]
+            assert lines[3::2] == [": keep-alive"] * 3, "and it is open for longer than without a reader"
+            assert open_sessions(url) == 1
+        eventually(lambda: open_sessions(url) == 0)
+
+
+def test_another_reader_takes_the_events_over_and_the_one_before_is_told(http: httpx.Client):
+    session_id = opened(http)
+    with http.stream("GET", f"{SESSIONS}/{session_id}/events") as first:
+        lines = (line for line in first.iter_lines() if line.startswith("data: "))
+        assert "session.started" in next(lines)
+        assert len(events(http, session_id, 1)) == 1
+        assert json.loads(next(lines)[6:])["error"]["code"] == "session_taken_over"
+        assert not list(lines)
+    http.delete(f"{SESSIONS}/{session_id}")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import pickle
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
+from fastapi import FastAPI
 
 from casa_core.engine.events import FrameRefused, Outcome, StreamMoved
 from casa_core.engine.live_stream import StreamSettings
@@ -16,8 +18,9 @@ from serve.api.errors import ApiError
 from serve.live.messages import SessionStart
 from serve.live.run import LiveRun, RunState
 from serve.live.sessions import LiveSessions
+from serve.live.socket import live_router
 from tests.support.serve.fakes import FakeEngine
-from tests.support.serve.server import picture, settings_with
+from tests.support.serve.server import binary_frame, picture, settings_with
 
 RED = picture("red")
 
@@ -192,6 +195,67 @@ def test_sessions_are_kept_after_each_outcome_found_in_the_store_and_dropped_at_
         moved.close()
         assert run.id not in store.states
         here.close()
+        client.close()
+
+    asyncio.run(main())
+
+
+def test_sessions_of_a_server_that_stops_are_told_to_resume_and_found_by_all_who_ask_at_once():
+    async def main() -> None:
+        client = EngineClient(FakeEngine())
+        store = Kept(client)
+        here, there = (LiveSessions(client, settings_with(), store) for _ in range(2))
+        run = await here.start(SessionStart())
+        reader = run.attach(after=1)
+        await run.push(RED, 0.0)
+        await anext(reader)
+        here.close()
+        assert here.open == 0
+        with pytest.raises(ApiError, match="resume it") as told:
+            await anext(reader)
+        assert (told.value.status_code, told.value.code) == (503, "session_moves")
+        found = await asyncio.gather(*(there.find(run.id) for _ in range(3)))
+        assert len(set(map(id, found))) == 1
+        assert (found[0].event, found[0].over, there.open) == (2, False, 1)
+        there.close()
+        client.close()
+
+    asyncio.run(main())
+
+
+def test_a_connection_that_takes_nothing_is_left_and_its_session_freed():
+    """The buffers in between are full: sending waits for ever."""
+
+    async def main() -> None:
+        engine = FakeEngine()
+        client = EngineClient(engine)
+        sessions = LiveSessions(client, settings_with(limits={"kept_events": 4}))
+        frames = iter(range(1000))
+        start = {"type": "websocket.receive", "text": '{"type": "session.start"}'}
+        received = [{"type": "websocket.connect"}, start]
+        sent: list[str] = []
+
+        async def receive() -> dict[str, Any]:
+            if received:
+                return received.pop(0)
+            await asyncio.sleep(0.005)
+            return {"type": "websocket.receive", "bytes": binary_frame(next(frames), RED)}
+
+        async def send(message: Any) -> None:
+            sent.append(message["type"])
+            if message["type"] == "websocket.send":
+                await asyncio.Event().wait()
+
+        app = FastAPI()
+        app.include_router(live_router(sessions))
+        scope = {"type": "websocket", "path": "/v1/live", "headers": [], "query_string": b"", "asgi": {}}
+        async with asyncio.timeout(10):
+            await app(scope, receive, send)
+        assert sessions.open == 0
+        assert sent.count("websocket.send") == 2, "the first event, and why the connection is closed"
+        assert next(frames) < 50
+        while engine.open_sessions:
+            await asyncio.sleep(0.01)
         client.close()
 
     asyncio.run(main())

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.serve.page.conftest import COLOURS
+from tests.serve.web.conftest import COLOURS
 from tests.support.serve.browser import Page
 from tests.support.serve.fakes import FakeEngine
 from tests.support.serve.server import MODEL, running, settings_with, write_clip

@@ -88,6 +88,9 @@ class Limits(BaseModel):
     body_bytes: Count = Field(
         default=20 * MIB, description="Largest HTTP request body, counted while it arrives."
     )
+    bodies_bytes: Count = Field(
+        default=256 * MIB, description="Bodies of all requests in progress together; beyond: 429."
+    )
     images_per_request: Count = Field(
         default=16, description="Images in one chat request, over all its turns."
     )

@@ -107,6 +107,7 @@ def build_app(
                 limit=settings.limits.body_bytes,
                 seconds=settings.limits.body_seconds,
                 own={captions.PATH: (settings.limits.video_bytes, settings.limits.upload_seconds)},
+                together=max(settings.limits.bodies_bytes, settings.limits.body_bytes),
             ),
         ],
     )

@@ -19,8 +19,8 @@ from casa_core.engine.prefixes import Prefixes
 from casa_core.engine.settings import EngineSettings
 from casa_core.errors import MediaError
 
-LARGE_PIXELS = 1 << 23
-"""Pixels of an answer's images, all together, that are many: two of a phone's pictures."""
+LARGE_PIXELS = 1 << 24
+"""Pixels of an answer's images, all together, that are many: more than one picture of a phone has."""
 MOST_LIVE = 0.9
 """Share of its time that an engine gives to live streams before it takes no more of them."""
 

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.api.errors import ApiError, internal_error
+from serve.api.errors import ApiError, internal_error, too_many
 
 logger = logging.getLogger("casa.serve")
 _SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -64,10 +64,12 @@ class RequestMiddleware:
 
 class BodyLimitMiddleware:
     """Refuse a body over `limit` bytes with 413, by its declared length or, without one, while it arrives;
-    with 408 one that is not whole after `seconds`; and with 415 one that is compressed.
+    with 408 one that is not whole after `seconds`; with 415 one that is compressed; and with 429 one for
+    which there is no room.
 
     Args:
-        own: Limit and seconds of paths that have others.
+        together: Bytes that the bodies of all requests in progress may have.
+        own: Limit and seconds of paths that have others; their bodies are not kept in memory.
     """
 
     def __init__(
@@ -75,10 +77,13 @@ class BodyLimitMiddleware:
         app: ASGIApp,
         limit: int,
         seconds: float,
+        together: int,
         own: Mapping[str, tuple[int, float]] = MappingProxyType({}),
     ) -> None:
         self._app = app
         self._bounds = limit, seconds
+        self._together = together
+        self._held = 0
         self._own = own
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -95,7 +100,7 @@ class BodyLimitMiddleware:
         if declared.isdigit() and int(declared) > limit:
             await _too_large(limit).response()(scope, receive, send)
             return
-        received, whole = 0, False
+        received, whole, in_memory = 0, False, scope["path"] not in self._own
         end = time.monotonic() + seconds
 
         async def receive_counted() -> Message:
@@ -107,12 +112,26 @@ class BodyLimitMiddleware:
             except TimeoutError:
                 raise _too_slow(seconds) from None
             whole = not message.get("more_body", False)
-            received += len(message.get("body", b""))
+            received += (more := len(message.get("body", b"")))
+            if in_memory:
+                self._hold(more)
             if received > limit:
                 raise _too_large(limit)
             return message
 
-        await self._app(scope, receive_counted, send)
+        try:
+            await self._app(scope, receive_counted, send)
+        finally:
+            self._held -= received if in_memory else 0
+
+    def _hold(self, more: int) -> None:
+        """Count bytes that are kept until their request is answered."""
+        self._held += more
+        if self._held > self._together:
+            message = f"The requests in progress hold {self._together} bytes, the most this server keeps."
+            refusal = too_many(message, "overloaded")
+            refusal.headers = {**(refusal.headers or {}), "connection": "close"}
+            raise refusal
 
 
 def _too_slow(seconds: float) -> ApiError:

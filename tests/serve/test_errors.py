@@ -311,6 +311,25 @@ def test_a_body_that_never_becomes_whole_is_given_up_and_others_are_answered_mea
         assert_alive(address)
 
 
+def test_the_bodies_of_all_requests_in_progress_are_bounded_together():
+    limits = {"body_bytes": 100_000, "bodies_bytes": 150_000, "body_seconds": 10.0}
+    with running(FakeEngine(), settings_with(limits=limits)) as address:
+        host, port = address.removeprefix("http://").split(":")
+        head = f"POST {CHAT} HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\n"
+        held = socket.create_connection((host, int(port)))
+        held.sendall(f"{head}content-length: 95000\r\n\r\n".encode() + b" " * 90_000)
+        time.sleep(0.3)
+        body = {"model": MODEL, "messages": [{"role": "user", "content": "x" * 70_000}]}
+        refused = httpx.post(f"{address}{CHAT}", json=body)
+        assert_refused(refused, 429, "overloaded")
+        assert int(refused.headers["retry-after"]) >= 1
+        assert_alive(address)
+        held.close()
+        time.sleep(0.3)
+        for _ in range(4):  # what was answered or given up holds nothing
+            assert httpx.post(f"{address}{CHAT}", json=body).status_code == 200
+
+
 def test_the_openai_client_raises_its_own_exceptions(url: str):
     client = openai.OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0)
     with pytest.raises(openai.NotFoundError, match="does not exist"):

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 CONNECT_S = 5.0
 ANSWER_S = 300.0
+FRAME_EVENTS = ("caption", "dropped", "error")
+"""What becomes of a frame; other events are about the session."""
 _TIMEOUT = httpx.Timeout(ANSWER_S, connect=CONNECT_S)
 
 
@@ -104,12 +106,13 @@ def caption(
 
     Yields:
         `{"type": "caption", "timestamp", "text", "latency_ms", "text_tokens", …}`, or, for a frame the
-        endpoint could not use, `{"type": "error", …}`; last `{"type": "session.ended", …}`.
+        endpoint could not use, `{"type": "error", …}`; last `{"type": "session.ended", …}`. Between them
+        `{"type": "session.moved", …}` where the endpoint moves the session.
 
     Raises:
         ClusterError: Nothing listens there, or the session broke off.
         ConfigError: The endpoint ended the session; its reason is in the message.
-        MediaError: The video cannot be read.
+        MediaError: The video cannot be read; where it is damaged in the middle, after the last event.
     """
     from websockets.exceptions import InvalidHandshake
     from websockets.sync.client import connect
@@ -125,10 +128,26 @@ def caption(
             max_size=None,
             proxy=None,
         ) as socket:
-            sent = chain(() if first is None else (first,), frames)
-            yield from _session(url, socket, query, sent, realtime)
+            sent = _UpToDamage(chain(() if first is None else (first,), frames))
+            yield from _session(url, socket, query, iter(sent), realtime)
     except (OSError, TimeoutError, InvalidHandshake) as error:
         raise _unreachable(url, error) from error
+    if sent.damage is not None:
+        raise sent.damage
+
+
+class _UpToDamage:
+    """Frames, up to where the video cannot be decoded; then `damage` is why."""
+
+    def __init__(self, frames: Iterator[tuple[float, bytes]]) -> None:
+        self.damage: MediaError | None = None
+        self._frames = frames
+
+    def __iter__(self) -> Iterator[tuple[float, bytes]]:
+        try:
+            yield from self._frames
+        except MediaError as error:
+            self.damage = error
 
 
 def served_model(url: str) -> str:
@@ -194,23 +213,24 @@ def _session(
 def _exchange(
     url: str, socket: ClientConnection, frames: Iterator[tuple[float, bytes]], window: int, realtime: bool
 ) -> Iterator[dict[str, Any]]:
-    """Send frames with at most `window` unanswered; each gets exactly one event."""
+    """Send frames with at most `window` unanswered; each gets exactly one of `FRAME_EVENTS`."""
     waiting, began = 0, time.monotonic()
     for timestamp, jpeg in frames:
         while realtime and (ahead := began + timestamp - time.monotonic()) > 0:
             # Captions that come while the next frame is not due yet are passed on at once.
             if waiting and (event := _event(url, socket, within_s=ahead)) is not None:
-                waiting -= 1
+                waiting -= event["type"] in FRAME_EVENTS
                 yield event
             elif not waiting:
                 time.sleep(ahead)
         while waiting >= window:
-            yield _event(url, socket)
-            waiting -= 1
+            yield (event := _event(url, socket))
+            waiting -= event["type"] in FRAME_EVENTS
         socket.send(struct.pack("<d", timestamp) + jpeg)
         waiting += 1
-    for _ in range(waiting):
-        yield _event(url, socket)
+    while waiting:
+        yield (event := _event(url, socket))
+        waiting -= event["type"] in FRAME_EVENTS
 
 
 def _event(url: str, socket: ClientConnection, within_s: float | None = None) -> Any:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from casa_core.errors import MediaError
 from casa_core.printable import printable
 from infra import subtitles as subtitle_files
 from pipelines.cli.shared.options import DEFAULT_STORE, JsonOption, StoreOption, UrlOption
@@ -62,16 +63,24 @@ def caption(
 
     endpoint = url or latest_run(store).endpoint
     said: list[subtitle_files.Caption] = []
-    for event in endpoint_client.caption(endpoint, video, query=query, realtime=realtime):
-        if event["type"] == "caption" and event["text"]:
-            said.append((event["timestamp"], event["text"]))
-        if json_:
-            print_json_line(event)
-        elif event.get("text"):
-            print(f"{event['timestamp']:7.1f} s  {printable(event['text'])}", flush=True)
+    damage: MediaError | None = None
+    try:
+        for event in endpoint_client.caption(endpoint, video, query=query, realtime=realtime):
+            if event["type"] == "caption" and event["text"]:
+                said.append((event["timestamp"], event["text"]))
+            if json_:
+                print_json_line(event)
+            elif event.get("text"):
+                print(f"{event['timestamp']:7.1f} s  {printable(event['text'])}", flush=True)
+    except MediaError as error:
+        if not said:
+            raise
+        damage = error  # what there is, is kept
     if subtitles is not None:
         write_whole(subtitles, subtitle_files.FORMATS[subtitles.suffix.lower()](said))
         print(f"The captions are in {subtitles}.", file=sys.stderr)
+    if damage is not None:
+        raise damage
     if burned is not None:
         from infra.burn import burn
 

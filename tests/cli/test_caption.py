@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from typer.testing import CliRunner, Result
 
 from casa_core.media.video import VideoFrames
 from pipelines.cli.app import app
+from tests.support.data.video_cases import video
 from tests.support.serve.fakes import FakeEngine
 from tests.support.serve.server import running, settings_with, write_clip
 
@@ -37,7 +39,9 @@ def test_captions_are_printed_and_written_as_subtitles(url: str, clip: Path, tmp
     assert result.exit_code == 0, result.output
     assert result.stdout == "    0.0 s  red 1\n    1.0 s  blue 3\n"
     assert "clip.srt" in result.stderr
-    assert (tmp_path / "clip.srt").read_text() == "1\n00:00:00,000 --> 00:00:03,000\nred 1 blue 3\n"
+    assert (tmp_path / "clip.srt").read_text() == (
+        "1\n00:00:00,000 --> 00:00:01,000\nred 1\n\n2\n00:00:01,000 --> 00:00:03,000\nblue 3\n"
+    )
     assert caption(url, clip, "--subtitles", str(tmp_path / "clip.VTT")).exit_code == 0
     assert (tmp_path / "clip.VTT").read_text().startswith("WEBVTT")
 
@@ -88,3 +92,20 @@ def test_another_ending_is_refused_before_anything_is_sent(url: str, clip: Path,
     assert result.exit_code == 2
     assert "neither in .srt nor in .vtt" in result.output
     assert not (tmp_path / "clip.txt").exists()
+
+
+def test_half_a_video_is_captioned_up_to_there_and_the_command_fails(url: str, tmp_path: Path):
+    noise = np.random.default_rng(0).integers(0, 255, (100, 32, 64, 3), np.uint8)
+    for container in ("mp4", "matroska"):
+        whole = video(noise, container=container, index_first=container == "mp4")
+        half = tmp_path / "half.mkv"
+        half.write_bytes(whole[: len(whole) // 2])
+        srt = tmp_path / f"{container}.srt"
+        result = caption(url, half, "--subtitles", str(srt), "--json")
+        assert result.exit_code == 2
+        assert "half.mkv cannot be decoded" in " ".join(result.stderr.split())
+        events = [json.loads(line) for line in result.stdout.splitlines()]
+        assert 5 < len(events) < 16
+        assert events[-1]["type"] == "session.ended"
+        assert events[-1]["frames"] == len(events) - 1
+        assert srt.read_text().startswith("1\n00:00:00,000")

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from casa_core.engine.events import Event, StreamMoved
+from casa_core.engine.requests import CaptionEvent
 from casa_core.errors import ClusterError, ConfigError, MediaError
 from casa_core.media.decode import VideoFrames, decode_image
 from infra import endpoint_client as client
@@ -82,6 +84,26 @@ def test_every_sampled_frame_is_captioned_in_order_however_long_the_video(url: s
     assert spoken == [(float(i), f"now {colour} {2 * i + 1}") for i, colour in enumerate(COLOURS)]
     assert events[-1]["type"] == "session.ended"
     assert (events[-1]["frames"], events[-1]["dropped"]) == (8, 0)
+
+
+class Moving(FakeEngine):
+    """A fake whose streams move before their third frame is captioned."""
+
+    def step(self) -> list[Event]:
+        events = super().step()
+        for at, event in enumerate(events):
+            if isinstance(event.outcome, CaptionEvent) and event.outcome.timestamp == 1.0:
+                events.insert(at, Event(event.sequence, StreamMoved(exact=True)))
+                break
+        return events
+
+
+def test_a_session_that_moves_answers_every_frame_all_the_same(clip: Path):
+    with running(Moving(), settings_with()) as url:
+        events = list(client.caption(url, clip))
+    kinds = [event["type"] for event in events]
+    assert kinds == [*["caption"] * 2, "session.moved", *["caption"] * 6, "session.ended"]
+    assert events[-1]["frames"] == 8
 
 
 def test_in_real_time_captions_come_at_the_pace_of_the_video(url: str, tmp_path: Path):

@@ -138,6 +138,7 @@ export class AskView {
       if (!$("question").value) $("question").value = question; // nothing of the visitor's is lost
       for (const picture of pictures) this.tray.add(picture);
       this.#say("The question was not answered; it is back in the box.", true);
+      turn.account.scrollIntoView({ block: "nearest" });
     } finally {
       this.#busy(null);
       turn.entry.setAttribute("aria-busy", "false");

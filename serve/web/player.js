@@ -138,6 +138,8 @@ export class Player {
     this.reported = true;
     this.video.pause();
     $("play").disabled = true;
+    $("placeholder").textContent = "Nothing can be shown of this file.";
+    $("placeholder").hidden = false;
     this.on.onProblem(reason);
   }
 

@@ -173,6 +173,9 @@ def test_a_refused_question_comes_back_with_its_pictures(asking: Page, tmp_path:
     add(asking, tmp_path, "red")
     ask(asking, "too long")
     assert "too long" in asking.text(".turn.failed .account")
+    in_sight = "((e, l) => e.getBoundingClientRect().bottom <= l.getBoundingClientRect().bottom + 1)"
+    reason = "document.querySelector('.failed .account'), document.getElementById('log')"
+    assert asking.script(f"{in_sight}({reason})")
     assert asking.find("#question").get_attribute("value") == "too long"
     assert asking.count("#tray li") == 1
     assert ask(asking, "shorter") == "red shorter", "the refused turn is not part of the conversation"

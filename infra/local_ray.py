@@ -27,6 +27,7 @@ from pathlib import Path
 import psutil
 
 from casa_core.errors import ClusterError
+from infra import request_ids
 from infra.processes import FOLDER_MARK, MARK, end_session, is_alive, sessions_of
 
 SESSION_FILE = "ray.json"
@@ -154,7 +155,13 @@ def _launch(folder: Path, num_cpus: int, object_store_mb: int, python_path: Path
     temporary = _short_temporary_folder(session_id)
     dashboard_port, client_port = _free_ports(2)
     marks = {MARK: session_id, FOLDER_MARK: str(folder)}
-    environment = {**os.environ, **LOOPBACK_ENVIRONMENT, **marks, "PYTHONUNBUFFERED": "1"}
+    environment = {
+        **os.environ,
+        **LOOPBACK_ENVIRONMENT,
+        **request_ids.ENVIRONMENT,
+        **marks,
+        "PYTHONUNBUFFERED": "1",
+    }
     environment.pop("RAY_ADDRESS", None)  # It would make jobs join some other cluster.
     if python_path is not None:
         paths = [str(python_path), *filter(None, [environment.get("PYTHONPATH")])]

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import time
-import uuid
 from collections.abc import Mapping
 from types import MappingProxyType
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from infra.request_ids import HEADER, harmless_id
 from serve.api.errors import ApiError, internal_error, too_many
 
 logger = logging.getLogger("casa.serve")
-_SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class RequestMiddleware:
@@ -37,8 +35,8 @@ class RequestMiddleware:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
-        offered = Headers(scope=scope).get("x-request-id", "")
-        request_id = offered if _SAFE_ID.fullmatch(offered) else f"req-{uuid.uuid4().hex}"
+        offered = Headers(scope=scope).get(HEADER, "")
+        request_id = harmless_id(offered)
         scope.setdefault("state", {})["request_id"] = request_id
         if scope["type"] == "websocket":  # a connection reports its failures itself
             await self._app(scope, receive, send)
@@ -50,7 +48,7 @@ class RequestMiddleware:
             if message["type"] == "http.response.start":
                 started = True
                 if self._in_headers:
-                    MutableHeaders(scope=message)["x-request-id"] = request_id
+                    MutableHeaders(scope=message)[HEADER] = request_id
             await send(message)
 
         try:

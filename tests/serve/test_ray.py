@@ -15,6 +15,7 @@ import psutil
 import pytest
 from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 from websockets.sync.client import connect
+from websockets.typing import Subprotocol
 
 from casa_core.errors import ClusterError
 from infra import endpoint_client
@@ -132,6 +133,33 @@ def test_each_wrong_request_gets_a_4xx_and_the_replica_lives_on(url: str, cluste
     ok = httpx.post(chat, json={"model": MODEL, "messages": question("ok")})
     assert ok.json()["choices"][0]["message"]["content"] == "ok"
     assert replica_pid(cluster) == pid
+
+
+@pytest.mark.parametrize(
+    ("offered", "kept"),
+    [
+        ("abc-1.2_3", True),
+        ("x" * 65, False),
+        ("<script>", False),
+        ("a b", False),
+        ("\xe9", False),
+        ("", False),
+    ],
+)
+def test_a_clients_request_id_is_echoed_only_if_it_is_harmless(url: str, offered: str, kept: bool):
+    answer = httpx.get(f"{url}/healthz", headers=[(b"x-request-id", offered.encode("latin-1"))])
+    [named] = answer.headers.get_list("x-request-id")
+    assert (named == offered) is kept
+    assert named.isascii()
+    assert named
+
+
+def test_the_proxy_keeps_pages_of_other_names_and_origins_out_and_lets_a_sockets_protocol_through(url: str):
+    for header in ({"host": "evil.example"}, {"origin": "https://evil.example"}):
+        assert httpx.get(f"{url}/v1/models", headers=header).status_code == 403
+    protocols = [Subprotocol("casa.live"), Subprotocol("casa.key.unused")]
+    with connect(f"{url.replace('http', 'ws', 1)}/v1/live", subprotocols=protocols) as live:
+        assert live.subprotocol == "casa.live"
 
 
 def test_a_client_that_leaves_frees_its_session(url: str):

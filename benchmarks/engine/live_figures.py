@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from benchmarks.engine.open_loop import Frame, Observed, Plan, Request
+from benchmarks.engine.open_loop import Observed, Plan, Request
 from benchmarks.measure import Slope, slope
+from pipelines.bench.observed import percentile, stalls_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,28 +110,6 @@ def figures(plan: Plan, seen: Observed) -> Figures:
         embedding=float(looks[:, 3].mean()),
         growth=slope(looks[:, 0].tolist(), looks[:, 1].tolist(), block=10, robust=False),
     )
-
-
-def stalls_of(frames: Sequence[Frame], end: float) -> list[tuple[float, float]]:
-    """When a viewer was without the words that were due: from each frame's deadline until its words, or those
-    of a newer frame, came; overlapping ones are one."""
-    stalls: list[tuple[float, float]] = []
-    served = math.inf
-    for frame in reversed(frames):
-        served = min(served, frame.ended)
-        until = min(served, end)
-        if until <= frame.due:
-            continue
-        if stalls and until >= stalls[-1][0]:
-            stalls[-1] = frame.due, max(until, stalls[-1][1])
-        else:
-            stalls.append((frame.due, until))
-    return stalls[::-1]
-
-
-def percentile(values: Sequence[float], percent: float) -> float:
-    """The least of the values that so many are not above; NaN of nothing, infinite where words never came."""
-    return float(np.percentile(values, percent, method="higher")) if len(values) else math.nan
 
 
 @dataclass(frozen=True, slots=True)

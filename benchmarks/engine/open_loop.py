@@ -20,6 +20,7 @@ from casa_core.engine.events import Event, Failed, FrameDropped, FrameRefused
 from casa_core.engine.live_stream import StreamSettings
 from casa_core.engine.load import Load
 from casa_core.engine.requests import CaptionEvent, GenerationDelta, GenerationRequest, GenerationResult
+from pipelines.bench.observed import Frame
 
 SECOND = 1.0
 """Seconds between two looks at memory and shares."""
@@ -65,26 +66,6 @@ class Plan:
     frames: Iterator[bytes]
     question: Any
     extra: Sequence[tuple[float, str, GenerationRequest]] = ()
-
-
-@dataclass(slots=True)
-class Frame:
-    """One frame: when it came, when its words were due and when they were there; clock seconds.
-
-    Attributes:
-        fate: ``answered``, ``dropped``, ``refused``, or ``waiting`` at the end of the run.
-    """
-
-    came: float
-    due: float
-    ended: float = math.inf
-    fate: str = "waiting"
-    tokens: int = 0
-
-    @property
-    def on_time(self) -> bool:
-        """Whether its words were there when they were due."""
-        return self.fate == "answered" and self.ended <= self.due
 
 
 @dataclass(slots=True)

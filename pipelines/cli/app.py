@@ -15,6 +15,7 @@ from casa_core.errors import CasaError, ClusterError
 from casa_core.printable import printable
 from pipelines.cli import (
     ask,
+    bench,
     caption,
     data,
     doctor,
@@ -130,6 +131,7 @@ app.command("serve")(serve.serve)
 app.command("ask")(ask.ask)
 app.command("caption")(caption.caption)
 app.command("inspect")(inspect.inspect)
+app.add_typer(bench.app, name="bench")
 app.add_typer(data.app, name="data")
 app.add_typer(keys.app, name="keys")
 app.command("doctor")(doctor.doctor)

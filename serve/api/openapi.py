@@ -69,11 +69,11 @@ def _statuses(path: str, operation: dict[str, Any], asks_for_key: bool) -> set[i
     if asks_for_key:
         statuses |= {401}
     if "requestBody" in operation:
-        statuses |= {400, 408, 413, 415}
+        statuses |= {400, 408, 413, 415, 429}
     if operation.get("parameters"):
         statuses |= {400, 404}
     if path in COUNTED:
-        statuses |= {404, 429}
+        statuses |= {404}
     return statuses
 
 

@@ -118,7 +118,10 @@ def as_api_error(error: Exception) -> ApiError | None:
 
 def error_event(error: ApiError, *, fatal: bool) -> dict[str, Any]:
     """The `error` event of a live session; after a fatal one the server closes the connection."""
-    return {"type": "error", **error.body(), "timestamp": getattr(error, "timestamp", None), "fatal": fatal}
+    event = {"type": "error", **error.body(), "timestamp": getattr(error, "timestamp", None), "fatal": fatal}
+    if (seconds := (error.headers or {}).get("retry-after")) is not None:
+        event["retry_after_s"] = int(seconds)  # a WebSocket's events have no headers
+    return event
 
 
 def install_error_handlers(app: FastAPI) -> None:

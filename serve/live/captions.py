@@ -58,6 +58,7 @@ def captions_router(sessions: LiveSessions) -> APIRouter:
     @router.post(PATH, summary="Caption a video file.", openapi_extra={"requestBody": _BODY})
     async def caption_video(request: Request) -> Response:
         async with AsyncExitStack() as stack:
+            sessions.check()  # before the file comes
             stack.enter_context(uploads.taken())
             path, fields = await stack.enter_async_context(received(request))
             options = _options(fields)

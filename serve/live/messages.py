@@ -20,6 +20,7 @@ Server → client; `event` numbers the events of a session from 1
     {"type": "answer", "query", …as a caption}    to each session.prompt, in order
     {"type": "dropped", "timestamp", "reason": "queue_full" or "moved", "credits"}    in place of a caption
     {"type": "error", "error": {…OpenAI's shape…}, "timestamp" or null, "fatal": bool}
+        `retry_after_s` where it is worth trying again (too many sessions, or questions)
     {"type": "warning", "warning": {"code", "message"}}    of a video file that is damaged (`captions`)
     {"type": "session.moved", "exact": bool}
         the session goes on in another process: `exact` as if nothing had happened, or else without what

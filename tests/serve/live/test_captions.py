@@ -187,6 +187,19 @@ def test_a_client_that_leaves_frees_its_session(clip: bytes, form: str):
             assert captions(http, clip, fps=1).status_code == 200, "its place is free"
 
 
+def test_a_file_is_refused_before_it_comes_where_there_is_no_session_for_it(clip: bytes):
+    engine = FakeEngine()
+    with (
+        running(engine, settings_with(limits={"sessions": 1})) as url,
+        httpx.Client(base_url=url, timeout=10) as http,
+    ):
+        session = http.post("/v1/streaming/sessions").json()["urls"]["session"]
+        full = captions(http, clip)
+        assert (full.status_code, full.json()["error"]["code"]) == (429, "too_many_sessions")
+        http.delete(session)
+        assert captions(http, clip).status_code == 200
+
+
 def test_no_more_files_are_received_at_a_time_than_may_be(clip: bytes):
     with running(FakeEngine(), settings_with(limits={"uploads": 1})) as url:
 

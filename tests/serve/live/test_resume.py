@@ -228,3 +228,11 @@ def test_a_frame_in_fragments_with_pings_between_is_one_frame(url: str):
 
         socket.send(fragments())
         assert receive(socket)["text"] == "red 1"
+
+
+def test_a_full_server_says_when_to_come_back():
+    with running(FakeEngine(), settings_with(limits={"sessions": 1})) as url, live(url) as first:
+        start(first)
+        with live(url) as second:
+            send(second, {"type": "session.start"})
+            assert assert_fatal(second, "too_many_sessions", 1013)["retry_after_s"] >= 1

@@ -48,6 +48,58 @@ def test_a_lost_connection_is_taken_up_again_and_no_frame_is_lost(proxied: tuple
     assert page.texts("#transcript .note") == ["12 frames, 12 tokens said."]
 
 
+RESUMED = """
+const done = arguments[0];
+const [sent, heard, sockets] = [[], [], []];
+window.WebSocket = class {
+  static OPEN = 1;
+  readyState = 1;
+  constructor() { sockets.push(this); setTimeout(() => this.onopen()); }
+  send(data) {
+    sent.push(typeof data === 'string' ? JSON.parse(data) : new DataView(data.buffer).getFloat64(0, true));
+  }
+  close() {}
+  tell(...events) { for (const event of events) this.onmessage({ data: JSON.stringify(event) }); }
+};
+const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
+import('/web/live.js').then(async ({ LiveSession }) => {
+  const kinds = ['started', 'caption', 'answer', 'dropped', 'error', 'moved', 'ended', 'lost', 'closed'];
+  const on = Object.fromEntries(kinds.map((kind) => [kind, () => heard.push(kind)]));
+  const session = new LiveSession('q', on);
+  await pause(20);
+  sockets[0].tell({ type: 'session.started', session_id: 'live-1', event: 1 });
+  for (const time of [0, 0.5, 1]) session.push(time, new ArrayBuffer(1));
+  sockets[0].tell({ type: 'caption', timestamp: 0, event: 2 });
+  sockets[0].onclose();
+  session.push(1.5, new ArrayBuffer(1));
+  await pause(500);
+  sockets[1].tell({ type: 'session.resumed', session_id: 'live-1', event: 2 });
+  sockets[1].tell({ type: 'session.moved', exact: true, event: 3 });
+  sockets[1].tell({ type: 'session.usage', received: 2, event: 4 });
+  session.end();
+  sockets[1].tell({ type: 'session.ended', event: 5 });
+  sockets[1].onclose();
+  done([sent, heard]);
+});
+"""
+
+
+def test_only_the_frames_that_had_not_arrived_are_sent_again(page: Page):
+    with page.screen(1440, 900, motion=False):  # nothing plays by itself
+        page.open()
+        page.wait(lambda: page.find("#play").is_enabled())
+        sent, heard = page.driver.execute_async_script(RESUMED)
+    assert sent == [
+        {"type": "session.start", "query": "q"},
+        *[0, 0.5, 1],
+        {"type": "session.resume", "session_id": "live-1", "after": 2},
+        {"type": "session.usage"},
+        *[1, 1.5],  # of three frames two had come; the fourth waited
+        {"type": "session.end"},
+    ]
+    assert heard == ["started", "caption", "lost", "moved", "started", "ended", "closed"]
+
+
 def test_an_endpoint_out_of_reach_is_named_once_and_captions_go_on_when_it_is_back(
     browser: Any, long_clip: Path
 ):

@@ -44,7 +44,7 @@ def add(
     ] = None,
     live_sessions: Annotated[
         int | None,
-        typer.Option(min=0, help="Live connections it may hold; per replica; no bound by default."),
+        typer.Option(min=0, help="Live sessions it may have; per replica; no bound by default."),
     ] = None,
 ) -> None:
     """Make a key and print it, this once; the file keeps its hash.
@@ -85,7 +85,7 @@ def list_(file: FileOption, json_: JsonOption = False) -> None:
     for key in keys:
         calls = f"{key.requests_per_minute} calls per minute" if key.requests_per_minute else "any calls"
         live = "any" if key.live_sessions is None else str(key.live_sessions)
-        print(f"{key.name}: since {key.created}, {calls}, {live} live connections")
+        print(f"{key.name}: since {key.created}, {calls}, {live} live sessions")
 
 
 @app.command("remove")

@@ -9,8 +9,7 @@ import hmac
 import logging
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from casa_core.errors import ConfigError
@@ -39,7 +38,6 @@ class KeyRing:
         self._keys = read_keys(path)
         self._state, self._checked = self._file_state(), clock()
         self._requests: defaultdict[str, deque[float]] = defaultdict(deque)
-        self._sessions: defaultdict[str, int] = defaultdict(int)
 
     def owner(self, offered: str | None) -> ApiKey:
         """The key that was offered, as it is stored.
@@ -77,26 +75,6 @@ class KeyRing:
                 headers={"retry-after": str(max(1, round(wait)))},
             )
         made.append(now)
-
-    @contextmanager
-    def session(self, key: ApiKey) -> Iterator[None]:
-        """Hold one of the key's live connections.
-
-        Raises:
-            Refused: 429 if as many are open as may be.
-        """
-        if key.live_sessions is not None and self._sessions[key.name] >= key.live_sessions:
-            raise Refused(
-                429,
-                f"The API key {key.name} may hold {key.live_sessions} live connections. Close one.",
-                code="too_many_sessions",
-                headers={"retry-after": "5"},
-            )
-        self._sessions[key.name] += 1
-        try:
-            yield
-        finally:
-            self._sessions[key.name] -= 1
 
     def _read_again(self) -> None:
         now = self._clock()

@@ -6,7 +6,6 @@ Health checks need neither, and the live page and the documentation no key: they
 from __future__ import annotations
 
 import logging
-from contextlib import ExitStack
 
 from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
@@ -65,7 +64,8 @@ class SiteMiddleware:
 class KeyMiddleware:
     """Refuse requests without a known API key, and those beyond their key's share.
 
-    The key's name is in `scope["state"]["key"]`; the key itself goes no further.
+    The key's name is in `scope["state"]["key"]`, and how many live sessions it may have in `"key_sessions"`;
+    the key itself goes no further.
 
     Args:
         ring: The keys; without any, every request is admitted.
@@ -80,31 +80,24 @@ class KeyMiddleware:
             return
         offered = _bearer(scope)
         if scope["type"] == "websocket":
-            offered = offered or _socket_key(scope)
+            in_protocol = _socket_key(scope)
+            offered = offered or in_protocol
             send = _naming_protocol(scope, send)
-        held = ExitStack()
         if self._ring is not None and not is_open(scope["path"]):
             try:
-                held = _admit(self._ring, offered, scope)
+                _admit(self._ring, offered, scope)
             except Refused as refused:
                 await _refuse(refused, scope, receive, send)
                 return
-        with held:
-            await self._app(scope, receive, send)
+        await self._app(scope, receive, send)
 
 
-def _admit(ring: KeyRing, offered: str | None, scope: Scope) -> ExitStack:
-    """Check a key and count the call; what is returned holds its place among the live connections."""
+def _admit(ring: KeyRing, offered: str | None, scope: Scope) -> None:
+    """Check a key and count the call; whose it is, and the sessions it may have, go into the state."""
     key = ring.owner(offered)
-    scope.setdefault("state", {})["key"] = key.name
-    held = ExitStack()
-    if scope["type"] == "websocket":
-        held.enter_context(ring.session(key))
+    scope.setdefault("state", {}).update(key=key.name, key_sessions=key.live_sessions)
     if scope["path"] in COUNTED and scope.get("method", "POST") == "POST":
-        with held:  # freed if the call is one too many
-            ring.count_request(key)
-            return held.pop_all()
-    return held
+        ring.count_request(key)
 
 
 def is_open(path: str) -> bool:

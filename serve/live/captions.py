@@ -26,7 +26,7 @@ from serve.api.schemas import Body, Words
 from serve.live.event_log import Event
 from serve.live.messages import SessionStart
 from serve.live.run import LiveRun
-from serve.live.sessions import LiveSessions
+from serve.live.sessions import LiveSessions, Owner
 from serve.live.sse import EventStream, sse
 from serve.live.video import UploadedVideo, damage_of, invalid_video, opened, received
 
@@ -64,7 +64,7 @@ def captions_router(sessions: LiveSessions) -> APIRouter:
             options = _options(fields)
             video = await stack.enter_async_context(opened(path, options.fps, sessions.settings.limits))
             named = options.model_dump(include={"query", "model", "max_tokens_per_frame"})
-            run = await sessions.start(SessionStart(**named))
+            run = await sessions.start(SessionStart(**named), Owner.of(request.state))
             stack.callback(run.close)
             if options.response_format == "sse":
                 return _CaptionStream(_lines(run, video), stack.pop_all())

@@ -27,7 +27,7 @@ from serve.live.messages import (
     raw_frame,
 )
 from serve.live.run import LiveRun
-from serve.live.sessions import LiveSessions
+from serve.live.sessions import LiveSessions, Owner
 from serve.live.sse import EventStream, event_lines
 
 SESSION_HEADER = "x-session-id"
@@ -63,8 +63,10 @@ def rest_router(sessions: LiveSessions) -> APIRouter:
     limits = sessions.settings.limits
 
     @router.post("", status_code=201, summary="Open a live session.")
-    async def open_session(response: Response, body: SessionStart | None = None) -> dict[str, Any]:
-        run = await sessions.start(body or SessionStart())
+    async def open_session(
+        request: Request, response: Response, body: SessionStart | None = None
+    ) -> dict[str, Any]:
+        run = await sessions.start(body or SessionStart(), Owner.of(request.state))
         response.headers.update({"location": f"{PATH}/{run.id}", SESSION_HEADER: run.id})
         return {**_described(run), "urls": _urls(run.id), "session_header": SESSION_HEADER}
 

@@ -32,6 +32,7 @@ class RunState:
     Attributes:
         seconds: Since the session began.
         event, events: Number of the latest event, and those that are kept.
+        owner: Name of the API key that it belongs to.
     """
 
     session_id: str
@@ -40,6 +41,7 @@ class RunState:
     seconds: float
     event: int
     events: tuple[Event, ...]
+    owner: str = ""
 
 
 class LiveRun:
@@ -70,6 +72,7 @@ class LiveRun:
         on_over: Callable[[LiveRun], None] = lambda run: None,
     ) -> None:
         self.id, self.stream = session_id, stream
+        self.owner = ""
         self.over = False
         self.failure: ApiError | None = None
         self.left_at: float | None = None
@@ -90,6 +93,7 @@ class LiveRun:
 
     def resume(self, state: RunState) -> None:
         """Continue a session of another process, as one whose connection was lost."""
+        self.owner = state.owner
         self._account = state.account.continued()
         self._log = EventLog(self._limits.kept_events, state.event, state.events)
         self.left_at = time.monotonic()
@@ -105,6 +109,7 @@ class LiveRun:
             seconds=time.monotonic() - self._began,
             event=self._log.number,
             events=self._log.events,
+            owner=self.owner,
         )
 
     @property

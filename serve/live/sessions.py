@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Protocol
+
+from starlette.datastructures import State
 
 from casa_core.engine.live_stream import StreamSettings
 from serve.api.engine_client import EngineClient, LiveSession
@@ -31,6 +36,22 @@ class SessionStore(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Whose a session is: the name of its API key, empty without one, and how many the key may have."""
+
+    name: str = ""
+    most: int | None = None
+
+    @classmethod
+    def of(cls, state: State) -> Owner:
+        """The owner of a request or a connection, by what the middleware noted in its state."""
+        return cls(getattr(state, "key", ""), getattr(state, "key_sessions", None))
+
+
+NOBODY = Owner()
+
+
 class LiveSessions:
     """Opens, finds and ends the live sessions of one replica; used from its event loop only.
 
@@ -49,12 +70,12 @@ class LiveSessions:
         self._running: dict[str, LiveRun] = {}
         self._over: dict[str, LiveRun] = {}
         self._taking: dict[str, asyncio.Event] = {}  # set once the session is here, or was not found
-        self._opening = 0
+        self._opening: Counter[str] = Counter()  # by owner
 
     @property
     def open(self) -> int:
         """Sessions that have not ended."""
-        return len(self._running) + self._opening
+        return len(self._running) + self._opening.total()
 
     @property
     def full(self) -> bool:
@@ -71,21 +92,22 @@ class LiveSessions:
             message = f"{self.open} live sessions are open, the most this server keeps. Try again later."
             raise too_many(message, "too_many_sessions")
 
-    async def start(self, asked: SessionStart) -> LiveRun:
+    async def start(self, asked: SessionStart, owner: Owner = NOBODY) -> LiveRun:
         """Open a session.
 
         Raises:
-            ApiError: What is asked for is refused, or there is no place.
+            ApiError: What is asked for is refused, or there is no place, or the owner's key has its share.
             CasaError: The engine refuses it.
         """
         stream = self._stream_settings(asked)
-        self._make_place()
-        self._opening += 1
+        self._make_place(owner)
+        self._opening[owner.name] += 1
         try:
             session = await self._client.open_session(stream)
         finally:
-            self._opening -= 1
+            self._opening[owner.name] -= 1
         run = self._run(f"live-{secrets.token_hex(16)}", session, stream)
+        run.owner = owner.name
         run.start()
         return run
 
@@ -149,14 +171,21 @@ class LiveSessions:
             del self._over[next(iter(self._over))]
         asyncio.get_running_loop().call_later(limits.resume_seconds, self._over.pop, run.id, None)
 
-    def _make_place(self) -> None:
+    def _make_place(self, owner: Owner) -> None:
+        own = [run for run in self._running.values() if run.owner == owner.name]
+        if owner.most is not None and len(own) + self._opening[owner.name] >= owner.most:
+            if (left := self._longest_left(own)) is None:
+                message = f"The API key {owner.name} may have {owner.most} live sessions. End one first."
+                raise too_many(message, "too_many_sessions")
+            left.close()
         self.check()
         if self.open >= self.settings.limits.sessions and (left := self._longest_left()) is not None:
             left.close()
 
-    def _longest_left(self) -> LiveRun | None:
-        """The session that lost its connection first of those without one."""
-        left = [(run.left_at, run) for run in self._running.values() if run.left_at is not None]
+    def _longest_left(self, runs: Iterable[LiveRun] | None = None) -> LiveRun | None:
+        """The session that lost its connection first of those without one, among all or some."""
+        runs = self._running.values() if runs is None else runs
+        left = [(run.left_at, run) for run in runs if run.left_at is not None]
         return min(left, key=lambda one: one[0])[1] if left else None
 
     def _stream_settings(self, asked: SessionStart) -> StreamSettings:

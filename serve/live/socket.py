@@ -27,7 +27,7 @@ from serve.live.messages import (
     parse_message,
 )
 from serve.live.run import LiveRun
-from serve.live.sessions import LiveSessions
+from serve.live.sessions import LiveSessions, Owner
 
 logger = logging.getLogger("casa.serve")
 
@@ -106,7 +106,7 @@ class LiveConnection:
         """Open or resume a session as the first message says; until then, a connection holds nothing."""
         match parse_message(await self._first_message(), self._limits):
             case SessionStart() as start:
-                run = await self._sessions.start(start)
+                run = await self._sessions.start(start, Owner.of(self._socket.state))
                 return run, run.attach()
             case SessionResume(session_id=session_id, after=after):
                 run = await self._sessions.find(session_id)

@@ -60,17 +60,6 @@ def test_calls_beyond_a_keys_share_wait_for_the_oldest_to_be_a_minute_old(tmp_pa
         ring.count_request(alice)
 
 
-def test_live_connections_are_counted_per_key_and_freed(tmp_path: Path):
-    (_, alice), (_, bob) = make_key("alice", live_sessions=1), make_key("bob", live_sessions=0)
-    ring, _ = ring_of(tmp_path / "keys", alice, bob)
-    with ring.session(alice), pytest.raises(Refused, match="may hold 1 live"), ring.session(alice):
-        pass
-    with ring.session(alice):
-        pass
-    with pytest.raises(Refused), ring.session(bob):
-        pass
-
-
 def test_keys_that_are_added_and_removed_count_without_a_restart(tmp_path: Path):
     (first, alice), (second, bob) = make_key("alice"), make_key("bob")
     ring, clock = ring_of(tmp_path / "keys", alice)

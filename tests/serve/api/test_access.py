@@ -207,19 +207,33 @@ def test_calls_beyond_a_keys_share_are_told_when_to_come_back_and_others_go_on(k
     assert httpx.post(f"{keyed}{CHAT}", json=HELLO, headers=bearer(FREE)).status_code == 200
 
 
-def test_live_connections_beyond_a_keys_share_are_refused_until_one_ends(keyed: str):
-    with live(keyed, **bearer(SECRET)) as first:
-        assert_started(first)
-        with live(keyed, **bearer(SECRET)) as second:
-            assert_closed(second, "too_many_sessions", 1013)
-        with live(keyed, **bearer(FREE)) as other:
-            assert_started(other)
-    for _ in range(50):  # the server hears of the end a moment after the client
-        with live(keyed, **bearer(SECRET)) as again, suppress(ConnectionClosed):
-            again.send(json.dumps({"type": "session.start"}))
-            if json.loads(again.recv(timeout=10))["type"] == "session.started":
-                return
-        time.sleep(0.05)
+def test_sessions_beyond_a_keys_share_are_refused_however_they_are_opened(keyed: str):
+    sessions = f"{keyed}/v1/streaming/sessions"
+    opened = httpx.post(sessions, json={"type": "session.start"}, headers=bearer(SECRET))
+    assert opened.status_code == 201
+    assert_refused(httpx.post(sessions, headers=bearer(SECRET)), 429, "too_many_sessions")
+    with live(keyed, **bearer(SECRET)) as second:
+        second.send(json.dumps({"type": "session.start"}))
+        assert_closed(second, "too_many_sessions", 1013)
+    with live(keyed, **bearer(FREE)) as other:
+        assert_started(other)
+    httpx.delete(f"{sessions}/{opened.json()['id']}", headers=bearer(SECRET)).raise_for_status()
+    with live(keyed, **bearer(SECRET)) as again:
+        assert_started(again)
+
+
+def test_a_session_whose_connection_was_lost_makes_place_for_its_keys_next(tmp_path: Path):
+    (tmp_path / "keys").write_text(as_text([ALICE]))
+    with running(FakeEngine(), settings_with(access={"keys": str(tmp_path / "keys")})) as url:
+        with live(url, **bearer(SECRET)) as first:
+            assert_started(first)
+            first.socket.shutdown(socket.SHUT_RDWR)
+        for _ in range(50):  # the server hears of the loss a moment later
+            with live(url, **bearer(SECRET)) as second, suppress(ConnectionClosed):
+                second.send(json.dumps({"type": "session.start"}))
+                if json.loads(second.recv(timeout=10))["type"] == "session.started":
+                    return
+            time.sleep(0.05)
     pytest.fail("the place is still taken")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import struct
+import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from casa_core.media.colour import colour_profile, to_rgb
 from casa_core.media.formats import FORMATS, damaged, refused_format, refused_raw, unidentified, unwritten
 from casa_core.media.jpeg import mended, without_reserve
 from casa_core.media.limits import MAX_PIXELS, PILLOW_PIXELS
+from casa_core.media.reader import BoundedReader
 from casa_core.media.upright import UPRIGHT, Turn, exif_turn
 from casa_core.media.video import VideoFrames
 from casa_core.media.zeroed import ends_in_zeros
@@ -30,6 +32,8 @@ from casa_core.media.zeroed import ends_in_zeros
 Rgb = NDArray[np.uint8]
 Grey = NDArray[np.uint8]
 
+# Pillow warns of every odd tag of a TIFF, which may have 65,535; what matters is an error.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
 _Result = TypeVar("_Result")
 _ORIENTATION = 0x0112
 _JPEG_QUALITY = 95
@@ -264,7 +268,7 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     if (refusal := refused_format(data)) is not None:
         raise refusal
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(BoundedReader(data), formats=FORMATS)
     except UnidentifiedImageError as error:
         raise unidentified(data, error) from error
     except _DECODER_ERRORS as error:

@@ -10,6 +10,7 @@ import zlib
 from PIL import Image, TiffImagePlugin
 
 from casa_core.errors import MediaError, cause
+from casa_core.media.reader import BoundedReader
 
 # Formats are named so that no plugin that calls another program (EPS → Ghostscript) sees untrusted bytes.
 FORMATS = (
@@ -166,7 +167,7 @@ def variant(data: bytes) -> MediaError | None:
         try:
             if not accept(data[:16]):
                 continue
-            factory(io.BytesIO(data), "")
+            factory(BoundedReader(data), "")
         except (SyntaxError, OSError, ValueError) as error:
             if _UNSUPPORTED.search(str(error)) and (name != "TIFF" or _whole_tiff(data)):
                 return _kind(error)

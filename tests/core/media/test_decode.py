@@ -26,6 +26,7 @@ from casa_core.media.decode import (
     pillow_to_rgb,
     verify_image,
 )
+from casa_core.media.reader import BoundedReader
 from tests.support.data.media import encode, png_claiming, reason_if_any, reason_of, scene
 
 LOSSLESS = ("PNG", "BMP", "TIFF", "PPM", "TGA", "QOI", "SGI", "PCX", "DIB")
@@ -335,3 +336,65 @@ def test_what_is_said_of_a_damaged_picture_is_the_same_in_every_run():
         decode_image(encode(Image.fromarray(scene()), "JPEG")[:89])
     said = "its decoder says UnidentifiedImageError: cannot identify image file."
     assert caught.value.why == f"It has 89 bytes, and {said}"
+
+
+def chunk(kind: bytes, data: bytes = b"") -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def with_pieces(kind: str, piece: bytes, count: int) -> bytes:
+    """A good file with many small pieces behind its header."""
+    data = encode(Image.fromarray(scene()), kind)
+    at = {"PNG": 33, "JPEG": 2, "GIF": data.find(b",")}[kind]
+    return data[:at] + piece * count + data[at:]
+
+
+FLOODS = {
+    "empty chunks": lambda count: with_pieces("PNG", chunk(b"abCd"), count),
+    "texts": lambda count: with_pieces("PNG", chunk(b"tEXt", b"k\0v"), count),
+    "comments of a JPEG": lambda count: with_pieces("JPEG", b"\xff\xfe\0\2", count),
+    "applications' segments": lambda count: with_pieces("JPEG", b"\xff\xe1\0\2", count),
+    "fill bytes": lambda count: with_pieces("JPEG", b"\xff", 4 * count),
+    "comments of a GIF": lambda count: with_pieces("GIF", b"!\xfe\0", count),
+    "blanks of a PPM": lambda count: b"P6" + b" " * (4 * count),
+    "comments of a PPM": lambda count: b"P6\n" + b"# a\n" * count,
+    "boxes of a JPEG 2000": lambda count: (
+        b"\0\0\0\x0cjP  \r\n\x87\n" + struct.pack(">I4s", 8, b"free") * count
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FLOODS)
+def test_files_of_hundreds_of_thousands_of_empty_pieces_are_refused_soon(case):
+    data = FLOODS[case](300_000)
+    for read in (decode_image, image_dimensions, image_header):
+        with pytest.raises(MediaError) as caught:
+            read(data)
+        assert caught.value.reason in ("decompression_bomb", "truncated_image")
+
+
+def test_a_file_is_read_a_bounded_number_of_times():
+    reader, reads = BoundedReader(bytes(6400)), 20_000 + 100
+    for _ in range(reads):
+        reader.seek(0)
+        assert reader.read(1) == b"\0"
+    with pytest.raises(MediaError, match="too many small pieces"):
+        reader.read(1)
+
+
+def test_a_picture_of_small_chunks_and_hundreds_of_texts_is_read():
+    pixels = np.random.default_rng(0).integers(0, 256, (400, 400, 3), np.uint8)
+    whole = encode(Image.fromarray(pixels), "PNG")
+    start = whole.find(b"IDAT") - 4
+    packed = whole[start + 8 : start + 8 + int.from_bytes(whole[start : start + 4], "big")]
+    rest = whole[start + 12 + len(packed) :]
+    pieces = b"".join(chunk(b"IDAT", packed[at : at + 512]) for at in range(0, len(packed), 512))
+    data = whole[:start] + chunk(b"tEXt", b"k\0v") * 500 + pieces + rest
+    np.testing.assert_array_equal(decode_image(data), pixels)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_tiff_of_sixty_thousand_odd_tags_is_refused():
+    tags = b"".join(struct.pack("<HHII", 300 + n, 4, 3_000_000, 8) for n in range(60_000))
+    data = b"II*\0" + struct.pack("<IH", 8, 60_000) + tags + bytes(8)
+    assert reason_of(image_header, data) == "decompression_bomb"

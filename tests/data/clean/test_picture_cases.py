@@ -26,6 +26,7 @@ from pipelines.data.store.quarantine import Rejected
 from pipelines.data.store.rows import CleanSample
 from serve.api.errors import ApiError
 from serve.api.request_conversion import to_generation_requests
+from serve.api.request_images import images_named
 from serve.api.schemas import ChatCompletionRequest
 from tests.support.data.corpus import read_all, write_jsonl
 from tests.support.data.media import encode, scene
@@ -58,7 +59,8 @@ def served(data: bytes, media_type: str = "image/jpeg") -> np.ndarray:
         {"model": MODEL, "messages": [{"role": "user", "content": content}]}
     )
     [request] = asyncio.run(to_generation_requests(body, settings_with(), "r"))
-    (pixels,) = decode_images(request.sample)
+    with images_named(body.messages):  # as the route tells what the engine finds
+        (pixels,) = decode_images(request.sample)
     return pixels
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import uvicorn
+from transformers.utils.logging import disable_progress_bar
 
 from casa_core.errors import ClusterError
 from serve.api.engine_client import EngineClient
@@ -57,6 +59,8 @@ def serve(settings: dict[str, Any], listener: socket.socket, ready: Callable[[],
     """
     own = ServeSettings.model_validate(settings)
     configure_logs(own.log)
+    if not sys.stderr.isatty():
+        disable_progress_bar()  # it would stand among the log's lines
     app = build_app(EngineClient(load_engine(own)), own)
     host, port = listener.getsockname()[:2]
     try:

@@ -8,6 +8,7 @@ import re
 import shlex
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -113,14 +114,9 @@ def _serve(checkpoint: Folder, settings: dict[str, Any], host: str, port: int, a
         else:
             _greet(url, name, time.monotonic() - began, keyed=settings["access"]["keys"] is not None)
 
-    try:
-        with local_checkpoint(checkpoint) as local:
-            own = {**settings, **_identity(checkpoint), "model_folder": str(local)}
-            server.serve(own, listener, ready)
-    except KeyboardInterrupt:
-        print("Ended.", file=sys.stderr)
-    finally:
-        listener.close()
+    with listener, suppress(KeyboardInterrupt), local_checkpoint(checkpoint) as local:
+        server.serve({**settings, **_identity(checkpoint), "model_folder": str(local)}, listener, ready)
+    print("Ended.", file=sys.stderr)
 
 
 def _model_name(checkpoint: Folder) -> str:

@@ -264,7 +264,7 @@ def test_sessions_of_both_kinds_share_the_places():
 
 def test_a_session_that_is_neither_read_nor_fed_ends():
     with (
-        running(FakeEngine(), settings_with(limits={"resume_seconds": 0.4})) as url,
+        running(FakeEngine(), settings_with(limits={"resume_seconds": 2.0})) as url,
         httpx.Client(base_url=url) as http,
     ):
         session_id = opened(http)
@@ -275,11 +275,11 @@ def test_a_session_that_is_neither_read_nor_fed_ends():
 
 def test_an_event_stream_is_kept_alive_and_its_end_gives_the_session_up():
     with (
-        running(FakeEngine(), settings_with(limits={"resume_seconds": 0.3})) as url,
+        running(FakeEngine(), settings_with(limits={"resume_seconds": 1.5})) as url,
         pytest.MonkeyPatch.context() as patched,
         httpx.Client(base_url=url) as http,
     ):
-        patched.setattr(sse, "KEEP_ALIVE_S", 0.2)
+        patched.setattr(sse, "KEEP_ALIVE_S", 0.6)
         session_id = opened(http)
         with http.stream("GET", f"{SESSIONS}/{session_id}/events") as stream:
             lines = [line for line, _ in zip(stream.iter_lines(), range(9), strict=False)]

@@ -198,11 +198,11 @@ def test_usage_is_told_when_asked_for_and_at_the_end(url: str):
 
 
 def test_asking_for_usage_keeps_a_quiet_session_open():
-    with running(FakeEngine(), settings_with(limits={"idle_seconds": 0.5})) as url, live(url) as socket:
+    with running(FakeEngine(), settings_with(limits={"idle_seconds": 1.5})) as url, live(url) as socket:
         start(socket)
         for _ in range(6):
             with pytest.raises(TimeoutError):
-                socket.recv(timeout=0.25)
+                socket.recv(timeout=0.5)
             send(socket, {"type": "session.usage"})
             assert receive(socket)["type"] == "session.usage"
         assert_fatal(socket, "session_idle", 1008)

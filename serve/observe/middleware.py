@@ -56,8 +56,8 @@ class ObserveMiddleware:
         if scope["type"] == "http":
             metrics.requests.labels(route, str(status)).inc()
             metrics.request_seconds.labels(route).observe(seconds)
-        if record.code:
-            metrics.refusals.labels(record.code).inc()
+        for code, count in record.codes.items():
+            metrics.refusals.labels(code).inc(count)
         if route in QUIET and status < 400:
             return
         fields = {
@@ -69,7 +69,7 @@ class ObserveMiddleware:
             "prompt_tokens": record.prompt_tokens,
             "image_tokens": record.image_tokens,
             "tokens": record.tokens,
-            "code": record.code,
+            "code": " ".join(sorted(record.codes)),
             "key": record.key,
         }
         logger.info(

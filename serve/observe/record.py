@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import MutableMapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -16,13 +17,13 @@ class RequestRecord:
     Attributes:
         state: The connection's ``scope["state"]``, in which the middleware keep its id and its key's name.
         started: When it came, by ``time.monotonic``.
-        code: Slug of its refusal; empty if it was not refused.
+        codes: How often it, or a message of the connection, was refused, by the refusal's slug.
         prompt_tokens, image_tokens, tokens: Read for it, and generated.
     """
 
     state: MutableMapping[str, Any]
     started: float = field(default_factory=time.monotonic)
-    code: str = ""
+    codes: Counter[str] = field(default_factory=Counter)
     prompt_tokens: int = 0
     image_tokens: int = 0
     tokens: int = 0
@@ -56,4 +57,4 @@ def current_request() -> RequestRecord | None:
 def note_refusal(code: str) -> None:
     """Note by what the current request, or a message of the current connection, was refused."""
     if (record := _CURRENT.get()) is not None:
-        record.code = code
+        record.codes[code] += 1

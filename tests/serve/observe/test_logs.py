@@ -6,12 +6,14 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from websockets.sync.client import connect
 
+from infra.api_keys import as_text, make_key
 from serve.observe.logs import JsonFormatter, TextFormatter, configure_logs
 from tests.support.serve.fakes import FakeEngine
 from tests.support.serve.server import MODEL, binary_frame, picture, question, running, settings_with
@@ -157,3 +159,17 @@ def test_a_process_chooses_one_form(logger: logging.Logger, capsys: pytest.Captu
     logging.getLogger("casa.serve").info("ready")
     written = capsys.readouterr().err.splitlines()
     assert [json.loads(line)["message"] for line in written] == ["ready"]
+
+
+def test_a_line_names_the_keys_owner_and_never_the_key(json_lines: Lines, tmp_path: Path):
+    secret, stored = make_key("alice")
+    (tmp_path / "keys").write_text(as_text([stored]))
+    with running(FakeEngine(), settings_with(access={"keys": str(tmp_path / "keys")})) as url:
+        for key in (secret, "wrong"):
+            httpx.get(f"{url}/v1/models", headers={"authorization": f"Bearer {key}"})
+        json_lines.until(lambda line: '"invalid_api_key"' in line)
+    known, unknown = map(json.loads, json_lines.lines)
+    assert (known["key"], known["status"]) == ("alice", 200)
+    assert "key" not in unknown
+    assert unknown["status"] == 401
+    assert not any(secret in line for line in json_lines.lines)

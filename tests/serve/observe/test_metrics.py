@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,7 +16,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from websockets.sync.client import connect
 
+from casa_core.engine.events import Outcome, StreamMoved
 from casa_core.engine.load import LoadSnapshot
+from casa_core.engine.protocol import FrameImage
+from serve.observe.client import ObservedSession
 from serve.observe.exposition import merged
 from serve.observe.metrics import Metrics, engine_families
 from tests.support.serve.fakes import IMAGE_TOKENS, FakeEngine
@@ -67,9 +71,9 @@ def until(met: Any) -> None:
 
 
 @contextmanager
-def session(url: str) -> Iterator[Any]:
+def session(url: str, query: str = "see") -> Iterator[Any]:
     with connect(f"{url.replace('http', 'ws', 1)}/v1/live") as socket:
-        socket.send(json.dumps({"type": "session.start", "query": "see"}))
+        socket.send(json.dumps({"type": "session.start", "query": query}))
         assert json.loads(socket.recv(timeout=5))["type"] == "session.started"
         yield socket
 
@@ -136,7 +140,7 @@ def test_frames_are_counted_by_what_became_of_them(url: str):
         found = Scraped(url)
         assert found.value("casa_live_sessions") == found.value("casa_live_connections") == 1
         assert found.value("casa_engine_streams") == 1
-        for number, data in enumerate((picture("red"), b"no picture", picture("blue"))):
+        for number, data in enumerate((picture("red"), b"no picture", picture("blue"), b"nor this")):
             socket.send(binary_frame(number / 2, data))
             socket.recv(timeout=5)
         socket.send(json.dumps({"type": "session.prompt", "query": "what now"}))
@@ -146,7 +150,7 @@ def test_frames_are_counted_by_what_became_of_them(url: str):
     until(lambda: Scraped(url).value("casa_live_connections") == 0)
     found = Scraped(url)
     assert found.value("casa_frames_total", outcome="captioned") == 2
-    assert found.value("casa_frames_total", outcome="refused") == 1
+    assert found.value("casa_frames_total", outcome="refused") == 2
     assert found.value("casa_captions_on_time_total") == 2
     assert found.value("casa_caption_late_seconds_bucket", le="0.0") == 2
     assert found.value("casa_caption_seconds_count") == 2
@@ -155,7 +159,7 @@ def test_frames_are_counted_by_what_became_of_them(url: str):
     assert found.value("casa_generated_tokens_total", work="prompt") == 3
     assert found.value("casa_live_sessions_ended_total", result="closed") == 1
     assert found.value("casa_live_sessions") == 0
-    assert found.value("casa_refusals_total", code="invalid_image") == 1
+    assert found.value("casa_refusals_total", code="invalid_image") == 2
 
 
 def test_dropped_frames_and_waiting_ones_are_seen():
@@ -173,6 +177,50 @@ def test_two_apps_in_one_process_count_for_themselves():
         ask(one, "hello")
         assert Scraped(one).value("casa_answers_total", finish_reason="stop") == 1
         assert Scraped(other).value("casa_answers_total", finish_reason="stop") == 0
+
+
+def test_a_session_that_the_engine_ends_is_counted_as_failed(url: str):
+    with session(url, "explode") as socket:
+        socket.send(binary_frame(0.0, picture("red")))
+        assert json.loads(socket.recv(timeout=5))["error"]["code"] == "internal_error"
+    until(lambda: Scraped(url).value("casa_live_sessions_ended_total", result="failed") == 1)
+    assert Scraped(url).value("casa_live_sessions") == 0
+
+
+class MovedSession:
+    """Goes on in another engine after each frame: once exactly, then with the loss of two frames."""
+
+    async def push_frame(self, image: FrameImage, timestamp: float) -> None:
+        """Nothing is kept."""
+
+    async def __aiter__(self) -> AsyncIterator[Outcome]:
+        yield StreamMoved(exact=True)
+        yield StreamMoved(exact=False, frames_lost=(0.5, 1.0))
+
+    def close(self) -> None:
+        """There is nothing to free."""
+
+
+def test_moves_are_counted_by_kind_with_the_frames_they_cost():
+    metrics = Metrics("m")
+
+    async def watched() -> list[Outcome]:
+        live = ObservedSession(MovedSession(), metrics)
+        for number in range(3):
+            await live.push_frame(b"", number / 2)
+        outcomes = [outcome async for outcome in live]
+        live.close()
+        return outcomes
+
+    assert len(asyncio.run(watched())) == 2
+    found = samples(metrics.render(None))
+    for name, labels, value in (
+        ("casa_session_moves_total", {"kind": "exact"}, 1),
+        ("casa_session_moves_total", {"kind": "approximate"}, 1),
+        ("casa_frames_total", {"outcome": "lost"}, 2),
+        ("casa_frames_total", {"outcome": "captioned"}, 0),
+    ):
+        assert found[name, frozenset(labels.items())] == value
 
 
 class StuckEngine(FakeEngine):

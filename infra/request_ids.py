@@ -45,7 +45,11 @@ class HarmlessIdMiddleware:
 
 
 def proxy_middlewares() -> list[Middleware]:
-    """What Ray Serve's proxy is to wrap itself in."""
+    """What Ray Serve's proxy is to wrap itself in; called in its process before it listens, it sets the
+    deadline for heads, too."""
     from starlette.middleware import Middleware
 
+    from infra import head_deadline
+
+    head_deadline.install()
     return [Middleware(HarmlessIdMiddleware)]

@@ -13,6 +13,7 @@ import uvicorn
 from transformers.utils.logging import disable_progress_bar
 
 from casa_core.errors import ClusterError
+from infra.head_deadline import HeadDeadlineProtocol
 from serve.api.engine_client import EngineClient
 from serve.api.settings import ServeSettings
 from serve.app import load_engine
@@ -72,6 +73,7 @@ def serve(settings: dict[str, Any], listener: socket.socket, ready: Callable[[],
         log_level="warning",
         access_log=False,  # the app logs its requests itself
         server_header=False,
+        http=HeadDeadlineProtocol,
         ws="websockets-sansio",
         timeout_graceful_shutdown=SHUTDOWN_S,
     )

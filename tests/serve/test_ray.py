@@ -19,6 +19,7 @@ from websockets.typing import Subprotocol
 
 from casa_core.errors import ClusterError
 from infra import endpoint_client
+from infra.head_deadline import HEAD_SECONDS
 from infra.local_ray import RaySession
 from pipelines.deploy import run as deploy
 from serve.loopback import to_loopback
@@ -152,6 +153,15 @@ def test_a_clients_request_id_is_echoed_only_if_it_is_harmless(url: str, offered
     assert (named == offered) is kept
     assert named.isascii()
     assert named
+
+
+@pytest.mark.slow
+def test_the_proxy_lets_half_a_head_go(url: str):
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as half:
+        half.sendall(b"GET /healthz HTTP/1.1\r\n")
+        half.settimeout(HEAD_SECONDS + 10)
+        assert half.recv(1024).startswith(b"HTTP/1.1 408")
 
 
 def test_the_proxy_keeps_pages_of_other_names_and_origins_out_and_lets_a_sockets_protocol_through(url: str):

@@ -20,6 +20,7 @@ import uvicorn
 from PIL import Image as Picture
 
 from casa_core.engine.protocol import LoopProtocol
+from infra.head_deadline import HeadDeadlineProtocol
 from pipelines.recipe.model import Deploy
 from serve.api.engine_client import EngineClient
 from serve.api.settings import ServeSettings
@@ -49,7 +50,13 @@ def running(engine: LoopProtocol, settings: ServeSettings, **options: Any) -> It
     app = build_app(EngineClient(engine), settings, **options)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        config = uvicorn.Config(app, log_level="warning", ws="websockets-sansio", timeout_graceful_shutdown=1)
+        config = uvicorn.Config(
+            app,
+            http=HeadDeadlineProtocol,
+            log_level="warning",
+            ws="websockets-sansio",
+            timeout_graceful_shutdown=1,
+        )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()

@@ -1,0 +1,107 @@
+"""Connections that never finish a request's head are closed, and no others."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from websockets.sync.client import connect
+
+from infra import head_deadline
+from tests.support.serve.fakes import FakeEngine
+from tests.support.serve.server import MODEL, running, settings_with
+
+
+@pytest.fixture
+def url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setattr(head_deadline, "HEAD_SECONDS", 0.5)
+    with running(FakeEngine(delay_s=0.3), settings_with()) as address:
+        yield address
+
+
+def dial(url: str, first: bytes = b"") -> socket.socket:
+    host, port = url.removeprefix("http://").split(":")
+    connection = socket.create_connection((host, int(port)))
+    connection.settimeout(10)
+    connection.sendall(first)
+    return connection
+
+
+def test_a_client_that_says_nothing_is_let_go(url: str):
+    began = time.monotonic()
+    with dial(url) as connection:
+        assert connection.recv(1024) == b""
+    assert 0.3 < time.monotonic() - began < 8
+
+
+@pytest.mark.parametrize("first", [b"G", b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n", b"POST /v1/chat"])
+def test_half_a_head_is_told_that_it_was_too_slow(url: str, first: bytes):
+    with dial(url, first) as connection:
+        assert connection.recv(1024).startswith(b"HTTP/1.1 408")
+        assert connection.recv(1024) == b""
+
+
+def test_a_head_that_drips_does_not_move_its_deadline(url: str):
+    began = time.monotonic()
+    with dial(url, b"GET / HTTP/1.1\r\nx: ") as connection:
+        connection.settimeout(0.1)
+        while time.monotonic() - began < 10:
+            try:
+                assert connection.recv(1024)[:12] in (b"HTTP/1.1 408", b"")
+                break
+            except TimeoutError:
+                connection.sendall(b"a")
+    assert time.monotonic() - began < 8
+
+
+def test_a_head_without_end_is_refused_by_its_size(url: str):
+    with dial(url, b"GET / HTTP/1.1\r\nx: ") as connection:
+        try:
+            for _ in range(1000):
+                connection.sendall(b"a" * 65536)
+            answer = connection.recv(1024)
+        except ConnectionError:
+            return  # it has hung up already
+        assert answer.startswith((b"HTTP/1.1 431", b"HTTP/1.1 400"))
+
+
+def test_the_second_head_of_a_connection_has_a_deadline_as_well(url: str):
+    with dial(url, b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n") as connection:
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+        connection.sendall(b"GET /heal")
+        assert connection.recv(1024).startswith(b"HTTP/1.1 408")
+
+
+def test_a_large_body_that_was_refused_by_its_path_leaves_the_connection_as_it_is(url: str):
+    with httpx.Client() as client:
+        for _ in range(3):
+            assert client.post(f"{url}/nowhere", content=b"x" * 1_000_000).status_code == 404
+            assert client.get(f"{url}/healthz").status_code == 200
+
+
+def test_the_rest_of_a_body_that_was_answered_has_a_deadline(url: str):
+    with dial(
+        url, b"POST /nowhere HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000\r\n\r\nx"
+    ) as connection:
+        assert connection.recv(65536).startswith(b"HTTP/1.1 404")
+        connection.sendall(b"x")
+        assert connection.recv(1024) == b""
+
+
+def test_a_slow_answer_a_slow_body_and_a_quiet_websocket_have_longer(url: str):
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "one two three four"}]}
+    assert httpx.post(f"{url}/v1/chat/completions", json=body, timeout=20).status_code == 200
+    data = json.dumps(body).encode()
+    head = "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+    with dial(url, f"{head}content-length: {len(data)}\r\n\r\n".encode() + data[:10]) as connection:
+        time.sleep(1.0)
+        connection.sendall(data[10:])
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+    with connect(f"{url.replace('http', 'ws', 1)}/v1/live") as live:
+        time.sleep(1.0)
+        live.send(json.dumps({"type": "session.start"}))
+        assert json.loads(live.recv(timeout=10))["type"] == "session.started"

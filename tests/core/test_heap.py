@@ -37,4 +37,5 @@ print(before, kept, resident())
 def test_after_large_pictures_in_several_threads_a_trim_leaves_what_was_there_before():
     run = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, check=True, text=True)
     before, kept, trimmed = map(int, run.stdout.split())
-    assert trimmed < before + 15, (before, kept, trimmed)  # MB; each picture takes 46 in Pillow
+    # MB: less than one of the nine pictures stays, each 48 in Pillow; every thread has blocks of its own.
+    assert trimmed < before + 40, (before, kept, trimmed)

@@ -59,7 +59,7 @@ def serve(settings: dict[str, Any], listener: socket.socket, ready: Callable[[],
         KeyboardInterrupt: Interrupted from the keyboard; everything has ended.
     """
     own = ServeSettings.model_validate(settings)
-    configure_logs(own.log)
+    configure_logs(own.log, "uvicorn")
     if not sys.stderr.isatty():
         disable_progress_bar()  # it would stand among the log's lines
     app = build_app(EngineClient(load_engine(own)), own)
@@ -70,7 +70,7 @@ def serve(settings: dict[str, Any], listener: socket.socket, ready: Callable[[],
         raise _taken(host, port, error) from error
     config = uvicorn.Config(
         app,
-        log_level="warning",
+        log_config=None,  # its warnings have the form of ours
         access_log=False,  # the app logs its requests itself
         server_header=False,
         http=HeadDeadlineProtocol,

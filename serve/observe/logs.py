@@ -50,17 +50,21 @@ class TextFormatter(logging.Formatter):
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
-def configure_logs(kind: LogFormat) -> None:
+def configure_logs(kind: LogFormat, *others: str) -> None:
     """Write this process's log lines of `casa` to standard error, in one form; called once, by the process.
 
     Other handlers of the process, such as Ray's, no longer get them.
+
+    Args:
+        others: Further loggers whose warnings are written in the same form.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if kind == "json" else TextFormatter())
-    logger = logging.getLogger("casa")
-    logger.handlers = [handler]
-    logger.propagate = False
-    logger.setLevel(logging.INFO)
+    for name in ("casa", *others):
+        logger = logging.getLogger(name)
+        logger.handlers = [handler]
+        logger.propagate = False
+        logger.setLevel(logging.WARNING if name in others else logging.INFO)
 
 
 def _request_id() -> str:

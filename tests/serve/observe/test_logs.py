@@ -153,12 +153,16 @@ def test_the_lines_for_people_are_short_and_spell_out_control_characters(logger:
     assert "a\\u001b[2Jb" in lines.lines[-1]
 
 
-def test_a_process_chooses_one_form(logger: logging.Logger, capsys: pytest.CaptureFixture[str]):
+def test_a_process_chooses_one_form_for_its_lines_and_its_servers_warnings(
+    logger: logging.Logger, capsys: pytest.CaptureFixture[str]
+):
     configure_logs("text")
-    configure_logs("json")
+    configure_logs("json", "casa_test_server")
     logging.getLogger("casa.serve").info("ready")
+    logging.getLogger("casa_test_server.error").info("Waiting for connections to close.")
+    logging.getLogger("casa_test_server.error").warning("Invalid HTTP request received.")
     written = capsys.readouterr().err.splitlines()
-    assert [json.loads(line)["message"] for line in written] == ["ready"]
+    assert [json.loads(line)["message"] for line in written] == ["ready", "Invalid HTTP request received."]
 
 
 def test_a_line_names_the_keys_owner_and_never_the_key(json_lines: Lines, tmp_path: Path):

@@ -28,7 +28,7 @@ async def to_generation_requests(
     :func:`serve.api.request_images.images_named` is for what it finds.
 
     Args:
-        sources: Of images that are not in the body itself.
+        sources: Where images come from that are not in the body itself.
 
     Returns:
         A request for each answer that is wanted.

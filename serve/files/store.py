@@ -33,7 +33,7 @@ class FileStore:
     loop.
 
     Args:
-        most_bytes: Of all files together; the one that was not used for longest makes room for a new one.
+        most_bytes: Bound of all files together; the one unused for longest makes room for a new one.
         seconds: How long a file is kept after its last use.
     """
 
@@ -44,7 +44,7 @@ class FileStore:
 
     @property
     def bytes_held(self) -> int:
-        """Of all files together."""
+        """Bytes of all files together."""
         return sum(len(file.data) for file, _ in self._files.values())
 
     def put(self, data: bytes, name: str) -> StoredFile:

@@ -27,7 +27,7 @@ CHECKS = [
     content_type_conformance,
     response_schema_conformance,
 ]
-EXAMPLES = 40
+EXAMPLES = 25
 FEW = settings(
     max_examples=EXAMPLES,
     deadline=None,

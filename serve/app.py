@@ -1,128 +1,99 @@
-"""The Ray Serve application: puts `serve.api` on replicas.
+"""The Ray Serve application: a thin endpoint that clients reach, and the engines behind it.
 
-Ray starts it by its import string `serve.app:build`, with the settings as JSON arguments.
+Ray starts it by its import string `serve.app:build`, with the settings as JSON arguments. The endpoint holds
+connections and the state of live sessions; the engines hold the model. They scale, leave and crash without
+the clients: :mod:`serve.engines`.
 """
 
 from __future__ import annotations
 
-import importlib
 import logging
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import Any
 
 from fastapi import FastAPI
+from ray import cloudpickle
 from ray import serve as ray_serve
 from ray.serve import Application
+from ray.serve.handle import DeploymentHandle
 
-from casa_core.dtypes import DTYPES
-from casa_core.engine.protocol import LoopProtocol
-from casa_core.engine.settings import EngineSettings
-from casa_core.errors import ConfigError
-from serve.api.engine_client import EngineClient
-from serve.api.settings import Limits, ServeSettings
+from serve import autoscaling
+from serve.api.settings import ServeSettings
 from serve.asgi import build_app
+from serve.engine_replica import EngineReplica
+from serve.engines import Engines
+from serve.loading import with_local_folders
 from serve.loopback import keep_replica_on_loopback
 from serve.observe.logs import configure_logs
 
 logger = logging.getLogger("casa.serve")
-DEPLOYMENT_NAME = "endpoint"
+ENDPOINT, ENGINE = "endpoint", "engine"
+CONNECTIONS = 20_000
+"""Connections of one endpoint; what each may do is bounded by its limits."""
+DRAINED_WITHIN_S = 120.0
+"""Seconds that an engine which leaves has for its last answers; its streams move at once."""
+SESSIONS_END_WITHIN_S = 4 * 3600.0
+"""Seconds that an endpoint which leaves has for its last sessions: no session is longer."""
 
 
-def load_engine(settings: ServeSettings) -> LoopProtocol:
-    """Import the engine class that the settings name and load the checkpoint with it, sized by their limits.
-
-    Steps that are to be compiled are: Serve calls a replica ready once this is done.
-
-    Raises:
-        ConfigError: The name cannot be imported, or what ``compile`` or ``quantize`` need is missing here.
-    """
-    own = replace(engine_settings(settings.limits), graphs=settings.graphs)
-    options: dict[str, Any] = {"settings": own}
-    if settings.dtype != "auto":
-        options["dtype"] = DTYPES[settings.dtype]
-    if settings.quantize != "none":
-        options["quantize"] = settings.quantize
-    if settings.compile:
-        options["compile"] = True
-    engine = _named(settings.engine, "engine").from_pretrained(settings.model_folder, **options)
-    if settings.compile or settings.graphs:
-        logger.info("compiling or recording decode steps; the replica is ready afterwards")
-        logger.info("decode steps are ready, after %.0f s", engine.warm_up())
-    return engine
-
-
-def engine_settings(limits: Limits) -> EngineSettings:
-    """The size and shares of an engine behind the API."""
-    return EngineSettings(
-        slots=limits.sessions + limits.answers,
-        answer_slots=limits.answers,
-        waiting=limits.waiting_requests,
-        queued_frames=limits.queued_frames,
-        max_pixels=limits.frame_pixels,
-        threads=True,
-    )
-
-
-def _named(path: str, what: str) -> Any:
-    module, _, name = path.partition(":")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(
-            f"The {what} {path!r} cannot be loaded.", str(error), "Name it as module:name."
-        ) from error
-
-
-def with_local_folders(settings: dict[str, Any], copies: ExitStack) -> dict[str, Any]:
-    """The settings with paths of this machine for the folders that are to be copied to it.
-
-    Args:
-        settings: `ServeSettings` as JSON.
-        copies: Holds the copies until it is closed.
-    """
-    digests = settings.get("digests", {})
-    if not digests:
-        return settings
-    fetch = _named(settings["fetch"], "function")
-    folders = {name: copies.enter_context(fetch(settings[name], digest)) for name, digest in digests.items()}
-    return {**settings, **folders}
-
-
-@ray_serve.deployment(name=DEPLOYMENT_NAME)
+@ray_serve.deployment(name=ENDPOINT)
 @ray_serve.ingress()
 class Endpoint:
-    """One replica: one engine on its thread, one ASGI app. Takes `ServeSettings` as JSON."""
+    """One replica of the API. Takes `ServeSettings` as JSON, and the engines' handle."""
 
-    def __init__(self, settings: dict[str, Any]) -> None:
+    def __init__(self, settings: dict[str, Any], engines: DeploymentHandle) -> None:
         self._copies = ExitStack()  # as long as the replica runs
-        self._settings = ServeSettings.model_validate(with_local_folders(settings, self._copies))
+        self._settings = for_all_engines(
+            ServeSettings.model_validate(with_local_folders(settings, self._copies, names=("demo_clips",)))
+        )
         configure_logs(self._settings.log)
         if self._settings.loopback_only:
             keep_replica_on_loopback()
-        self._client = EngineClient(load_engine(self._settings))
-        logger.info("serving %s from %s", self._settings.model_name, self._settings.model_folder)
+        self._engines = Engines(engines)
+        logger.info("the endpoint serves %s", self._settings.model_name)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         # Serve's proxy gives each request its id, which the app adopts, and writes it into the response.
-        return build_app(self._client, self._settings, request_id_headers=False)
+        return build_app(self._engines, self._settings, request_id_headers=False)
+
+
+def for_all_engines(settings: ServeSettings) -> ServeSettings:
+    """The settings of an endpoint: as many sessions as all its engines may hold, who refuse what is more."""
+    most = settings.limits.sessions * max(settings.replicas.min, settings.replicas.max)
+    return settings.model_copy(update={"limits": settings.limits.model_copy(update={"sessions": most})})
 
 
 def build(args: dict[str, Any]) -> Application:
     """Build the application that Ray Serve runs, from `ServeSettings` as JSON."""
     settings = ServeSettings.model_validate(args)
-    limits = settings.limits
-    # A live connection counts as one ongoing request for as long as it is open, so the bound covers both.
-    ongoing = limits.sessions + limits.waiting_requests + limits.answers
-    options: dict[str, Any] = {
-        "max_ongoing_requests": ongoing,
-        "autoscaling_config": {
-            "min_replicas": settings.replicas.min,
-            "initial_replicas": settings.replicas.min,
-            "max_replicas": max(settings.replicas.min, settings.replicas.max),
-            "target_ongoing_requests": max(1, limits.sessions // 2),
+    limits, replicas = settings.limits, settings.replicas
+    # The controller, which scales, has not installed this project.
+    cloudpickle.register_pickle_by_value(autoscaling)
+    most = max(replicas.min, replicas.max)
+    engine = ray_serve.deployment(name=ENGINE)(EngineReplica).options(
+        # Streams, answers and the calls about them; the engine itself says when it has enough.
+        max_ongoing_requests=8 * (limits.sessions + limits.answers) + limits.waiting_requests,
+        autoscaling_config={
+            "min_replicas": replicas.min,
+            "initial_replicas": replicas.min,
+            "max_replicas": most,
+            "upscale_delay_s": replicas.up_after_s,
+            "downscale_delay_s": replicas.down_after_s,
+            "look_back_period_s": 15,  # what is looked at changes slowly
+            "policy": {"policy_function": "serve.autoscaling:replicas_wanted"},
         },
-        "ray_actor_options": {"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus},
-        "graceful_shutdown_timeout_s": 5,
-    }
-    return Endpoint.options(**options).bind(args)
+        ray_actor_options={"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus},
+        request_router_config={"request_router_class": "serve.routing.StickyRouter"},
+        graceful_shutdown_timeout_s=DRAINED_WITHIN_S,
+        graceful_shutdown_wait_loop_s=0.5,
+        health_check_period_s=2,
+        health_check_timeout_s=30,
+    )
+    endpoint = Endpoint.options(
+        num_replicas=1,
+        max_surge_percent=100,  # the next one takes connections before this one stops to
+        max_ongoing_requests=CONNECTIONS,
+        ray_actor_options={"num_cpus": 0},
+        graceful_shutdown_timeout_s=SESSIONS_END_WITHIN_S,
+    )
+    return endpoint.bind(args, engine.bind(args))

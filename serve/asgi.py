@@ -6,7 +6,6 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import cast
 
 from fastapi import FastAPI
 from starlette.middleware import Middleware
@@ -15,7 +14,6 @@ from serve.access.keys import KeyRing
 from serve.api.access import KeyMiddleware, SiteMiddleware
 from serve.api.chat import chat_router
 from serve.api.documentation import documentation_router
-from serve.api.engine_client import EngineClient
 from serve.api.errors import install_error_handlers
 from serve.api.files import files_router
 from serve.api.middleware import BodyLimitMiddleware, RequestMiddleware
@@ -24,6 +22,7 @@ from serve.api.page import page_router
 from serve.api.request_images import ImageSources
 from serve.api.settings import ServeSettings
 from serve.api.status import status_router
+from serve.calls import EngineCalls
 from serve.fetch.fetcher import ImageFetcher
 from serve.files.store import FileStore
 from serve.live import captions, messages
@@ -39,7 +38,7 @@ logger = logging.getLogger("casa.serve")
 
 
 def build_app(
-    client: EngineClient,
+    client: EngineCalls,
     settings: ServeSettings,
     *,
     request_id_headers: bool = True,
@@ -55,11 +54,6 @@ def build_app(
         fetcher: For pictures by their addresses; by default one for `access.fetch_hosts`, if there are any.
     """
 
-    ring = KeyRing(Path(settings.access.keys)) if settings.access.keys else None
-    if ring is None and not settings.loopback_only:
-        logger.warning(
-            "the endpoint listens beyond this machine and asks for no API key: set deploy.access.keys"
-        )
     limits = settings.limits
     if fetcher is None and settings.access.fetch_hosts:
         fetcher = ImageFetcher(
@@ -67,7 +61,7 @@ def build_app(
         )
     files = FileStore(limits.stored_files_bytes, limits.stored_file_seconds)
     metrics = Metrics(settings.model_name, settings.checkpoint)
-    observed = cast(EngineClient, ObservedClient(client, metrics))
+    observed = ObservedClient(client, metrics)
     sessions = LiveSessions(observed, settings, store)
     routers = [
         status_router(observed, settings, lambda: sessions.open),
@@ -100,15 +94,7 @@ def build_app(
         middleware=[
             Middleware(ObserveMiddleware, metrics=metrics, known=lambda path: path in paths),
             Middleware(RequestMiddleware, in_headers=request_id_headers),
-            Middleware(SiteMiddleware, access=settings.access, loopback_only=settings.loopback_only),
-            Middleware(KeyMiddleware, ring=ring),
-            Middleware(
-                BodyLimitMiddleware,
-                limit=settings.limits.body_bytes,
-                seconds=settings.limits.body_seconds,
-                own={captions.PATH: (settings.limits.video_bytes, settings.limits.upload_seconds)},
-                together=max(settings.limits.bodies_bytes, settings.limits.body_bytes),
-            ),
+            *_guards(settings),
         ],
     )
     app.state.limits = settings.limits
@@ -117,3 +103,24 @@ def build_app(
     for router in routers:
         app.include_router(router)
     return app
+
+
+def _guards(settings: ServeSettings) -> list[Middleware]:
+    """Who may call, and how much a body may hold."""
+    access, limits = settings.access, settings.limits
+    ring = KeyRing(Path(access.keys)) if access.keys else None
+    if ring is None and not settings.loopback_only:
+        logger.warning(
+            "the endpoint listens beyond this machine and asks for no API key: set deploy.access.keys"
+        )
+    return [
+        Middleware(SiteMiddleware, access=access, loopback_only=settings.loopback_only),
+        Middleware(KeyMiddleware, ring=ring),
+        Middleware(
+            BodyLimitMiddleware,
+            limit=limits.body_bytes,
+            seconds=limits.body_seconds,
+            own={captions.PATH: (limits.video_bytes, limits.upload_seconds)},
+            together=max(limits.bodies_bytes, limits.body_bytes),
+        ),
+    ]

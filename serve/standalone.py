@@ -16,8 +16,8 @@ from casa_core.errors import ClusterError
 from infra.head_deadline import HeadDeadlineProtocol
 from serve.api.engine_client import EngineClient
 from serve.api.settings import ServeSettings
-from serve.app import load_engine
 from serve.asgi import build_app
+from serve.loading import load_engine
 from serve.observe.logs import configure_logs
 
 logger = logging.getLogger("casa.serve")

@@ -33,8 +33,8 @@ from casa_core.engine.engine import Engine
 from pipelines.recipe.model import Deploy
 from serve.api.engine_client import EngineClient
 from serve.api.settings import ServeSettings
-from serve.app import engine_settings
 from serve.asgi import build_app
+from serve.loading import engine_settings
 
 MODEL = "casa-pictures"
 CHAT = "/v1/chat/completions"

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from casa_core.decoding.kv_cache import TextBounds
 from casa_core.decoding.plan import TokenChunk
-from casa_core.engine.events import FrameDropped
+from casa_core.engine.events import FrameDropped, Outcome
 from casa_core.engine.image_encoder import Encoded
 from casa_core.engine.inputs import count_tokens, frame_chunk
 from casa_core.engine.live_stream import LiveStream, StreamSettings, WaitingFrame
@@ -136,6 +136,18 @@ class EngineLoop(StepLoop):
         return SavedSession(
             identity=self._identity(), transcript=stream.transcript(), sequence=sequence, sampler=sampler
         )
+
+    @exclusive
+    def depart(self, number: int) -> tuple[SavedSession, list[Outcome]]:
+        """:meth:`save` a stream and end it here; its outcomes that no step has given are with it.
+
+        Raises:
+            DataError: If the stream is closed.
+        """
+        saved = self.save(number)
+        outcomes = [event.outcome for event in self.take_events(number)]
+        self.cancel(number)
+        return saved, outcomes
 
     @exclusive
     def transcript(self, number: int) -> Transcript:

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from casa_core.engine.requests import CaptionEvent, GenerationDelta, GenerationRequest, GenerationResult
 
 if TYPE_CHECKING:
-    from casa_core.engine.events import Event
+    from casa_core.engine.events import Event, Outcome
     from casa_core.engine.live_stream import StreamSettings
     from casa_core.engine.load import LoadSnapshot
+    from casa_core.engine.saved_session import SavedSession, Transcript
 
 FrameImage = bytes | NDArray[np.uint8]
 """A live frame's image: encoded bytes, or RGB pixels (height, width, 3)."""
@@ -118,6 +119,22 @@ class LoopProtocol(Protocol):
 
     def prompt(self, number: int, query: str) -> None:
         """Ask something further in the middle of a stream."""
+        ...
+
+    def depart(self, number: int) -> tuple[SavedSession, list[Outcome]]:
+        """Save a stream exactly and end it here; its outcomes that no step has given are with it."""
+        ...
+
+    def transcript(self, number: int) -> Transcript:
+        """Save a stream approximately."""
+        ...
+
+    def restore(self, saved: SavedSession, settings: StreamSettings | None = None) -> int:
+        """Continue a stream exactly; the number of its events."""
+        ...
+
+    def replay(self, transcript: Transcript, settings: StreamSettings | None = None) -> int:
+        """Continue a stream approximately; the number of its events."""
         ...
 
     def cancel(self, number: int) -> None:

@@ -230,13 +230,14 @@ class StepLoop:
         return self.take_events()
 
     @exclusive
-    def take_events(self) -> list[Event]:
+    def take_events(self, number: int | None = None) -> list[Event]:
         """What has happened since the last step: :meth:`prompt`, :meth:`save` and :meth:`push_frame` may end
-        captions or drop frames."""
+        captions or drop frames. Of the answer or stream ``number`` only, where one is given."""
         self._cancel_forgotten()
         events = [*self._events, *self._steps.events]
-        self._events, self._steps.events = [], []
-        return events
+        others = [event for event in events if number is not None and event.sequence != number]
+        self._events, self._steps.events = others, []
+        return [event for event in events if number is None or event.sequence == number]
 
     @exclusive
     def events_of(self, numbers: Container[int]) -> list[Event]:

@@ -30,6 +30,8 @@ START_TIMEOUT_S = 180.0
 COMPILED_START_TIMEOUT_S = 1800.0
 """The same where decode steps are compiled before the endpoint is ready."""
 PROBE_TIMEOUT_S = 3.0
+SETTLED_S = 3.0
+"""Seconds for which all replicas must run: between two steps of a rolling update they do, for a moment."""
 
 Health = Literal["absent", "foreign", "different", "same"]
 
@@ -247,13 +249,15 @@ def start(
 
 def _await_running(cluster: ServeClient, url: str, fingerprint: str, timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
-    status, reason = "NOT_STARTED", ""
+    status, reason, settled_since = "NOT_STARTED", "", None
     while time.monotonic() < deadline:
         application = cluster.get_serve_details()["applications"].get(APP, {})
         status = application.get("status", "NOT_STARTED")
         messages = [application, *application.get("deployments", {}).values()]
         reason = "; ".join(entry["message"] for entry in messages if entry.get("message"))
-        if status == "RUNNING" and endpoint_health(url, fingerprint) == "same":
+        settled_since = (settled_since or time.monotonic()) if _is_settled(application) else None
+        settled = settled_since is not None and time.monotonic() > settled_since + SETTLED_S
+        if (status == "RUNNING" or settled) and endpoint_health(url, fingerprint) == "same":
             return
         if status == "DEPLOY_FAILED":
             break
@@ -263,6 +267,17 @@ def _await_running(cluster: ServeClient, url: str, fingerprint: str, timeout_s: 
         f"Ray Serve reports {status}: {reason or 'no reason given'}.",
         "`casa logs deploy` and the Serve page of Ray's dashboard have the replica's own output.",
     )
+
+
+def _is_settled(application: Mapping[str, Any]) -> bool:
+    """Whether every replica that is to be there runs. Serve reports an application as deploying for as long
+    as one that was replaced still drains, which for an endpoint is until its last live session ends."""
+    deployments = application.get("deployments", {}).values()
+    for deployment in deployments:
+        states = [one["state"] for one in deployment["replicas"] if one["state"] != "STOPPING"]
+        if states != ["RUNNING"] * deployment["target_num_replicas"]:
+            return False
+    return bool(deployments)
 
 
 def _require_free_port(url: str, address: dict[str, Any]) -> None:

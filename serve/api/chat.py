@@ -20,7 +20,6 @@ from casa_core.engine.requests import (
     GenerationResult,
     TokenLogprob,
 )
-from serve.api.engine_client import EngineClient
 from serve.api.errors import as_api_error, internal_error, model_not_found
 from serve.api.json_body import JsonRoute
 from serve.api.request_conversion import to_generation_requests
@@ -28,6 +27,7 @@ from serve.api.request_images import ImageSources, images_named
 from serve.api.responses import ChatCompletion, event_stream
 from serve.api.schemas import ChatCompletionRequest
 from serve.api.settings import ServeSettings
+from serve.calls import EngineCalls
 
 logger = logging.getLogger("casa.serve")
 T = TypeVar("T")
@@ -36,7 +36,7 @@ STREAMED = event_stream(
 )
 
 
-def chat_router(client: EngineClient, settings: ServeSettings, sources: ImageSources) -> APIRouter:
+def chat_router(client: EngineCalls, settings: ServeSettings, sources: ImageSources) -> APIRouter:
     """The chat route over one engine; ``sources`` are for images that are not in a call itself."""
     router = APIRouter(route_class=JsonRoute)
 
@@ -107,7 +107,7 @@ class _Answer:
 
 
 async def _complete(
-    client: EngineClient, asked: Sequence[GenerationRequest], answer: _Answer
+    client: EngineCalls, asked: Sequence[GenerationRequest], answer: _Answer
 ) -> dict[str, Any]:
     try:
         async with asyncio.TaskGroup() as group:

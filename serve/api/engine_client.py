@@ -14,23 +14,27 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import Future
 from contextlib import aclosing
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from casa_core.engine.events import Failed, Outcome
 from casa_core.engine.live_stream import StreamSettings
 from casa_core.engine.load import LoadSnapshot
 from casa_core.engine.protocol import FrameImage, LoopProtocol
-from casa_core.engine.requests import GenerationDelta, GenerationRequest, GenerationResult
+from casa_core.engine.requests import CaptionEvent, GenerationDelta, GenerationRequest, GenerationResult
+from casa_core.engine.saved_session import SavedSession, Transcript
 
 logger = logging.getLogger("casa.serve")
 T = TypeVar("T")
+Item: TypeAlias = Outcome | Transcript | SavedSession
+"""What a live stream gives: its outcomes, a transcript after each caption where they are kept, and the
+snapshot with which it departs."""
 
 MOST_PUSHED = 64
 """Frames of a session that the engine may not have seen yet."""
 
 
 class EngineClient:
-    """Runs one engine's loop on a thread.
+    """Runs one engine's loop on a thread: :class:`serve.calls.EngineCalls`.
 
     Args:
         engine: From now on used by the thread only.
@@ -45,36 +49,66 @@ class EngineClient:
         self._thread.start()
 
     async def generate(self, request: GenerationRequest) -> GenerationResult:
-        """Answer a request. Cancelling the coroutine ends the generation.
-
-        Raises:
-            Overloaded: As many requests wait as may wait.
-            Exception: Whatever the engine says is wrong with the request.
-        """
-        async with aclosing(self._outcomes(lambda: self._engine.submit(request))) as outcomes:
-            async for outcome in outcomes:
-                if isinstance(outcome, GenerationResult):
-                    return outcome
-        raise RuntimeError("The engine was stopped.")
+        """As ``EngineCalls.generate``."""
+        number, inbox = await self._join(lambda: self._engine.submit(request))
+        try:
+            result = await anext(inbox)
+        finally:
+            self.leave(number)
+        assert isinstance(result, GenerationResult), "an answer that is not streamed has nothing else"
+        return result
 
     async def stream(self, request: GenerationRequest) -> AsyncGenerator[GenerationDelta, None]:
-        """Yield an answer's pieces as they are generated; errors as :meth:`generate`. Closing the iterator
-        early ends the generation."""
-        submit = lambda: self._engine.submit(request, streamed=True)  # noqa: E731
-        async with aclosing(self._outcomes(submit)) as outcomes:
-            async for outcome in outcomes:
-                if isinstance(outcome, GenerationResult):
-                    return
-                assert isinstance(outcome, GenerationDelta)
-                yield outcome
+        """As ``EngineCalls.stream``."""
+        async with aclosing(self.stream_batches(request)) as batches:
+            async for batch in batches:
+                for delta in batch:
+                    yield delta
 
-    async def open_session(self, settings: StreamSettings) -> LiveSession:
+    async def stream_batches(self, request: GenerationRequest) -> AsyncGenerator[list[GenerationDelta], None]:
+        """The same, as many pieces together as there are."""
+        number, inbox = await self._join(lambda: self._engine.submit(request, streamed=True))
+        try:
+            async for batch in inbox.batches():
+                if deltas := [one for one in batch if isinstance(one, GenerationDelta)]:
+                    yield deltas
+                if isinstance(last := batch[-1], Failed):
+                    raise last.error
+                if isinstance(last, GenerationResult):
+                    return
+        finally:
+            self.leave(number)
+
+    async def open_session(
+        self,
+        settings: StreamSettings,
+        begin: SavedSession | Transcript | None = None,
+        *,
+        transcripts: bool = False,
+    ) -> LiveSession:
         """Open a live stream.
+
+        Args:
+            settings: Where it begins with something, its deadline counts only.
+            begin: What it continues from: exactly from a snapshot, approximately from a transcript.
+            transcripts: Whether a transcript follows each caption, for another engine to continue from.
 
         Raises:
             Overloaded: The engine has no slot or no time for another.
+            StoreError: Another model or template made the snapshot.
         """
-        number, inbox = await self._join(lambda: self._engine.open_stream(settings))
+        engine = self._engine
+
+        def start() -> int:
+            match begin:
+                case None:
+                    return engine.open_stream(settings)
+                case SavedSession():
+                    return engine.restore(begin, settings)
+                case Transcript():
+                    return engine.replay(begin, settings)
+
+        number, inbox = await self._join(start, transcripts=transcripts)
         return LiveSession(self, number, inbox)
 
     async def ping(self) -> None:
@@ -89,6 +123,13 @@ class EngineClient:
         """What the engine holds now; errors as :meth:`ping`."""
         return await self.call(self._engine.current_load)
 
+    def check_alive(self) -> None:
+        """Raises:
+        RuntimeError: The client was closed, or the thread has died.
+        """
+        if self._closed or not self._thread.is_alive():
+            raise RuntimeError("The engine was stopped.")
+
     def close(self) -> None:
         """Stop the thread after the step in progress; what still runs ends."""
         self._closed = True
@@ -101,8 +142,7 @@ class EngineClient:
     def post(self, function: Callable[[], T]) -> Future[T]:
         """The same without waiting: it is made even if the coroutine that asks for it is being cancelled."""
         done: Future[T] = Future()
-        if self._closed or not self._thread.is_alive():
-            raise RuntimeError("The engine was stopped.")
+        self.check_alive()
         self._calls.append((function, done))
         self._engine.wake()
         return done
@@ -117,9 +157,9 @@ class EngineClient:
         if not self._closed:
             self.post(cancel)
 
-    async def _join(self, start: Callable[[], int]) -> tuple[int, _Inbox]:
+    async def _join(self, start: Callable[[], int], *, transcripts: bool = False) -> tuple[int, _Inbox]:
         """Start an answer or a stream; its outcomes go to the inbox from its first one on."""
-        inbox = _Inbox(asyncio.get_running_loop())
+        inbox = _Inbox(asyncio.get_running_loop(), transcripts)
 
         def join() -> int:
             number = start()
@@ -133,14 +173,6 @@ class EngineClient:
             joined.add_done_callback(lambda done: None if done.exception() else self.leave(done.result()))
             raise
 
-    async def _outcomes(self, start: Callable[[], int]) -> AsyncGenerator[Outcome, None]:
-        number, inbox = await self._join(start)
-        try:
-            async for outcome in inbox:
-                yield outcome
-        finally:
-            self.leave(number)
-
     def _work(self) -> None:
         engine = self._engine
         try:
@@ -151,6 +183,8 @@ class EngineClient:
                 for event in engine.step():
                     if (inbox := self._inboxes.get(event.sequence)) is not None:
                         inbox.put(event.outcome)
+                        if inbox.transcripts and isinstance(event.outcome, CaptionEvent):
+                            inbox.put(engine.transcript(event.sequence))
         except Exception:
             logger.exception("the engine's loop has failed")
             raise
@@ -164,20 +198,14 @@ class EngineClient:
 
 
 class LiveSession:
-    """One live stream of an :class:`EngineClient`.
-
-    Iterating gives its outcomes: captions in the order of their frames, frames dropped or refused.
-    """
+    """One live stream of an :class:`EngineClient`: :class:`serve.calls.OpenStream`."""
 
     def __init__(self, client: EngineClient, number: int, inbox: _Inbox) -> None:
         self._client, self._number, self._inbox = client, number, inbox
         self._pushed: deque[Future[None]] = deque()
 
     async def push_frame(self, image: FrameImage, timestamp: float) -> None:
-        """Queue a frame; what becomes of it is an outcome.
-
-        It is not waited for, so that frames which come too fast are dropped by the engine and not kept back
-        in the connection; a flood of them is.
+        """As ``OpenStream.push_frame``.
 
         Raises:
             DataError: If the stream has ended.
@@ -188,22 +216,36 @@ class LiveSession:
             await asyncio.wrap_future(self._pushed.popleft())
 
     async def prompt(self, query: str) -> None:
-        """Ask something further; the answer is an outcome.
-
-        Raises:
-            DataError: If it is too long, or the stream has ended.
-        """
+        """As ``OpenStream.prompt``."""
         await self._client.call(lambda: self._client._engine.prompt(self._number, query))
 
-    def __aiter__(self) -> AsyncIterator[Outcome]:
+    async def depart(self) -> None:
+        """End the stream here: its iteration ends with the snapshot that another engine continues from.
+
+        Raises:
+            DataError: If the stream has ended.
+        """
+
+        def depart() -> None:
+            saved, outcomes = self._client._engine.depart(self._number)
+            for outcome in (*outcomes, saved, None):
+                self._inbox.put(outcome)
+
+        await self._client.call(depart)
+
+    def __aiter__(self) -> AsyncIterator[Any]:
         return self._inbox
 
+    def batches(self) -> AsyncIterator[list[Item]]:
+        """The same, as many together as there are; an error comes as :class:`Failed`."""
+        return self._inbox.batches()
+
     def finish(self) -> None:
-        """Let the iteration end after the outcomes that are there."""
+        """As ``OpenStream.finish``."""
         self._inbox.put(None)
 
     def close(self) -> None:
-        """Free the stream's slot; closing twice is harmless."""
+        """As ``OpenStream.close``."""
         self._client.leave(self._number)
 
 
@@ -213,11 +255,12 @@ class _Inbox:
     Iterating raises the error that ended it.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, transcripts: bool = False) -> None:
         self._loop = loop
-        self._queue: asyncio.Queue[Outcome | None] = asyncio.Queue()
+        self.transcripts = transcripts
+        self._queue: asyncio.Queue[Item | None] = asyncio.Queue()
 
-    def put(self, outcome: Outcome | None) -> None:
+    def put(self, outcome: Item | None) -> None:
         """From any thread; ``None`` ends the iteration. An event loop that has ended has no use for it."""
         try:
             self._loop.call_soon_threadsafe(self._queue.put_nowait, outcome)
@@ -227,7 +270,18 @@ class _Inbox:
     def __aiter__(self) -> _Inbox:
         return self
 
-    async def __anext__(self) -> Outcome:
+    async def batches(self) -> AsyncIterator[list[Item]]:
+        """As many together as there are, up to the end or an error, which comes as :class:`Failed`."""
+        ended = False
+        while not ended:
+            found = [await self._queue.get()]
+            while not self._queue.empty():
+                found.append(self._queue.get_nowait())
+            ended = found[-1] is None or isinstance(found[-1], Failed)
+            if batch := [item for item in found if item is not None]:
+                yield batch
+
+    async def __anext__(self) -> Item:
         outcome = await self._queue.get()
         if outcome is None:
             raise StopAsyncIteration

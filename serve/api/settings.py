@@ -19,6 +19,8 @@ class Replicas(_Section):
 
     min: Count
     max: Count
+    up_after_s: float = Field(default=10.0, ge=0, description="Seconds for which more must be wanted.")
+    down_after_s: float = Field(default=300.0, ge=0, description="Seconds for which fewer must be wanted.")
 
 
 class ServeSettings(_Section):

@@ -12,10 +12,10 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
-from serve.api.engine_client import EngineClient
 from serve.api.errors import model_not_found
 from serve.api.responses import Health, ModelCard, ModelList, NotReady, Ready
 from serve.api.settings import ServeSettings
+from serve.calls import EngineCalls
 
 READY_WITHIN_S = 5.0
 SHOWN_LIMITS = (
@@ -35,7 +35,7 @@ SHOWN_LIMITS = (
 
 
 def status_router(
-    client: EngineClient, settings: ServeSettings, open_sessions: Callable[[], int]
+    client: EngineCalls, settings: ServeSettings, open_sessions: Callable[[], int]
 ) -> APIRouter:
     """The routes of model listing and health checks."""
     router = APIRouter()

@@ -15,9 +15,9 @@ from typing import Any
 
 from casa_core.engine.live_stream import StreamSettings
 from casa_core.errors import CasaError
-from serve.api.engine_client import LiveSession
 from serve.api.errors import SERVER_ERROR, ApiError, as_api_error, bad_request, error_event, internal_error
 from serve.api.settings import ServeSettings
+from serve.calls import OpenStream
 from serve.live.account import Account
 from serve.live.event_log import Event, EventLog, EventReader
 from serve.live.messages import session_facts, usage_of
@@ -64,7 +64,7 @@ class LiveRun:
     def __init__(
         self,
         session_id: str,
-        session: LiveSession,
+        session: OpenStream,
         stream: StreamSettings,
         settings: ServeSettings,
         *,

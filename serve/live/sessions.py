@@ -12,9 +12,9 @@ from typing import Protocol
 from starlette.datastructures import State
 
 from casa_core.engine.live_stream import StreamSettings
-from serve.api.engine_client import EngineClient, LiveSession
 from serve.api.errors import ApiError, bad_request, model_not_found, too_many
 from serve.api.settings import ServeSettings
+from serve.calls import EngineCalls, OpenStream
 from serve.live.account import check_query
 from serve.live.messages import SessionStart
 from serve.live.run import LiveRun, RunState
@@ -31,7 +31,7 @@ class SessionStore(Protocol):
         """Forget a session that has ended."""
         ...
 
-    async def take(self, session_id: str) -> tuple[RunState, LiveSession] | None:
+    async def take(self, session_id: str) -> tuple[RunState, OpenStream] | None:
         """A session that another process had, and its stream in the engine; `None` if there is none."""
         ...
 
@@ -62,7 +62,7 @@ class LiveSessions:
     """
 
     def __init__(
-        self, client: EngineClient, settings: ServeSettings, store: SessionStore | None = None
+        self, client: EngineCalls, settings: ServeSettings, store: SessionStore | None = None
     ) -> None:
         self.settings = settings
         self._client = client
@@ -152,7 +152,7 @@ class LiveSessions:
             del self._taking[session_id]
             taken.set()
 
-    def _run(self, session_id: str, session: LiveSession, stream: StreamSettings) -> LiveRun:
+    def _run(self, session_id: str, session: OpenStream, stream: StreamSettings) -> LiveRun:
         run = LiveRun(session_id, session, stream, self.settings, on_outcome=self._keep, on_over=self._forget)
         self._running[session_id] = run
         return run

@@ -15,6 +15,7 @@ from casa_core.engine.load import LoadSnapshot
 from casa_core.engine.protocol import FrameImage
 from casa_core.engine.requests import CaptionEvent, GenerationDelta, GenerationRequest, GenerationResult
 from casa_core.errors import CasaError
+from serve.calls import EngineCalls
 from serve.observe.metrics import Metrics
 from serve.observe.record import RequestRecord, current_request
 
@@ -25,10 +26,10 @@ class ObservedClient:
     """A client with its answers and sessions counted; it offers what the client offers.
 
     Args:
-        client: A :class:`serve.api.engine_client.EngineClient`, or one like it.
+        client: A The engines of this process or of a cluster.
     """
 
-    def __init__(self, client: Any, metrics: Metrics) -> None:
+    def __init__(self, client: EngineCalls, metrics: Metrics) -> None:
         self._client, self._metrics = client, metrics
 
     async def generate(self, request: GenerationRequest) -> GenerationResult:

@@ -18,7 +18,7 @@ from pipelines.dag.context import StageContext
 from pipelines.deploy import run as deploy
 from pipelines.recipe.model import Deploy, Replicas
 from serve.api.settings import ServeSettings
-from serve.app import with_local_folders
+from serve.loading import with_local_folders
 from tests.support.serve.fakes import FakeEngine
 from tests.support.serve.server import MODEL, running, settings_with
 

@@ -18,7 +18,7 @@ from websockets.sync.client import connect
 from casa_core.engine.engine import Engine
 from casa_core.engine.requests import GenerationRequest, SamplingParams
 from casa_core.types import Image, Sample, Text
-from serve.app import engine_settings
+from serve.loading import engine_settings
 from tests.support.serve.checkpoint import write_checkpoint
 from tests.support.serve.fakes import COLOURS
 from tests.support.serve.server import MODEL, binary_frame, picture, question, running, settings_with

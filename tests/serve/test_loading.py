@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from serve.app import load_engine
+from serve.loading import load_engine
 from tests.support.serve.fakes import FakeEngine
 from tests.support.serve.server import settings_with
 

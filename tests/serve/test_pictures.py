@@ -20,7 +20,7 @@ from casa_core.engine.engine import Engine
 from casa_core.errors import ConfigError, MediaError
 from casa_core.media import decode
 from serve.api.errors import invalid_image, one_line
-from serve.app import engine_settings
+from serve.loading import engine_settings
 from tests.support.data.media import encode, png_claiming, scene
 from tests.support.serve.checkpoint import write_checkpoint
 from tests.support.serve.fakes import FakeEngine

@@ -23,6 +23,7 @@ from infra.head_deadline import HEAD_SECONDS
 from infra.local_ray import RaySession
 from pipelines.deploy import run as deploy
 from serve.loopback import to_loopback
+from tests.support.serve.cluster import replicas
 from tests.support.serve.server import MODEL, binary_frame, data_uri, picture, question, write_clip
 
 
@@ -64,12 +65,8 @@ def url(cluster: ServeSubmissionClient, address: dict[str, Any], arguments: dict
     cluster.delete_applications()  # the head is shared with other tests
 
 
-def replica_pid(cluster: ServeSubmissionClient) -> int:
-    [replica] = [
-        replica
-        for deployment in cluster.get_serve_details()["applications"][deploy.APP]["deployments"].values()
-        for replica in deployment["replicas"]
-    ]
+def replica_pid(cluster: ServeSubmissionClient, deployment: str = "engine") -> int:
+    [replica] = replicas(cluster, deployment)
     return replica["pid"]
 
 
@@ -193,14 +190,15 @@ def test_the_page_and_its_clips_come_through_the_proxy(url: str):
 
 def test_everything_listens_on_loopback_only(url: str, ray_head: RaySession, cluster: ServeSubmissionClient):
     session = [psutil.Process(ray_head.pid), *psutil.Process(ray_head.pid).children(recursive=True)]
-    assert replica_pid(cluster) in {process.pid for process in session}
+    replicas = {replica_pid(cluster, name) for name in ("endpoint", "engine")}
+    assert replicas <= {process.pid for process in session}
     listening = {
         (process.pid, connection.laddr.ip)
         for process in session
         for connection in process.net_connections("inet")
         if connection.status == psutil.CONN_LISTEN
     }
-    assert replica_pid(cluster) in {pid for pid, _ in listening}
+    assert replicas <= {pid for pid, _ in listening}
     assert {ip for _, ip in listening} <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from PIL import Image as Picture
 
-from serve.app import load_engine
+from serve.loading import load_engine
 from tests.support.serve.checkpoint import write_checkpoint
 from tests.support.serve.live_client import assert_fatal, live, push, receive, send, start
 from tests.support.serve.server import binary_frame, running, settings_with

@@ -6,11 +6,12 @@ Its answers name what it saw, so that a test notices a mixed-up image, session o
 from __future__ import annotations
 
 import itertools
+import json
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from casa_core.engine.requests import (
     SamplingParams,
     TokenLogprob,
 )
+from casa_core.engine.saved_session import SavedSession, Transcript
 from casa_core.engine.settings import EngineSettings
 from casa_core.errors import ConfigError, DataError, MediaError
 from casa_core.media.decode import decode_image
@@ -163,6 +165,35 @@ class FakeEngine:
             raise DataError("the question is too long", "it has 9000 tokens", "shorten it")
         self._streams[number].prompts.append(query)
 
+    def transcript(self, number: int) -> Transcript:
+        self._enter()
+        return self._streams[number].transcript()
+
+    def depart(self, number: int) -> tuple[SavedSession, list[Outcome]]:
+        """Exact: what the stream has seen is in it. A transcript forgets the number of frames."""
+        transcript = self._streams[number].transcript()
+        mine = [event.outcome for event in self._dropped if event.sequence == number]
+        self._dropped = [event for event in self._dropped if event.sequence != number]
+        seen = self._streams[number].seen
+        self.cancel(number)
+        saved = SavedSession(identity={"seen": seen}, transcript=transcript, sequence=None, sampler={})  # type: ignore[arg-type]
+        return saved, mine
+
+    def restore(self, saved: SavedSession, settings: StreamSettings | None = None) -> int:
+        number = self.replay(saved.transcript, settings)
+        self._streams[number].seen = saved.identity["seen"]
+        return number
+
+    def replay(self, transcript: Transcript, settings: StreamSettings | None = None) -> int:
+        own = replace(
+            settings or StreamSettings(),
+            query=transcript.query,
+            max_tokens_per_frame=transcript.max_tokens_per_frame,
+        )
+        number = self.open_stream(own)
+        self._streams[number].go_on(transcript)
+        return number
+
     def cancel(self, number: int) -> None:
         self._enter()
         self.cancelled += number in self._asked
@@ -286,6 +317,34 @@ class FakeStream:
         self._last = ""
         self._frames, self._time = 0, 0.0
         self._text_tokens = len(self._query.split())
+        self._picture: bytes | None = None
+
+    @property
+    def seen(self) -> str:
+        """Everything that a transcript does not hold."""
+        return json.dumps([self._frames, self._last])
+
+    @seen.setter
+    def seen(self, seen: str) -> None:
+        self._frames, self._last = json.loads(seen)
+
+    def transcript(self) -> Transcript:
+        return Transcript(
+            query=self._query,
+            max_tokens_per_frame=self._limit,
+            ids=tuple(range(self._text_tokens)),
+            pending=(),
+            timestamp=self._time,
+            frame=self._picture,
+            frame_at=0,
+            prompts=tuple(self.prompts),
+        )
+
+    def go_on(self, transcript: Transcript) -> None:
+        """From the text and the latest picture; how many there were is forgotten."""
+        self._time, self._text_tokens = transcript.timestamp, len(transcript.ids)
+        self.prompts = list(transcript.prompts)
+        self._last = colour_of(transcript.frame) if transcript.frame else ""
 
     def answer(self) -> Outcome:
         """The question and the colour of the latest frame."""
@@ -314,6 +373,7 @@ class FakeStream:
         except MediaError as error:
             return FrameRefused(timestamp, error)
         self._frames, self._time = self._frames + 1, timestamp
+        self._picture = image if isinstance(image, bytes) else None
         words = [] if colour == self._last else [*self._query.split(), colour, str(self._frames)]
         self._last = colour
         kept = words[: self._limit]

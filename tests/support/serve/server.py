@@ -24,8 +24,8 @@ from infra.head_deadline import HeadDeadlineProtocol
 from pipelines.recipe.model import Deploy
 from serve.api.engine_client import EngineClient
 from serve.api.settings import ServeSettings
-from serve.app import engine_settings
 from serve.asgi import build_app
+from serve.loading import engine_settings
 from tests.support.serve.fakes import COLOURS, FakeEngine
 
 MODEL = "casa-test"

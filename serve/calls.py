@@ -1,0 +1,84 @@
+"""What the API asks of the engines: one in this process, or any number on a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any, Protocol
+
+from casa_core.engine.live_stream import StreamSettings
+from casa_core.engine.load import LoadSnapshot
+from casa_core.engine.protocol import FrameImage
+from casa_core.engine.requests import GenerationDelta, GenerationRequest, GenerationResult
+
+
+class OpenStream(Protocol):
+    """One live stream. Iterating gives its outcomes: captions in the order of their frames, frames dropped
+    or refused, moves to another engine."""
+
+    async def push_frame(self, image: FrameImage, timestamp: float) -> None:
+        """Queue a frame; what becomes of it is an outcome.
+
+        It is not waited for, so that frames which come too fast are dropped by the engine and not kept back
+        in the connection; a flood of them is.
+        """
+        ...
+
+    async def prompt(self, query: str) -> None:
+        """Ask something further; the answer is an outcome.
+
+        Raises:
+            DataError: If it is too long, or the stream has ended.
+        """
+        ...
+
+    def __aiter__(self) -> AsyncIterator[Any]: ...
+
+    def finish(self) -> None:
+        """Let the iteration end after the outcomes that are there."""
+        ...
+
+    def close(self) -> None:
+        """Free the stream's slot; closing twice is harmless."""
+        ...
+
+
+class EngineCalls(Protocol):
+    """Answers and live streams."""
+
+    async def generate(self, request: GenerationRequest) -> GenerationResult:
+        """Answer a request. Cancelling the coroutine ends the generation.
+
+        Raises:
+            Overloaded: As many requests wait as may wait.
+            Exception: Whatever the engine says is wrong with the request.
+        """
+        ...
+
+    def stream(self, request: GenerationRequest) -> AsyncGenerator[GenerationDelta, None]:
+        """Yield an answer's pieces as they are generated; errors as :meth:`generate`. Closing the iterator
+        early ends the generation."""
+        ...
+
+    async def open_session(self, settings: StreamSettings) -> OpenStream:
+        """Open a live stream.
+
+        Raises:
+            Overloaded: There is no slot, or no time, for another.
+        """
+        ...
+
+    async def ping(self) -> None:
+        """Return once an engine's thread has made a new call.
+
+        Raises:
+            RuntimeError: It cannot.
+        """
+        ...
+
+    async def load(self) -> LoadSnapshot:
+        """What the engines hold now; errors as :meth:`ping`."""
+        ...
+
+    def close(self) -> None:
+        """End everything."""
+        ...

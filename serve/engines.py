@@ -1,0 +1,141 @@
+"""The engines behind the endpoint, as its API calls them: on any number of replicas, whichever live.
+
+An answer whose replica dies is asked for again elsewhere; what was streamed of it already is left out, since
+the same request has the same tokens. Live streams move: :mod:`serve.moving_stream`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncGenerator
+from dataclasses import fields, replace
+from typing import TypeVar
+
+from ray.serve.handle import DeploymentHandle
+
+from casa_core.engine.events import Failed
+from casa_core.engine.live_stream import StreamSettings
+from casa_core.engine.load import LoadSnapshot
+from casa_core.engine.requests import GenerationDelta, GenerationRequest, GenerationResult
+from serve.departures import on_departure, replicas
+from serve.moving_stream import GONE, MovingStream, streaming
+
+logger = logging.getLogger("casa.serve")
+T = TypeVar("T")
+
+ATTEMPTS = 4
+"""How often an answer is asked for whose replicas die."""
+
+
+class Engines:
+    """The engine deployment behind its handle; ``EngineCalls``."""
+
+    def __init__(self, handle: DeploymentHandle) -> None:
+        self._handle = handle
+        self._streams: set[MovingStream] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._end_listening = on_departure(self._departed)
+
+    async def generate(self, request: GenerationRequest) -> GenerationResult:
+        """Answer a request; as ``EngineCalls.generate``."""
+        request = _repeatable(request)
+        for attempt in range(1, ATTEMPTS + 1):
+            response = self._handle.generate.remote(request)
+            try:
+                return _value(await response)
+            except GONE as error:
+                _again(request, attempt, error)
+            except asyncio.CancelledError:
+                response.cancel()
+                raise
+        raise AssertionError("the last attempt returns or raises")
+
+    async def stream(self, request: GenerationRequest) -> AsyncGenerator[GenerationDelta, None]:
+        """Answer a request piece by piece; as ``EngineCalls.stream``."""
+        request, given = _repeatable(request), 0
+        for attempt in range(1, ATTEMPTS + 1):
+            response = streaming(self._handle).stream.remote(request)
+            try:
+                async for batch in response:
+                    for piece in batch:
+                        delta = _value(piece)
+                        if delta.completion_tokens > given or delta.finish_reason is not None:
+                            given = delta.completion_tokens
+                            yield delta
+                return
+            except GONE as error:
+                _again(request, attempt, error)
+            except (asyncio.CancelledError, GeneratorExit):
+                response.cancel()
+                raise
+
+    async def open_session(self, settings: StreamSettings) -> MovingStream:
+        """Open a live stream; as ``EngineCalls.open_session``."""
+        self._loop = asyncio.get_running_loop()
+        stream = MovingStream(self._handle, settings, self._streams.discard)
+        self._streams.add(stream)
+        try:
+            await stream.opened()
+        except BaseException:
+            stream.close()
+            raise
+        return stream
+
+    async def ping(self) -> None:
+        """Return once the engine of a replica has made a call."""
+        await self._handle.ping.remote()
+
+    async def load(self) -> LoadSnapshot:
+        """What the engines hold together; the shares of time are the busiest's."""
+        asked = [self._handle.options(session_id=one).load.remote() for one in replicas()]
+        loads = [one for one in await asyncio.gather(*asked, return_exceptions=True) if not _failed(one)]
+        if not loads:
+            loads = [await self._handle.load.remote()]
+        names = [field.name for field in fields(LoadSnapshot)]
+        columns = {name: [getattr(one, name) for one in loads] for name in names}
+        return LoadSnapshot(
+            **{name: (max if name.endswith("_share") else sum)(column) for name, column in columns.items()}
+        )
+
+    def close(self) -> None:
+        """End all streams."""
+        self._end_listening()
+        for stream in list(self._streams):
+            stream.close()
+
+    def _departed(self, replica: str) -> None:
+        """From a thread of Serve's: have the streams of a replica that leaves fetched."""
+
+        def fetch() -> None:
+            for stream in list(self._streams):
+                stream.fetch_from(replica)
+
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(fetch)
+
+
+def _failed(answer: LoadSnapshot | BaseException) -> bool:
+    if isinstance(answer, BaseException) and not isinstance(answer, GONE):
+        raise answer
+    return isinstance(answer, BaseException)
+
+
+def _repeatable(request: GenerationRequest) -> GenerationRequest:
+    """The request with a seed, so that it has the same tokens when it is asked again."""
+    if request.sampling.seed is not None or request.sampling.temperature == 0:
+        return request
+    return replace(request, sampling=replace(request.sampling, seed=random.getrandbits(63)))
+
+
+def _value(outcome: T | Failed) -> T:
+    if isinstance(outcome, Failed):
+        raise outcome.error
+    return outcome
+
+
+def _again(request: GenerationRequest, attempt: int, error: Exception) -> None:
+    if attempt == ATTEMPTS:
+        raise error
+    logger.warning("request %s: its replica is gone (%s); again", request.request_id, type(error).__name__)

@@ -1,0 +1,60 @@
+"""How calls find their replica: those about a stream go to the one that holds it, others to the idler of two.
+
+A call names its replica by the handle's session id. The router hears first when a replica leaves (drained,
+scaled down, replaced or dead), and tells those that have streams there. For a while, one that leaves still
+takes calls that name it, so that streams can be fetched from it.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from typing import Any
+
+from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
+
+LEAVING_S = 600.0
+"""Seconds that a replica which has left is known."""
+
+
+class StickyRouter(RequestRouter):
+    """Sends a call to the replica whose id is its session id, and others to the idler of two."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._leaving: dict[ReplicaID, float] = {}  # with the time of each departure
+
+    async def choose_replicas(
+        self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
+    ) -> list[list[RunningReplica]]:
+        """The replica that the call names; two at random where it names none, or one that is gone."""
+        named = ""
+        if pending_request is not None:
+            pending_request.routing_context.should_backoff = True  # after a round that found none
+            named = pending_request.metadata.session_id
+        for one in candidate_replicas if named else ():
+            if one.replica_id.unique_id == named:
+                return [[one]]
+        staying = [one for one in candidate_replicas if one.replica_id not in self._leaving]
+        return [random.sample(staying, min(len(staying), 2))] if staying else []
+
+    def update_replicas(self, replicas: list[RunningReplica]) -> None:
+        """Follow the replicas that there are; those that have left stay known for a while."""
+        now = time.monotonic()
+        here = {one.replica_id for one in replicas}
+        gone = {name: one for name, one in self.curr_replicas.items() if name not in here}
+        left = {name: self._leaving.get(name, now) for name in gone}
+        self._leaving = {name: since for name, since in left.items() if now - since < LEAVING_S}
+        super().update_replicas([*replicas, *(gone[name] for name in self._leaving)])
+        self._tell()
+
+    def on_replica_actor_died(self, replica_id: ReplicaID) -> None:
+        """Forget a replica."""
+        self._leaving.pop(replica_id, None)
+        super().on_replica_actor_died(replica_id)
+        self._tell()
+
+    def _tell(self) -> None:
+        from serve.departures import follow  # here: this module is copied, to processes without ours too
+
+        follow(frozenset(one.unique_id for one in self.curr_replicas if one not in self._leaving))

@@ -149,7 +149,7 @@ def test_behind_a_proxy_the_public_name_is_the_pages_own(listed: str):
         assert_started(connection)
 
 
-@pytest.mark.parametrize("key", [None, "casa-wrong", ALICE.sha256])
+@pytest.mark.parametrize("key", [None, "casa-wrong", ALICE.sha256], ids=["none", "unknown", "a hash"])
 def test_without_a_known_key_nothing_is_answered(keyed: str, key: str | None):
     headers = {} if key is None else bearer(key)
     for answer in (

@@ -41,12 +41,12 @@ def arrange(turns: Iterable[tuple[Role, Content]]) -> tuple[Part, ...]:
         turns: In order. Images get the role of their turn.
     """
     parts: list[Part] = []
-    heard = [turn for turn in turns if turn[0] != "system" or not _is_blank(turn[1])]
+    heard = [turn for turn in turns if turn[0] != "system" or not is_blank(turn[1])]
     by_role: groupby[Role, tuple[Role, Content]] = groupby(heard, key=lambda turn: turn[0])
     for role, run in by_role:
         content = [piece for _, own in run for piece in own]
         trained = role == "assistant"
-        if _is_blank(content):
+        if is_blank(content):
             parts.append(Text(role=role, text="", trained=trained))
             continue
         for is_image, pieces in groupby(content, key=lambda piece: isinstance(piece, Image)):
@@ -59,5 +59,6 @@ def arrange(turns: Iterable[tuple[Role, Content]]) -> tuple[Part, ...]:
     return tuple(parts)
 
 
-def _is_blank(content: Content) -> bool:
+def is_blank(content: Content) -> bool:
+    """Whether it holds neither an image nor anything but white space."""
     return all(isinstance(piece, str) and not piece.strip() for piece in content)

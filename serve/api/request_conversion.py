@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from casa_core.engine.requests import GenerationRequest, SamplingParams
-from casa_core.processing.arrangement import Content, arrange, role_of
+from casa_core.processing.arrangement import Content, arrange, is_blank, role_of
 from casa_core.types import Image, Role, Sample
 from serve.api.errors import bad_request
 from serve.api.request_images import ImageSources, image_places, load_images
@@ -69,14 +69,14 @@ def _turn(message: Message, index: int) -> tuple[Role, Content]:
     """A message as a turn, its images without their bytes."""
     role = role_of(message.role)
     assert role is not None, "the schema admits no other roles"
-    place = f"messages[{index}].content"
-    if isinstance(message.content, str):
-        if not message.content and role == "user":
-            raise bad_request("A user message must not be empty.", place)
-        return role, [message.content]
-    if not message.content and role != "assistant":
-        raise bad_request("A message must not be empty.", place)
-    return role, [part.text if isinstance(part, TextPart) else Image() for part in message.content]
+    parts = [message.content] if isinstance(message.content, str) else message.content
+    content = [
+        part if isinstance(part, str) else part.text if isinstance(part, TextPart) else Image()
+        for part in parts
+    ]
+    if role == "user" and is_blank(content):
+        raise bad_request("A user message must hold a text or a picture.", f"messages[{index}].content")
+    return role, content
 
 
 def _check_texts(turns: Sequence[tuple[Role, Content]], limits: Limits) -> None:

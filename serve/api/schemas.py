@@ -137,7 +137,7 @@ class Message(Body):
     """One turn. `developer` is OpenAI's newer name for `system`; `name` is not shown to the model."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Content = Field(default="", description="Only an assistant's may be empty.")
+    content: Content = Field(default="", description="A user's may not be blank.")
     name: str | None = None
 
 

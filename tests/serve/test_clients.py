@@ -66,6 +66,14 @@ def test_an_assistant_may_have_said_nothing(url: str, content: dict[str, Any]):
     assert first(post(url, [*history, {"role": "user", "content": "three"}])) == "three"
 
 
+@pytest.mark.parametrize("content", ["", " ", [], [{"type": "text", "text": ""}]])
+def test_a_system_message_may_say_nothing(url: str, content: Any):
+    assert (
+        first(post(url, [{"role": "system", "content": content}, {"role": "user", "content": "one"}]))
+        == "one"
+    )
+
+
 OPTIONAL = (
     *("stream", "stream_options", "max_tokens", "max_completion_tokens", "temperature", "top_p", "seed"),
     *("stop", "n", "top_k", "min_p", "frequency_penalty", "presence_penalty", "logprobs", "top_logprobs"),

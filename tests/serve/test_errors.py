@@ -67,6 +67,18 @@ REFUSED: dict[str, tuple[dict[str, Any], int, str, str | None]] = {
         "invalid_value",
         "messages[0].content",
     ),
+    "a user message of blanks": (
+        {"model": MODEL, "messages": [{"role": "user", "content": " \n"}]},
+        400,
+        "invalid_value",
+        "messages[0].content",
+    ),
+    "an empty text part": (
+        {"model": MODEL, "messages": [{"role": "user", "content": [{"type": "text", "text": ""}]}]},
+        400,
+        "invalid_value",
+        "messages[0].content",
+    ),
     "an empty list of parts": (
         {"model": MODEL, "messages": [{"role": "user", "content": []}]},
         400,

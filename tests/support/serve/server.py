@@ -8,7 +8,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -40,14 +40,22 @@ def settings_with(**changes: Any) -> ServeSettings:
 
 
 @contextmanager
-def running(engine: LoopProtocol, settings: ServeSettings, **options: Any) -> Iterator[str]:
+def running(
+    engine: LoopProtocol,
+    settings: ServeSettings,
+    *,
+    around: Callable[[Any], Any] = lambda app: app,
+    **options: Any,
+) -> Iterator[str]:
     """Serve an engine on a free loopback port; yields the URL. A fake is as large as the limits say.
 
-    ``options`` are `build_app`'s.
+    Args:
+        around: Wraps the app in an ASGI layer of the test's.
+        options: `build_app`'s.
     """
     if isinstance(engine, FakeEngine):
         engine.settings = engine_settings(settings.limits)
-    app = build_app(EngineClient(engine), settings, **options)
+    app = around(build_app(EngineClient(engine), settings, **options))
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         config = uvicorn.Config(

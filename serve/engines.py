@@ -54,15 +54,14 @@ class Engines:
 
     async def stream(self, request: GenerationRequest) -> AsyncGenerator[GenerationDelta, None]:
         """Answer a request piece by piece; as ``EngineCalls.stream``."""
-        request, given = _repeatable(request), 0
+        request, given = _repeatable(request), _Given()
         for attempt in range(1, ATTEMPTS + 1):
             response = streaming(self._handle).stream.remote(request)
+            given.again()
             try:
                 async for batch in response:
                     for piece in batch:
-                        delta = _value(piece)
-                        if delta.completion_tokens > given or delta.finish_reason is not None:
-                            given = delta.completion_tokens
+                        if (delta := given.rest(_value(piece))) is not None:
                             yield delta
                 return
             except GONE as error:
@@ -114,6 +113,27 @@ class Engines:
 
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(fetch)
+
+
+class _Given:
+    """How much of a streamed answer its client has, which an answer begun anew repeats."""
+
+    def __init__(self) -> None:
+        self._given = self._repeated = 0, 0  # characters, and tokens with log-probabilities
+
+    def again(self) -> None:
+        """The answer begins anew."""
+        self._repeated = 0, 0
+
+    def rest(self, delta: GenerationDelta) -> GenerationDelta | None:
+        """What of a piece is new, if anything is."""
+        known = [given - repeated for given, repeated in zip(self._given, self._repeated, strict=True)]
+        self._repeated = self._repeated[0] + len(delta.text), self._repeated[1] + len(delta.logprobs)
+        self._given = max(self._given[0], self._repeated[0]), max(self._given[1], self._repeated[1])
+        if not any(known):
+            return delta
+        new = replace(delta, text=delta.text[known[0] :], logprobs=delta.logprobs[known[1] :])
+        return new if new.text or new.logprobs or new.finish_reason is not None else None
 
 
 def _failed(answer: LoadSnapshot | BaseException) -> bool:

@@ -256,7 +256,7 @@ class FakeEngine:
                     finish_reason=asked.result.finish_reason if last else None,
                     prompt_tokens=asked.result.prompt_tokens,
                     image_tokens=asked.result.image_tokens,
-                    completion_tokens=asked.produced,
+                    completion_tokens=asked.produced if last else 0,  # as the real engine's
                     logprobs=asked.result.logprobs[asked.produced - 1 : asked.produced],
                 )
             )

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from tests.support.clients.calls import CALLS, Call
+from tests.support.clients.documents import DOCUMENTS
 from tests.support.clients.outcomes import InexpressibleError, Outcome
 from tests.support.clients.recorder import Recorder
 
@@ -49,6 +50,11 @@ def versions(client: str) -> dict[str, str]:
     return {package: importlib.metadata.version(package) for package in PROGRAMS[client][2]}
 
 
+def calls_of(client: str) -> dict[str, Call]:
+    """The list, and for a harness what documents add to it."""
+    return {**CALLS, **(DOCUMENTS if client == "lmms-eval" else {})}
+
+
 @dataclass
 class Made:
     """All calls of the list by one client, each in one of the first two.
@@ -68,7 +74,7 @@ def make_all(client: str, url: str, recorder: Recorder) -> Made:
     """Make the calls of the list, one after another."""
     ask, made = program(client), Made()
     recorder.take()
-    for name, call in CALLS.items():
+    for name, call in calls_of(client).items():
         try:
             made.outcomes[name] = ask(url, call)
             made.sent[name] = recorder.take()

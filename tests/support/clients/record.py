@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import sys
 
-from tests.support.clients.calls import CALLS, serving
-from tests.support.clients.programs import make_all, versions
+from tests.support.clients.calls import serving
+from tests.support.clients.programs import calls_of, make_all, versions
 from tests.support.clients.recorder import Recorder, write
 
 
@@ -20,9 +20,13 @@ def main(clients: list[str]) -> None:
     with serving(recorder) as url:
         for client in clients:
             made = make_all(client, url, recorder)
-            wrong = [name for name, outcome in made.outcomes.items() if not CALLS[name].right.agrees(outcome)]
+            wrong = [
+                name
+                for name, outcome in made.outcomes.items()
+                if not calls_of(client)[name].right.agrees(outcome)
+            ]
             for name in wrong:
-                print(f"{client}, {name}: {made.outcomes[name]}, not {CALLS[name].right}")
+                print(f"{client}, {name}: {made.outcomes[name]}, not {calls_of(client)[name].right}")
             if not wrong:
                 write(client, {"versions": versions(client), **vars(made)})
             print(

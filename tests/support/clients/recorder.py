@@ -29,6 +29,7 @@ class Recorder:
             kept: dict[str, Any] = {"path": scope["path"], "body": None}
             if b"content-type" in headers:
                 kept["content_type"] = headers[b"content-type"].decode()
+            is_json = kept.get("content_type", "").startswith("application/json")
             self.requests.append(kept)
             body = b""
 
@@ -36,7 +37,7 @@ class Recorder:
                 nonlocal body
                 message = await receive()
                 body += message.get("body", b"")
-                if message["type"] == "http.request" and not message.get("more_body") and body:
+                if message["type"] == "http.request" and not message.get("more_body") and body and is_json:
                     kept["body"] = json.loads(body)
                 return message
 

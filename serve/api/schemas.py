@@ -124,7 +124,7 @@ ContentPart = Annotated[
     Discriminator(
         _part_tag,
         custom_error_type="invalid_value",
-        custom_error_message="a part needs a `type`, either 'text' or 'image_url'",
+        custom_error_message="a part has the `type` 'text' or 'image_url'; others are not supported here",
     ),
 ]
 Content = Annotated[

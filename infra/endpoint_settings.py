@@ -122,7 +122,9 @@ class Limits(BaseModel):
     )
     json_containers: Count = Field(default=10_000, description="Objects and lists in one JSON body.")
     stop_strings: Count = Field(default=4, description="Stop strings in one request.")
-    waiting_requests: Count = Field(default=64, description="Requests that wait to be answered; beyond: 429.")
+    waiting_requests: Count = Field(
+        default=512, description="Requests that wait to be answered; beyond: 429."
+    )
     answers: Count = Field(default=16, description="Requests answered at a time, in one batch.")
     sessions: Count = Field(default=16, description="Live connections open at once; beyond: refused.")
     frame_bytes: Count = Field(default=4 * MIB, description="Encoded bytes of one live frame.")

@@ -228,3 +228,23 @@ def test_addresses_are_understood():
         "::1": "http://[::1]:8000",
     }.items():
         assert deploy.endpoint_url({"serve": {"host": host, "port": 8000}}) == url
+
+
+def test_an_endpoint_that_still_holds_live_sessions_does_not_keep_its_successor_from_being_ready():
+    def application(**states: list[str]) -> dict[str, Any]:
+        """Deployments of so many replicas as are not leaving, in these states."""
+        deployments = {
+            name: {
+                "target_num_replicas": sum(state != "STOPPING" for state in of),
+                "replicas": [{"state": state} for state in of],
+            }
+            for name, of in states.items()
+        }
+        return {"status": "DEPLOYING", "deployments": deployments}
+
+    assert deploy._is_settled(application(endpoint=["RUNNING", "STOPPING"], engine=["RUNNING", "RUNNING"]))
+    assert not deploy._is_settled(application(endpoint=["RUNNING"], engine=["RUNNING", "STARTING"]))
+    short = application(endpoint=["RUNNING"], engine=["RUNNING", "STOPPING"])
+    short["deployments"]["engine"]["target_num_replicas"] = 2
+    assert not deploy._is_settled(short), "the replica that replaces the one that stops is not there yet"
+    assert not deploy._is_settled({})

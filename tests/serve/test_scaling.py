@@ -1,0 +1,99 @@
+"""How many engines are wanted, and which of them a call goes to. No Ray is started."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from serve import departures
+from serve.autoscaling import replicas_wanted
+from serve.routing import StickyRouter
+
+IDLE = {
+    "streams": 0,
+    "stream_slots": 8,
+    "live_share": 0,
+    "waiting": 0,
+    "answer_slots": 2,
+    "captions": 0,
+    "late": 0,
+}
+
+
+def wanted(*engines: dict[str, float]) -> int:
+    """The decision about engines that report so; what they leave out is idle."""
+    reports = [IDLE | engine for engine in engines]
+    metrics = {name: {str(n): report[name] for n, report in enumerate(reports)} for name in IDLE}
+    context = SimpleNamespace(
+        current_num_replicas=len(engines), target_num_replicas=len(engines), aggregated_metrics=metrics
+    )
+    return replicas_wanted(context)[0]
+
+
+@pytest.mark.parametrize(
+    ("engines", "count"),
+    [
+        pytest.param([{}], 1, id="an idle engine stays"),
+        pytest.param([{}, {}, {}], 1, id="idle engines go but for one"),
+        pytest.param([{"streams": 6}], 1, id="three quarters of the slots are full, and no more"),
+        pytest.param([{"streams": 7}], 2, id="one stream more wants another engine"),
+        pytest.param([{"streams": 6}, {"streams": 6}], 2, id="as many as hold the streams"),
+        pytest.param([{"streams": 6}, {}], 1, id="streams of two that one can hold"),
+        pytest.param([{"live_share": 0.9}], 2, id="streams take most of the time"),
+        pytest.param([{"captions": 100, "late": 11}], 2, id="captions come late"),
+        pytest.param([{"captions": 100, "late": 10}], 1, id="few come late"),
+        pytest.param([{"waiting": 3}], 2, id="more answers wait than are given at a time"),
+        pytest.param([{"waiting": 2}], 1, id="few wait"),
+    ],
+)
+def test_engines_are_wanted_by_streams_lag_and_queue(engines: list[dict[str, float]], count: int):
+    assert wanted(*engines) == count
+
+
+def test_without_news_of_the_engines_their_number_stays():
+    context = SimpleNamespace(current_num_replicas=2, target_num_replicas=3, aggregated_metrics={})
+    assert replicas_wanted(context)[0] == 3
+
+
+def replica(name: str) -> Any:
+    return SimpleNamespace(replica_id=SimpleNamespace(unique_id=name))
+
+
+def chosen(candidates: list[Any], named: str = "", leaving: tuple[Any, ...] = ()) -> set[str]:
+    """Where a call goes to that names a replica, or none."""
+    router = SimpleNamespace(_leaving=[one.replica_id for one in leaving])
+    call = SimpleNamespace(metadata=SimpleNamespace(session_id=named), routing_context=SimpleNamespace())
+    found = asyncio.run(StickyRouter.choose_replicas(cast(Any, router), candidates, cast(Any, call)))
+    assert call.routing_context.should_backoff, "Serve would ask again without a pause"
+    return {one.replica_id.unique_id for group in found for one in group}
+
+
+def test_a_call_about_a_stream_goes_to_the_engine_that_holds_it_even_while_that_leaves():
+    engines = [replica(name) for name in "abc"]
+    assert chosen(engines, "b") == {"b"}
+    assert chosen(engines, "b", leaving=(engines[1],)) == {"b"}
+
+
+def test_other_calls_go_to_engines_that_stay():
+    engines = [replica(name) for name in "abc"]
+    assert chosen(engines, leaving=(engines[1],)) == {"a", "c"}
+    assert chosen(engines, "gone", leaving=(engines[1],)) == {"a", "c"}
+    assert chosen(engines[:1], leaving=(engines[0],)) == set()
+    assert len(chosen(engines)) == 2
+
+
+def test_those_that_ask_for_it_hear_once_of_each_engine_that_leaves(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(departures, "_here", frozenset())
+    heard: list[str] = []
+    end = departures.on_departure(heard.append)
+    for here in ("ab", "ab", "b", "bc", ""):
+        departures.follow(frozenset(here))
+    assert heard[0] == "a"
+    assert sorted(heard[1:]) == ["b", "c"]
+    end()
+    departures.follow(frozenset("x"))
+    departures.follow(frozenset())
+    assert len(heard) == 3

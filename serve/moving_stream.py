@@ -19,7 +19,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from ray.exceptions import RayActorError, TaskCancelledError
+from ray.exceptions import (
+    NodeDiedError,
+    ObjectLostError,
+    RayActorError,
+    RaySystemError,
+    TaskCancelledError,
+    WorkerCrashedError,
+)
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
@@ -45,7 +52,10 @@ MOVING_S = 120.0
 """Seconds in which a stream must have found another replica."""
 UNSENT = 64
 """Frames that the replica has not taken yet; more of a flood are held back in the connection."""
-GONE = (RayActorError, DeploymentUnavailableError, TaskCancelledError)
+GONE = (
+    *(RayActorError, WorkerCrashedError, NodeDiedError, ObjectLostError, RaySystemError, TaskCancelledError),
+    DeploymentUnavailableError,
+)
 """What a call raises whose replica is gone."""
 
 _running: set[asyncio.Task[Any]] = set()
@@ -73,7 +83,7 @@ class MovingStream:
         self, handle: DeploymentHandle, settings: StreamSettings, closed: Callable[[MovingStream], None]
     ) -> None:
         self._handle, self._settings, self._closed = handle, settings, closed
-        self._name = uuid.uuid4().hex
+        self._id, self._stays = uuid.uuid4().hex, 0
         self._replica = ""
         self._left: set[str] = set()  # replicas it must not stay on
         self._due: dict[float, FrameImage] = {}  # frames without words
@@ -155,14 +165,24 @@ class MovingStream:
         if self._replica == replica and self._tasks:
             _detached(self._call("depart"))
 
+    @property
+    def _name(self) -> str:
+        """Its name on its replica, another for each stay: a call that Serve sends on to another replica, as
+        the one it was meant for has died, finds nothing there."""
+        return f"{self._id}.{self._stays}"
+
     async def _call(self, method: str, *arguments: Any) -> Any:
         """A call about it, to the replica that holds it; false where that is gone."""
         handle = self._handle.options(session_id=self._replica, method_name=method)
+        stay = self._stays
         try:
-            return await handle.remote(self._name, *arguments)
+            taken = await handle.remote(self._name, *arguments)
         except GONE as error:
-            logger.info("stream %s: %s is gone (%s)", self._name, self._replica, type(error).__name__)
-            return False
+            logger.info("stream %s: %s is gone (%s)", self._id, self._replica, type(error).__name__)
+            taken = False
+        if taken is False and stay == self._stays:
+            self._here.clear()  # until it has moved
+        return taken
 
     async def _ask(self, asked: _Asked) -> None:
         """Hand a question to the replica; where it is gone, once the stream has moved it is tried again."""
@@ -170,8 +190,6 @@ class MovingStream:
         if isinstance(taken, Failed):
             raise taken.error
         asked.taken = taken or asked.taken
-        if not taken:
-            self._here.clear()
 
     async def _send(self) -> None:
         """Send the frames in their order, as many together as there are."""
@@ -182,8 +200,8 @@ class MovingStream:
             frames = [(timestamp, self._due[timestamp]) for timestamp in self._unsent]
             self._unsent.clear()
             self._room.set()
-            if frames and not await self._call("feed", frames):
-                self._here.clear()  # sent again once it has moved
+            if frames:
+                await self._call("feed", frames)  # where that fails, they are sent again once it has moved
 
     async def _follow(self) -> None:
         """Keep it on a replica, and hand its outcomes on."""
@@ -217,6 +235,7 @@ class MovingStream:
         Returns:
             How it ended there: with a snapshot, by an error that another replica may not have, or for good.
         """
+        self._stays += 1
         response = streaming(self._handle).open.remote(self._name, self._settings, begin)
         saved: SavedSession | None = None
         try:
@@ -236,7 +255,7 @@ class MovingStream:
                         case _:
                             self._note(item)
         except GONE as error:
-            logger.warning("stream %s: %s is gone (%s)", self._name, self._replica, type(error).__name__)
+            logger.warning("stream %s: %s is gone (%s)", self._id, self._replica, type(error).__name__)
             return error
         except asyncio.CancelledError:
             if not self._replica:

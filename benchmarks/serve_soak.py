@@ -1,6 +1,6 @@
 """A long run of the endpoint on Ray Serve: viewers, askers, clients that misbehave, an engine that dies.
 
-python -m benchmarks.serve_soak --model CHECKPOINT [--streams 32 --seconds 600 --kill 420]
+python -m benchmarks.serve_soak --model CHECKPOINT [--streams 32 --seconds 600 --kill 480]
 
 Starts a Ray head of its own, two engines behind one endpoint, and real clients over HTTP. Afterwards every
 caption of every viewer is compared with the words that the same checkpoint says about the same pictures alone
@@ -65,7 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         pause=(0.5, "seconds between two questions of one"),
         leavers=(10, "clients that leave without a word"),
         slow=(10, "clients that do not read"),
-        kill=(420, "seconds after which an engine is killed; 0: never"),
+        settled=(300, "seconds after which the text KVs have their full size"),
+        kill=(480, "seconds after which an engine is killed; 0: never"),
     )
     with endpoint(options) as (url, cluster):
         run = Run(options, url, cluster)
@@ -179,7 +180,7 @@ class Run:
             ),
             Check("answers are those of lockstep", false == 0, f"{false} of {len(asked)} differ"),
             Check(
-                "memory is flat before the kill",
+                "memory is flat once text KVs have their full size",
                 growth.low <= 0 or growth.value < 20,
                 f"{growth.value:.1f} [{growth.low:.1f}, {growth.high:.1f}] KiB/s",
             ),
@@ -220,7 +221,9 @@ class Run:
     def _growth(self) -> Any:
         until = self.options.kill or self.options.seconds
         points = [
-            (s, m * 1024) for s, m in zip(self.memory.seconds, self.memory.mib, strict=True) if 60 < s < until
+            (s, m * 1024)
+            for s, m in zip(self.memory.seconds, self.memory.mib, strict=True)
+            if self.options.settled < s < until
         ]
         return slope([s for s, _ in points], [m for _, m in points], block=5)
 

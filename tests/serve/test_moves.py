@@ -110,6 +110,7 @@ def test_when_an_engine_is_killed_its_streams_go_on_without_the_client_sending_a
     assert not failed
 
 
+@pytest.mark.slow
 def test_after_a_rolling_update_every_stream_goes_on_exactly_and_no_request_failed(
     url: str,
     cluster: ServeSubmissionClient,
@@ -133,6 +134,7 @@ def test_after_a_rolling_update_every_stream_goes_on_exactly_and_no_request_fail
     assert httpx.get(f"{url}/healthz").json()["fingerprint"] == "second"
 
 
+@pytest.mark.slow
 def test_a_question_asked_while_a_stream_moves_is_answered(
     url: str, cluster: ServeSubmissionClient, clients: list[LiveClient]
 ):

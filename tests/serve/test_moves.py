@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -15,24 +14,11 @@ import psutil
 import pytest
 from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 
-from infra.local_ray import RaySession
 from pipelines.deploy import run as deploy
 from tests.support.serve.cluster import LiveClient, replicas, wait_until, watching
 from tests.support.serve.server import MODEL, question
 
 STREAMS = 6
-
-
-@pytest.fixture(scope="module")
-def cluster(ray_head: RaySession) -> ServeSubmissionClient:
-    return ServeSubmissionClient(ray_head.address)
-
-
-@pytest.fixture(scope="module")
-def address() -> dict[str, Any]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return {"host": "127.0.0.1", "port": free.getsockname()[1]}
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +35,6 @@ def arguments(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "engine": "tests.support.serve.fakes:FakeEngine",
         "limits": {"idle_seconds": 300},
     }
-
-
-@pytest.fixture(scope="module")
-def url(cluster: ServeSubmissionClient, address: dict[str, Any], arguments: dict[str, Any]) -> Iterator[str]:
-    deploy.start(cluster, address, arguments, {})
-    yield deploy.endpoint_url({"serve": address})
-    cluster.delete_applications()
 
 
 @pytest.fixture

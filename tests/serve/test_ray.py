@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import socket
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +27,6 @@ from tests.support.serve.server import MODEL, binary_frame, data_uri, picture, q
 
 
 @pytest.fixture(scope="module")
-def cluster(ray_head: RaySession) -> ServeSubmissionClient:
-    return ServeSubmissionClient(ray_head.address)
-
-
-@pytest.fixture(scope="module")
-def address() -> dict[str, Any]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return {"host": "127.0.0.1", "port": free.getsockname()[1]}
-
-
-@pytest.fixture(scope="module")
 def arguments(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     clips = tmp_path_factory.mktemp("demo")
     write_clip(clips / "clip-1.mp4", ["red", "blue"])
@@ -56,13 +43,6 @@ def arguments(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "engine": "tests.support.serve.fakes:FakeEngine",
         "limits": {"body_bytes": 200_000},
     }
-
-
-@pytest.fixture(scope="module")
-def url(cluster: ServeSubmissionClient, address: dict[str, Any], arguments: dict[str, Any]) -> Iterator[str]:
-    deploy.start(cluster, address, arguments, {})
-    yield deploy.endpoint_url({"serve": address})
-    cluster.delete_applications()  # the head is shared with other tests
 
 
 def replica_pid(cluster: ServeSubmissionClient, deployment: str = "engine") -> int:

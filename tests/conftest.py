@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import uuid
 from collections.abc import Iterator
@@ -34,6 +35,16 @@ def usual_priority() -> Iterator[None]:
     yield
     if os.sched_getscheduler(0) != policy:
         os.sched_setscheduler(0, policy, parameters)
+
+
+@pytest.fixture(autouse=True)
+def usual_logs() -> Iterator[None]:
+    """A test leaves the project's logger as it was: its handler may write where this test's output went."""
+    logger = logging.getLogger("casa")
+    handlers, propagate, level = logger.handlers[:], logger.propagate, logger.level
+    yield
+    logger.handlers, logger.propagate = handlers, propagate
+    logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")

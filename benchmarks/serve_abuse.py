@@ -37,7 +37,7 @@ WORST_RATIO = 2.0
 CLIENTS = 4
 PAUSE_S = 0.05
 NICE = 19
-"""The abuser's priority, the lowest: in the world it computes on a machine of its own, here on the server's."""
+"""The abuser's priority, the lowest: it would have a machine of its own, here it shares the server's."""
 SLACK_MS = 20.0
 """A P95 that grows by less than this is no harm: two cores that also run the abuser are not quieter."""
 

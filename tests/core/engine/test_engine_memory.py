@@ -43,6 +43,7 @@ def test_the_text_kv_of_all_slots_is_allocated_once_and_has_the_stated_size(know
     assert cache.nbytes == 4 * numbers * 3
 
 
+@pytest.mark.slow
 def test_six_hundred_frames_leave_memory_as_sixty_do(known: Engine):
     bounds = TextBounds(sinks=4, recent=24, slack=8)
     engine = fresh(known, slots=1, answer_slots=0, image_cache_tokens=256)

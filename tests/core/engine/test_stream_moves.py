@@ -106,9 +106,11 @@ def begun(known: Engine, own: StreamSettings) -> Life:
     return Life(engine, engine.open_stream(own))
 
 
-@pytest.mark.parametrize("bounds", [None, BOUNDS])
+@pytest.mark.parametrize(
+    ("bounds", "every"), [(None, 5), (BOUNDS, 4), pytest.param(BOUNDS, 1, marks=pytest.mark.slow)]
+)
 def test_a_stream_saved_at_any_step_says_and_counts_what_it_would_have(
-    known: Engine, bounds: TextBounds | None, tmp_path: Path
+    known: Engine, bounds: TextBounds | None, every: int, tmp_path: Path
 ):
     expected = begun(known, settings(bounds)).run()
     prompts = [caption[4] for caption in expected]
@@ -116,7 +118,7 @@ def test_a_stream_saved_at_any_step_says_and_counts_what_it_would_have(
     assert prompts.count(None) == 6
     assert any(caption[3] and len(caption[1]) < 4 for caption in expected), "one was interrupted"
     stages = set()
-    for steps in range(0, 200, 1 if bounds else 5):
+    for steps in range(0, 200, every):
         life = begun(known, settings(bounds))
         life.run(steps)
         if life.asked == len(ASKED) and life.quiet:

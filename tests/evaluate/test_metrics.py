@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from pipelines.evaluate.metrics.answers import accuracy_by_type, chance_by_type, exact_match, normalise
 from pipelines.evaluate.metrics.captions import EventCounts, event_score, paired_events, word_events
+from pipelines.evaluate.metrics.characters import words
 from pipelines.evaluate.metrics.intervals import equal_weight_mean, wilson
 
 events = st.lists(st.tuples(st.integers(0, 5), st.sampled_from("ab")), max_size=5)
@@ -56,9 +57,21 @@ def test_pairs_are_close_alike_and_use_no_event_twice(spoken, true, tolerance):
         ("no", "yes", False),
         ("", "yes", False),
         ("light blue", "blue", False),
+        ("Yes!", "yes", True),
+        ("yes, it is", "yes", True),
+        ("No. It is red.", "no", True),
+        ("yes, it is", "no", False),
+        ("no parking", "no", False),
+        ("No. 5", "no", False),
+        ("“Yes”", "yes", True),
+        ("it\u2019s", "it's", True),
+        ("caf\u00e9", "cafe\u0301", True),
+        ("cafe", "café", False),
+        ("-5", "5", False),
+        ("50%", "50", False),
     ],
 )
-def test_answers_match_up_to_case_space_and_a_full_stop(answer, truth, same):
+def test_answers_match_up_to_case_space_punctuation_and_the_form_of_characters(answer, truth, same):
     assert exact_match(answer, truth) is same
 
 
@@ -142,6 +155,32 @@ def test_chance_is_the_share_of_the_most_frequent_truth_of_each_type():
 
 def test_words_become_events_at_the_frame_they_are_said():
     assert word_events(["A red", "", "ball. ball", "."]) == [(0, "a"), (0, "red"), (2, "ball"), (2, "ball")]
+
+
+@pytest.mark.parametrize(
+    ("text", "same_words"),
+    [
+        ("a red, round ball!", "a red round ball"),
+        ("(a red ball) … \u2013 \u2018it\u2019s\u2019 here", "a red ball it's here"),
+        ("caf\u00e9; “quoted”", "cafe\u0301 quoted"),
+        ("Red,round", "red round"),
+        ("- ! …", ""),
+    ],
+)
+def test_punctuation_costs_no_word(text, same_words):
+    assert word_events([text]) == word_events([same_words]) == [(0, word) for word in words(same_words)]
+    assert event_score([EventCounts.of_clip([text], [same_words], 0)]).f1.value == 1.0
+
+
+def test_marks_inside_a_word_or_a_number_belong_to_it():
+    text = "Don't add 1,000 or 3.5 at 12:30 to a well-known film (हिन्दी), 5% of $20."
+    expected = "don't add 1,000 or 3.5 at 12:30 to a well-known film हिन्दी 5 of 20"
+    assert words(text) == expected.split()
+
+
+@given(st.lists(st.text("abcé", min_size=1), max_size=6), st.text(".,!?;:…“”()", min_size=1, max_size=3))
+def test_whatever_stands_between_words_they_are_the_same(said, mark):
+    assert words(f"{mark} ".join(said)) == words(f" {mark}".join(said)) == words(" ".join(said))
 
 
 def test_saying_everything_one_frame_late_is_forgiven_and_two_frames_late_is_not():

@@ -6,15 +6,31 @@ raw test sets are lopsided (three of four easy-vqa questions are yes/no).
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 
+from pipelines.evaluate.metrics.characters import same_characters
 from pipelines.evaluate.metrics.intervals import Estimate, wilson
+
+_DECIDED = re.compile(r"(yes|no)\s*[.,;:!?…\u2013\u2014](?!\s*\d)")  # "No. 5" is a number
 
 
 def normalise(text: str) -> str:
-    """Text without outer white space, case and one trailing full stop: ``"Yes. "`` → ``"yes"``."""
-    return text.strip().lower().removesuffix(".").rstrip()
+    """What an answer says, however it is written: ``" “Yes”! "`` and ``"yes, it is"`` → ``"yes"``.
+
+    Case, the form of accents and quotation marks, outer white space and quotation marks, and punctuation at
+    the end make no difference; an answer that begins with *yes* or *no* and a punctuation mark is that word.
+    """
+    said = _DECIDED.match(bare := _bare(same_characters(text).lower()))
+    return said[1] if said else bare
+
+
+def _bare(text: str) -> str:
+    """Without outer white space and quotation marks, and without punctuation at the end."""
+    while (bare := text.strip().lstrip("\"'").rstrip(".,;:!?…\"'")) != text:
+        text = bare
+    return text
 
 
 def exact_match(answer: str, truth: str) -> bool:

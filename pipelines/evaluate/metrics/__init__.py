@@ -1,1 +1,1 @@
-"""Scores of answers and live captions, with confidence intervals."""
+"""Scores of answers and live captions: one rule a file, with confidence intervals and paired tests."""

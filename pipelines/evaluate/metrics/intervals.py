@@ -12,7 +12,7 @@ Z_95 = 1.959963984540054
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A share between 0 and 1 with its 95 % confidence interval.
+    """A value, such as a share between 0 and 1, with its 95 % confidence interval.
 
     Attributes:
         value: The point estimate.

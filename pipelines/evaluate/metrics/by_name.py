@@ -1,0 +1,49 @@
+"""All metrics by name, for results, and for a benchmark of one's own."""
+
+from __future__ import annotations
+
+import difflib
+
+from casa_core.errors import ConfigError
+from pipelines.evaluate.metrics.anls import Anls, AnlsStar
+from pipelines.evaluate.metrics.base import Metric
+from pipelines.evaluate.metrics.choice import Ai2dMatch, Choice, ChoiceByCategory
+from pipelines.evaluate.metrics.exact import ExactMatch, GqaMatch, RealWorldMatch
+from pipelines.evaluate.metrics.mme import Mme
+from pipelines.evaluate.metrics.ocrbench import OcrBench
+from pipelines.evaluate.metrics.relaxed import RelaxedAccuracy
+from pipelines.evaluate.metrics.vqa_accuracy import VqaAccuracy
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        ExactMatch(),
+        Choice(),
+        ChoiceByCategory(),
+        Anls(),
+        AnlsStar(),
+        RelaxedAccuracy(),
+        VqaAccuracy(),
+        OcrBench(),
+        Mme(),
+        GqaMatch(),
+        RealWorldMatch(),
+        Ai2dMatch(),
+    )
+}
+
+
+def metric_named(name: str) -> Metric:
+    """The metric of a name.
+
+    Raises:
+        ConfigError: If there is none; names the closest.
+    """
+    if name in METRICS:
+        return METRICS[name]
+    close = difflib.get_close_matches(name, METRICS, n=1)
+    raise ConfigError(
+        f"There is no metric {name!r}.",
+        f"There are {', '.join(METRICS)}.",
+        f"Did you mean {close[0]!r}?" if close else "Take one of these.",
+    )

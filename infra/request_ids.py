@@ -49,7 +49,7 @@ def proxy_middlewares() -> list[Middleware]:
     deadline for heads, too."""
     from starlette.middleware import Middleware
 
-    from infra import head_deadline
+    from infra import http_protocol
 
-    head_deadline.install()
+    http_protocol.install()
     return [Middleware(HarmlessIdMiddleware)]

@@ -13,7 +13,7 @@ import uvicorn
 from transformers.utils.logging import disable_progress_bar
 
 from casa_core.errors import ClusterError
-from infra.head_deadline import HeadDeadlineProtocol
+from infra.http_protocol import BoundedHttpProtocol
 from serve.api.engine_client import EngineClient
 from serve.api.settings import ServeSettings
 from serve.asgi import build_app
@@ -73,7 +73,7 @@ def serve(settings: dict[str, Any], listener: socket.socket, ready: Callable[[],
         log_config=None,  # its warnings have the form of ours
         access_log=False,  # the app logs its requests itself
         server_header=False,
-        http=HeadDeadlineProtocol,
+        http=BoundedHttpProtocol,
         ws="websockets-sansio",
         timeout_graceful_shutdown=SHUTDOWN_S,
     )

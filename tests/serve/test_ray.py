@@ -18,7 +18,7 @@ from websockets.typing import Subprotocol
 
 from casa_core.errors import ClusterError
 from infra import endpoint_client
-from infra.head_deadline import HEAD_SECONDS
+from infra.http_protocol import HEAD_SECONDS
 from infra.local_ray import RaySession
 from pipelines.deploy import run as deploy
 from serve.loopback import to_loopback

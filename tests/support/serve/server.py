@@ -20,7 +20,7 @@ import uvicorn
 from PIL import Image as Picture
 
 from casa_core.engine.protocol import LoopProtocol
-from infra.head_deadline import HeadDeadlineProtocol
+from infra.http_protocol import BoundedHttpProtocol
 from pipelines.recipe.model import Deploy
 from serve.api.engine_client import EngineClient
 from serve.api.settings import ServeSettings
@@ -60,7 +60,7 @@ def running(
         listener.bind(("127.0.0.1", 0))
         config = uvicorn.Config(
             app,
-            http=HeadDeadlineProtocol,
+            http=BoundedHttpProtocol,
             log_level="warning",
             ws="websockets-sansio",
             timeout_graceful_shutdown=1,

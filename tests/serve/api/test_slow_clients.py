@@ -1,4 +1,4 @@
-"""Connections that never finish a request's head are closed, and no others."""
+"""Connections that never finish a request's head are closed, no others; large bodies are read at a pace."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ import json
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
 from websockets.sync.client import connect
 
-from infra import head_deadline
+from infra import http_protocol
+from infra.endpoint_settings import MIB
 from tests.support.serve.fakes import FakeEngine
 from tests.support.serve.server import MODEL, running, settings_with
 
 
 @pytest.fixture
 def url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    monkeypatch.setattr(head_deadline, "HEAD_SECONDS", 0.5)
+    monkeypatch.setattr(http_protocol, "HEAD_SECONDS", 0.5)
     with running(FakeEngine(delay_s=0.3), settings_with()) as address:
         yield address
 
@@ -105,3 +107,32 @@ def test_a_slow_answer_a_slow_body_and_a_quiet_websocket_have_longer(url: str):
         time.sleep(1.0)
         live.send(json.dumps({"type": "session.start"}))
         assert json.loads(live.recv(timeout=10))["type"] == "session.started"
+
+
+def poured(url: str, megabytes: int) -> float:
+    """Seconds in which a server reads, and then refuses, so much of a body whose length it is not told."""
+    head = (
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+        b"transfer-encoding: chunked\r\n\r\n"
+    )
+    piece = b"%x\r\n%s\r\n" % (1 << 16, b" " * (1 << 16))
+    began = time.monotonic()
+    with dial(url, head) as connection:
+        for _ in range(16 * megabytes):
+            connection.sendall(piece)
+        connection.sendall(b"0\r\n\r\n")
+        assert connection.recv(1024).startswith(b"HTTP/1.1 400")
+    return time.monotonic() - began
+
+
+def test_large_bodies_are_read_at_a_pace_all_together_and_small_ones_as_fast_as_they_come(
+    url: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(http_protocol, "BODIES_BYTES_PER_S", 4 * MIB)
+    with ThreadPoolExecutor(4) as clients:
+        times = list(clients.map(lambda _: poured(url, 2), range(4)))
+    # A pace for all: 4 of 8 MiB are beyond what is read freely, though not of what lies in the sockets.
+    assert 0.5 < max(times) < 5
+    monkeypatch.setattr(http_protocol, "BODIES_BYTES_PER_S", 1)
+    poured(url, 0)
+    assert httpx.get(f"{url}/healthz").status_code == 200

@@ -32,6 +32,8 @@ CONNECTIONS = 20_000
 """Connections of one endpoint; what each may do is bounded by its limits."""
 DRAINED_WITHIN_S = 120.0
 """Seconds that an engine which leaves has for its last answers; its streams move at once."""
+ROUTING_PERIOD_S = 1.0
+"""How often engines are asked which models they hold."""
 SESSIONS_END_WITHIN_S = 4 * 3600.0
 """Seconds that an endpoint which leaves has for its last sessions: no session is longer."""
 
@@ -49,8 +51,8 @@ class Endpoint:
         configure_logs(self._settings.log)
         if self._settings.loopback_only:
             keep_replica_on_loopback()
-        self._engines = Engines(engines)
-        logger.info("the endpoint serves %s", self._settings.model_name)
+        self._engines = Engines(engines, several=bool(self._settings.models))
+        logger.info("the endpoint serves %s", ", ".join(self._settings.checkpoints))
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         # Serve's proxy gives each request its id, which the app adopts, and writes it into the response.
@@ -84,7 +86,10 @@ def build(args: dict[str, Any]) -> Application:
         },
         max_constructor_retry_count=replicas.min + 1,  # what cannot be loaded is soon said
         ray_actor_options={"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus},
-        request_router_config={"request_router_class": "serve.routing.StickyRouter"},
+        request_router_config={
+            "request_router_class": "serve.routing.StickyRouter",
+            "request_routing_stats_period_s": ROUTING_PERIOD_S,
+        },
         graceful_shutdown_timeout_s=DRAINED_WITHIN_S,
         graceful_shutdown_wait_loop_s=0.5,
         health_check_period_s=2,

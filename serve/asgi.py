@@ -60,7 +60,7 @@ def build_app(
             settings.access.fetch_hosts, seconds=limits.fetch_seconds, at_once=limits.fetches
         )
     files = FileStore(limits.stored_files_bytes, limits.stored_file_seconds)
-    metrics = Metrics(settings.model_name, settings.checkpoint)
+    metrics = Metrics({name: one.fingerprint for name, one in settings.checkpoints.items()})
     observed = ObservedClient(client, metrics)
     sessions = LiveSessions(observed, settings, store)
     routers = [

@@ -9,6 +9,11 @@ from casa_core.engine.live_stream import StreamSettings
 from casa_core.engine.load import LoadSnapshot
 from casa_core.engine.protocol import FrameImage
 from casa_core.engine.requests import GenerationDelta, GenerationRequest, GenerationResult
+from casa_core.errors import ClusterError
+
+
+class ModelUnavailable(ClusterError):
+    """One of several models, whose checkpoint cannot be loaded."""
 
 
 class OpenStream(Protocol):
@@ -49,7 +54,8 @@ class EngineCalls(Protocol):
         """Answer a request. Cancelling the coroutine ends the generation.
 
         Raises:
-            Overloaded: As many requests wait as may wait.
+            Overloaded: As many requests wait as may wait, or there is no room for the model.
+            ModelUnavailable: Its checkpoint cannot be loaded.
             Exception: Whatever the engine says is wrong with the request.
         """
         ...
@@ -63,7 +69,8 @@ class EngineCalls(Protocol):
         """Open a live stream.
 
         Raises:
-            Overloaded: There is no slot, or no time, for another.
+            Overloaded: There is no slot, or no time, for another, or no room for the model.
+            ModelUnavailable: Its checkpoint cannot be loaded.
         """
         ...
 

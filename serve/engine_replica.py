@@ -1,4 +1,4 @@
-"""The engine deployment: one engine on its thread for each replica, called by the endpoint's handle.
+"""The engine deployment: for each replica the engines of its models, called by the endpoint's handle.
 
 Errors of the engine that a user can cause come back as values (:class:`Failed`), since Ray Serve would hand
 on its own error class in their place.
@@ -23,9 +23,9 @@ from casa_core.engine.protocol import FrameImage
 from casa_core.engine.requests import CaptionEvent, GenerationDelta, GenerationRequest, GenerationResult
 from casa_core.engine.saved_session import SavedSession, Transcript
 from casa_core.errors import CasaError, DataError, StoreError
-from serve.api.engine_client import EngineClient, Item, LiveSession
+from serve.api.engine_client import Item, LiveSession
 from serve.api.settings import ServeSettings
-from serve.loading import engine_settings, load_engine, with_local_folders
+from serve.loading import engine_settings, load_pool, with_local_folders
 from serve.loopback import keep_replica_on_loopback
 
 logger = logging.getLogger("casa.serve")
@@ -56,7 +56,8 @@ class EngineReplica:
         own = ServeSettings.model_validate(with_local_folders(settings, self._copies, ("model_folder",)))
         if own.loopback_only:
             keep_replica_on_loopback()
-        self._client = EngineClient(load_engine(own))
+        self._engines = load_pool(own, self._copies)
+        self._several = bool(own.models)
         self._slots = engine_settings(own.limits)
         self._captions = 0, 0  # and those of them after their deadline, since the last look
         self._held: dict[str, _Held] = {}
@@ -66,14 +67,15 @@ class EngineReplica:
     async def generate(self, request: GenerationRequest) -> GenerationResult | Failed:
         """Answer a request."""
         try:
-            return await self._client.generate(request)
+            return await self._engines.generate(request)
         except CasaError as error:
             return Failed(error)
 
     async def stream(self, request: GenerationRequest) -> AsyncIterator[Sequence[GenerationDelta | Failed]]:
         """Answer a request piece by piece."""
         try:
-            async for deltas in self._client.stream_batches(request):
+            engine = await self._engines.engine(request.model)
+            async for deltas in engine.stream_batches(request):
                 yield deltas
         except CasaError as error:
             yield [Failed(error)]
@@ -137,15 +139,15 @@ class EngineReplica:
 
     async def ping(self) -> None:
         """Return once the engine's thread has made a call."""
-        await self._client.ping()
+        await self._engines.ping()
 
     async def load(self) -> LoadSnapshot:
         """What the engine holds now."""
-        return await self._client.load()
+        return await self._engines.load()
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What :func:`serve.autoscaling.replicas_wanted` goes by; counts since the last call."""
-        load, (captions, late) = await self._client.load(), self._captions
+        load, (captions, late) = await self._engines.load(), self._captions
         self._captions = 0, 0
         return {
             "streams": load.streams,
@@ -157,9 +159,17 @@ class EngineReplica:
             "late": late,
         }
 
+    async def record_routing_stats(self) -> dict[str, Any]:
+        """What :class:`serve.routing.StickyRouter` goes by, where there are several models."""
+        if not self._several:
+            return {}
+        load, slots = await self._engines.load(), self._slots
+        full = load.streams >= slots.stream_slots or load.answers_waiting > slots.answer_slots
+        return {"models": sorted(self._engines.held), "full": full}
+
     async def check_health(self) -> None:
         """Called by Ray Serve, which replaces a replica whose engine's thread has died."""
-        self._client.check_alive()
+        self._engines.check_alive()
 
     async def _opened(
         self, settings: StreamSettings, begin: SavedSession | Transcript | None
@@ -169,7 +179,8 @@ class EngineReplica:
         attempts = [begin, begin.transcript if isinstance(begin, SavedSession) else None, None]
         for number, one in enumerate(attempts):
             try:
-                session = await self._client.open_session(settings, one, transcripts=True)
+                engine = await self._engines.engine(settings.model)
+                session = await engine.open_session(settings, one, transcripts=True)
             except Overloaded:
                 raise
             except (StoreError, DataError) as error:

@@ -10,17 +10,18 @@ import asyncio
 import logging
 import random
 from collections.abc import AsyncGenerator
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import TypeVar
 
 from ray.serve.handle import DeploymentHandle
 
 from casa_core.engine.events import Failed
 from casa_core.engine.live_stream import StreamSettings
-from casa_core.engine.load import LoadSnapshot
+from casa_core.engine.load import LoadSnapshot, together
 from casa_core.engine.requests import GenerationDelta, GenerationRequest, GenerationResult
 from serve.departures import on_departure, replicas
 from serve.moving_stream import GONE, MovingStream, streaming
+from serve.routing import MODEL_PREFIX
 
 logger = logging.getLogger("casa.serve")
 T = TypeVar("T")
@@ -30,10 +31,14 @@ ATTEMPTS = 4
 
 
 class Engines:
-    """The engine deployment behind its handle; ``EngineCalls``."""
+    """The engine deployment behind its handle; ``EngineCalls``.
 
-    def __init__(self, handle: DeploymentHandle) -> None:
-        self._handle = handle
+    Args:
+        several: Whether they hold several models, so that calls are routed by theirs.
+    """
+
+    def __init__(self, handle: DeploymentHandle, *, several: bool = False) -> None:
+        self._handle, self._several = handle, several
         self._streams: set[MovingStream] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._end_listening = on_departure(self._departed)
@@ -42,7 +47,7 @@ class Engines:
         """Answer a request; as ``EngineCalls.generate``."""
         request = _repeatable(request)
         for attempt in range(1, ATTEMPTS + 1):
-            response = self._handle.generate.remote(request)
+            response = self._handle_for(request.model).generate.remote(request)
             try:
                 return _value(await response)
             except GONE as error:
@@ -56,7 +61,7 @@ class Engines:
         """Answer a request piece by piece; as ``EngineCalls.stream``."""
         request, given = _repeatable(request), _Given()
         for attempt in range(1, ATTEMPTS + 1):
-            response = streaming(self._handle).stream.remote(request)
+            response = streaming(self._handle_for(request.model)).stream.remote(request)
             given.again()
             try:
                 async for batch in response:
@@ -73,7 +78,7 @@ class Engines:
     async def open_session(self, settings: StreamSettings) -> MovingStream:
         """Open a live stream; as ``EngineCalls.open_session``."""
         self._loop = asyncio.get_running_loop()
-        stream = MovingStream(self._handle, settings, self._streams.discard)
+        stream = MovingStream(self._handle_for(settings.model), settings, self._streams.discard)
         self._streams.add(stream)
         try:
             await stream.opened()
@@ -92,17 +97,17 @@ class Engines:
         loads = [one for one in await asyncio.gather(*asked, return_exceptions=True) if not _failed(one)]
         if not loads:
             loads = [await self._handle.load.remote()]
-        names = [field.name for field in fields(LoadSnapshot)]
-        columns = {name: [getattr(one, name) for one in loads] for name in names}
-        return LoadSnapshot(
-            **{name: (max if name.endswith("_share") else sum)(column) for name, column in columns.items()}
-        )
+        return together(loads)
 
     def close(self) -> None:
         """End all streams."""
         self._end_listening()
         for stream in list(self._streams):
             stream.close()
+
+    def _handle_for(self, model: str) -> DeploymentHandle:
+        """The handle for calls about a model that name no replica."""
+        return self._handle.options(session_id=MODEL_PREFIX + model) if self._several else self._handle
 
     def _departed(self, replica: str) -> None:
         """From a thread of Serve's: have the streams of a replica that leaves fetched."""

@@ -1,4 +1,5 @@
-"""What a replica loads before it is ready: a checkpoint's engine, copied here where it lies elsewhere."""
+"""What a replica loads: its checkpoint's engine before it is ready, those of others when they are asked for.
+Checkpoints that lie elsewhere are copied here."""
 
 from __future__ import annotations
 
@@ -7,6 +8,8 @@ import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from casa_core.dtypes import DTYPES
@@ -14,8 +17,30 @@ from casa_core.engine.protocol import LoopProtocol
 from casa_core.engine.settings import EngineSettings
 from casa_core.errors import ConfigError
 from serve.api.settings import Limits, ServeSettings
+from serve.engine_pool import EnginePool
 
 logger = logging.getLogger("casa.serve")
+
+
+def load_pool(settings: ServeSettings, copies: ExitStack) -> EnginePool:
+    """The engines of a process, the settings' own loaded; errors as :func:`load_engine`.
+
+    Args:
+        copies: Holds the copies of further checkpoints until it is closed.
+    """
+
+    @cache
+    def folder(name: str) -> Path:
+        checkpoint = settings.checkpoints[name]
+        if not checkpoint.digest:
+            return Path(checkpoint.folder)
+        fetch = _named(settings.fetch, "function")
+        return copies.enter_context(fetch(checkpoint.folder, checkpoint.digest))
+
+    def load(name: str) -> LoopProtocol:
+        return load_engine(settings.model_copy(update={"model_folder": folder(name)}))
+
+    return EnginePool(load, list(settings.checkpoints), settings.models_per_engine)
 
 
 def load_engine(settings: ServeSettings) -> LoopProtocol:

@@ -1,8 +1,10 @@
 """How calls find their replica: those about a stream go to the one that holds it, others to the idler of two.
 
-A call names its replica by the handle's session id. The router hears first when a replica leaves (drained,
-scaled down, replaced or dead), and tells those that have streams there. For a while, one that leaves still
-takes calls that name it, so that streams can be fetched from it.
+A call names its replica by the handle's session id, or its model where there are several: then it goes to
+replicas that hold the model and have room. (Ray Serve has a field of its own for the model, but in 2.60 a
+router that is not one of Serve's keeps every call that has it, for ever.) The router hears first when a
+replica leaves (drained, scaled down, replaced or dead), and tells those that have streams there. For a while,
+one that leaves still takes calls that name it, so that streams can be fetched from it.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, R
 
 LEAVING_S = 600.0
 """Seconds that a replica which has left is known."""
+MODEL_PREFIX = "model:"
+"""Begins a session id that names a model."""
 
 
 class StickyRouter(RequestRouter):
@@ -23,11 +27,13 @@ class StickyRouter(RequestRouter):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._leaving: dict[ReplicaID, float] = {}  # with the time of each departure
+        self._sent: dict[str, str] = {}  # where a model was asked for last, which loads it if it has not
 
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
-        """The replica that the call names; two at random where it names none, or one that is gone."""
+        """The replica that the call names; two at random where it names none, or one that is gone: of those
+        that hold its model, if any has room."""
         named = ""
         if pending_request is not None:
             pending_request.routing_context.should_backoff = True  # after a round that found none
@@ -36,7 +42,14 @@ class StickyRouter(RequestRouter):
             if one.replica_id.unique_id == named:
                 return [[one]]
         staying = [one for one in candidate_replicas if one.replica_id not in self._leaving]
+        if named.startswith(MODEL_PREFIX):
+            staying = _holding(named.removeprefix(MODEL_PREFIX), staying, self._sent.get(named)) or staying
         return [random.sample(staying, min(len(staying), 2))] if staying else []
+
+    def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: Any) -> None:
+        """Note where a model was asked for: what it holds is heard later."""
+        if (named := pending_request.metadata.session_id).startswith(MODEL_PREFIX):
+            self._sent[named] = replica_id.unique_id
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
         """Follow the replicas that there are; those that have left stay known for a while."""
@@ -58,3 +71,10 @@ class StickyRouter(RequestRouter):
         from serve.departures import follow  # here: this module is copied, to processes without ours too
 
         follow(frozenset(one.unique_id for one in self.curr_replicas if one not in self._leaving))
+
+
+def _holding(model: str, replicas: list[RunningReplica], latest: str | None) -> list[RunningReplica]:
+    """Those of some replicas that hold a model and have room, or else the latest that was asked for it."""
+    free = [one for one in replicas if not one.routing_stats.get("full")]
+    holding = [one for one in free if model in one.routing_stats.get("models", ())]
+    return holding or [one for one in free if one.replica_id.unique_id == latest]

@@ -1,4 +1,4 @@
-"""One checkpoint served by this process alone: no Ray cluster, no run. `casa serve` starts it by its name."""
+"""Checkpoints served by this process alone: no Ray cluster, no run. `casa serve` starts it by its name."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import logging
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import uvicorn
@@ -14,10 +15,9 @@ from transformers.utils.logging import disable_progress_bar
 
 from casa_core.errors import ClusterError
 from infra.http_protocol import BoundedHttpProtocol
-from serve.api.engine_client import EngineClient
 from serve.api.settings import ServeSettings
 from serve.asgi import build_app
-from serve.loading import load_engine
+from serve.loading import load_pool
 from serve.observe.logs import configure_logs
 
 logger = logging.getLogger("casa.serve")
@@ -46,7 +46,7 @@ def open_port(host: str, port: int) -> socket.socket:
 
 
 def serve(settings: dict[str, Any], listener: socket.socket, ready: Callable[[], None]) -> None:
-    """Load the checkpoint and answer until the process is interrupted.
+    """Load the first checkpoint and answer until the process is interrupted.
 
     Args:
         settings: `ServeSettings` as JSON.
@@ -62,7 +62,7 @@ def serve(settings: dict[str, Any], listener: socket.socket, ready: Callable[[],
     configure_logs(own.log, "uvicorn")
     if not sys.stderr.isatty():
         disable_progress_bar()  # it would stand among the log's lines
-    app = build_app(EngineClient(load_engine(own)), own)
+    app = build_app(load_pool(own, ExitStack()), own)
     host, port = listener.getsockname()[:2]
     try:
         listener.listen(BACKLOG)

@@ -36,6 +36,7 @@ class StreamSettings:
             :meth:`casa_core.decoding.kv_cache.TextBounds.within`, and none for a model whose text KV cannot
             be bounded. ``None``: until the context is full.
         deadline_s: When a frame's words are due after it came, seconds: two frames per second by default.
+        model: As a :class:`GenerationRequest`'s.
     """
 
     query: str = ""
@@ -44,6 +45,7 @@ class StreamSettings:
     sampling: SamplingParams = field(default_factory=SamplingParams)
     bounds: TextBounds | Literal["default"] | None = "default"
     deadline_s: float = 0.5
+    model: str = ""
 
     def __post_init__(self) -> None:
         for name in ("max_tokens_per_frame", "max_tokens_per_prompt"):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 
 from casa_core.engine.events import Failed, FrameDropped, FrameRefused, Outcome
 from casa_core.engine.requests import CaptionEvent, GenerationResult
@@ -81,6 +82,26 @@ class LoadSnapshot:
     step_s: float = 0.0
     tokens: int = 0
     cached_tokens: int = 0
+
+    @property
+    def counts(self) -> LoadSnapshot:
+        """Its counts alone: what is left of an engine that has ended."""
+        return LoadSnapshot(
+            slots=0,
+            steps=self.steps,
+            step_s=self.step_s,
+            tokens=self.tokens,
+            cached_tokens=self.cached_tokens,
+        )
+
+
+def together(loads: Sequence[LoadSnapshot]) -> LoadSnapshot:
+    """What several engines hold together; the shares of time are the busiest's."""
+    names = [one.name for one in fields(LoadSnapshot)]
+    columns = {name: [getattr(load, name) for load in loads] for name in names}
+    return LoadSnapshot(
+        **{name: (max if name.endswith("_share") else sum)(column) for name, column in columns.items()}
+    )
 
 
 @dataclass(slots=True)

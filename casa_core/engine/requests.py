@@ -100,12 +100,14 @@ class GenerationRequest:
         request_id: Echoed in the result.
         pixels: Those of its images before resizing, all together, where they are known: many are decoded
             apart from the prompts of others.
+        model: Name of the model, where there are several engines to choose from; the engine ignores it.
     """
 
     sample: Sample
     sampling: SamplingParams = field(default_factory=SamplingParams)
     request_id: str = ""
     pixels: int = 0
+    model: str = ""
 
 
 @dataclass(frozen=True, slots=True)

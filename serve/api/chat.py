@@ -20,7 +20,7 @@ from casa_core.engine.requests import (
     GenerationResult,
     TokenLogprob,
 )
-from serve.api.errors import as_api_error, internal_error, model_not_found
+from serve.api.errors import as_api_error, check_model, internal_error
 from serve.api.json_body import JsonRoute
 from serve.api.request_conversion import to_generation_requests
 from serve.api.request_images import ImageSources, images_named
@@ -43,13 +43,11 @@ def chat_router(client: EngineCalls, settings: ServeSettings, sources: ImageSour
     @router.post("/v1/chat/completions", responses={200: {"model": ChatCompletion, **STREAMED}})
     async def chat_completions(body: ChatCompletionRequest, request: Request) -> Response:
         """Answer a conversation about pictures, whole or as a stream of server-sent events."""
-        if body.model != settings.model_name:
-            raise model_not_found(body.model, settings.model_name)
+        check_model(body.model, settings.checkpoints)
         request_id = request.state.request_id
         asked = await to_generation_requests(body, settings, request_id, sources)
-        answer = _Answer(
-            id=f"chatcmpl-{request_id}", model=settings.model_name, fingerprint=settings.checkpoint
-        )
+        fingerprint = settings.checkpoints[body.model].fingerprint
+        answer = _Answer(id=f"chatcmpl-{request_id}", model=body.model, fingerprint=fingerprint)
         with images_named(body.messages):
             if not body.stream:
                 return JSONResponse(await _complete(client, asked, answer))

@@ -44,6 +44,7 @@ class EngineClient:
         self._engine = engine
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._inboxes: dict[int, _Inbox] = {}
+        self._joining, self._open = 0, set[int]()  # answers and streams, as the event loop sees them
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="casa-engine", daemon=True)
         self._thread.start()
@@ -97,9 +98,9 @@ class EngineClient:
             Overloaded: The engine has no slot or no time for another.
             StoreError: Another model or template made the snapshot.
         """
-        engine = self._engine
 
         def start() -> int:
+            engine = self._engine
             match begin:
                 case None:
                     return engine.open_stream(settings)
@@ -123,6 +124,11 @@ class EngineClient:
         """What the engine holds now; errors as :meth:`ping`."""
         return await self.call(self._engine.current_load)
 
+    @property
+    def idle(self) -> bool:
+        """Whether it has neither an answer nor a stream."""
+        return not (self._joining or self._open)
+
     def check_alive(self) -> None:
         """Raises:
         RuntimeError: The client was closed, or the thread has died.
@@ -134,6 +140,12 @@ class EngineClient:
         """Stop the thread after the step in progress; what still runs ends."""
         self._closed = True
         self._engine.wake()
+
+    async def ended(self) -> None:
+        """Close it, and return once nothing in here refers to the engine, whose memory is free then."""
+        await self.call(self.close)  # after the calls that have been asked for
+        await asyncio.to_thread(self._thread.join)
+        del self._engine
 
     async def call(self, function: Callable[[], T]) -> T:
         """Call the engine on its thread, between two steps."""
@@ -154,6 +166,7 @@ class EngineClient:
             self._inboxes.pop(number, None)
             self._engine.cancel(number)
 
+        self._open.discard(number)
         if not self._closed:
             self.post(cancel)
 
@@ -167,11 +180,16 @@ class EngineClient:
             return number
 
         joined = self.post(join)
+        self._joining += 1
         try:
-            return await asyncio.wrap_future(joined), inbox
+            number = await asyncio.wrap_future(joined)
+            self._open.add(number)
+            return number, inbox
         except asyncio.CancelledError:
             joined.add_done_callback(lambda done: None if done.exception() else self.leave(done.result()))
             raise
+        finally:
+            self._joining -= 1
 
     def _work(self) -> None:
         engine = self._engine
@@ -210,8 +228,8 @@ class LiveSession:
         Raises:
             DataError: If the stream has ended.
         """
-        engine = self._client._engine
-        self._pushed.append(self._client.post(lambda: engine.push_frame(self._number, image, timestamp)))
+        client = self._client
+        self._pushed.append(client.post(lambda: client._engine.push_frame(self._number, image, timestamp)))
         while self._pushed and (self._pushed[0].done() or len(self._pushed) > MOST_PUSHED):
             await asyncio.wrap_future(self._pushed.popleft())
 

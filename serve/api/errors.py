@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -13,6 +14,7 @@ from starlette.exceptions import HTTPException
 from casa_core.engine.events import Overloaded
 from casa_core.errors import CasaError, ConfigError, DataError, MediaError, without_addresses
 from serve.api.schemas import UNION_TAG
+from serve.calls import ModelUnavailable
 from serve.observe.record import note_refusal
 
 INVALID_REQUEST = "invalid_request_error"
@@ -87,14 +89,17 @@ def too_many(message: str, code: str, retry_after_s: float = 1.0) -> ApiError:
     return ApiError(429, message, code=code, kind="rate_limit_error", headers=headers)
 
 
-def model_not_found(asked: str, served: str) -> ApiError:
-    """404 for a model name that is not the one served here."""
-    return ApiError(
-        404,
-        f"The model {asked!r} does not exist here; this endpoint serves {served!r}.",
-        code="model_not_found",
-        param="model",
-    )
+def check_model(asked: str, served: Iterable[str]) -> None:
+    """Refuse the name of a model that is not served here.
+
+    Raises:
+        ApiError: 404.
+    """
+    if asked in (names := tuple(served)):
+        return
+    listed = ", ".join(map(repr, names))
+    message = f"The model {asked!r} does not exist here; this endpoint serves {listed}."
+    raise ApiError(404, message, code="model_not_found", param="model")
 
 
 def invalid_image(error: MediaError, param: str | None = None) -> ApiError:
@@ -109,6 +114,8 @@ def as_api_error(error: Exception) -> ApiError | None:
         return error
     if isinstance(error, Overloaded):
         return too_many(f"The server is busy. {one_line(error)}", "overloaded", error.retry_after_s)
+    if isinstance(error, ModelUnavailable):
+        return ApiError(503, one_line(error), code="model_unavailable", param="model", kind=SERVER_ERROR)
     if isinstance(error, MediaError):
         return invalid_image(error)
     if isinstance(error, ConfigError | DataError):

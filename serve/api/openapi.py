@@ -21,7 +21,7 @@ REFUSALS = {
     415: "The body is of another type, or compressed.",
     429: "Too many calls; `Retry-After` says when to come back.",
     500: "The server failed; its log has the details under the request id.",
-    503: "The engine is gone or stuck.",
+    503: "The engine is gone or stuck, or the model cannot be loaded.",
 }
 ERROR_REF = {"$ref": f"#/components/schemas/{ErrorResponse.__name__}"}
 DEFINITIONS = (ErrorResponse, ChatCompletionChunk)
@@ -41,7 +41,7 @@ def describe(app: FastAPI, settings: ServeSettings) -> None:
 
 
 def corrected(document: dict[str, Any], settings: ServeSettings) -> dict[str, Any]:
-    """A generated description with the statuses of this endpoint, its error shape, keys and model name."""
+    """A generated description with the statuses of this endpoint, its error shape, keys and models' names."""
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
@@ -49,7 +49,7 @@ def corrected(document: dict[str, Any], settings: ServeSettings) -> dict[str, An
     _, added = models_json_schema(modes, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
     schemas.update(added["$defs"])
     if (request := schemas.get("ChatCompletionRequest")) is not None:
-        request["properties"]["model"]["enum"] = [settings.model_name]
+        request["properties"]["model"]["enum"] = list(settings.checkpoints)
     keyed = settings.access.keys is not None
     if keyed:
         document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
@@ -73,7 +73,7 @@ def _statuses(path: str, operation: dict[str, Any], asks_for_key: bool) -> set[i
     if operation.get("parameters"):
         statuses |= {400, 404}
     if path in COUNTED:
-        statuses |= {404}
+        statuses |= {404, 503}
     return statuses
 
 

@@ -59,7 +59,11 @@ async def to_generation_requests(
     seeds = [None if body.seed is None else body.seed + number for number in range(body.n)]
     return [
         GenerationRequest(
-            sample=sample, sampling=replace(sampling, seed=seed), request_id=request_id, pixels=pixels
+            sample=sample,
+            sampling=replace(sampling, seed=seed),
+            request_id=request_id,
+            pixels=pixels,
+            model=body.model,
         )
         for seed in seeds
     ]

@@ -23,8 +23,16 @@ class Replicas(_Section):
     down_after_s: float = Field(default=300.0, ge=0, description="Seconds for which fewer must be wanted.")
 
 
+class Checkpoint(_Section):
+    """A checkpoint that is served."""
+
+    folder: str = Field(description="Exported checkpoint folder; a URI where `digest` is given.")
+    fingerprint: str = Field(default="", description="Of the training run, or of the folder's files.")
+    digest: str = Field(default="", description="Of its files, where `fetch` must copy them.")
+
+
 class ServeSettings(_Section):
-    """One deployment: which checkpoint, under which name, with what limits."""
+    """One deployment: which checkpoints, under which names, with what limits."""
 
     model_folder: Path = Field(
         description="Exported checkpoint folder: config, weights, tokenizer, processor."
@@ -32,6 +40,12 @@ class ServeSettings(_Section):
     model_name: str = Field(min_length=1, description="The name clients put in `model`.")
     fingerprint: str = Field(default="", description="Identity of this deployment; /healthz reports it.")
     checkpoint: str = Field(default="", description="Fingerprint of the training run the weights come from.")
+    models: dict[str, Checkpoint] = Field(
+        default={}, description="Further checkpoints, by the names clients put in `model`."
+    )
+    models_per_engine: Count = Field(
+        default=2, description="Models that a replica holds at a time; others are loaded in their place."
+    )
     max_new_tokens: Count = Field(
         description="Longest answer, tokens: when a request names none, and the most it may name.",
     )
@@ -70,3 +84,9 @@ class ServeSettings(_Section):
     )
     limits: Limits = Limits()
     access: Access = Access()
+
+    @property
+    def checkpoints(self) -> dict[str, Checkpoint]:
+        """All checkpoints that are served, by their names; the deployment's own is the first."""
+        own = Checkpoint(folder=str(self.model_folder), fingerprint=self.checkpoint)
+        return {self.model_name: own, **self.models}

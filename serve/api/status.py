@@ -12,7 +12,7 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
-from serve.api.errors import model_not_found
+from serve.api.errors import check_model
 from serve.api.responses import Health, ModelCard, ModelList, NotReady, Ready
 from serve.api.settings import ServeSettings
 from serve.calls import EngineCalls
@@ -39,31 +39,33 @@ def status_router(
 ) -> APIRouter:
     """The routes of model listing and health checks."""
     router = APIRouter()
-    model = {
-        "id": settings.model_name,
-        "object": "model",
-        "created": int(time.time()),
-        "owned_by": "casa",
-        "fingerprint": settings.checkpoint,
-        "max_model_len": _context(settings.model_folder),
-        "limits": {
-            **{name: getattr(settings.limits, name) for name in SHOWN_LIMITS},
-            "max_new_tokens": settings.max_new_tokens,
-            "max_tokens_per_frame": settings.max_tokens_per_frame,
-        },
+    models = {
+        name: {
+            "id": name,
+            "object": "model",
+            "created": int(time.time()),
+            "owned_by": "casa",
+            "fingerprint": checkpoint.fingerprint,
+            "max_model_len": _context(Path(checkpoint.folder)),
+            "limits": {
+                **{name: getattr(settings.limits, name) for name in SHOWN_LIMITS},
+                "max_new_tokens": settings.max_new_tokens,
+                "max_tokens_per_frame": settings.max_tokens_per_frame,
+            },
+        }
+        for name, checkpoint in settings.checkpoints.items()
     }
 
     @router.get("/v1/models", response_model=ModelList)
     async def list_models() -> dict[str, Any]:
-        """The served model and its limits."""
-        return {"object": "list", "data": [model]}
+        """The served models and their limits."""
+        return {"object": "list", "data": list(models.values())}
 
     @router.get("/v1/models/{name:path}", response_model=ModelCard)
     async def retrieve_model(name: str) -> dict[str, Any]:
         """One model, by its name."""
-        if name != settings.model_name:
-            raise model_not_found(name, settings.model_name)
-        return model
+        check_model(name, models)
+        return models[name]
 
     @router.get("/healthz", response_model=Health)
     async def healthz() -> dict[str, Any]:

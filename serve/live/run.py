@@ -76,7 +76,7 @@ class LiveRun:
         self.over = False
         self.failure: ApiError | None = None
         self.left_at: float | None = None
-        self.facts = session_facts(session_id, settings.model_name, settings.limits)
+        self.facts = session_facts(session_id, stream.model or settings.model_name, settings.limits)
         self._limits = settings.limits
         self._session = session
         self._on_outcome, self._on_over = on_outcome, on_over

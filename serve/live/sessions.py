@@ -12,7 +12,7 @@ from typing import Protocol
 from starlette.datastructures import State
 
 from casa_core.engine.live_stream import StreamSettings
-from serve.api.errors import ApiError, bad_request, model_not_found, too_many
+from serve.api.errors import ApiError, bad_request, check_model, too_many
 from serve.api.settings import ServeSettings
 from serve.calls import EngineCalls, OpenStream
 from serve.live.account import check_query
@@ -190,8 +190,8 @@ class LiveSessions:
 
     def _stream_settings(self, asked: SessionStart) -> StreamSettings:
         settings = self.settings
-        if asked.model is not None and asked.model != settings.model_name:
-            raise model_not_found(asked.model, settings.model_name)
+        model = settings.model_name if asked.model is None else asked.model
+        check_model(model, settings.checkpoints)
         check_query(asked.query, settings.limits)
         ceiling = settings.max_tokens_per_frame
         if (asked.max_tokens_per_frame or 0) > ceiling:
@@ -199,4 +199,5 @@ class LiveSessions:
         return StreamSettings(
             query=asked.query or settings.live_query,
             max_tokens_per_frame=asked.max_tokens_per_frame or ceiling,
+            model=model,
         )

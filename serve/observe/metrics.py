@@ -5,7 +5,7 @@ Names, labels and units follow Prometheus's conventions; where vLLM has a metric
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
@@ -34,11 +34,10 @@ class Metrics:
     """Everything that one app counts. Callable from its event loop.
 
     Args:
-        model: Name of the served model.
-        checkpoint: Fingerprint of its training run.
+        models: Fingerprints of the served models, by their names.
     """
 
-    def __init__(self, model: str, checkpoint: str = "") -> None:
+    def __init__(self, models: Mapping[str, str]) -> None:
         self.registry = CollectorRegistry()
         self.refusals = self._counter(
             "casa_refusals", "Requests and messages refused, by error code.", "code"
@@ -47,7 +46,8 @@ class Metrics:
         self._answers()
         self._live()
         info = self._gauge("casa_info", "1, with what is served as labels.", "model", "checkpoint")
-        info.labels(model, checkpoint).set(1)
+        for model, checkpoint in models.items():
+            info.labels(model, checkpoint).set(1)
         ProcessCollector(registry=self.registry)
 
     def render(self, load: LoadSnapshot | None) -> str:

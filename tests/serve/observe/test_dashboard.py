@@ -19,7 +19,7 @@ FUNCTIONS = {"sum", "max", "rate", "histogram_quantile", "by"}
 
 def exported() -> dict[str, set[str]]:
     """Name of each sample → its labels, after something of every kind has happened."""
-    metrics = Metrics("m")
+    metrics = Metrics({"m": "c"})
     metrics.requests.labels("/v1/models", "200").inc()
     metrics.request_seconds.labels("/v1/models").observe(0.1)
     metrics.refusals.labels("overloaded").inc()

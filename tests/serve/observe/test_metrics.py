@@ -202,7 +202,7 @@ class MovedSession:
 
 
 def test_moves_are_counted_by_kind_with_the_frames_they_cost():
-    metrics = Metrics("m")
+    metrics = Metrics({"m": "c"})
 
     async def watched() -> list[Outcome]:
         live = ObservedSession(MovedSession(), metrics)
@@ -252,7 +252,7 @@ def test_the_metrics_come_while_the_engine_does_not_answer(monkeypatch: pytest.M
 def test_texts_of_several_processes_become_one_with_their_names_as_a_label():
     texts = {}
     for number, name in enumerate(("ingress-1", "ingress-2")):
-        metrics = Metrics("m")
+        metrics = Metrics({"m": "c"})
         metrics.frames.labels("captioned").inc(number + 1)
         metrics.late_seconds.observe(0.3)
         texts[name] = metrics.render(LoadSnapshot(slots=4))
@@ -270,7 +270,7 @@ def test_texts_of_several_processes_become_one_with_their_names_as_a_label():
 
 
 def test_names_follow_prometheuss_conventions():
-    metrics = Metrics("m")
+    metrics = Metrics({"m": "c"})
     for family in [*metrics.registry.collect(), *engine_families(LoadSnapshot(slots=1))]:
         if family.name.startswith(("process_", "python_")):
             continue

@@ -15,9 +15,9 @@ from casa_core.processing.tokenizer import build_tokenizer
 from casa_core.weights.checkpoint import save_checkpoint
 
 
-def write_checkpoint(folder: Path, texts: Sequence[str], *, context: int = 256) -> Path:
+def write_checkpoint(folder: Path, texts: Sequence[str], *, context: int = 256, seed: int = 0) -> Path:
     """Write a checkpoint whose tokenizer knows some texts; returns the folder."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     tokenizer = build_tokenizer(texts, 300)
     text_config = HeliumConfig(
         vocab_size=len(tokenizer),

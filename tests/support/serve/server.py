@@ -25,6 +25,7 @@ from pipelines.recipe.model import Deploy
 from serve.api.engine_client import EngineClient
 from serve.api.settings import ServeSettings
 from serve.asgi import build_app
+from serve.engine_pool import EnginePool
 from serve.loading import engine_settings
 from tests.support.serve.fakes import COLOURS, FakeEngine
 
@@ -41,13 +42,14 @@ def settings_with(**changes: Any) -> ServeSettings:
 
 @contextmanager
 def running(
-    engine: LoopProtocol,
+    engine: LoopProtocol | EnginePool,
     settings: ServeSettings,
     *,
     around: Callable[[Any], Any] = lambda app: app,
     **options: Any,
 ) -> Iterator[str]:
-    """Serve an engine on a free loopback port; yields the URL. A fake is as large as the limits say.
+    """Serve an engine, or several, on a free loopback port; yields the URL. A fake is as large as the limits
+    say.
 
     Args:
         around: Wraps the app in an ASGI layer of the test's.
@@ -55,7 +57,8 @@ def running(
     """
     if isinstance(engine, FakeEngine):
         engine.settings = engine_settings(settings.limits)
-    app = around(build_app(EngineClient(engine), settings, **options))
+    client = engine if isinstance(engine, EnginePool) else EngineClient(engine)
+    app = around(build_app(client, settings, **options))
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         config = uvicorn.Config(

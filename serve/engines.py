@@ -11,7 +11,7 @@ import logging
 import random
 from collections.abc import AsyncGenerator
 from dataclasses import replace
-from typing import TypeVar
+from typing import TypeGuard, TypeVar
 
 from ray.serve.handle import DeploymentHandle
 
@@ -94,7 +94,7 @@ class Engines:
     async def load(self) -> LoadSnapshot:
         """What the engines hold together; the shares of time are the busiest's."""
         asked = [self._handle.options(session_id=one).load.remote() for one in replicas()]
-        loads = [one for one in await asyncio.gather(*asked, return_exceptions=True) if not _failed(one)]
+        loads = [one for one in await asyncio.gather(*asked, return_exceptions=True) if _answered(one)]
         if not loads:
             loads = [await self._handle.load.remote()]
         return together(loads)
@@ -141,10 +141,10 @@ class _Given:
         return new if new.text or new.logprobs or new.finish_reason is not None else None
 
 
-def _failed(answer: LoadSnapshot | BaseException) -> bool:
+def _answered(answer: LoadSnapshot | BaseException) -> TypeGuard[LoadSnapshot]:
     if isinstance(answer, BaseException) and not isinstance(answer, GONE):
         raise answer
-    return isinstance(answer, BaseException)
+    return not isinstance(answer, BaseException)
 
 
 def _repeatable(request: GenerationRequest) -> GenerationRequest:

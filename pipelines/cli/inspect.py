@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipelines.cli.shared.checkpoints import find_checkpoint, local_checkpoint
 from pipelines.cli.shared.options import JsonOption
 from pipelines.cli.show.format import print_json
+from pipelines.dag.checkpoints import find_checkpoint, local_checkpoint
 
 if TYPE_CHECKING:
     from casa_core.analysis.inspection import InspectedSample, Inspector

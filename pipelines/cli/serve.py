@@ -1,4 +1,4 @@
-"""``casa serve``: a checkpoint as an endpoint, by this process alone."""
+"""``casa serve``: checkpoints as an endpoint, by this process alone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 import shlex
 import sys
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -25,16 +25,18 @@ SERVER = "serve.standalone"
 
 
 CheckpointArgument = Annotated[
-    str,
+    list[str],
     typer.Argument(
         help="Folder of a checkpoint or of a train artifact (local or s3://), or a train stage of the "
-        "store's latest run, such as `train`.",
-        metavar="CHECKPOINT",
+        "store's latest run, such as `train`. Of several, clients choose one by its name, the folder's "
+        "or NAME=CHECKPOINT.",
+        metavar="CHECKPOINT...",
     ),
 ]
 PortOption = Annotated[int, typer.Option(help="Port; 0 takes a free one.", min=0, max=65535)]
 NameOption = Annotated[
-    str | None, typer.Option(help="What clients put in `model`; by default the folder's name.")
+    str | None,
+    typer.Option(help="What clients put in `model` for the first; by default the folder's name."),
 ]
 CompileOption = Annotated[
     bool, typer.Option("--compile", help="Compile decode steps first: a slow start, fast answers.")
@@ -57,7 +59,7 @@ LogOption = Annotated[Literal["text", "json"], typer.Option(help="Form of the lo
 
 
 def serve(
-    checkpoint: CheckpointArgument,
+    checkpoints: CheckpointArgument,
     host: Annotated[str, typer.Option(help="Interface to listen on.")] = "127.0.0.1",
     port: PortOption = 8000,
     name: NameOption = None,
@@ -71,9 +73,10 @@ def serve(
     store: StoreOption = DEFAULT_STORE,
     json_: JsonOption = False,
 ) -> None:
-    """Serve a checkpoint: questions about pictures, live captions, the live page, metrics. Ctrl-C ends it.
+    """Serve checkpoints: questions about pictures, live captions, the live page, metrics. Ctrl-C ends it.
 
-    It needs no run and no cluster. `casa run` serves on Ray instead, with replicas that come and go.
+    It needs no run and no cluster. `casa run` serves on Ray instead, with replicas that come and go. Of
+    several checkpoints the first is loaded at the start, the others when they are asked for.
 
     Examples:
 
@@ -81,41 +84,87 @@ def serve(
 
       casa serve train --port 8001 --name my-model
 
+      casa serve small=runs/train/4a84… large=runs/train/77c1… --set models_per_engine=1
+
       casa serve s3://bucket/runs/train/4a84… --dtype bf16 --compile
 
       casa serve model --host 0.0.0.0 --keys keys.jsonl --set limits.sessions=4 --log json
     """
     from pipelines.cli.shared.artifacts import find_artifact
-    from pipelines.cli.shared.checkpoints import find_checkpoint
+    from pipelines.dag.checkpoints import find_checkpoint
     from pipelines.deploy.run import is_loopback
     from pipelines.recipe.load import load_deploy
 
-    found = find_checkpoint(find_artifact(checkpoint, store))
+    found = _found(checkpoints, name, store)
+    own, *others = found
     given = {"dtype": dtype, "compile": compile_, "graphs": graphs, "quantize": quantize}
     overrides = [*(set_ or ()), *([f"access.keys={keys.absolute()}"] if keys is not None else [])]
-    deploy = load_deploy({"model_name": name or _model_name(found), **given}, overrides)
+    named = {"model_name": own, "models": {other: str(found[other]) for other in others}}
+    deploy = load_deploy({**named, **given}, overrides)
     settings = {**deploy.model_dump(mode="json"), "log": log, "loopback_only": is_loopback(host)}
-    _serve(found, settings, host, port, json_)
+    further = {  # those of --set, too
+        other: find_checkpoint(find_artifact(place, store)) for other, place in deploy.models.items()
+    }
+    _serve({own: found[own], **further}, settings, host, port, json_)
 
 
-def _serve(checkpoint: Folder, settings: dict[str, Any], host: str, port: int, as_json: bool) -> None:
-    from pipelines.cli.shared.checkpoints import local_checkpoint
+def _found(checkpoints: list[str], name: str | None, store: Folder) -> dict[str, Folder]:
+    """The checkpoints by their names.
+
+    Raises:
+        ConfigError: One is not there, or two have one name.
+        StoreError: One is none.
+    """
+    from casa_core.errors import ConfigError
+    from pipelines.cli.shared.artifacts import find_artifact
+    from pipelines.dag.checkpoints import find_checkpoint
+
+    found: dict[str, Folder] = {}
+    for one in checkpoints:
+        named, equals, place = one.partition("=")
+        if not equals or re.search(r"[/:]", named):  # a path may have the sign, too
+            named, place = "", one
+        folder = find_checkpoint(find_artifact(place, store))
+        own = named or (name if not found and name is not None else _model_name(folder))
+        if own in found:
+            raise ConfigError(
+                f"Two checkpoints are called {own}.",
+                f"{found[own]} and {folder}.",
+                "Name one: `casa serve NAME=CHECKPOINT`.",
+            )
+        found[own] = folder
+    return found
+
+
+def _serve(
+    checkpoints: dict[str, Folder], settings: dict[str, Any], host: str, port: int, as_json: bool
+) -> None:
+    from pipelines.dag.checkpoints import local_checkpoint
 
     began = time.monotonic()
     server = importlib.import_module(SERVER)
     listener = server.open_port(host, port)
-    url, name = _url(host, listener.getsockname()[1]), settings["model_name"]
+    (name, own), *others = checkpoints.items()
+    url = _url(host, listener.getsockname()[1])
     work = "Loading and compiling" if settings["compile"] else "Loading"
-    print(f"{work} {checkpoint} …", file=sys.stderr, flush=True)
+    print(f"{work} {own} …", file=sys.stderr, flush=True)
 
     def ready() -> None:
         if as_json:
-            print_json_line({"url": url, "model": name, "checkpoint": str(checkpoint)})
+            print_json_line({"url": url, "model": name, "checkpoint": str(own)})
         else:
             _greet(url, name, time.monotonic() - began, keyed=settings["access"]["keys"] is not None)
+            if others:
+                print(f"  also        {', '.join(other for other, _ in others)}", flush=True)
 
-    with listener, suppress(KeyboardInterrupt), local_checkpoint(checkpoint) as local:
-        server.serve({**settings, **_identity(checkpoint), "model_folder": str(local)}, listener, ready)
+    with listener, suppress(KeyboardInterrupt), ExitStack() as copies:
+        settings["models"] = {
+            other: {"folder": str(copies.enter_context(local_checkpoint(folder))), **_identity(folder)}
+            for other, folder in others
+        }
+        local = copies.enter_context(local_checkpoint(own))
+        identity = {"model_folder": str(local), "checkpoint": _identity(own)["fingerprint"]}
+        server.serve({**settings, **identity}, listener, ready)
     print("Ended.", file=sys.stderr)
 
 
@@ -127,11 +176,11 @@ def _model_name(checkpoint: Folder) -> str:
 
 
 def _identity(checkpoint: Folder) -> dict[str, str]:
-    """The fingerprint of the training run that a checkpoint lies in, if it does."""
+    """The fingerprint of the training run that a checkpoint lies in; empty where it lies in none."""
     from pipelines.dag.artifact import read_manifest
 
     manifest = read_manifest(checkpoint.parent)
-    return {} if manifest is None else {"checkpoint": manifest["fingerprint"]}
+    return {"fingerprint": "" if manifest is None else manifest["fingerprint"]}
 
 
 def _url(host: str, port: int) -> str:

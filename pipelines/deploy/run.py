@@ -7,6 +7,7 @@ API, so the endpoint outlives the job. ``check`` needs no Ray: it reads the endp
 from __future__ import annotations
 
 import ipaddress
+import json
 import logging
 import time
 from collections.abc import Mapping
@@ -50,6 +51,8 @@ class Endpoint:
 
     Attributes:
         model_name: Name that clients put in ``model``.
+        models: ``fingerprint`` and ``digest`` of further checkpoints, by their names.
+        models_per_engine: How many a replica holds at a time.
         max_new_tokens: Longest answer, tokens.
         live_query: Query of a live session whose client names none.
         dtype, compile, graphs, quantize: How the engine computes.
@@ -58,6 +61,8 @@ class Endpoint:
     """
 
     model_name: str
+    models: dict[str, dict[str, str]]
+    models_per_engine: int
     max_new_tokens: int
     live_query: str
     dtype: str
@@ -128,7 +133,7 @@ def check(
         "live_page": f"{url}/",
         "chat_completions": f"{url}/v1/chat/completions",
         "live_captions": f"{url.replace('http', 'ws', 1)}/v1/live",
-        "model_name": read_settings(DeploySettings, settings).deploy.model_name,
+        "model_name": _read(settings).model_name,
         "fingerprint": fingerprint,
     }
 
@@ -158,16 +163,18 @@ def endpoint_health(url: str, expected_fingerprint: str) -> Health:
 
 def serve_arguments(context: StageContext, clips: Folder) -> dict[str, Any]:
     """The JSON settings of ``serve.app:build``."""
-    own = read_settings(DeploySettings, context.settings).deploy
+    own = _read(context.settings)
     model = context.inputs["train"] / "model"
     digests = {}
     if not isinstance(model, Path):
         digests["model_folder"] = context.content_digest("train")
     if not isinstance(clips, Path):
         digests["demo_clips"] = context.fingerprint
+    folders = json.loads(context.settings.get("model_folders", "{}"))
     return {
         "model_folder": str(model),
         **to_jsonable_python(own),
+        "models": {name: {**known, "folder": folders[name]} for name, known in own.models.items()},
         "fingerprint": context.fingerprint,
         "checkpoint": context.manifests["train"]["fingerprint"],
         "demo_clips": str(clips),
@@ -176,6 +183,11 @@ def serve_arguments(context: StageContext, clips: Folder) -> dict[str, Any]:
         "log": context.placement["serve"]["log"],
         "loopback_only": is_loopback(context.placement["serve"]["host"]),
     }
+
+
+def _read(settings: Mapping[str, Any]) -> Endpoint:
+    """The settings, without the folders of further checkpoints, which lie beside them."""
+    return read_settings(DeploySettings, {"deploy": settings["deploy"]}).deploy
 
 
 def is_loopback(host: str) -> bool:

@@ -264,6 +264,16 @@ class Deploy(Section):
     """The endpoint that serves the trained model."""
 
     model_name: ModelName = Field(description="Name the endpoint serves the model under.")
+    models: dict[ModelName, str] = Field(
+        default={},
+        description="Further checkpoints at the same address, by the names clients put in `model`: folders "
+        "or s3:// URIs of checkpoints or of train artifacts.",
+    )
+    models_per_engine: Count = Field(
+        default=2,
+        description="Models that a replica holds in memory at a time. One that is asked for takes the place "
+        "of the one not used for longest, never of one with answers or live sessions.",
+    )
     max_new_tokens: Count = Field(default=128, description="Longest answer a client may ask for, tokens.")
     live_query: str = Field(
         default="", description="What a live session is asked where its client asks nothing."
@@ -286,6 +296,12 @@ class Deploy(Section):
     replicas: Replicas = Field(default_factory=Replicas, description="Bounds of autoscaling.")
     access: Access = Field(default_factory=Access, description="Who may use the endpoint.")
     limits: Limits = Field(default_factory=Limits, description="Bounds of each replica.")
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        if self.model_name in self.models:
+            raise ValueError(f"models has {self.model_name!r}, the name of the run's own model; rename one")
+        return self
 
 
 class Report(Section):

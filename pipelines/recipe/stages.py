@@ -11,6 +11,8 @@ from pydantic import BaseModel
 
 from casa_core.errors import ConfigError
 from casa_core.fusion.config import fusion_config
+from pipelines.dag.artifact import read_manifest
+from pipelines.dag.checkpoints import find_checkpoint
 from pipelines.dag.code_version import STAGE_MODULES
 from pipelines.dag.plan import StageSpec
 from pipelines.dag.raw_inputs import identify, identify_remote, local_folder
@@ -19,6 +21,8 @@ from pipelines.recipe.model import Recipe
 from pipelines.storage.host import session_folder
 from pipelines.storage.uri import Folder, recipe_folder
 
+MODEL_FOLDERS = "model_folders"
+"""Where further checkpoints of the endpoint lie, as JSON: a setting that no fingerprint holds."""
 START = "train of the earlier recipe"
 """Stands for the train stage of ``model.weights.recipe`` until that recipe's stages are there."""
 
@@ -260,9 +264,23 @@ def _weights(recipe: Recipe) -> tuple[dict[str, Any], dict[str, str]]:
 
 def _deploy(recipe: Recipe, where: dict[str, Any]) -> StageSpec:
     """The endpoint, with the clean artifacts' held-out clips for its live page to play."""
-    what = {"deploy": _json(recipe.deploy)}
-    spec = stage_spec("deploy", what, {"train": "train", **_clean(recipe)}, where)
+    cache = _hash_cache(recipe)
+    found = {name: find_checkpoint(recipe_folder(path, where)) for name, path in recipe.deploy.models.items()}
+    models = {name: _identity(folder, cache) for name, folder in found.items()}
+    what = {"deploy": {**_json(recipe.deploy), "models": models}}
+    folders = {name: str(folder) for name, folder in found.items()}
+    location = {MODEL_FOLDERS: json.dumps(folders)} if folders else {}
+    spec = stage_spec("deploy", what, {"train": "train", **_clean(recipe)}, where, location=location)
     return replace(spec, state=True, check=f"{STAGE_MODULES['deploy']}:check")
+
+
+def _identity(checkpoint: Folder, cache: Path) -> dict[str, str]:
+    """What identifies a further checkpoint of the endpoint: its training run, else its files."""
+    if (manifest := read_manifest(checkpoint.parent)) is not None:
+        return {"fingerprint": manifest["fingerprint"], "digest": manifest["content_digest"]}
+    local = isinstance(checkpoint, Path)
+    digest = (identify(checkpoint, cache) if local else identify_remote(str(checkpoint)))["digest"]
+    return {"fingerprint": digest, "digest": digest}
 
 
 def endpoint_url(recipe: Recipe) -> str:

@@ -78,6 +78,23 @@ def test_a_checkpoint_answers_and_ends_at_the_interrupt(checkpoint: Path, tmp_pa
     assert [one["status"] for one in asked] == [200, 200]
 
 
+def test_several_checkpoints_answer_by_their_names(checkpoint: Path):
+    with served(checkpoint, f"second={checkpoint}", "--set", "max_new_tokens=4") as (process, line):
+        url = line.split(" answers at ")[1].split(" ")[0]
+        assert process.stdout is not None
+        assert "  also        second\n" in iter(process.stdout.readline, "")
+        models = httpx.get(f"{url}/v1/models").json()["data"]
+        assert [model["id"] for model in models] == ["my-model", "second"]
+        turn = endpoint_client.user_turn("what colour", [])
+        answers = ["".join(endpoint_client.answer(url, [turn], model=one["id"])) for one in models]
+        assert answers[0] == answers[1], "it is one checkpoint twice"
+        ended(process)
+
+
+def test_two_checkpoints_of_one_name_are_refused(checkpoint: Path):
+    assert "Two checkpoints are called my-model." in refused(checkpoint, checkpoint, "--port", "0")
+
+
 def test_it_prints_where_it_answers_and_a_line_to_try(checkpoint: Path):
     with served(checkpoint, "--name", "tiny") as (process, line):
         assert line.startswith("tiny answers at http://127.0.0.1:")

@@ -17,6 +17,7 @@ from casa_core.errors import ClusterError
 from pipelines.dag.context import StageContext
 from pipelines.deploy import run as deploy
 from pipelines.recipe.model import Deploy, Replicas
+from pipelines.recipe.stages import MODEL_FOLDERS
 from serve.api.settings import ServeSettings
 from serve.loading import with_local_folders
 from tests.support.serve.fakes import FakeEngine
@@ -118,6 +119,15 @@ def test_the_recipes_limits_and_access_reach_the_endpoint(tmp_path: Path):
     assert (settings.limits.sessions, settings.limits.body_seconds) == (3, 2.0)
     assert settings.access.keys == "/etc/casa/keys"
     assert (settings.access.hosts, settings.access.origins) == (["a.example"], ["https://b.example"])
+
+
+def test_further_models_of_the_recipe_reach_the_endpoint_with_what_identifies_them(tmp_path: Path):
+    known = {"fingerprint": "a" * 16, "digest": "d" * 64}
+    deploy_section = {**SETTINGS["deploy"], "models": {"other": known}, "models_per_engine": 1}
+    what = {"deploy": deploy_section, MODEL_FOLDERS: json.dumps({"other": "s3://bucket/model"})}
+    settings = ServeSettings.model_validate(arguments(tmp_path, what))
+    assert settings.checkpoints["other"].model_dump() == {**known, "folder": "s3://bucket/model"}
+    assert (settings.models_per_engine, list(settings.checkpoints)) == (1, [MODEL, "other"])
 
 
 def test_a_replica_copies_a_model_and_clips_that_lie_on_s3(s3_folder):

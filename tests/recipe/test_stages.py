@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 import pytest
 
-from casa_core.errors import ConfigError
+from casa_core.errors import ConfigError, StoreError
 from pipelines.dag.code_version import STAGE_MODULES
 from pipelines.dag.plan import plan
 from pipelines.recipe import build_stages, load_recipe
-from pipelines.recipe.stages import endpoint_url
+from pipelines.recipe.stages import MODEL_FOLDERS, endpoint_url
 
 VERSIONS = dict.fromkeys(STAGE_MODULES, "1")
 TRAINED = {"train", "train-blind", "evaluate", "deploy", "report"}
@@ -134,6 +135,27 @@ def test_a_clean_stage_reads_its_path_without_hashing_it(tmp_path: Path):
 def test_a_path_that_holds_nothing_is_refused(tmp_path: Path):
     with pytest.raises(ConfigError, match="no raw data"):
         with_path(tmp_path / "nothing", tmp_path / "store")
+
+
+def test_further_checkpoints_of_the_endpoint_count_by_their_content(tmp_path: Path):
+    folder, store = tmp_path / "other", f"where.store={tmp_path}/s"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    overrides = (store, f"deploy.models={{other: {folder}}}")
+    before = fingerprints(*overrides)
+    assert {name for name in before if before[name] != fingerprints(store)[name]} == {"deploy"}
+    deploy = next(one for one in build_stages(load_recipe("quickstart", overrides)) if one.name == "deploy")
+    assert json.loads(deploy.location[MODEL_FOLDERS]) == {"other": str(folder)}
+    assert len(deploy.settings["deploy"]["models"]["other"]["digest"]) == 64
+    (folder / "config.json").write_text("{ }")
+    assert fingerprints(*overrides)["deploy"] != before["deploy"]
+
+
+def test_a_further_checkpoint_that_is_none_or_has_the_models_own_name_is_refused(tmp_path: Path):
+    with pytest.raises(StoreError, match="is not a checkpoint"):
+        fingerprints(f"deploy.models={{other: {tmp_path}}}")
+    with pytest.raises(ConfigError, match="the name of the run's own model"):
+        fingerprints(f"deploy.models={{casa-quickstart: {tmp_path}}}")
 
 
 @pytest.mark.parametrize(

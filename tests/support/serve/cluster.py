@@ -43,12 +43,12 @@ def wait_until(condition: Callable[[], Any], seconds: float, what: str) -> Any:
 class LiveClient:
     """A live session of one colour a frame: what it was told, by frame."""
 
-    def __init__(self, socket: ClientConnection, query: str) -> None:
+    def __init__(self, socket: ClientConnection, query: str, model: str | None = None) -> None:
         self._socket = socket
         self.texts: dict[float, str] = {}
         self.moves: list[dict[str, Any]] = []
         self.others: list[dict[str, Any]] = []
-        socket.send(json.dumps({"type": "session.start", "query": query}))
+        socket.send(json.dumps({"type": "session.start", "query": query, "model": model}))
         started = json.loads(socket.recv(timeout=30))
         assert started["type"] == "session.started", started
 
@@ -92,7 +92,7 @@ class LiveClient:
 
 
 @contextmanager
-def watching(url: str, query: str) -> Iterator[LiveClient]:
+def watching(url: str, query: str, model: str | None = None) -> Iterator[LiveClient]:
     """A live session of an endpoint."""
     with connect(f"{url.replace('http', 'ws', 1)}/v1/live") as socket:
-        yield LiveClient(socket, query)
+        yield LiveClient(socket, query, model)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import threading
 import time
 from collections import deque
@@ -289,6 +290,24 @@ class FakeEngine:
             completion_tokens=len(kept),
             logprobs=tuple(_logprobs(kept, request.sampling.logprobs)),
         )
+
+
+class NamedFake(FakeEngine):
+    """A fake whose words begin with its checkpoint's name and its process."""
+
+    @classmethod
+    def from_pretrained(cls, folder: Path, settings: EngineSettings | None = None, **how: Any) -> FakeEngine:
+        engine = super().from_pretrained(folder, settings, **how)
+        engine.words_of = lambda question: [f"{Path(folder).name}@{os.getpid()}", *question.split()]
+        return engine
+
+    def step(self) -> list[Event]:
+        return [replace(event, outcome=self._named(event.outcome)) for event in super().step()]
+
+    def _named(self, outcome: Outcome) -> Outcome:
+        if not isinstance(outcome, CaptionEvent):
+            return outcome
+        return replace(outcome, text=" ".join([*self.words_of(""), outcome.text]))
 
 
 def _colours(pictures: list[bytes]) -> Iterator[str]:

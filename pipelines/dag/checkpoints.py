@@ -1,4 +1,4 @@
-"""The checkpoint that a command names: the folder itself, or the artifact of a train stage that holds it."""
+"""The checkpoint that a command or a recipe names: the folder itself, or the one in a train artifact."""
 
 from __future__ import annotations
 

@@ -196,10 +196,24 @@ document.addEventListener("click", (event) => {
 const askView = new AskView(video);
 requestAnimationFrame(follow);
 
+function offerModels(models) {
+  $("model").textContent = $("model").title = models[0].id;
+  $("models").replaceChildren(...models.map((model) => new Option(model.id)));
+  $("models").hidden = models.length === 1;
+  $("model").hidden = models.length > 1;
+  $("models").onchange = (event) => {
+    const model = models[event.target.selectedIndex];
+    $("model").textContent = $("model").title = captions.model = model.id;
+    askView.use(model);
+    captions.end(); // what comes next is for a session of its own
+    transcript.note(`${model.id} answers from here on.`);
+  };
+}
+
 async function begin() {
-  const [model] = (await (await request("/v1/models")).json()).data;
-  $("model").textContent = $("model").title = model.id;
-  await askView.begin(model);
+  const models = (await (await request("/v1/models")).json()).data;
+  offerModels(models);
+  await askView.begin(models[0]);
   offerClips((await (await request("/demo/clips")).json()).clips, async (clip) => {
     $("query").value = clip.query;
     player.watch(await mediaUrl(clip.url));

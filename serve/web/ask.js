@@ -44,12 +44,17 @@ export class AskView {
 
   /** @param {{id: string, limits?: object}} model as /v1/models lists it */
   async begin(model) {
+    this.use(model);
+    await this.#offerExamples();
+  }
+
+  /** Ask this model from now on; the conversation goes on. */
+  use(model) {
     this.model = model;
     this.images = model.limits?.images_per_request ?? IMAGES;
     this.bodyBytes = model.limits?.body_bytes ?? BODY_BYTES;
     const { image_pixels: each = Infinity, request_pixels: all = Infinity } = model.limits ?? {};
     this.pixels = Math.min(each, all / this.images);
-    await this.#offerExamples();
   }
 
   // -- pictures -----------------------------------------------------------------------------------------------

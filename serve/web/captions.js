@@ -31,6 +31,7 @@ export class Captions {
     Object.assign(this, shown);
     [this.onState, this.onFailure] = [onState, onFailure];
     this.session = null;
+    this.model = undefined; // whose words are asked for
     this.blocked = [0, 0]; // until when no session is opened, and how many came to nothing
     this.taken = new Map(); // when each frame was taken that nothing came of yet
     this.sending = Promise.resolve(); // keeps frames in order while they are encoded
@@ -90,7 +91,7 @@ export class Captions {
 
   #open() {
     this.onState("connecting", "Connecting");
-    const mine = new LiveSession($("query").value.trim(), {
+    const mine = new LiveSession($("query").value.trim(), this.model, {
       started: () => {
         this.blocked = [0, 0];
         if (this.session !== mine) return;

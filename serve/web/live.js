@@ -9,9 +9,10 @@ const NORMAL = 1000; // tells the server that the session is not to be kept
 export class LiveSession {
   /**
    * @param {string} query what the captions should speak of
+   * @param {string | undefined} model the endpoint's first by default
    * @param {Record<"started"|"caption"|"answer"|"dropped"|"error"|"moved"|"ended"|"lost"|"closed", Function>} on
    */
-  constructor(query, on) {
+  constructor(query, model, on) {
     this.on = on;
     this.waiting = [];
     this.unanswered = []; // frames that were sent, with their numbers
@@ -23,7 +24,7 @@ export class LiveSession {
     this.after = 0; // number of the last event
     this.retries = 0;
     this.latest = -Infinity; // time of the frame pushed last
-    this.#connect({ type: "session.start", query });
+    this.#connect({ type: "session.start", query, model });
   }
 
   get open() {

@@ -170,7 +170,7 @@ def serve_arguments(context: StageContext, clips: Folder) -> dict[str, Any]:
         digests["model_folder"] = context.content_digest("train")
     if not isinstance(clips, Path):
         digests["demo_clips"] = context.fingerprint
-    folders = json.loads(context.settings.get("model_folders", "{}"))
+    folders = json.loads(context.settings["model_folders"]) if own.models else {}
     return {
         "model_folder": str(model),
         **to_jsonable_python(own),

@@ -1,0 +1,28 @@
+"""All benchmarks of the paper by name."""
+
+from __future__ import annotations
+
+import difflib
+
+from casa_core.errors import ConfigError
+from pipelines.evaluate.benchmarks.layout.benchmark import Benchmark
+from pipelines.evaluate.benchmarks.pictures import PICTURES
+from pipelines.evaluate.benchmarks.videos import VIDEOS
+
+CATALOGUE: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in (*PICTURES, *VIDEOS)}
+
+
+def benchmark_named(name: str) -> Benchmark:
+    """The benchmark of a name.
+
+    Raises:
+        ConfigError: If there is none; names the closest.
+    """
+    if name in CATALOGUE:
+        return CATALOGUE[name]
+    close = difflib.get_close_matches(name, CATALOGUE, n=1)
+    raise ConfigError(
+        f"There is no benchmark {name!r}.",
+        f"There are {', '.join(CATALOGUE)}.",
+        f"Did you mean {close[0]!r}?" if close else "Take one of these, or the YAML file of one of your own.",
+    )

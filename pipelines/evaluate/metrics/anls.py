@@ -41,6 +41,8 @@ def similarity(answer: str, truth: str) -> float:
     """1 - Levenshtein distance / length of the longer text, both normalised; 0 where that is below 0.5."""
     said, right = (" ".join(same_characters(text).lower().split()) for text in (answer, truth))
     longest = max(len(said), len(right))
+    if abs(len(said) - len(right)) > THRESHOLD * longest:
+        return 0.0  # a distance is no less than that, and a long answer need not be compared
     value = 1.0 - levenshtein(said, right) / longest if longest else 1.0
     return value if value >= THRESHOLD else 0.0
 

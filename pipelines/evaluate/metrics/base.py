@@ -66,6 +66,8 @@ class Metric(ABC):
         unit: Unit of the headline, for people.
         scale: Headline of an answerer that is always right; of one stratum where ``sums_strata``.
         sums_strata: Whether strata are added up instead of averaged.
+        needs_whole_set: Whether a score depends on the other questions' truths, so that only `scores` of a
+            whole set gives it.
     """
 
     name: ClassVar[str]
@@ -74,6 +76,7 @@ class Metric(ABC):
     unit: ClassVar[str] = "%"
     scale: ClassVar[float] = 100.0
     sums_strata: ClassVar[bool] = False
+    needs_whole_set: ClassVar[bool] = False
 
     @abstractmethod
     def score(self, answer: str, truth: Truth) -> float:

@@ -8,6 +8,7 @@ from casa_core.errors import ConfigError
 from pipelines.evaluate.metrics.anls import Anls, AnlsStar
 from pipelines.evaluate.metrics.base import Metric
 from pipelines.evaluate.metrics.choice import Ai2dMatch, Choice, ChoiceByCategory
+from pipelines.evaluate.metrics.cider import Cider
 from pipelines.evaluate.metrics.exact import ExactMatch, GqaMatch, RealWorldMatch
 from pipelines.evaluate.metrics.mme import Mme
 from pipelines.evaluate.metrics.ocrbench import OcrBench
@@ -29,6 +30,7 @@ METRICS: dict[str, Metric] = {
         GqaMatch(),
         RealWorldMatch(),
         Ai2dMatch(),
+        Cider(),
     )
 }
 

@@ -92,7 +92,13 @@ def _lines(chunks: Iterator[bytes]) -> Iterator[str]:
 
 
 def caption(
-    url: str, video: Path, *, query: str = "", fps: float = 2.0, realtime: bool = False
+    url: str,
+    video: Path,
+    *,
+    query: str = "",
+    model: str | None = None,
+    fps: float = 2.0,
+    realtime: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Stream a video's frames and yield the endpoint's caption events in order, one per frame.
 
@@ -101,6 +107,7 @@ def caption(
 
     Args:
         query: The request that steers the captions.
+        model: Name of a served model; the endpoint's first by default.
         fps: Frames sent per second of video.
         realtime: Send at the video's own pace.
 
@@ -129,7 +136,7 @@ def caption(
             proxy=None,
         ) as socket:
             sent = _UpToDamage(chain(() if first is None else (first,), frames))
-            yield from _session(url, socket, query, iter(sent), realtime)
+            yield from _session(url, socket, {"query": query, "model": model}, iter(sent), realtime)
     except (OSError, TimeoutError, InvalidHandshake) as error:
         raise _unreachable(url, error) from error
     if sent.damage is not None:
@@ -190,13 +197,17 @@ def encoded_frames(video: Path, fps: float) -> Iterator[tuple[float, bytes]]:
 
 
 def _session(
-    url: str, socket: ClientConnection, query: str, frames: Iterator[tuple[float, bytes]], realtime: bool
+    url: str,
+    socket: ClientConnection,
+    start: dict[str, str | None],
+    frames: Iterator[tuple[float, bytes]],
+    realtime: bool,
 ) -> Iterator[dict[str, Any]]:
     """A whole session on an open connection."""
     from websockets.exceptions import ConnectionClosed
 
     try:
-        socket.send(json.dumps({"type": "session.start", "query": query}))
+        socket.send(json.dumps({"type": "session.start", **start}))
         window = _event(url, socket)["limits"]["queued_frames"]
         yield from _exchange(url, socket, frames, window, realtime)
         socket.send(json.dumps({"type": "session.end"}))

@@ -33,6 +33,7 @@ def caption(
         Path, typer.Argument(help="A video file.", metavar="VIDEO", exists=True, dir_okay=False)
     ],
     query: Annotated[str, typer.Option(help="What to speak about.")] = "",
+    model: Annotated[str | None, typer.Option(help="A served model; the first one by default.")] = None,
     realtime: Annotated[bool, typer.Option("--realtime", help="Send frames as a camera would.")] = False,
     subtitles: Annotated[
         Path | None,
@@ -65,7 +66,7 @@ def caption(
     said: list[subtitle_files.Caption] = []
     damage: MediaError | None = None
     try:
-        for event in endpoint_client.caption(endpoint, video, query=query, realtime=realtime):
+        for event in endpoint_client.caption(endpoint, video, query=query, model=model, realtime=realtime):
             if event["type"] == "caption" and event["text"]:
                 said.append((event["timestamp"], event["text"]))
             if json_:

@@ -15,7 +15,7 @@ from casa_core.media.video import VideoFrames
 from pipelines.cli.app import app
 from tests.support.data.video_cases import video
 from tests.support.serve.fakes import FakeEngine
-from tests.support.serve.server import running, settings_with, write_clip
+from tests.support.serve.server import MODEL, running, settings_with, write_clip
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +44,12 @@ def test_captions_are_printed_and_written_as_subtitles(url: str, clip: Path, tmp
     )
     assert caption(url, clip, "--subtitles", str(tmp_path / "clip.VTT")).exit_code == 0
     assert (tmp_path / "clip.VTT").read_text().startswith("WEBVTT")
+
+
+def test_a_model_that_is_not_served_is_refused_with_those_that_are(url: str, clip: Path):
+    assert f"this endpoint serves '{MODEL}'" in " ".join(
+        caption(url, clip, "--model", "other").output.split()
+    )
 
 
 def test_the_video_is_written_with_its_captions_in_the_picture(url: str, clip: Path, tmp_path: Path):

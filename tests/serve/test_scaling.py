@@ -10,7 +10,7 @@ import pytest
 
 from serve import departures
 from serve.autoscaling import replicas_wanted
-from serve.routing import StickyRouter
+from serve.routing import MODEL_PREFIX, StickyRouter
 
 IDLE = {
     "streams": 0,
@@ -58,13 +58,14 @@ def test_without_news_of_the_engines_their_number_stays():
     assert replicas_wanted(context)[0] == 3
 
 
-def replica(name: str) -> Any:
-    return SimpleNamespace(replica_id=SimpleNamespace(unique_id=name))
+def replica(name: str, *models: str, full: bool = False) -> Any:
+    stats = {"models": models, "full": full} if models else {}
+    return SimpleNamespace(replica_id=SimpleNamespace(unique_id=name), routing_stats=stats)
 
 
 def chosen(candidates: list[Any], named: str = "", leaving: tuple[Any, ...] = ()) -> set[str]:
     """Where a call goes to that names a replica, or none."""
-    router = SimpleNamespace(_leaving=[one.replica_id for one in leaving])
+    router = SimpleNamespace(_leaving=[one.replica_id for one in leaving], _sent={f"{MODEL_PREFIX}z": "c"})
     call = SimpleNamespace(metadata=SimpleNamespace(session_id=named), routing_context=SimpleNamespace())
     found = asyncio.run(StickyRouter.choose_replicas(cast(Any, router), candidates, cast(Any, call)))
     assert call.routing_context.should_backoff, "Serve would ask again without a pause"
@@ -83,6 +84,16 @@ def test_other_calls_go_to_engines_that_stay():
     assert chosen(engines, "gone", leaving=(engines[1],)) == {"a", "c"}
     assert chosen(engines[:1], leaving=(engines[0],)) == set()
     assert len(chosen(engines)) == 2
+
+
+def test_calls_about_a_model_go_where_it_is_and_there_is_room_or_where_it_was_asked_for_last():
+    engines = [replica("a", "x"), replica("b", "y"), replica("c", "y", full=True), replica("d")]
+    assert chosen(engines, "model:x") == {"a"}
+    assert chosen(engines, "model:y") == {"b"}
+    assert chosen([replica("b", "y"), replica("c", "x")], "model:z") == {"c"}, "it is loading there"
+    assert len(chosen(engines, "model:new")) == 2
+    assert len(chosen(engines[2:], "model:y")) == 2, "where it is there is no room: another loads it"
+    assert chosen(engines[:2], "model:x", leaving=(engines[0],)) == {"b"}
 
 
 def test_those_that_ask_for_it_hear_once_of_each_engine_that_leaves(monkeypatch: pytest.MonkeyPatch):

@@ -91,7 +91,7 @@ export class Captions {
 
   #open() {
     this.onState("connecting", "Connecting");
-    const mine = new LiveSession($("query").value.trim(), this.model, {
+    const mine = new LiveSession($("query").value.trim(), {
       started: () => {
         this.blocked = [0, 0];
         if (this.session !== mine) return;
@@ -112,7 +112,7 @@ export class Captions {
       },
       ended: (event) => this.transcript.note(`${event.frames} frames, ${event.tokens} tokens said.`),
       closed: () => this.#closed(mine),
-    });
+    }, this.model);
     this.session = mine;
   }
 

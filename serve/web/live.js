@@ -9,10 +9,10 @@ const NORMAL = 1000; // tells the server that the session is not to be kept
 export class LiveSession {
   /**
    * @param {string} query what the captions should speak of
-   * @param {string | undefined} model the endpoint's first by default
    * @param {Record<"started"|"caption"|"answer"|"dropped"|"error"|"moved"|"ended"|"lost"|"closed", Function>} on
+   * @param {string | undefined} model the endpoint's first by default
    */
-  constructor(query, model, on) {
+  constructor(query, on, model) {
     this.on = on;
     this.waiting = [];
     this.unanswered = []; // frames that were sent, with their numbers

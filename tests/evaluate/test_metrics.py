@@ -69,6 +69,8 @@ def test_pairs_are_close_alike_and_use_no_event_twice(spoken, true, tolerance):
         ("cafe", "café", False),
         ("-5", "5", False),
         ("50%", "50", False),
+        ("6'", "6", False),
+        ("'yes'.", "yes", True),
     ],
 )
 def test_answers_match_up_to_case_space_punctuation_and_the_form_of_characters(answer, truth, same):

@@ -27,10 +27,14 @@ def normalise(text: str) -> str:
 
 
 def _bare(text: str) -> str:
-    """Without outer white space and quotation marks, and without punctuation at the end."""
-    while (bare := text.strip().lstrip("\"'").rstrip(".,;:!?…\"'")) != text:
+    """Without outer white space and pairs of quotation marks, and without punctuation at the end."""
+    while (bare := _unquoted(text.strip().rstrip(".,;:!?…"))) != text:
         text = bare
     return text
+
+
+def _unquoted(text: str) -> str:
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" else text
 
 
 def exact_match(answer: str, truth: str) -> bool:

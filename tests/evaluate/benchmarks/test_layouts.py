@@ -326,6 +326,7 @@ def test_a_benchmark_travels_between_processes(name):
 def test_files_lie_in_the_folder_of_their_configuration():
     assert CATALOGUE["chartqa"].patterns("default") == ("data/test-*.parquet",)
     assert CATALOGUE["docvqa"].patterns("DocVQA") == ("DocVQA/validation-*.parquet",)
+    assert CATALOGUE["mvbench"].patterns("action_count") == ("json/action_count.json",)
 
 
 def test_an_unknown_benchmark_is_refused_with_the_closest_name():

@@ -97,7 +97,8 @@ class Benchmark:
         lookup: Where the pictures lie in a table of their own.
         max_new_tokens: Longest answer.
         prompt_source: Where the wording of the prompt comes from.
-        files: Glob patterns of its files where they do not lie as `patterns` supposes.
+        files: Glob patterns of its files where they do not lie as `patterns` supposes; ``{config}`` stands
+            for the configuration. A ``.json`` file is a list of rows.
     """
 
     name: str
@@ -123,7 +124,8 @@ class Benchmark:
     def patterns(self, config: str) -> tuple[str, ...]:
         """The files of a configuration's split in the repository, as glob patterns."""
         folder = "data" if config == "default" else config
-        return self.files or (f"{folder}/{self.split}-*.parquet",)
+        files = self.files or (f"{folder}/{self.split}-*.parquet",)
+        return tuple(file.replace("{config}", config) for file in files)
 
     def check(self, schema: pa.Schema) -> None:
         """Check the columns of a table.

@@ -47,4 +47,5 @@ MVBENCH = Benchmark(
     read_video=_read,
     max_new_tokens=16,
     prompt_source="lmms-eval's mvbench",
+    files=("json/{config}.json",),
 )

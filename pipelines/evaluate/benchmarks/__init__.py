@@ -1,4 +1,4 @@
-"""The benchmarks: one small file each."""
+"""The held-out benchmarks of the evaluate stage: one small file each."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def chosen_letter(answer: str, options: Sequence[str] = (), *, letters: str = LE
         options: Texts of the options, in the order of their letters; without them step 4 is left out.
         letters: Letters that there are options for, as capitals.
     """
-    said = same_characters(_MARKUP.sub("", answer)).strip()
+    said = " ".join(same_characters(_MARKUP.sub("", answer)).split())
     steps = (_alone, _listed, _named, lambda text, known: _by_text(text, options, known), _standing)
     return next((letter for step in steps if (letter := step(said, letters))), "")
 

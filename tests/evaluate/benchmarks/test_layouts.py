@@ -275,6 +275,17 @@ def test_a_value_that_cannot_be_is_refused_in_words_of_the_benchmark(name, chang
     )
 
 
+def test_rows_that_cannot_be_used_may_be_listed_and_the_others_keep_their_ids():
+    content = rows("ai2d")
+    content[1] = content[1] | {"answer": "9"}
+    refused = []
+    asked = CATALOGUE["ai2d"].questions(
+        table("ai2d", content), first_row=10, on_error=lambda row, error: refused.append((row, error.what))
+    )
+    assert [question.id for question in asked] == ["10", "12"]
+    assert refused == [(11, "Row 11 of ai2d cannot be used.")]
+
+
 def test_a_picture_that_two_rows_of_the_lookup_hold_is_refused():
     with pytest.raises(
         DataError, match=r"Row 2 of gqa \(testdev_balanced_images\)(.|\n)*as an earlier row does"

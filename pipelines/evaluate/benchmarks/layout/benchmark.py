@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 
 import pyarrow as pa
 
-from casa_core.errors import DataError
+from casa_core.errors import CasaError, DataError, MediaError
 from casa_core.types import Image, Sample
 from pipelines.evaluate.benchmarks.layout.columns import Column, Kind, Record, check_columns
 from pipelines.evaluate.metrics.base import Metric, Truth
@@ -143,6 +143,7 @@ class Benchmark:
         first_row: int = 0,
         videos: VideoSource | None = None,
         pictures: Mapping[str, Any] | None = None,
+        on_error: Callable[[int, CasaError], None] | None = None,
     ) -> Iterator[Question]:
         """The questions of a table, row by row; the columns are checked before the first.
 
@@ -152,9 +153,12 @@ class Benchmark:
             first_row: Number of its first row in the configuration.
             videos: The files of a video benchmark.
             pictures: From `picture_lookup`, for a benchmark with a ``lookup``.
+            on_error: Called with the number of a row that cannot be used and why, and the row is left out;
+                without it the first such row is an error.
 
         Raises:
             DataError: For a table in another layout, an empty one, or a row that cannot be used.
+            MediaError: For a video that cannot be decoded.
         """
         self.check(table.schema)
         if not len(table):
@@ -165,7 +169,16 @@ class Benchmark:
             )
         for batch in table.to_batches(max_chunksize=16):  # a row may hold a large picture
             for values in batch.to_pylist():
-                yield self.question(values, row=first_row, config=config, videos=videos, pictures=pictures)
+                try:
+                    question = self.question(
+                        values, row=first_row, config=config, videos=videos, pictures=pictures
+                    )
+                except (DataError, MediaError) as error:
+                    if on_error is None:
+                        raise
+                    on_error(first_row, error)
+                else:
+                    yield question
                 first_row += 1
 
     def question(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import cast
 
 from uvicorn.protocols.http import auto
 from uvicorn.protocols.http.flow_control import FlowControl
@@ -81,7 +82,6 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     """uvicorn's HTTP protocol, which closes a connection whose request's head is not whole in time (408), or
     larger than `HEAD_BYTES` (431), and reads large bodies at a pace."""
 
-    flow: _PacedFlow
     _deadline: asyncio.TimerHandle | None = None
     _arrived = _body = 0
     _in_message = False
@@ -115,7 +115,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         super().on_body(body)
         self._body += len(body)
         if self._body > FREE_BODY_BYTES:
-            self.flow.hold(_pace.wait_s(len(body)))
+            cast(_PacedFlow, self.flow).hold(_pace.wait_s(len(body)))
 
     def on_message_complete(self) -> None:
         """The parser's: a body is whole."""

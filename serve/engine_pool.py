@@ -13,14 +13,13 @@ from typing import TypeVar
 
 import torch
 
+from casa_core.engine.client import EngineClient, LiveSession
 from casa_core.engine.events import Overloaded
 from casa_core.engine.live_stream import StreamSettings
 from casa_core.engine.load import LoadSnapshot, together
 from casa_core.engine.protocol import LoopProtocol
 from casa_core.engine.requests import GenerationDelta, GenerationRequest, GenerationResult
-from casa_core.engine.saved_session import SavedSession, Transcript
 from casa_core.heap import trim_heap
-from serve.api.engine_client import EngineClient, LiveSession
 from serve.calls import ModelUnavailable
 
 logger = logging.getLogger("casa.serve")
@@ -89,11 +88,9 @@ class EnginePool:
             async for delta in deltas:
                 yield delta
 
-    async def open_session(
-        self, settings: StreamSettings, begin: SavedSession | Transcript | None = None
-    ) -> LiveSession:
+    async def open_session(self, settings: StreamSettings) -> LiveSession:
         """As ``EngineCalls.open_session``."""
-        return await (await self.engine(settings.model)).open_session(settings, begin)
+        return await (await self.engine(settings.model)).open_session(settings)
 
     async def ping(self) -> None:
         """As ``EngineCalls.ping``, of all engines."""

@@ -16,6 +16,7 @@ from typing import Any
 
 from ray import serve as ray_serve
 
+from casa_core.engine.client import Item, LiveSession
 from casa_core.engine.events import Failed, Overloaded
 from casa_core.engine.live_stream import StreamSettings
 from casa_core.engine.load import LoadSnapshot
@@ -23,16 +24,14 @@ from casa_core.engine.protocol import FrameImage
 from casa_core.engine.requests import CaptionEvent, GenerationDelta, GenerationRequest, GenerationResult
 from casa_core.engine.saved_session import SavedSession, Transcript
 from casa_core.errors import CasaError, DataError, StoreError
-from serve.api.engine_client import Item, LiveSession
 from serve.api.settings import ServeSettings
 from serve.loading import engine_settings, load_pool, with_local_folders
 from serve.loopback import keep_replica_on_loopback
 
 logger = logging.getLogger("casa.serve")
 
-LEASE_S = 60.0
-"""Seconds after which a stream about which nothing is heard is ended, as its endpoint has died; at least
-twice `limits.idle_seconds`."""
+LEASE_S = 300.0
+"""Seconds after which a stream about which nothing is heard is ended: its endpoint has died."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +61,6 @@ class EngineReplica:
         self._slots = engine_settings(own.limits)
         self._captions = 0, 0  # and those of them after their deadline, since the last look
         self._held: dict[str, _Held] = {}
-        self._lease_s = max(LEASE_S, 2 * own.limits.idle_seconds)
         self._id = ray_serve.get_replica_context().replica_id.unique_id
         logger.info("replica %s computes %s from %s", self._id, own.model_name, own.model_folder)
 
@@ -139,12 +137,6 @@ class EngineReplica:
         if (held := self._held.get(name)) is not None:
             held.session.finish()
 
-    async def hold(self, names: list[str]) -> None:
-        """Keep streams for another lease: their endpoint lives."""
-        for name in names:
-            if (held := self._held.get(name)) is not None:
-                held.heard = time.monotonic()
-
     async def ping(self) -> None:
         """Return once the engine's thread has made a call."""
         await self._engines.ping()
@@ -205,9 +197,9 @@ class EngineReplica:
         self._captions = self._captions[0] + len(captions), self._captions[1] + late
 
     async def _end_forgotten(self, name: str) -> None:
-        while (held := self._held[name]).heard > time.monotonic() - self._lease_s:
-            await asyncio.sleep(self._lease_s / 4)
-        logger.warning("nothing was heard of stream %s for %.0f s; it is ended", name, self._lease_s)
+        while (held := self._held[name]).heard > time.monotonic() - LEASE_S:
+            await asyncio.sleep(LEASE_S / 4)
+        logger.warning("nothing was heard of stream %s for %.0f s; it is ended", name, LEASE_S)
         held.session.finish()
 
 

@@ -29,9 +29,9 @@ from PIL import Image
 
 from benchmarks.engine.common import Check, Subject, conclude, load_subject, read_engine_options
 from benchmarks.measure import table
+from casa_core.engine.client import EngineClient
 from casa_core.engine.engine import Engine
 from pipelines.recipe.model import Deploy
-from serve.api.engine_client import EngineClient
 from serve.api.settings import ServeSettings
 from serve.asgi import build_app
 from serve.loading import engine_settings

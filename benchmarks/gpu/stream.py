@@ -1,7 +1,7 @@
 """The official streaming protocol: a frame of 896² pixels and 16 greedy tokens a turn, batch 1.
 
 The end of a sequence is suppressed; the stop token that would end a turn's words is recorded with the next
-frame, as in :class:`casa_core.engine.session.StreamSession`. Preprocessing is outside the time to first
+frame, as in :class:`casa_core.engine.engine.StreamSession`. Preprocessing is outside the time to first
 token, which is image encoding and the prefill of the new frame.
 """
 

@@ -19,6 +19,7 @@ from pipelines.cli import (
     caption,
     data,
     doctor,
+    evaluate,
     export,
     inspect,
     keys,
@@ -130,6 +131,7 @@ app.command("report")(report.report)
 app.command("serve")(serve.serve)
 app.command("ask")(ask.ask)
 app.command("caption")(caption.caption)
+app.command("evaluate")(evaluate.evaluate)
 app.command("inspect")(inspect.inspect)
 app.add_typer(bench.app, name="bench")
 app.add_typer(data.app, name="data")

@@ -117,7 +117,7 @@ def _found(checkpoints: list[str], name: str | None, store: Folder) -> dict[str,
     """
     from casa_core.errors import ConfigError
     from pipelines.cli.shared.artifacts import find_artifact
-    from pipelines.dag.checkpoints import find_checkpoint
+    from pipelines.dag.checkpoints import find_checkpoint, model_name
 
     found: dict[str, Folder] = {}
     for one in checkpoints:
@@ -125,7 +125,7 @@ def _found(checkpoints: list[str], name: str | None, store: Folder) -> dict[str,
         if not equals or re.search(r"[/:]", named):  # a path may have the sign, too
             named, place = "", one
         folder = find_checkpoint(find_artifact(place, store))
-        own = named or (name if not found and name is not None else _model_name(folder))
+        own = named or (name if not found and name is not None else model_name(folder))
         if own in found:
             raise ConfigError(
                 f"Two checkpoints are called {own}.",
@@ -166,13 +166,6 @@ def _serve(
         identity = {"model_folder": str(local), "checkpoint": _identity(own)["fingerprint"]}
         server.serve({**settings, **identity}, listener, ready)
     print("Ended.", file=sys.stderr)
-
-
-def _model_name(checkpoint: Folder) -> str:
-    """The folder's name as a model's; for one in an artifact, its fingerprint's beginning."""
-    folder = checkpoint.absolute()
-    name = f"casa-{folder.parent.name[:12]}" if folder.name == "model" else folder.name
-    return re.sub(r"[^A-Za-z0-9._-]", "-", name).lstrip("._-")[:80] or "casa"
 
 
 def _identity(checkpoint: Folder) -> dict[str, str]:

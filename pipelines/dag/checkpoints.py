@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -35,3 +36,10 @@ def local_checkpoint(checkpoint: Folder) -> AbstractContextManager[Path]:
 
     manifest = None if isinstance(checkpoint, Path) else read_manifest(checkpoint.parent)
     return local_copy(checkpoint) if manifest is None else cached_copy(checkpoint, manifest["content_digest"])
+
+
+def model_name(checkpoint: Folder) -> str:
+    """The folder's name as a model's; for one in an artifact, its fingerprint's beginning."""
+    folder = checkpoint.absolute()
+    name = f"casa-{folder.parent.name[:12]}" if folder.name == "model" else folder.name
+    return re.sub(r"[^A-Za-z0-9._-]", "-", name).lstrip("._-")[:80] or "casa"

@@ -11,9 +11,8 @@ Client → server (WebSocket /v1/live)
     {"type": "session.end"}
 Server → client; `event` numbers the events of a session from 1
     {"type": "session.started", "session_id", "model", "limits": {…}, "credits"}
-    {"type": "session.resumed", "session_id", "lost", "received", …as started}
-        `event` is the number after which events follow; `lost` of them are no longer kept. Of the frames that
-        were sent, the first `received` have come: the rest are to be sent again
+    {"type": "session.resumed", "session_id", "lost", …as started}
+        `event` is the number after which events follow; `lost` of them are no longer kept
     {"type": "caption", "timestamp", "text", "latency_ms", "engine_ms", "late_ms", "text_tokens", "tokens",
      "truncated", "credits"}
         one for each frame, in order; `text` is "" where the model stays silent; `late_ms` counts from the

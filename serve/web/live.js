@@ -98,7 +98,8 @@ export class LiveSession {
         this.id = event.session_id;
         this.#go(event);
         break;
-      case "session.resumed": // the frames on their way that have not arrived are sent again
+      case "session.resumed": this.#send({ type: "session.usage" }); break; // what came of the frames on their way?
+      case "session.usage":
         for (const frame of this.unanswered.filter(({ number }) => number >= event.received)) this.socket.send(frame.message);
         this.#go(event);
         break;

@@ -6,9 +6,8 @@ import inspect
 
 import pytest
 
-from casa_core.engine.engine import Engine
+from casa_core.engine.engine import Engine, StreamSession
 from casa_core.engine.protocol import EngineProtocol, LoopProtocol, StreamProtocol
-from casa_core.engine.session import StreamSession
 from tests.support.evaluate.engine import ColourEngine, ColourStream
 from tests.support.serve.fakes import FakeEngine
 

@@ -11,12 +11,11 @@ import pytest
 import torch
 
 from casa_core.decoding.kv_cache import TextBounds
-from casa_core.engine.engine import Engine
+from casa_core.engine.engine import Engine, StreamSession
 from casa_core.engine.events import Overloaded
 from casa_core.engine.live_stream import StreamSettings
 from casa_core.engine.requests import GenerationRequest, SamplingParams
 from casa_core.engine.saved_session import SavedSession, Transcript
-from casa_core.engine.session import StreamSession
 from casa_core.engine.settings import EngineSettings
 from casa_core.errors import StoreError
 from casa_core.types import Image, Sample, Text

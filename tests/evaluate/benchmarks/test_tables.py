@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,7 +11,8 @@ import pytest
 
 from casa_core.errors import ConfigError, DataError
 from pipelines.evaluate.benchmarks.catalogue import CATALOGUE
-from pipelines.evaluate.benchmarks.layout.tables import find_files, hub_uri, read_files
+from pipelines.evaluate.benchmarks.layout.tables import find_files
+from pipelines.evaluate.tables import open_tables
 from tests.support.data.hub import running_hub
 from tests.support.evaluate.benchmark_tables import SCHEMAS, FakeVideos, rows, table
 
@@ -28,53 +30,48 @@ def write_mme(root):
     return content
 
 
-def asked(benchmark, files, config="default"):
-    return [
-        question
-        for part in read_files(benchmark, files)
-        for question in benchmark.questions(
-            part.table, first_row=part.first, config=config, videos=FakeVideos()
-        )
-    ]
+def asked(benchmark, root, videos=None):
+    """The questions of a folder, read in pieces of three."""
+    found = open_tables(benchmark, str(root))
+    if videos:
+        found = replace(found, videos=videos)
+    return [one for start in range(0, len(found), 3) for one in found.read(start, start + 3)]
 
 
 def test_the_splits_files_are_read_in_order_and_rows_keep_their_numbers(tmp_path):
     content = write_mme(tmp_path)
     files = find_files(MME, tmp_path, "default")
     assert [file.path.rpartition("/")[2][:10] for file in files] == ["test-00000", "test-00001", "test-00002"]
-    assert [part.first for part in read_files(MME, files)] == [0, *range(10, len(content), 7)]
-    assert asked(MME, files) == list(MME.questions(content))
+    assert asked(MME, tmp_path) == list(MME.questions(content))
 
 
 def test_one_file_may_be_given_by_itself(tmp_path):
     content = write_mme(tmp_path)
-    (file,) = find_files(MME, str(tmp_path / "data" / "test-00000-of-00003.parquet"), "default")
-    assert asked(MME, [file]) == list(MME.questions(content[:10]))
+    file = tmp_path / "data" / "test-00000-of-00003.parquet"
+    assert asked(MME, file) == list(MME.questions(content[:10]))
 
 
 def test_a_hubs_files_are_read_at_the_revision(tmp_path, monkeypatch):
     content = write_mme(tmp_path / "data")
     with running_hub(tmp_path / "data") as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
-        files = find_files(MME, "hf://datasets/org/pictures@main", "default")
-        assert asked(MME, files) == list(MME.questions(content))
+        assert asked(MME, "hf://datasets/org/pictures@main") == list(MME.questions(content))
         with pytest.raises(ConfigError):
             find_files(MME, "hf://datasets/org/nothing@main", "default")
-
-
-def test_a_repository_is_named_with_its_revision():
-    assert hub_uri(MME, "3b2b") == "hf://datasets/lmms-lab/MME@3b2b"
-    with pytest.raises(ConfigError, match=r"no revision(.|\n)*hf://datasets/lmms-lab/MME@REVISION"):
-        hub_uri(MME, None)
 
 
 def test_mvbenchs_rows_are_json(tmp_path):
     benchmark, config = CATALOGUE["mvbench"], "object_shuffle"
     (tmp_path / "json").mkdir()
-    (tmp_path / "json" / f"{config}.json").write_text(json.dumps(rows("mvbench")))
-    files = find_files(benchmark, tmp_path, config)
-    expected = benchmark.questions(table("mvbench"), config=config, videos=FakeVideos())
-    assert asked(benchmark, files, config) == list(expected)
+    other = "state_change"
+    for name in (config, other):
+        (tmp_path / "json" / f"{name}.json").write_text(json.dumps(rows("mvbench")))
+    expected = [
+        question
+        for name in (config, other)
+        for question in benchmark.questions(table("mvbench"), config=name, videos=FakeVideos())
+    ]
+    assert asked(replace(benchmark, configs=(config, other)), tmp_path, FakeVideos()) == expected
 
 
 def test_a_folder_without_the_splits_files_is_refused_with_where_they_should_be(tmp_path):
@@ -89,7 +86,7 @@ def test_files_without_rows_are_an_error(tmp_path):
     file = tmp_path / "empty.parquet"
     pq.write_table(SCHEMAS["mme"].empty_table(), file)
     with pytest.raises(DataError, match="the files of mme have no rows"):
-        list(read_files(MME, find_files(MME, file, "default")))
+        open_tables(MME, str(file))
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1 and nothing else PAR1"])
@@ -97,7 +94,7 @@ def test_a_damaged_file_is_named(tmp_path, content):
     file = tmp_path / "test.parquet"
     file.write_bytes(content)
     with pytest.raises(DataError, match=r"test\.parquet cannot be read"):
-        list(read_files(MME, find_files(MME, file, "default")))
+        open_tables(MME, str(file))
 
 
 @pytest.mark.parametrize("content", ["{}", "[1]", "[", ""])
@@ -105,11 +102,11 @@ def test_json_that_is_no_list_of_rows_is_named(tmp_path, content):
     file = tmp_path / "rows.json"
     file.write_text(content)
     with pytest.raises(DataError, match=r"rows\.json cannot be read"):
-        list(read_files(CATALOGUE["mvbench"], find_files(CATALOGUE["mvbench"], file, "state_change")))
+        open_tables(CATALOGUE["mvbench"], str(file))
 
 
 def test_a_file_in_another_layout_is_refused_before_its_rows_are_read(tmp_path):
     file = tmp_path / "test.parquet"
     pq.write_table(pa.table({"text": ["a"]}), file)
     with pytest.raises(DataError, match="not in the layout of mme"):
-        next(read_files(MME, find_files(MME, file, "default")))
+        open_tables(MME, str(file))

@@ -18,9 +18,9 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
+from casa_core.engine.client import EngineClient
 from casa_core.errors import ConfigError
 from infra.api_keys import as_text, make_key
-from serve.api.engine_client import EngineClient
 from serve.asgi import build_app
 from tests.support.serve.fakes import FakeEngine
 from tests.support.serve.server import MODEL, running, settings_with

@@ -19,10 +19,10 @@ import numpy as np
 import uvicorn
 from PIL import Image as Picture
 
+from casa_core.engine.client import EngineClient
 from casa_core.engine.protocol import LoopProtocol
 from infra.http_protocol import BoundedHttpProtocol
 from pipelines.recipe.model import Deploy
-from serve.api.engine_client import EngineClient
 from serve.api.settings import ServeSettings
 from serve.asgi import build_app
 from serve.engine_pool import EnginePool

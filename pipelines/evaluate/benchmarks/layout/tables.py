@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -12,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from casa_core.errors import ConfigError, DataError, cause
+from casa_core.errors import DataError, cause
 from pipelines.evaluate.benchmarks.layout.benchmark import Benchmark
 from pipelines.storage.uri import Folder, filesystem_for
 
@@ -21,33 +22,25 @@ SUFFIXES = (".parquet", ".json")
 
 @dataclass(frozen=True, slots=True)
 class DataFile:
-    """One file of a configuration's split."""
+    """One file of a configuration's split.
 
-    filesystem: fs.FileSystem
+    Attributes:
+        root: The folder or URI that it was found in, or the file itself.
+        path: Its path in the filesystem of ``root``.
+    """
+
+    root: str
     path: str
 
+    @property
+    def filesystem(self) -> fs.FileSystem:
+        """The filesystem of ``root``, opened anew: files travel between processes, connections do not."""
+        return filesystem_for(self.root)[0]
 
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """Some rows of a configuration: its rows from number ``first`` on."""
-
-    first: int
-    table: pa.Table
-
-
-def hub_uri(benchmark: Benchmark, revision: str | None) -> str:
-    """The benchmark's repository at a revision, as a URI.
-
-    Raises:
-        ConfigError: Without a revision: a repository may change between two runs that are to be compared.
-    """
-    if not revision:
-        raise ConfigError(
-            f"The data of {benchmark.name} has no revision.",
-            "The newest commit of a repository is not the same at every run.",
-            f"Name one: hf://datasets/{benchmark.repository}@REVISION.",
-        )
-    return f"hf://datasets/{benchmark.repository}@{revision}"
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.filesystem.get_file_info(self.path).size
 
 
 def find_files(benchmark: Benchmark, root: str | Folder, config: str) -> list[DataFile]:
@@ -56,7 +49,7 @@ def find_files(benchmark: Benchmark, root: str | Folder, config: str) -> list[Da
     Args:
         benchmark: Whose files.
         root: A folder or URI in the layout of the benchmark's repository, or one file of its.
-        config: One of the benchmark's configurations.
+        config: One of the benchmark's configurations, or that of its second table.
 
     Raises:
         DataError: Where there are none.
@@ -64,7 +57,7 @@ def find_files(benchmark: Benchmark, root: str | Folder, config: str) -> list[Da
     """
     filesystem, base = filesystem_for(root)
     if base.endswith(SUFFIXES) and filesystem.get_file_info(base).is_file:
-        return [DataFile(filesystem, base)]
+        return [DataFile(str(root), base)]
     found: list[str] = []
     for pattern in benchmark.patterns(config):
         folder, _, name = pattern.rpartition("/")
@@ -77,44 +70,66 @@ def find_files(benchmark: Benchmark, root: str | Folder, config: str) -> list[Da
             f"Its split {benchmark.split!r} lies in {', '.join(benchmark.patterns(config))} there.",
             "Give the folder that holds the data set's folders, or one of its files.",
         )
-    return [DataFile(filesystem, path) for path in sorted(found)]
+    return [DataFile(str(root), path) for path in sorted(found)]
 
 
-def read_files(benchmark: Benchmark, files: Sequence[DataFile]) -> Iterator[Rows]:
-    """The rows of a configuration's files, a row group at a time; each table's columns are checked.
+def row_groups(benchmark: Benchmark, file: DataFile) -> list[int]:
+    """Number of rows of each row group of a file, whose columns are checked; a JSON file is one.
 
     Raises:
-        DataError: For a file that cannot be read, or one in another layout; and where no file has a row.
+        DataError: For a file that cannot be read, or one in another layout.
     """
-    first = 0
-    for file in files:
-        for table in _tables(file):
-            benchmark.check(table.schema)
-            if len(table):
-                yield Rows(first, table)
-            first += len(table)
-    if not first:
-        raise DataError(
-            f"There is nothing to evaluate on: the files of {benchmark.name} have no rows.",
-            f"They are {', '.join(file.path for file in files) or '(none)'}.",
-            f"Take the split {benchmark.split!r}, which has some.",
-        )
+    if file.path.endswith(".json"):
+        table = read_group(file, 0)
+        benchmark.check(table.schema)
+        return [len(table)]
+    with _parquet(file) as parquet:
+        benchmark.check(parquet.schema_arrow)
+        return [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
 
 
-def _tables(file: DataFile) -> Iterator[pa.Table]:
+def read_group(file: DataFile, group: int) -> pa.Table:
+    """A row group of a file.
+
+    Raises:
+        DataError: For a file that cannot be read.
+    """
+    if file.path.endswith(".json"):
+        with _explained(file), file.filesystem.open_input_file(file.path) as source:
+            return _listed(json.loads(source.read()))
+    with _parquet(file) as parquet:
+        return parquet.read_row_group(group)
+
+
+def group_count(file: DataFile) -> int:
+    """Number of a file's row groups."""
+    if file.path.endswith(".json"):
+        return 1
+    with _parquet(file) as parquet:
+        return parquet.num_row_groups
+
+
+def footer(file: DataFile) -> str:
+    """What a file says of itself: the sizes and bounds of its columns, or all of it."""
+    if file.path.endswith(".json"):
+        return str(read_group(file, 0).to_pylist())
+    with _parquet(file) as parquet:
+        return str(parquet.metadata.to_dict())
+
+
+@contextmanager
+def _parquet(file: DataFile) -> Iterator[pq.ParquetFile]:
+    with _explained(file), file.filesystem.open_input_file(file.path) as source:
+        yield pq.ParquetFile(source)
+
+
+@contextmanager
+def _explained(file: DataFile) -> Iterator[None]:
     try:
-        with file.filesystem.open_input_file(file.path) as source:
-            if file.path.endswith(".json"):
-                yield _listed(json.loads(source.read()))
-                return
-            parquet = pq.ParquetFile(source)
-            if not parquet.metadata.num_row_groups:
-                yield parquet.schema_arrow.empty_table()
-            for group in range(parquet.metadata.num_row_groups):
-                yield parquet.read_row_group(group)
+        yield
+    except DataError:  # a ValueError, too
+        raise
     except (pa.ArrowException, ValueError, OSError) as error:
-        if isinstance(error, DataError):
-            raise
         raise DataError(
             f"The file {file.path} cannot be read.", f"{cause(error)}.", "Fetch the file again."
         ) from error

@@ -34,7 +34,7 @@ MOST_PUSHED = 64
 
 
 class EngineClient:
-    """Runs one engine's loop on a thread: :class:`serve.calls.EngineCalls`.
+    """Runs one engine's loop on a thread; it has the calls of ``serve.calls.EngineCalls``.
 
     Args:
         engine: From now on used by the thread only.
@@ -216,7 +216,7 @@ class EngineClient:
 
 
 class LiveSession:
-    """One live stream of an :class:`EngineClient`: :class:`serve.calls.OpenStream`."""
+    """One live stream of an :class:`EngineClient`: it has the calls of ``serve.calls.OpenStream``."""
 
     def __init__(self, client: EngineClient, number: int, inbox: _Inbox) -> None:
         self._client, self._number, self._inbox = client, number, inbox
@@ -261,19 +261,6 @@ class LiveSession:
     def finish(self) -> None:
         """As ``OpenStream.finish``."""
         self._inbox.put(None)
-
-    @property
-    def place(self) -> None:
-        """As ``OpenStream.place``."""
-        return None
-
-    def state(self) -> Transcript | None:
-        """As ``OpenStream.state``: the engine is in this process, and ends with it."""
-        return None
-
-    async def leave(self) -> SavedSession | Transcript | None:
-        """As ``OpenStream.leave``, with nothing."""
-        return None
 
     def close(self) -> None:
         """As ``OpenStream.close``."""

@@ -31,6 +31,7 @@ def local_ray() -> Iterator[None]:
     ray.shutdown()
 
 
+@pytest.mark.slow
 def test_workers_on_ray_answer_as_one_here_does_and_reuse_what_is_known(
     local_ray: None, tiny_checkpoint: Path, tmp_path: Path
 ):

@@ -197,6 +197,7 @@ def test_a_new_checkpoint_replaces_the_old_one_at_the_same_address(
     assert replica_pid(cluster) != before
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_cannot_be_loaded_is_reported_and_a_good_one_recovers(
     url: str, cluster: ServeSubmissionClient, address: dict[str, Any], arguments: dict[str, Any]
 ):

@@ -24,7 +24,7 @@ from serve.api.settings import ServeSettings
 from serve.api.status import status_router
 from serve.calls import EngineCalls
 from serve.fetch.fetcher import ImageFetcher
-from serve.files.store import FileStore
+from serve.files.store import Files, FileStore
 from serve.live import captions, messages
 from serve.live.rest import rest_router
 from serve.live.sessions import LiveSessions, SessionStore
@@ -43,6 +43,8 @@ def build_app(
     *,
     request_id_headers: bool = True,
     store: SessionStore | None = None,
+    name: str = "",
+    files: Files | None = None,
     fetcher: ImageFetcher | None = None,
 ) -> FastAPI:
     """Assemble the app.
@@ -51,18 +53,18 @@ def build_app(
         client: Closed when the app shuts down.
         request_id_headers: Whether responses name their request; not where a proxy in front does so.
         store: Where live sessions are kept for other processes.
+        name: This process's among them.
+        files: Uploaded pictures; by default this process keeps its own.
         fetcher: For pictures by their addresses; by default one for `access.fetch_hosts`, if there are any.
     """
 
     limits = settings.limits
-    if fetcher is None and settings.access.fetch_hosts:
-        fetcher = ImageFetcher(
-            settings.access.fetch_hosts, seconds=limits.fetch_seconds, at_once=limits.fetches
-        )
-    files = FileStore(limits.stored_files_bytes, limits.stored_file_seconds)
+    fetcher = fetcher or _fetcher(settings)
+    own_files = FileStore(limits.stored_files_bytes, limits.stored_file_seconds)
+    files = own_files if files is None else files
     metrics = Metrics({name: one.fingerprint for name, one in settings.checkpoints.items()})
     observed = ObservedClient(client, metrics)
-    sessions = LiveSessions(observed, settings, store)
+    sessions = LiveSessions(observed, settings, store, name)
     routers = [
         status_router(observed, settings, lambda: sessions.open),
         metrics_router(observed, metrics),
@@ -79,8 +81,8 @@ def build_app(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        sessions.close()
-        files.close()
+        await sessions.close()
+        own_files.close()
         client.close()
         if fetcher is not None:
             await fetcher.close()
@@ -97,12 +99,17 @@ def build_app(
             *_guards(settings),
         ],
     )
-    app.state.limits = settings.limits
+    app.state.limits, app.state.sessions = settings.limits, sessions
     describe(app, settings)
     install_error_handlers(app)
     for router in routers:
         app.include_router(router)
     return app
+
+
+def _fetcher(settings: ServeSettings) -> ImageFetcher | None:
+    hosts, limits = settings.access.fetch_hosts, settings.limits
+    return ImageFetcher(hosts, seconds=limits.fetch_seconds, at_once=limits.fetches) if hosts else None
 
 
 def _guards(settings: ServeSettings) -> list[Middleware]:

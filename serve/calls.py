@@ -9,6 +9,7 @@ from casa_core.engine.live_stream import StreamSettings
 from casa_core.engine.load import LoadSnapshot
 from casa_core.engine.protocol import FrameImage
 from casa_core.engine.requests import GenerationDelta, GenerationRequest, GenerationResult
+from casa_core.engine.saved_session import SavedSession, Transcript
 from casa_core.errors import ClusterError
 
 
@@ -42,6 +43,19 @@ class OpenStream(Protocol):
         """Let the iteration end after the outcomes that are there."""
         ...
 
+    @property
+    def place(self) -> tuple[str, str] | None:
+        """Its replica, and its name there; ``None`` without any, and while it moves."""
+        ...
+
+    def state(self) -> Transcript | None:
+        """What another process can go on from, approximately; ``None`` where it cannot at this moment."""
+        ...
+
+    async def leave(self) -> SavedSession | Transcript | None:
+        """End it here for another process, which goes on from what is returned: exactly if possible."""
+        ...
+
     def close(self) -> None:
         """Free the stream's slot; closing twice is harmless."""
         ...
@@ -65,8 +79,14 @@ class EngineCalls(Protocol):
         early ends the generation."""
         ...
 
-    async def open_session(self, settings: StreamSettings) -> OpenStream:
+    async def open_session(
+        self, settings: StreamSettings, begin: SavedSession | Transcript | None = None
+    ) -> OpenStream:
         """Open a live stream.
+
+        Args:
+            settings: How it is captioned.
+            begin: What another process left of it, with which it goes on.
 
         Raises:
             Overloaded: There is no slot, or no time, for another, or no room for the model.

@@ -19,6 +19,7 @@ from casa_core.engine.live_stream import StreamSettings
 from casa_core.engine.load import LoadSnapshot, together
 from casa_core.engine.protocol import LoopProtocol
 from casa_core.engine.requests import GenerationDelta, GenerationRequest, GenerationResult
+from casa_core.engine.saved_session import SavedSession, Transcript
 from casa_core.heap import trim_heap
 from serve.calls import ModelUnavailable
 
@@ -88,9 +89,11 @@ class EnginePool:
             async for delta in deltas:
                 yield delta
 
-    async def open_session(self, settings: StreamSettings) -> LiveSession:
+    async def open_session(
+        self, settings: StreamSettings, begin: SavedSession | Transcript | None = None
+    ) -> LiveSession:
         """As ``EngineCalls.open_session``."""
-        return await (await self.engine(settings.model)).open_session(settings)
+        return await (await self.engine(settings.model)).open_session(settings, begin)
 
     async def ping(self) -> None:
         """As ``EngineCalls.ping``, of all engines."""

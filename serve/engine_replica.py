@@ -30,8 +30,9 @@ from serve.loopback import keep_replica_on_loopback
 
 logger = logging.getLogger("casa.serve")
 
-LEASE_S = 300.0
-"""Seconds after which a stream about which nothing is heard is ended: its endpoint has died."""
+LEASE_S = 60.0
+"""Seconds after which a stream about which nothing is heard is ended, as its endpoint has died; at least
+twice `limits.idle_seconds`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,7 @@ class EngineReplica:
         self._slots = engine_settings(own.limits)
         self._captions = 0, 0  # and those of them after their deadline, since the last look
         self._held: dict[str, _Held] = {}
+        self._lease_s = max(LEASE_S, 2 * own.limits.idle_seconds)
         self._id = ray_serve.get_replica_context().replica_id.unique_id
         logger.info("replica %s computes %s from %s", self._id, own.model_name, own.model_folder)
 
@@ -137,6 +139,12 @@ class EngineReplica:
         if (held := self._held.get(name)) is not None:
             held.session.finish()
 
+    async def hold(self, names: list[str]) -> None:
+        """Keep streams for another lease: their endpoint lives."""
+        for name in names:
+            if (held := self._held.get(name)) is not None:
+                held.heard = time.monotonic()
+
     async def ping(self) -> None:
         """Return once the engine's thread has made a call."""
         await self._engines.ping()
@@ -197,9 +205,9 @@ class EngineReplica:
         self._captions = self._captions[0] + len(captions), self._captions[1] + late
 
     async def _end_forgotten(self, name: str) -> None:
-        while (held := self._held[name]).heard > time.monotonic() - LEASE_S:
-            await asyncio.sleep(LEASE_S / 4)
-        logger.warning("nothing was heard of stream %s for %.0f s; it is ended", name, LEASE_S)
+        while (held := self._held[name]).heard > time.monotonic() - self._lease_s:
+            await asyncio.sleep(self._lease_s / 4)
+        logger.warning("nothing was heard of stream %s for %.0f s; it is ended", name, self._lease_s)
         held.session.finish()
 
 

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import random
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 from dataclasses import replace
 from typing import TypeGuard, TypeVar
 
@@ -19,8 +20,9 @@ from casa_core.engine.events import Failed
 from casa_core.engine.live_stream import StreamSettings
 from casa_core.engine.load import LoadSnapshot, together
 from casa_core.engine.requests import GenerationDelta, GenerationRequest, GenerationResult
+from casa_core.engine.saved_session import SavedSession, Transcript
 from serve.departures import on_departure, replicas
-from serve.moving_stream import GONE, MovingStream, streaming
+from serve.moving_stream import GONE, MovingStream, detached, streaming
 from serve.routing import MODEL_PREFIX
 
 logger = logging.getLogger("casa.serve")
@@ -28,6 +30,8 @@ T = TypeVar("T")
 
 ATTEMPTS = 4
 """How often an answer is asked for whose replicas die."""
+HOLD_S = 10.0
+"""Seconds after which engines are told again that the endpoint of their streams lives."""
 
 
 class Engines:
@@ -41,6 +45,7 @@ class Engines:
         self._handle, self._several = handle, several
         self._streams: set[MovingStream] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._holding: asyncio.Task[None] | None = None
         self._end_listening = on_departure(self._departed)
 
     async def generate(self, request: GenerationRequest) -> GenerationResult:
@@ -75,10 +80,13 @@ class Engines:
                 response.cancel()
                 raise
 
-    async def open_session(self, settings: StreamSettings) -> MovingStream:
+    async def open_session(
+        self, settings: StreamSettings, begin: SavedSession | Transcript | None = None
+    ) -> MovingStream:
         """Open a live stream; as ``EngineCalls.open_session``."""
         self._loop = asyncio.get_running_loop()
-        stream = MovingStream(self._handle_for(settings.model), settings, self._streams.discard)
+        self._holding = self._holding or detached(self._hold())
+        stream = MovingStream(self._handle_for(settings.model), settings, self._streams.discard, begin)
         self._streams.add(stream)
         try:
             await stream.opened()
@@ -102,8 +110,28 @@ class Engines:
     def close(self) -> None:
         """End all streams."""
         self._end_listening()
+        if self._holding is not None:
+            self._holding.cancel()
         for stream in list(self._streams):
             stream.close()
+
+    async def end_stream(self, replica: str, name: str) -> None:
+        """End a stream of an endpoint that is gone, if it still runs."""
+        with suppress(*GONE):
+            await self._handle.options(session_id=replica).finish.remote(name)
+
+    async def _hold(self) -> None:
+        """Keep all streams from being ended as those of an endpoint that is gone: one call per replica."""
+        while True:
+            await asyncio.sleep(HOLD_S)
+            there: dict[str, list[str]] = {}
+            for stream in self._streams:
+                if (place := stream.place) is not None:
+                    there.setdefault(place[0], []).append(place[1])
+            calls = [self._handle.options(session_id=one).hold.remote(names) for one, names in there.items()]
+            with suppress(TimeoutError):
+                async with asyncio.timeout(HOLD_S):
+                    await asyncio.gather(*calls, return_exceptions=True)  # of those that are gone
 
     def _handle_for(self, model: str) -> DeploymentHandle:
         """The handle for calls about a model that name no replica."""

@@ -3,7 +3,7 @@
 A replica that leaves (drained, scaled down, replaced) gives its streams back as snapshots, and each goes on
 elsewhere with the same tokens. After a crash a stream goes on from its last transcript: its text and latest
 frame are read again. The endpoint keeps both, and the frames that have no words yet, which it sends again;
-so the client sends nothing twice.
+so the client sends nothing twice. :meth:`MovingStream.state` is the same for another endpoint.
 """
 
 from __future__ import annotations
@@ -12,13 +12,10 @@ import asyncio
 import logging
 import time
 import uuid
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextvars import Context
-from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 from ray.exceptions import (
     NodeDiedError,
     ObjectLostError,
@@ -32,24 +29,23 @@ from ray.serve.handle import DeploymentHandle
 
 from casa_core.engine.events import (
     Failed,
-    FrameDropped,
-    FrameRefused,
     Outcome,
     Overloaded,
     StreamMoved,
 )
 from casa_core.engine.live_stream import StreamSettings
 from casa_core.engine.protocol import FrameImage
-from casa_core.engine.requests import CaptionEvent
 from casa_core.engine.saved_session import SavedSession, Transcript
 from casa_core.errors import ClusterError
-from casa_core.media.decode import encode_png
 from serve.engine_replica import Opened
+from serve.stream_record import Asked, StreamRecord
 
 logger = logging.getLogger("casa.serve")
 
 MOVING_S = 120.0
 """Seconds in which a stream must have found another replica."""
+LEAVE_S = 10.0
+"""Seconds in which a replica must give a stream back that goes on at another endpoint."""
 UNSENT = 64
 """Frames that the replica has not taken yet; more of a flood are held back in the connection."""
 GONE = (
@@ -61,14 +57,6 @@ GONE = (
 _running: set[asyncio.Task[Any]] = set()
 
 
-@dataclass(slots=True, eq=False)
-class _Asked:
-    """A further question without an answer; ``taken`` once a replica has it."""
-
-    query: str
-    taken: bool = False
-
-
 class MovingStream:
     """One live stream on whichever replica holds it; an :class:`serve.calls.OpenStream`.
 
@@ -77,26 +65,30 @@ class MovingStream:
     Args:
         handle: The engine deployment's, routed by :class:`serve.routing.StickyRouter`.
         closed: Called when it is closed.
+        begin: What another endpoint's stream left, which it goes on with as one that moves.
     """
 
     def __init__(
-        self, handle: DeploymentHandle, settings: StreamSettings, closed: Callable[[MovingStream], None]
+        self,
+        handle: DeploymentHandle,
+        settings: StreamSettings,
+        closed: Callable[[MovingStream], None],
+        begin: SavedSession | Transcript | None = None,
     ) -> None:
         self._handle, self._settings, self._closed = handle, settings, closed
         self._id, self._stays = uuid.uuid4().hex, 0
         self._replica = ""
         self._left: set[str] = set()  # replicas it must not stay on
-        self._due: dict[float, FrameImage] = {}  # frames without words
-        self._unsent: deque[float] = deque()
-        self._latest: tuple[float, FrameImage] | None = None  # with words
-        self._picture: FrameImage | None = None  # of the transcript
-        self._asked: deque[_Asked] = deque()
-        self._transcript: Transcript | None = None
+        self._record = StreamRecord(settings)
         self._outcomes: asyncio.Queue[Outcome | None] = asyncio.Queue()
         self._first: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._here, self._more, self._room = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._room.set()
-        self._tasks = [_detached(self._follow()), _detached(self._send())]
+        self._given_back: asyncio.Future[SavedSession | None] | None = None  # once it leaves this endpoint
+        if begin is not None:
+            self._first.set_result(None)  # there is a client already, who is told if it cannot go on
+            begin = self._record.take_over(begin)
+        self._tasks = [detached(self._follow(begin)), detached(self._send())]
 
     async def opened(self) -> None:
         """Wait until a replica holds it.
@@ -108,10 +100,9 @@ class MovingStream:
 
     async def push_frame(self, image: FrameImage, timestamp: float) -> None:
         """Queue a frame; what becomes of it is an outcome."""
-        self._due[timestamp] = image
-        self._unsent.append(timestamp)
+        self._record.push(image, timestamp)
         self._more.set()
-        if len(self._unsent) > UNSENT:
+        if len(self._record.unsent) > UNSENT:
             self._room.clear()
             await self._room.wait()
 
@@ -122,8 +113,8 @@ class MovingStream:
             DataError: If it is too long, or the stream has ended.
             ClusterError: If no replica takes the stream.
         """
-        asked = _Asked(query)
-        self._asked.append(asked)
+        asked = Asked(query)
+        self._record.asked.append(asked)
         try:
             async with asyncio.timeout(MOVING_S):
                 while not asked.taken:
@@ -133,7 +124,7 @@ class MovingStream:
             raise _lost() from None
         finally:
             if not asked.taken:
-                self._asked.remove(asked)
+                self._record.asked.remove(asked)
 
     def __aiter__(self) -> AsyncIterator[Outcome]:
         return self
@@ -146,6 +137,40 @@ class MovingStream:
             raise outcome.error
         return outcome
 
+    @property
+    def place(self) -> tuple[str, str] | None:
+        """The replica that holds it, and its name there; ``None`` while it moves."""
+        return (self._replica, self._name) if self._here.is_set() else None
+
+    def state(self) -> Transcript | None:
+        """What another endpoint can go on from, approximately: its text and latest frame, the frames without
+        words and the questions without answers.
+
+        ``None`` while outcomes wait to be iterated over: they are in the text already, and their reader has
+        not had them.
+        """
+        return self._record.state() if self._outcomes.empty() else None
+
+    async def leave(self) -> SavedSession | Transcript | None:
+        """End it here for another endpoint, once all its outcomes were iterated over.
+
+        Returns:
+            What it goes on from: exactly where its replica gives it back, else as :meth:`state`.
+        """
+        self._given_back = asyncio.get_running_loop().create_future()
+        saved: SavedSession | None = None
+        try:
+            async with asyncio.timeout(LEAVE_S):
+                if self._here.is_set() and await self._call("depart"):
+                    saved = await self._given_back
+        except TimeoutError:
+            logger.warning("stream %s: %s did not give it back", self._id, self._replica)
+        for task in self._tasks:
+            task.cancel()
+        while self._tasks and not self._outcomes.empty():
+            await asyncio.sleep(0.001)
+        return self._record.state() if saved is None else self._record.complete(saved)
+
     def finish(self) -> None:
         """Let the iteration end after the outcomes that are there."""
         self._outcomes.put_nowait(None)
@@ -155,7 +180,7 @@ class MovingStream:
         for task in self._tasks:
             task.cancel()
         if self._tasks and self._replica:
-            _detached(self._call("finish"))
+            detached(self._call("finish"))
         self._tasks = []
         self._closed(self)
 
@@ -163,7 +188,7 @@ class MovingStream:
         """Have it depart from a replica that leaves, if it is there."""
         self._left.add(replica)
         if self._replica == replica and self._tasks:
-            _detached(self._call("depart"))
+            detached(self._call("depart"))
 
     @property
     def _name(self) -> str:
@@ -184,7 +209,7 @@ class MovingStream:
             self._here.clear()  # until it has moved
         return taken
 
-    async def _ask(self, asked: _Asked) -> None:
+    async def _ask(self, asked: Asked) -> None:
         """Hand a question to the replica; where it is gone, once the stream has moved it is tried again."""
         taken = await self._call("prompt", asked.query)
         if isinstance(taken, Failed):
@@ -197,28 +222,28 @@ class MovingStream:
             await self._more.wait()
             await self._here.wait()
             self._more.clear()
-            frames = [(timestamp, self._due[timestamp]) for timestamp in self._unsent]
-            self._unsent.clear()
+            frames = self._record.take_unsent()
             self._room.set()
             if frames:
                 await self._call("feed", frames)  # where that fails, they are sent again once it has moved
 
-    async def _follow(self) -> None:
+    async def _follow(self, begin: SavedSession | Transcript | None) -> None:
         """Keep it on a replica, and hand its outcomes on."""
-        begin: SavedSession | Transcript | None = None
-        moving_since: float | None = None  # since it left a replica
+        moving_since = time.monotonic() if self._first.done() else None  # since it left a replica
         try:
             while moving_since is None or time.monotonic() < moving_since + MOVING_S:
                 ended = await self._stay(begin, moved=moving_since is not None)
                 self._here.clear()
-                if ended is None:
+                if self._given_back is not None:
+                    if not self._given_back.done():
+                        self._given_back.set_result(ended if isinstance(ended, SavedSession) else None)
                     return
                 if isinstance(ended, Overloaded):
                     if moving_since is None:
                         raise ended
                     await asyncio.sleep(1)
                     continue
-                begin = ended if isinstance(ended, SavedSession) else self._last_known()
+                begin = ended if isinstance(ended, SavedSession) else self._record.last_known()
                 moving_since = time.monotonic()
             raise _lost()
         except Exception as error:
@@ -233,7 +258,8 @@ class MovingStream:
         """Its time on one replica.
 
         Returns:
-            How it ended there: with a snapshot, by an error that another replica may not have, or for good.
+            How it ended there: with a snapshot, by an error that another replica may not have, or with
+            nothing, where a replica that had heard nothing of it has ended it.
         """
         self._stays += 1
         response = streaming(self._handle).open.remote(self._name, self._settings, begin)
@@ -247,13 +273,14 @@ class MovingStream:
                         case SavedSession():
                             saved = item
                         case Transcript():
-                            self._keep(item)
+                            self._record.keep(item)
                         case Failed(Overloaded() as error):
                             return error
                         case Failed(error):
                             raise error
                         case _:
-                            self._note(item)
+                            self._record.note(item)
+                            self._outcomes.put_nowait(item)
         except GONE as error:
             logger.warning("stream %s: %s is gone (%s)", self._id, self._replica, type(error).__name__)
             return error
@@ -268,7 +295,9 @@ class MovingStream:
         if moved:
             exact = opened.exact and isinstance(begin, SavedSession)
             read = begin.transcript if isinstance(begin, SavedSession) else begin
-            lost = self._send_again(read if opened.exact else None)
+            lost, ask_again = self._record.to_send_again(read if opened.exact else None)
+            for asked in ask_again:
+                detached(self._ask(asked))
             self._outcomes.put_nowait(StreamMoved(exact, lost))
         if not self._first.done():
             self._first.set_result(None)
@@ -277,50 +306,13 @@ class MovingStream:
         if opened.replica in self._left:
             self.fetch_from(opened.replica)
 
-    def _send_again(self, read: Transcript | None) -> tuple[float, ...]:
-        """Queue what its new replica has not read; the times of frames whose words are lost."""
-        until, words, prompts = (
-            (-1.0, False, 0) if read is None else (read.timestamp, bool(read.words), len(read.prompts))
-        )
-        in_progress = until if read is not None and words and not read.answering else None
-        lost = tuple(one for one in self._due if one <= until and one != in_progress)
-        for timestamp in lost:
-            del self._due[timestamp]
-        self._unsent = deque(one for one in self._due if one > until)
-        taken = [asked for asked in self._asked if asked.taken]
-        for asked in taken[prompts:]:
-            _detached(self._ask(asked))
-        return lost
-
-    def _keep(self, transcript: Transcript) -> None:
-        """Keep what a crash leaves of it. The frame is the endpoint's own copy."""
-        at, image = self._latest or (-1.0, None)
-        self._picture = image if at == transcript.timestamp else self._due.get(transcript.timestamp)
-        self._transcript = transcript
-
-    def _last_known(self) -> Transcript | None:
-        """What it goes on from after a crash."""
-        picture = self._picture
-        frame = encode_png(picture) if isinstance(picture, np.ndarray) else picture
-        return None if self._transcript is None else replace(self._transcript, frame=frame)
-
-    def _note(self, outcome: Outcome) -> None:
-        match outcome:
-            case CaptionEvent(prompt=str()):
-                self._asked.popleft()
-            case CaptionEvent(timestamp=timestamp):
-                self._latest = timestamp, self._due.pop(timestamp)
-            case FrameDropped(timestamp) | FrameRefused(timestamp):
-                self._due.pop(timestamp)
-        self._outcomes.put_nowait(outcome)
-
 
 def streaming(handle: DeploymentHandle) -> Any:
     """The handle for calls whose answer comes in pieces. Ray's types know only the other ones."""
     return handle.options(stream=True)
 
 
-def _detached(coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+def detached(coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
     """Run it outside of the request that is being served: Serve ends its calls with that request."""
     task = asyncio.get_running_loop().create_task(coroutine, context=Context())
     _running.add(task)

@@ -262,6 +262,19 @@ class LiveSession:
         """As ``OpenStream.finish``."""
         self._inbox.put(None)
 
+    @property
+    def place(self) -> None:
+        """As ``OpenStream.place``."""
+        return None
+
+    def state(self) -> Transcript | None:
+        """As ``OpenStream.state``: the engine is in this process, and ends with it."""
+        return None
+
+    async def leave(self) -> SavedSession | Transcript | None:
+        """As ``OpenStream.leave``, with nothing."""
+        return None
+
     def close(self) -> None:
         """As ``OpenStream.close``."""
         self._client.leave(self._number)

@@ -59,14 +59,14 @@ def caption(
 
       casa caption clip.mp4 --json                one JSON object a line
     """
-    from infra import endpoint_client
+    from infra import caption_client
     from pipelines.cli.shared.run_handle import latest_run
 
     endpoint = url or latest_run(store).endpoint
     said: list[subtitle_files.Caption] = []
     damage: MediaError | None = None
     try:
-        for event in endpoint_client.caption(endpoint, video, query=query, model=model, realtime=realtime):
+        for event in caption_client.caption(endpoint, video, query=query, model=model, realtime=realtime):
             if event["type"] == "caption" and event["text"]:
                 said.append((event["timestamp"], event["text"]))
             if json_:

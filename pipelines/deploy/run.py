@@ -57,6 +57,7 @@ class Endpoint:
         live_query: Query of a live session whose client names none.
         dtype, compile, graphs, quantize: How the engine computes.
         replicas: Bounds of autoscaling.
+        endpoints: Processes that clients connect to.
         access, limits: As `infra.endpoint_settings` has them.
     """
 
@@ -70,6 +71,7 @@ class Endpoint:
     graphs: bool
     quantize: str
     replicas: Replicas
+    endpoints: int
     access: Access
     limits: Limits
 

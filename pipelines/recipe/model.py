@@ -294,6 +294,11 @@ class Deploy(Section):
         default="none", description="Type in which decode steps hold the weights, on CPUs; `none`: `dtype`."
     )
     replicas: Replicas = Field(default_factory=Replicas, description="Bounds of autoscaling.")
+    endpoints: Count = Field(
+        default=1,
+        description="Processes that clients connect to, before the engines; with two, others go on at once "
+        "when one dies.",
+    )
     access: Access = Field(default_factory=Access, description="Who may use the endpoint.")
     limits: Limits = Field(default_factory=Limits, description="Bounds of each replica.")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -14,7 +15,7 @@ from serve.api.errors import ApiError, bad_request, invalid_image
 from serve.api.responses import DeletedFile, FileObject
 from serve.api.settings import Limits
 from serve.files.multipart import parse_form
-from serve.files.store import FileStore, StoredFile
+from serve.files.store import Files, StoredFile
 
 PURPOSES = ("vision", "user_data")
 _ID = re.compile(r"[\w-]{1,64}")
@@ -32,8 +33,8 @@ _FORM = {
 _ACCEPTED = {"required": True, "content": {"multipart/form-data": _FORM, "image/*": _BODY}}
 
 
-def files_router(store: FileStore, limits: Limits) -> APIRouter:
-    """The routes over one process's uploaded pictures."""
+def files_router(store: Files, limits: Limits) -> APIRouter:
+    """The routes over uploaded pictures."""
     router = APIRouter()
 
     @router.post("/v1/files", response_model=FileObject, openapi_extra={"requestBody": _ACCEPTED})
@@ -44,35 +45,35 @@ def files_router(store: FileStore, limits: Limits) -> APIRouter:
         """
         kind, body = request.headers.get("content-type", ""), await request.body()
         name, data = await asyncio.to_thread(_uploaded, body, kind, limits)
-        return _object(store, store.put(data, name))
+        return _object(store, await store.put(data, name))
 
     @router.get("/v1/files/{file_id}", response_model=FileObject)
     async def show(file_id: str) -> dict[str, Any]:
         """What is kept under an id, which lasts anew from now."""
-        return _object(store, stored(store, file_id))
+        return _object(store, await stored(store, file_id))
 
     @router.delete("/v1/files/{file_id}", response_model=DeletedFile)
     async def delete(file_id: str) -> dict[str, Any]:
         """Forget a picture."""
-        file = stored(store, file_id)
-        return {"id": file.id, "object": "file", "deleted": store.delete(file.id)}
+        file = await stored(store, file_id)
+        return {"id": file.id, "object": "file", "deleted": await store.delete(file.id)}
 
     return router
 
 
-def stored(store: FileStore, file_id: str, param: str = "file_id") -> StoredFile:
+async def stored(store: Files, file_id: str, param: str = "file_id") -> StoredFile:
     """An uploaded picture.
 
     Raises:
-        ApiError: 404 for one that is not kept, or not in this process.
+        ApiError: 404 for one that is not kept.
     """
-    if (found := store.get(file_id)) is not None:
+    if (found := await store.get(file_id)) is not None:
         return found
     shown = file_id if _ID.fullmatch(file_id) else "of this id"
     raise ApiError(
         404,
-        f"No file {shown} is kept here. Files are kept for {store.seconds:g} seconds after their last use, "
-        "by the one process that took them: upload it again, or send it as a data URI.",
+        f"No file {shown} is kept here. Files are kept for {store.seconds:g} seconds after their last use "
+        "at most: upload it again, or send it as a data URI.",
         code="file_not_found",
         param=param,
     )
@@ -117,14 +118,14 @@ def _from_form(body: bytes, content_type: str) -> tuple[str, bytes]:
     return name, fields["file"].data
 
 
-def _object(store: FileStore, file: StoredFile) -> dict[str, Any]:
+def _object(store: Files, file: StoredFile) -> dict[str, Any]:
     """OpenAI's description of a file."""
     return {
         "id": file.id,
         "object": "file",
         "bytes": len(file.data),
         "created_at": file.created,
-        "expires_at": store.expires(file.id),
+        "expires_at": int(time.time() + store.seconds),
         "filename": file.name,
         "purpose": PURPOSES[0],
         "status": "processed",

@@ -15,7 +15,7 @@ from serve.api.files import stored
 from serve.api.schemas import ImagePart, Message
 from serve.api.settings import Limits
 from serve.fetch.fetcher import ImageFetcher, Room
-from serve.files.store import ID_PREFIX, FileStore
+from serve.files.store import ID_PREFIX, Files
 
 Places = Mapping[str, str]
 """The address of each image of a request by its place, as `param` of an error names it; in order."""
@@ -48,7 +48,7 @@ class ImageSources:
     """
 
     fetcher: ImageFetcher | None = None
-    files: FileStore | None = None
+    files: Files | None = None
 
 
 async def load_images(places: Places, limits: Limits, sources: ImageSources) -> tuple[list[bytes], int]:
@@ -64,7 +64,8 @@ async def load_images(places: Places, limits: Limits, sources: ImageSources) -> 
     elsewhere: dict[str, bytes] = {}
     if files is not None:
         uploaded = {place: url for place, url in places.items() if url.startswith(ID_PREFIX)}
-        elsewhere |= {place: stored(files, file_id, place).data for place, file_id in uploaded.items()}
+        for place, file_id in uploaded.items():
+            elsewhere[place] = (await stored(files, file_id, place)).data
     if fetcher is not None and (remote := {place: url for place, url in places.items() if is_remote(url)}):
         elsewhere |= await _fetch(remote, limits, fetcher)
 

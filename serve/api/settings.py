@@ -73,6 +73,7 @@ class ServeSettings(_Section):
         default="none", description="Type in which decode steps hold the weights, on CPUs; `none`: `dtype`."
     )
     replicas: Replicas
+    endpoints: Count = Field(default=1, description="Ray Serve replicas that clients connect to.")
     num_cpus: float = Field(default=0.5, ge=0, description="CPUs that Ray reserves for each replica.")
     num_gpus: float = Field(default=0.0, ge=0, description="GPUs that Ray reserves for each replica.")
     log: Literal["text", "json"] = Field(

@@ -7,6 +7,7 @@ import secrets
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import Protocol
 
 ID_PREFIX = "file-"
 
@@ -28,6 +29,28 @@ class StoredFile:
     created: int
 
 
+class Files(Protocol):
+    """Uploaded pictures, in this process or in one that several share.
+
+    Attributes:
+        seconds: How long a file is kept after its last use.
+    """
+
+    seconds: float
+
+    async def put(self, data: bytes, name: str) -> StoredFile:
+        """Keep a file of at most as many bytes as are kept at all."""
+        ...
+
+    async def get(self, file_id: str) -> StoredFile | None:
+        """A file, whose time begins anew; ``None`` for one that is not kept."""
+        ...
+
+    async def delete(self, file_id: str) -> bool:
+        """Forget a file; whether it was there."""
+        ...
+
+
 class FileStore:
     """Keeps files until they have not been used for a while, or others need their room. Used from one event
     loop.
@@ -47,29 +70,25 @@ class FileStore:
         """Bytes of all files together."""
         return sum(len(file.data) for file, _ in self._files.values())
 
-    def put(self, data: bytes, name: str) -> StoredFile:
-        """Keep a file of at most ``most_bytes``."""
+    async def put(self, data: bytes, name: str) -> StoredFile:
+        """As ``Files.put``."""
         file = StoredFile(ID_PREFIX + secrets.token_urlsafe(24), data, name, int(time.time()))
         while self._files and self.bytes_held + len(data) > self.most_bytes:
             self._files.popitem(last=False)
         self._use(file)
         return file
 
-    def get(self, file_id: str) -> StoredFile | None:
-        """A file, whose time begins anew; ``None`` for one that is not kept."""
+    async def get(self, file_id: str) -> StoredFile | None:
+        """As ``Files.get``."""
         self._drop_old()
         if (found := self._files.get(file_id)) is None:
             return None
         self._use(found[0])
         return found[0]
 
-    def delete(self, file_id: str) -> bool:
-        """Forget a file; whether it was there."""
+    async def delete(self, file_id: str) -> bool:
+        """As ``Files.delete``."""
         return self._files.pop(file_id, None) is not None
-
-    def expires(self, file_id: str) -> int:
-        """When a file ends unless it is used, seconds since 1970."""
-        return int(time.time() + self._files[file_id][1] - time.monotonic())
 
     def close(self) -> None:
         """Forget everything."""

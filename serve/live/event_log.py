@@ -44,6 +44,14 @@ class EventLog:
         self._events.append({**event, "event": self.number})
         self._wake()
 
+    def renumber(self, known: int, after: int) -> None:
+        """Let the events after number ``known`` follow number ``after``; those before are forgotten."""
+        new = [event for event in self._events if event["event"] > known]
+        self._events.clear()
+        self.number = after
+        for event in new:
+            self.append(event)
+
     def end(self) -> None:
         """Let readers end after the events that are there."""
         self.ended = True

@@ -11,8 +11,9 @@ Client → server (WebSocket /v1/live)
     {"type": "session.end"}
 Server → client; `event` numbers the events of a session from 1
     {"type": "session.started", "session_id", "model", "limits": {…}, "credits"}
-    {"type": "session.resumed", "session_id", "lost", …as started}
-        `event` is the number after which events follow; `lost` of them are no longer kept
+    {"type": "session.resumed", "session_id", "lost", "received", …as started}
+        `event` is the number after which events follow; `lost` of them are no longer kept. Of the frames that
+        were sent, the first `received` have come: the rest are to be sent again
     {"type": "caption", "timestamp", "text", "latency_ms", "engine_ms", "late_ms", "text_tokens", "tokens",
      "truncated", "credits"}
         one for each frame, in order; `text` is "" where the model stays silent; `late_ms` counts from the
@@ -20,7 +21,8 @@ Server → client; `event` numbers the events of a session from 1
     {"type": "answer", "query", …as a caption}    to each session.prompt, in order
     {"type": "dropped", "timestamp", "reason": "queue_full" or "moved", "credits"}    in place of a caption
     {"type": "error", "error": {…OpenAI's shape…}, "timestamp" or null, "fatal": bool}
-        `retry_after_s` where it is worth trying again (too many sessions, or questions)
+        `retry_after_s` where it is worth trying again (too many sessions, or questions); the code
+        `session_moves` asks a client to resume the session
     {"type": "warning", "warning": {"code", "message"}}    of a video file that is damaged (`captions`)
     {"type": "session.moved", "exact": bool}
         the session goes on in another process: `exact` as if nothing had happened, or else without what

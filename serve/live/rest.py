@@ -106,7 +106,7 @@ def rest_router(sessions: LiveSessions) -> APIRouter:
         after: After = 0,
         last_event_id: Annotated[str | None, Header(description="As browsers send it; for `after`.")] = None,
     ) -> Response:
-        run = await sessions.find(session_id)
+        run = await sessions.find(session_id, to_read=True)
         if last_event_id is not None:
             after = _event_number(last_event_id)
         if run.over and after >= run.event:

@@ -10,7 +10,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from casa_core.engine.live_stream import StreamSettings
@@ -21,27 +20,9 @@ from serve.calls import OpenStream
 from serve.live.account import Account
 from serve.live.event_log import Event, EventLog, EventReader
 from serve.live.messages import session_facts, usage_of
+from serve.live.state import Kept, RunState
 
 logger = logging.getLogger("casa.serve")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunState:
-    """A session's own account, from which another process can continue it; the engine's stream moves apart.
-
-    Attributes:
-        seconds: Since the session began.
-        event, events: Number of the latest event, and those that are kept.
-        owner: Name of the API key that it belongs to.
-    """
-
-    session_id: str
-    stream: StreamSettings
-    account: Account
-    seconds: float
-    event: int
-    events: tuple[Event, ...]
-    owner: str = ""
 
 
 class LiveRun:
@@ -52,11 +33,12 @@ class LiveRun:
 
     Args:
         session: The engine's stream; it belongs to the run.
-        on_outcome: Called after each outcome.
+        on_change: Called after each event, frame and question.
         on_over: Called once, when the session has ended.
 
     Attributes:
         over: Whether it has ended.
+        has_moved: Whether it has ended here only, and goes on in another process.
         failure: The error that ended it.
         left_at: When its connection was lost, by `time.monotonic`; `None` unless one was.
     """
@@ -68,20 +50,21 @@ class LiveRun:
         stream: StreamSettings,
         settings: ServeSettings,
         *,
-        on_outcome: Callable[[LiveRun], None] = lambda run: None,
+        on_change: Callable[[LiveRun], None] = lambda run: None,
         on_over: Callable[[LiveRun], None] = lambda run: None,
     ) -> None:
         self.id, self.stream = session_id, stream
         self.owner = ""
-        self.over = False
+        self.over = self.has_moved = False
         self.failure: ApiError | None = None
         self.left_at: float | None = None
         self.facts = session_facts(session_id, stream.model or settings.model_name, settings.limits)
         self._limits = settings.limits
         self._session = session
-        self._on_outcome, self._on_over = on_outcome, on_over
+        self._on_change, self._on_over = on_change, on_over
         self._account = Account()
         self._log = EventLog(self._limits.kept_events)
+        self._known: int | None = None  # latest event that the process before had told of, until it is read
         self._changed = asyncio.Event()
         self._began = self._touched = time.monotonic()
         self._timer: asyncio.TimerHandle | None = None
@@ -96,9 +79,11 @@ class LiveRun:
         self.owner = state.owner
         self._account = state.account.continued()
         self._log = EventLog(self._limits.kept_events, state.event, state.events)
+        self._known = state.event
         self.left_at = time.monotonic()
         self._began = self.left_at - state.seconds
         self._follow()
+        self._on_change(self)
 
     def state(self) -> RunState:
         """What another process needs to continue it, small enough to keep after every frame."""
@@ -111,6 +96,28 @@ class LiveRun:
             events=self._log.events,
             owner=self.owner,
         )
+
+    def kept(self) -> Kept | None:
+        """It for another process, as far as it can be kept at this moment; ``None`` where it cannot."""
+        stream = None if self.over else self._session.state()
+        return None if stream is None else Kept(self.state(), stream, self._session.place)
+
+    async def leave(self, *, taken_over: bool = False) -> Kept | None:
+        """End it here, so that another process continues it; ``None`` where it has ended.
+
+        Args:
+            taken_over: Whether another connection reads it there. Else its reader is told to resume it.
+        """
+        stream = await self._session.leave()
+        if self.over:
+            return None
+        kept = Kept(self.state(), stream)
+        self.has_moved = True
+        error = _taken_over() if taken_over else _moves()
+        if (reader := self._log.reader) is not None:
+            reader.cut(error)
+        self.fail(error)
+        return kept
 
     @property
     def credits(self) -> int:
@@ -145,6 +152,7 @@ class LiveRun:
             message = f"A session takes at most {most} frames. Open a new one."
             raise self.fail(ApiError(400, message, code="frame_limit"))
         self._account.take_frame(timestamp)
+        self._on_change(self)
         try:
             await self._session.push_frame(image, timestamp)
         except CasaError as error:
@@ -158,6 +166,7 @@ class LiveRun:
         """
         self._take()
         self._account.take_question(query, self._limits)
+        self._on_change(self)
         try:
             await self._session.prompt(query)
         except CasaError:
@@ -202,18 +211,21 @@ class LiveRun:
         Raises:
             ApiError: There is no event of that number yet.
         """
+        if self._known is not None and self._known < after <= self._known + self._limits.kept_events:
+            self._log.renumber(self._known, after)  # the client has events that were not kept
+        self._known = None
         if after > self._log.number:
             message = f"The session's latest event is number {self._log.number}, not {after}."
             raise bad_request(message, "after")
-        taken_over = ApiError(409, "Another connection continues this session.", code="session_taken_over")
-        reader = self._log.attach(after, taken_over)
+        reader = self._log.attach(after, _taken_over())
         self.left_at, self._touched = None, time.monotonic()
         self._arm()
         return reader
 
     def resumed_event(self, after: int) -> Event:
         """What a reader that comes back is told first."""
-        resumed = {"type": "session.resumed", **self.facts, "lost": self._log.lost(after)}
+        lost, received = self._log.lost(after), self._account.totals.received
+        resumed = {"type": "session.resumed", **self.facts, "lost": lost, "received": received}
         return {**resumed, "credits": self.credits, "event": after}
 
     def detach(self, reader: EventReader) -> None:
@@ -244,14 +256,6 @@ class LiveRun:
         """End the session at once; ending it twice is harmless."""
         if not self.over:
             self._end({"type": "session.ended", "session_id": self.id, **self.usage})
-
-    def leave(self) -> None:
-        """End it here, so that another process continues it; its reader is told to resume it."""
-        message = "This server stops. The session goes on: resume it."
-        error = ApiError(503, message, code="session_moves", kind=SERVER_ERROR)
-        if (reader := self._log.reader) is not None:
-            reader.cut(error)
-        self.fail(error)
 
     def _end(self, last: Event) -> None:
         self.over = True
@@ -300,7 +304,6 @@ class LiveRun:
                 for event in self._account.note(outcome, self._limits):
                     self._note(event)
                 self._changed.set()
-                self._on_outcome(self)
                 if self.over or (self._account.ending and not self._account.due):
                     break
             self.close()
@@ -315,9 +318,19 @@ class LiveRun:
         if self.over:
             return
         self._log.append(event)
+        self._on_change(self)
         if self._log.overrun and self._log.reader is not None:
             message = f"{self._limits.kept_events} events were not read. Read them as they come."
             self._log.reader.cut(self.fail(ApiError(408, message, code="events_unread")))
+
+
+def _taken_over() -> ApiError:
+    return ApiError(409, "Another connection continues this session.", code="session_taken_over")
+
+
+def _moves() -> ApiError:
+    message = "The session goes on in another process: resume it."
+    return ApiError(503, message, code="session_moves", kind=SERVER_ERROR)
 
 
 def _ended() -> ApiError:

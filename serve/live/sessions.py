@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,22 +18,39 @@ from serve.api.settings import ServeSettings
 from serve.calls import EngineCalls, OpenStream
 from serve.live.account import check_query
 from serve.live.messages import SessionStart
-from serve.live.run import LiveRun, RunState
+from serve.live.run import LiveRun
+from serve.live.state import Kept
 
 
 class SessionStore(Protocol):
     """Where sessions are kept so that another process can continue them."""
 
-    def keep(self, state: RunState) -> None:
-        """Keep what a session has come to; called after each of its outcomes."""
+    def keep(self, session_id: str, kept: Callable[[], Kept | None]) -> None:
+        """Keep what a session has come to, now or soon; called after each of its changes.
+
+        Args:
+            kept: Gives it; ``None`` where it cannot be had at that moment.
+        """
         ...
 
     def drop(self, session_id: str) -> None:
         """Forget a session that has ended."""
         ...
 
-    async def take(self, session_id: str) -> tuple[RunState, OpenStream] | None:
-        """A session that another process had, and its stream in the engine; `None` if there is none."""
+    def release(self, session_id: str) -> None:
+        """Keep no more of a session that another process has taken."""
+        ...
+
+    async def take(self, session_id: str, *, to_read: bool) -> Kept | None:
+        """Take a session that another process has or had; `None` if there is none, or a third one took it.
+
+        Args:
+            to_read: Whether a connection is to read its events, in place of the one that does.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Return once all is kept."""
         ...
 
 
@@ -59,18 +77,21 @@ class LiveSessions:
 
     Args:
         store: Where sessions are kept for other processes; by default nowhere.
+        name: This process's, for the ids of its sessions (:class:`serve.routing.EndpointRouter`).
     """
 
     def __init__(
-        self, client: EngineCalls, settings: ServeSettings, store: SessionStore | None = None
+        self, client: EngineCalls, settings: ServeSettings, store: SessionStore | None = None, name: str = ""
     ) -> None:
         self.settings = settings
+        self._prefix = f"live-{name}-" if name else "live-"
         self._client = client
         self._store = store
         self._running: dict[str, LiveRun] = {}
         self._over: dict[str, LiveRun] = {}
-        self._taking: dict[str, asyncio.Event] = {}  # set once the session is here, or was not found
+        self._moving: dict[str, asyncio.Event] = {}  # set once the session has come or gone, or was not found
         self._opening: Counter[str] = Counter()  # by owner
+        self._closing = False
 
     @property
     def open(self) -> int:
@@ -106,65 +127,96 @@ class LiveSessions:
             session = await self._client.open_session(stream)
         finally:
             self._opening[owner.name] -= 1
-        run = self._run(f"live-{secrets.token_hex(16)}", session, stream)
+        run = self._run(f"{self._prefix}{secrets.token_hex(16)}", session, stream)
         run.owner = owner.name
         run.start()
         return run
 
-    async def find(self, session_id: str) -> LiveRun:
-        """A session by its id; one that has ended is found for `limits.resume_seconds` more.
+    async def find(self, session_id: str, *, to_read: bool = False) -> LiveRun:
+        """A session by its id, here or in another process, which then has it no more; one that has ended here
+        is found for `limits.resume_seconds` more.
+
+        Args:
+            to_read: Whether its events are to be read.
 
         Raises:
             ApiError: 404.
         """
-        while (taking := self._taking.get(session_id)) is not None:
-            await taking.wait()
-        run = self._running.get(session_id) or self._over.get(session_id) or await self._take(session_id)
+        await self._until_settled(session_id)
+        run = self._running.get(session_id) or self._over.get(session_id)
+        run = run or await self._take(session_id, to_read)
         if run is None:
             message = "There is no live session of this id: it has ended, or never began. Open a new one."
             raise ApiError(404, message, code="session_not_found", param="session_id")
         return run
 
-    def close(self) -> None:
-        """End all sessions here; those that are kept in a store go on elsewhere."""
-        for run in list(self._running.values()):
-            if self._store is None:
-                run.close()
-                continue
-            state = run.state()
-            run.leave()
-            self._store.keep(state)
+    async def hand_over(self, session_id: str, *, to_read: bool) -> Kept | None:
+        """End a session here for a process that has taken it; ``None`` if it is not here."""
+        await self._until_settled(session_id)
+        if (run := self._running.get(session_id)) is None:
+            return None
+        with self._settling(session_id):
+            return await run.leave(taken_over=to_read)
 
-    async def _take(self, session_id: str) -> LiveRun | None:
+    async def close(self) -> None:
+        """End all sessions here; those that are kept in a store go on elsewhere."""
+        self._closing, runs = True, list(self._running.values())
+        if self._store is None:
+            for run in runs:
+                run.close()
+            return
+        left = await asyncio.gather(*(run.leave() for run in runs), return_exceptions=True)
+        for run, kept in zip(runs, left, strict=True):
+            if isinstance(kept, Kept):
+                self._store.keep(run.id, lambda kept=kept: kept)
+        await self._store.close()
+
+    async def _take(self, session_id: str, to_read: bool) -> LiveRun | None:
         """A session of another process, if there is one."""
         if self._store is None:
             return None
-        self._taking[session_id] = taken = asyncio.Event()
-        try:
-            found = await self._store.take(session_id)
-            if found is None:
+        with self._settling(session_id):
+            kept = await self._store.take(session_id, to_read=to_read)
+            if kept is None:
                 return None
-            state, session = found
-            run = self._run(session_id, session, state.stream)
-            run.resume(state)
+            try:
+                session = await self._client.open_session(kept.run.stream, kept.stream)
+            except BaseException:
+                self._store.release(session_id)
+                raise
+            run = self._run(session_id, session, kept.run.stream)
+            run.resume(kept.run)
             return run
+
+    async def _until_settled(self, session_id: str) -> None:
+        while (settling := self._moving.get(session_id)) is not None:
+            await settling.wait()
+
+    @contextmanager
+    def _settling(self, session_id: str) -> Iterator[None]:
+        """While it comes from another process or leaves for one, calls about it wait."""
+        self._moving[session_id] = settled = asyncio.Event()
+        try:
+            yield
         finally:
-            del self._taking[session_id]
-            taken.set()
+            del self._moving[session_id]
+            settled.set()
 
     def _run(self, session_id: str, session: OpenStream, stream: StreamSettings) -> LiveRun:
-        run = LiveRun(session_id, session, stream, self.settings, on_outcome=self._keep, on_over=self._forget)
+        run = LiveRun(session_id, session, stream, self.settings, on_change=self._keep, on_over=self._forget)
         self._running[session_id] = run
         return run
 
     def _keep(self, run: LiveRun) -> None:
         if self._store is not None:
-            self._store.keep(run.state())
+            self._store.keep(run.id, run.kept)
 
     def _forget(self, run: LiveRun) -> None:
         del self._running[run.id]
-        if self._store is not None:
-            self._store.drop(run.id)
+        if self._store is not None and not (run.has_moved and self._closing):
+            (self._store.release if run.has_moved else self._store.drop)(run.id)
+        if run.has_moved:
+            return
         limits = self.settings.limits
         self._over[run.id] = run
         while len(self._over) > limits.sessions:

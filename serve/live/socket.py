@@ -109,7 +109,7 @@ class LiveConnection:
                 run = await self._sessions.start(start, Owner.of(self._socket.state))
                 return run, run.attach()
             case SessionResume(session_id=session_id, after=after):
-                run = await self._sessions.find(session_id)
+                run = await self._sessions.find(session_id, to_read=True)
                 resumed = run.resumed_event(after)
                 reader = run.attach(after)
                 await self._socket.send_json(resumed)

@@ -14,6 +14,7 @@ from casa_core.engine.live_stream import StreamSettings
 from casa_core.engine.load import LoadSnapshot
 from casa_core.engine.protocol import FrameImage
 from casa_core.engine.requests import CaptionEvent, GenerationDelta, GenerationRequest, GenerationResult
+from casa_core.engine.saved_session import SavedSession, Transcript
 from casa_core.errors import CasaError
 from serve.calls import EngineCalls
 from serve.observe.metrics import Metrics
@@ -51,14 +52,17 @@ class ObservedClient:
                         answer.end(delta.finish_reason, delta)
                     yield delta
 
-    async def open_session(self, settings: StreamSettings) -> ObservedSession:
+    async def open_session(
+        self, settings: StreamSettings, begin: SavedSession | Transcript | None = None
+    ) -> ObservedSession:
         """As the client's."""
         try:
-            session = await self._client.open_session(settings)
+            session = await self._client.open_session(settings, begin)
         except CasaError:
             self._metrics.sessions.labels("refused").inc()
             raise
-        return ObservedSession(session, self._metrics)
+        left = begin.transcript if isinstance(begin, SavedSession) else begin
+        return ObservedSession(session, self._metrics, asked=0 if left is None else len(left.prompts))
 
     async def ping(self) -> None:
         """As the client's."""
@@ -120,12 +124,16 @@ def _observed_answer(metrics: Metrics) -> Iterator[_Answer]:
 
 
 class ObservedSession:
-    """A live session whose frames are counted; it offers what the client's session offers."""
+    """A live session whose frames are counted; it offers what the client's session offers.
 
-    def __init__(self, session: Any, metrics: Metrics) -> None:
+    Args:
+        asked: Questions that it brings from another process.
+    """
+
+    def __init__(self, session: Any, metrics: Metrics, asked: int = 0) -> None:
         self._session, self._metrics, self._record = session, metrics, current_request()
         self._arrived: dict[float, float] = {}
-        self._asked: deque[float] = deque()
+        self._asked: deque[float] = deque([time.monotonic()] * asked)
         self._counts: dict[str, int] = dict.fromkeys(
             ("captioned", "on_time", "dropped", "refused", "lost", "answers", "tokens"), 0
         )
@@ -160,6 +168,19 @@ class ObservedSession:
     def finish(self) -> None:
         """As the session's."""
         self._session.finish()
+
+    @property
+    def place(self) -> tuple[str, str] | None:
+        """As the session's."""
+        return self._session.place
+
+    def state(self) -> Transcript | None:
+        """As the session's."""
+        return self._session.state()
+
+    async def leave(self) -> SavedSession | Transcript | None:
+        """As the session's."""
+        return await self._session.leave()
 
     def close(self) -> None:
         """As the session's; its line is logged."""

@@ -98,8 +98,7 @@ export class LiveSession {
         this.id = event.session_id;
         this.#go(event);
         break;
-      case "session.resumed": this.#send({ type: "session.usage" }); break; // what came of the frames on their way?
-      case "session.usage":
+      case "session.resumed": // the frames on their way that have not arrived are sent again
         for (const frame of this.unanswered.filter(({ number }) => number >= event.received)) this.socket.send(frame.message);
         this.#go(event);
         break;
@@ -108,7 +107,7 @@ export class LiveSession {
       case "dropped": this.on.dropped(event); break;
       case "session.moved": this.on.moved(event); break;
       case "error":
-        if (this.over) break; // it ended while the connection was lost
+        if (this.over || event.error?.code === "session_moves") break; // it ended meanwhile, or is resumed next
         this.over = this.explained = event.fatal;
         this.on.error(event);
         break;

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from casa_core.errors import ConfigError
-from infra import endpoint_client
+from infra import caption_client, endpoint_client
 from pipelines.cli.app import app
 from tests.support.serve.fakes import FakeEngine
 from tests.support.serve.server import running, settings_with, write_clip
@@ -37,7 +37,7 @@ def test_a_key_is_shown_once_and_opens_the_endpoint_to_the_commands(
         for call in (
             lambda: list(endpoint_client.answer(url, ask, model="casa-test")),
             lambda: endpoint_client.served_model(url),
-            lambda: list(endpoint_client.caption(url, clip)),
+            lambda: list(caption_client.caption(url, clip)),
         ):
             monkeypatch.delenv("CASA_API_KEY", raising=False)
             with pytest.raises(ConfigError, match="invalid_api_key"):

@@ -18,7 +18,7 @@ import pytest
 from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from infra import endpoint_client
+from infra import caption_client
 from infra.local_ray import RaySession
 from pipelines.dag.context import StageContext
 from pipelines.data.store.rows import CLEAN_SCHEMA
@@ -126,6 +126,6 @@ def test_it_answers_with_the_trained_weights_and_captions_its_own_demo_clips(
     assert [clip["query"] for clip in clips] == [f"query {i}" for i in range(4)]
     assert [clip["title"] for clip in clips] == [f"Query {i}" for i in range(4)]
     (tmp_path / "clip.mp4").write_bytes(httpx.get(summary["url"] + clips[0]["url"]).content)
-    events = list(endpoint_client.caption(summary["url"], tmp_path / "clip.mp4", query=clips[0]["query"]))
+    events = list(caption_client.caption(summary["url"], tmp_path / "clip.mp4", query=clips[0]["query"]))
     assert [event["timestamp"] for event in events[:-1]] == [0.0, 0.5, 1.0, 1.5]
     assert {event["type"] for event in events[:-1]} == {"caption"}

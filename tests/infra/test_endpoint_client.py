@@ -13,8 +13,10 @@ from casa_core.engine.events import Event, StreamMoved
 from casa_core.engine.requests import CaptionEvent
 from casa_core.errors import ClusterError, ConfigError, MediaError
 from casa_core.media.decode import VideoFrames, decode_image
+from infra import caption_client
 from infra import endpoint_client as client
 from tests.support.serve.fakes import FakeEngine, colour_of
+from tests.support.serve.proxy import cuttable
 from tests.support.serve.server import picture, running, settings_with, write_clip
 
 COLOURS = ["red", "green", "blue", "yellow"]
@@ -78,7 +80,7 @@ def test_words_may_hold_characters_that_end_lines_elsewhere(url: str, code: int,
 
 
 def test_every_sampled_frame_is_captioned_in_order_however_long_the_video(url: str, clip: Path):
-    events = list(client.caption(url, clip, query="now"))
+    events = list(caption_client.caption(url, clip, query="now"))
     assert [event["timestamp"] for event in events[:-1]] == [i / 2 for i in range(8)]
     spoken = [(event["timestamp"], event["text"]) for event in events[:-1] if event["text"]]
     assert spoken == [(float(i), f"now {colour} {2 * i + 1}") for i, colour in enumerate(COLOURS)]
@@ -100,7 +102,7 @@ class Moving(FakeEngine):
 
 def test_a_session_that_moves_answers_every_frame_all_the_same(clip: Path):
     with running(Moving(), settings_with()) as url:
-        events = list(client.caption(url, clip))
+        events = list(caption_client.caption(url, clip))
     kinds = [event["type"] for event in events]
     assert kinds == [*["caption"] * 2, "session.moved", *["caption"] * 6, "session.ended"]
     assert events[-1]["frames"] == 8
@@ -110,7 +112,9 @@ def test_in_real_time_captions_come_at_the_pace_of_the_video(url: str, tmp_path:
     clip = write_clip(tmp_path / "short.mp4", COLOURS[:2])
     began = time.monotonic()
     arrivals = [
-        time.monotonic() - began for event in client.caption(url, clip, realtime=True) if "text" in event
+        time.monotonic() - began
+        for event in caption_client.caption(url, clip, realtime=True)
+        if "text" in event
     ]
     assert len(arrivals) == 4
     assert all(i / 2 <= arrival + 0.05 for i, arrival in enumerate(arrivals)), arrivals
@@ -130,7 +134,7 @@ def test_nobody_there_is_said_in_one_sentence(nowhere: str, image: Path, clip: P
     with pytest.raises(ClusterError, match=f"No endpoint answers at {nowhere}"):
         list(client.answer(nowhere, [client.user_turn("hello", [image])]))
     with pytest.raises(ClusterError, match=f"No endpoint answers at {nowhere}"):
-        list(client.caption(nowhere, clip))
+        list(caption_client.caption(nowhere, clip))
 
 
 def test_refusals_carry_the_endpoints_reason(url: str, image: Path, tmp_path: Path):
@@ -146,14 +150,40 @@ def test_refusals_carry_the_endpoints_reason(url: str, image: Path, tmp_path: Pa
 
 def test_a_session_that_the_endpoint_ends_raises_its_reason(url: str, clip: Path):
     with pytest.raises(ClusterError, match="internal_error"):
-        list(client.caption(url, clip, query="explode"))
+        list(caption_client.caption(url, clip, query="explode"))
 
 
 def test_unreadable_files_are_reported_before_anything_is_sent(nowhere: str, url: str, tmp_path: Path):
     with pytest.raises(MediaError, match="does not exist"):
-        list(client.caption(nowhere, tmp_path / "missing.mp4"))
+        list(caption_client.caption(nowhere, tmp_path / "missing.mp4"))
     (tmp_path / "empty.mp4").touch()
     with pytest.raises(MediaError, match="cannot be decoded"):
-        list(client.caption(nowhere, tmp_path / "empty.mp4"))
+        list(caption_client.caption(nowhere, tmp_path / "empty.mp4"))
     with pytest.raises(MediaError, match="cannot be read"):
         client.user_turn("hello", [tmp_path / "missing.png"])
+
+
+def test_a_connection_that_is_lost_is_resumed_and_no_frame_is_missed_or_captioned_twice(clip: Path):
+    settings = settings_with(limits={"queued_frames": 3})
+    with running(FakeEngine(delay_s=0.05), settings) as url, cuttable(url) as proxy:
+        events = []
+        for event in caption_client.caption(proxy.url, clip, query="now"):
+            events.append(event)
+            if len(events) in (2, 3, 6):
+                proxy.cut()
+    said = [(event["timestamp"], event["text"]) for event in events[:-1]]
+    assert said == [
+        (i / 2, f"now {COLOURS[i // 2]} {i + 1}" if i % 2 == 0 else "") for i in range(2 * len(COLOURS))
+    ]
+    assert (events[-1]["type"], events[-1]["received"]) == ("session.ended", 8)
+
+
+def test_a_session_that_cannot_be_resumed_broke_off(clip: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(caption_client, "RETRY_S", (0.1, 0.1))
+    with running(FakeEngine(), settings_with()) as url, cuttable(url) as proxy:
+        events = caption_client.caption(proxy.url, clip)
+        next(events)
+        proxy.reachable = False
+        proxy.cut()
+        with pytest.raises(ClusterError, match="broke off"):
+            list(events)

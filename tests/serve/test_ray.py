@@ -17,7 +17,7 @@ from websockets.sync.client import connect
 from websockets.typing import Subprotocol
 
 from casa_core.errors import ClusterError
-from infra import endpoint_client
+from infra import caption_client
 from infra.http_protocol import HEAD_SECONDS
 from infra.local_ray import RaySession
 from pipelines.deploy import run as deploy
@@ -68,7 +68,7 @@ def test_a_websocket_client_streams_a_clip_and_gets_a_caption_for_each_frame(
     url: str, arguments: dict[str, Any]
 ):
     clip = Path(arguments["demo_clips"]) / "clip-1.mp4"
-    events = list(endpoint_client.caption(url, clip, query="now"))
+    events = list(caption_client.caption(url, clip, query="now"))
     assert [(event["timestamp"], event["text"]) for event in events[:-1]] == [
         (0.0, "now red 1"),
         (0.5, ""),

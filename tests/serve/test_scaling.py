@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from ray.serve._private.common import StreamingHTTPRequest
 
 from serve import departures
 from serve.autoscaling import replicas_wanted
-from serve.routing import MODEL_PREFIX, StickyRouter
+from serve.routing import MODEL_PREFIX, EndpointRouter, StickyRouter
 
 IDLE = {
     "streams": 0,
@@ -94,6 +96,50 @@ def test_calls_about_a_model_go_where_it_is_and_there_is_room_or_where_it_was_as
     assert len(chosen(engines, "model:new")) == 2
     assert len(chosen(engines[2:], "model:y")) == 2, "where it is there is no room: another loads it"
     assert chosen(engines[:2], "model:x", leaving=(engines[0],)) == {"b"}
+
+
+def endpoint_of(session_id: str, *, header: bool, here: str = "abc", leaving: str = "") -> set[str]:
+    """Where a client's call about a live session goes to, from Ray's proxy."""
+    router = object.__new__(EndpointRouter)
+    endpoints = [*map(replica, here)]
+    going = [one.replica_id for one in endpoints if one.replica_id.unique_id in leaving]
+    router._leaving = cast(Any, going)
+    scope = {"path": "/v1/live" if header else f"/v1/streaming/sessions/{session_id}/frame"}
+    request = pickle.dumps(StreamingHTTPRequest(scope, proxy_actor_name="proxy"))
+    metadata = SimpleNamespace(session_id=session_id if header else "", is_http_request=True)
+    call = SimpleNamespace(metadata=metadata, routing_context=SimpleNamespace(), args=[request])
+    found = asyncio.run(router.choose_replicas(endpoints, cast(Any, call)))
+    assert call.routing_context.should_backoff
+    return {one.replica_id.unique_id for group in found for one in group}
+
+
+@pytest.mark.parametrize("header", [True, False])
+def test_a_call_about_a_session_goes_to_the_endpoint_that_opened_it(header: bool):
+    for name in "abc":
+        assert endpoint_of(f"live-{name}-1f", header=header) == {name}
+
+
+@pytest.mark.parametrize("header", [True, False])
+def test_where_that_is_gone_or_leaves_all_calls_about_a_session_go_to_the_same_other(header: bool):
+    chosen = [endpoint_of(f"live-gone-{number}", header=header) for number in range(40)]
+    assert all(len(one) == 1 for one in chosen)
+    assert set.union(*chosen) == {"a", "b", "c"}, "and those of different sessions to different ones"
+    assert chosen == [endpoint_of(f"live-gone-{number}", header=header, here="cab") for number in range(40)]
+    assert endpoint_of("live-a-1", header=header, leaving="a") <= {"b", "c"}
+
+
+def test_calls_about_no_session_go_to_any_endpoint():
+    assert len(endpoint_of("made up", header=True)) == 2
+    assert len(endpoint_of("made up", header=False)) == 2
+    assert endpoint_of("live-a-1", header=False, here="") == set()
+
+
+def test_what_clients_write_into_the_header_is_not_kept():
+    router = object.__new__(EndpointRouter)
+    router._sent = {}
+    call = SimpleNamespace(metadata=SimpleNamespace(session_id=f"{MODEL_PREFIX}made up"))
+    router.on_request_routed(cast(Any, call), replica("a").replica_id, None)
+    assert not router._sent
 
 
 def test_those_that_ask_for_it_hear_once_of_each_engine_that_leaves(monkeypatch: pytest.MonkeyPatch):

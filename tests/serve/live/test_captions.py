@@ -17,7 +17,7 @@ import pytest
 from casa_core.engine.protocol import FrameImage
 from casa_core.media.decode import decode_image, decode_pictures
 from casa_core.media.video import VideoFrames, frame_times
-from infra import endpoint_client
+from infra import caption_client, endpoint_client
 from infra.subtitles import sub_rip, web_vtt
 from tests.support.data.video_cases import MATRICES, greys, halves, turned, video
 from tests.support.serve.fakes import FakeEngine
@@ -276,7 +276,7 @@ def assert_all_inputs_see_the_same(http: httpx.Client, engine: Seeing, path: Pat
     answer = captions(http, data)
     assert answer.json()["usage"]["frames"] == len(expected), answer.text
     uploaded = seen()
-    list(endpoint_client.caption(url, path))
+    list(caption_client.caption(url, path))
     streamed = seen()
     session = http.post("/v1/streaming/sessions").json()["urls"]
     for timestamp, jpeg in endpoint_client.encoded_frames(path, 2.0):

@@ -45,6 +45,7 @@ def test_a_session_whose_connection_is_lost_goes_on_with_the_events_that_were_mi
         with live(url) as socket:
             resumed = resume(socket, session_id, after=2)
             assert (resumed["type"], resumed["event"], resumed["lost"]) == ("session.resumed", 2, 0)
+            assert resumed["received"] == 3, "all frames have come"
             missed = [receive(socket) for _ in range(2)]
             assert [(event["event"], event["text"]) for event in missed] == [
                 (3, "I see blue 2"),

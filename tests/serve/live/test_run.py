@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import pickle
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
 from fastapi import FastAPI
 
-from casa_core.engine.client import EngineClient
+from casa_core.engine.client import EngineClient, LiveSession
 from casa_core.engine.events import FrameRefused, Outcome, StreamMoved
 from casa_core.engine.live_stream import StreamSettings
 from casa_core.engine.requests import CaptionEvent
+from casa_core.engine.saved_session import Transcript
 from serve.api.errors import ApiError
 from serve.live.messages import SessionStart
-from serve.live.run import LiveRun, RunState
+from serve.live.run import LiveRun
 from serve.live.sessions import LiveSessions
 from serve.live.socket import live_router
+from serve.live.state import Kept, RunState
 from tests.support.serve.fakes import FakeEngine
 from tests.support.serve.server import binary_frame, picture, settings_with
 
@@ -154,36 +156,52 @@ def test_a_frame_of_a_shape_that_the_model_refuses_ends_no_session():
     asyncio.run(main())
 
 
-class Kept:
-    """A store in memory."""
+class InMemory:
+    """A store that keeps everything at once."""
 
-    def __init__(self, client: EngineClient) -> None:
-        self.states: dict[str, RunState] = {}
-        self._client = client
+    def __init__(self) -> None:
+        self.kept: dict[str, Kept] = {}
 
-    def keep(self, state: RunState) -> None:
-        self.states[state.session_id] = state
+    def keep(self, session_id: str, kept: Callable[[], Kept | None]) -> None:
+        if (now := kept()) is not None:
+            self.kept[session_id] = now
 
     def drop(self, session_id: str) -> None:
-        self.states.pop(session_id, None)
+        self.kept.pop(session_id, None)
 
-    async def take(self, session_id: str):
-        if (state := self.states.pop(session_id, None)) is None:
-            return None
-        return state, await self._client.open_session(state.stream)
+    release = drop
+
+    async def take(self, session_id: str, *, to_read: bool) -> Kept | None:
+        return self.kept.pop(session_id, None)
+
+    async def close(self) -> None:
+        pass
 
 
-def test_sessions_are_kept_after_each_outcome_found_in_the_store_and_dropped_at_their_end():
+class Movable(EngineClient):
+    """An engine with whose streams another process can go on."""
+
+    async def open_session(self, settings: StreamSettings, begin: Any = None, **_: Any) -> LiveSession:
+        session = await super().open_session(settings, begin)
+        transcript = lambda: self._engine.transcript(session._number)  # noqa: E731
+
+        async def leave() -> Transcript:
+            return transcript()
+
+        session.state, session.leave = transcript, leave
+        return session
+
+
+def test_sessions_are_kept_from_their_start_after_each_outcome_found_in_the_store_and_dropped_at_their_end():
     async def main() -> None:
-        client = EngineClient(FakeEngine())
-        store = Kept(client)
+        client, store = Movable(FakeEngine()), InMemory()
         here, there = (LiveSessions(client, settings_with(), store) for _ in range(2))
         run = await here.start(SessionStart())
-        assert not store.states
+        assert store.kept[run.id].run.event == 1
         reader = run.attach()
         await run.push(RED, 0.0)
         assert [(await anext(reader))["type"] for _ in range(2)] == ["session.started", "caption"]
-        assert store.states[run.id].event == 2
+        assert store.kept[run.id].run.event == 2
         moved = await there.find(run.id)
         assert (moved.event, moved.usage["frames"], there.open) == (2, 1, 1)
         with pytest.raises(ApiError, match="no live session"):
@@ -191,10 +209,10 @@ def test_sessions_are_kept_after_each_outcome_found_in_the_store_and_dropped_at_
         await moved.push(RED, 1.0)
         while moved.credits < 8:
             await asyncio.sleep(0.01)
-        assert run.id in store.states
+        assert run.id in store.kept
         moved.close()
-        assert run.id not in store.states
-        here.close()
+        assert run.id not in store.kept
+        await here.close()
         client.close()
 
     asyncio.run(main())
@@ -202,14 +220,13 @@ def test_sessions_are_kept_after_each_outcome_found_in_the_store_and_dropped_at_
 
 def test_sessions_of_a_server_that_stops_are_told_to_resume_and_found_by_all_who_ask_at_once():
     async def main() -> None:
-        client = EngineClient(FakeEngine())
-        store = Kept(client)
+        client, store = Movable(FakeEngine()), InMemory()
         here, there = (LiveSessions(client, settings_with(), store) for _ in range(2))
         run = await here.start(SessionStart())
         reader = run.attach(after=1)
         await run.push(RED, 0.0)
         await anext(reader)
-        here.close()
+        await here.close()
         assert here.open == 0
         with pytest.raises(ApiError, match="resume it") as told:
             await anext(reader)
@@ -217,8 +234,70 @@ def test_sessions_of_a_server_that_stops_are_told_to_resume_and_found_by_all_who
         found = await asyncio.gather(*(there.find(run.id) for _ in range(3)))
         assert len(set(map(id, found))) == 1
         assert (found[0].event, found[0].over, there.open) == (2, False, 1)
-        there.close()
+        await there.close()
         client.close()
+
+    asyncio.run(main())
+
+
+def test_a_session_of_another_living_process_moves_and_its_reader_is_told_which_way():
+    async def main() -> None:
+        client, store = Movable(FakeEngine()), InMemory()
+        here, there = (LiveSessions(client, settings_with(), store) for _ in range(2))
+        for to_read, code in ((True, "session_taken_over"), (False, "session_moves")):
+            run = await here.start(SessionStart())
+            reader = run.attach(after=1)
+            kept = await here.hand_over(run.id, to_read=to_read)
+            assert kept is not None
+            assert kept.run.event == 1
+            with pytest.raises(ApiError) as told:
+                await anext(reader)
+            assert told.value.code == code
+            assert await here.hand_over(run.id, to_read=to_read) is None, "it is here no more"
+            assert here.open == 0
+            store.kept[run.id] = kept
+            assert (await there.find(run.id)).id == run.id
+            store.kept[run.id] = kept
+            back = await here.find(run.id)
+            assert not back.over, "and may come back"
+            back.close()
+        await there.close()
+        client.close()
+
+    asyncio.run(main())
+
+
+def test_events_that_were_not_kept_are_followed_by_new_numbers():
+    """The client has events 2 and 3 of a process that died with event 1 kept."""
+
+    async def main() -> None:
+        stream = ByHand()
+        run = begun(stream)
+        state = run.state()
+        again = LiveRun("live-x", ByHand(), state.stream, settings_with())  # pyright: ignore[reportArgumentType]
+        again.resume(state)
+        again.report_usage()
+        resumed = again.resumed_event(3)
+        assert (resumed["event"], resumed["lost"]) == (3, 0)
+        event = await anext(again.attach(after=3))
+        assert (event["type"], event["event"]) == ("session.usage", 4)
+        with pytest.raises(ApiError, match="latest event is number 4, not 9"):
+            again.attach(after=9)
+        run.close()
+        again.close()
+
+    asyncio.run(main())
+
+
+def test_a_client_cannot_have_had_more_events_than_were_kept():
+    async def main() -> None:
+        run = begun(ByHand(), kept_events=4)
+        again = LiveRun("live-x", ByHand(), run.stream, settings_with(limits={"kept_events": 4}))  # pyright: ignore[reportArgumentType]
+        again.resume(run.state())
+        with pytest.raises(ApiError, match="latest event is number 1, not 6"):
+            again.attach(after=6)
+        run.close()
+        again.close()
 
     asyncio.run(main())
 

@@ -16,13 +16,13 @@ from typing import Any, Literal, Protocol
 
 import pyarrow as pa
 
-from casa_core.engine.live_stream import StreamSettings
-from casa_core.engine.requests import CaptionEvent, GenerationRequest, SamplingParams
+from casa_core.engine.requests import GenerationRequest, SamplingParams
 from casa_core.errors import CasaError
-from casa_core.media.decode import decode_images
-from casa_core.types import Image, Sample, Text
+from casa_core.types import Image, Text
+from pipelines.data.store.rows import is_stream
 from pipelines.evaluate.answers import Answer, AnswerStore, answer_key
 from pipelines.evaluate.benchmarks.layout.benchmark import Question
+from pipelines.evaluate.watching import comment, is_video, prompt_text, watch
 from pipelines.storage.host import cached_copy
 from pipelines.storage.uri import Folder
 
@@ -90,6 +90,7 @@ class Model:
         slots: Questions answered together.
         threads: Torch's in one worker; 0 lets torch choose.
         mode: How a video is shown: all frames before the question, or frame by frame as a live stream.
+        streams: Whether some questions are answered by live streams; always in mode ``streaming``.
     """
 
     folder: Folder
@@ -101,6 +102,7 @@ class Model:
     slots: int = 16
     threads: int = 1
     mode: Mode = "offline"
+    streams: bool = False
 
 
 class AnswerWorker:
@@ -139,6 +141,11 @@ class AnswerWorker:
         threading.Thread(target=loop.run_forever, name="casa-answers", daemon=True).start()
         return loop, known
 
+    @cached_property
+    def _streams(self) -> asyncio.Semaphore:
+        """A place for each slot of the engine: it refuses a stream that has none."""
+        return asyncio.Semaphore(self._model.slots)
+
     @property
     def _engine(self) -> Any:
         """Loaded by the first question that is not known."""
@@ -159,11 +166,12 @@ class AnswerWorker:
         own = self._model
         if own.threads:
             torch.set_num_threads(own.threads)
+        streams = own.streams or own.mode == "streaming"
         settings = EngineSettings(
             slots=own.slots,
-            answer_slots=own.slots if own.mode == "offline" and own.slots == 1 else own.slots // 2,
+            answer_slots=0,
             waiting=1 << 20,
-            threads=True,
+            threads=not streams,  # an engine with threads refuses streams that it has no time for
         )
         options: dict[str, Any] = {} if own.quantize == "none" else {"quantize": own.quantize}
         if own.dtype != "auto":
@@ -186,7 +194,8 @@ class AnswerWorker:
         if isinstance(question, Unreadable):
             return {"question_id": question.id, "error": question.reason, "reused": False}
         own, truth = self._model, question.truth
-        key = await asyncio.to_thread(answer_key, own.fingerprint, question.sample, sampling, own.mode)
+        mode = "streaming" if is_stream(question.sample) else own.mode
+        key = await asyncio.to_thread(answer_key, own.fingerprint, question.sample, sampling, mode)
         known, error, answer = self._started[1].get(key), "", None
         engine = None if known else await asyncio.to_thread(lambda: self._engine)
         try:
@@ -207,55 +216,12 @@ class AnswerWorker:
         }
 
     async def _answer(self, engine: Any, question: Question, sampling: SamplingParams) -> Answer:
-        if self._model.mode == "streaming" and is_video(question.sample):
-            return await _watch(engine, question, sampling)
+        live = is_stream(question.sample)
+        if live or (self._model.mode == "streaming" and is_video(question.sample)):
+            async with self._streams:
+                return await (comment if live else watch)(engine, question.sample, sampling)
         request = GenerationRequest(sample=question.sample, sampling=sampling, request_id=question.id)
         return Answer.of(await engine.generate(request))
-
-
-async def _watch(engine: Any, question: Question, sampling: SamplingParams) -> Answer:
-    """Show the frames one by one, each with its words, then ask; the model has seen no later frame."""
-    frames = [part for part in question.sample.parts if isinstance(part, Image)]
-    pictures = await asyncio.to_thread(decode_images, question.sample)
-    settings = StreamSettings(
-        max_tokens_per_frame=1, max_tokens_per_prompt=sampling.max_new_tokens, sampling=sampling
-    )
-    session = await engine.open_session(settings)
-    try:
-        outcomes = aiter(session)
-        for frame, picture in zip(frames, pictures, strict=True):
-            await session.push_frame(picture, frame.timestamp or 0.0)
-            await anext(outcomes)
-        await session.prompt(prompt_text(question.sample))
-        return _of_caption(await anext(outcomes))
-    finally:
-        session.close()
-
-
-def _of_caption(caption: CaptionEvent) -> Answer:
-    return Answer(
-        text=caption.text.strip(),
-        finish_reason="length" if caption.truncated else "stop",
-        prompt_tokens=caption.prompt_tokens,
-        image_tokens=caption.image_tokens,
-        completion_tokens=len(caption.token_ids),
-    )
-
-
-def is_video(sample: Sample) -> bool:
-    """Whether the pictures are frames of a video."""
-    return any(isinstance(part, Image) and part.timestamp is not None for part in sample.parts)
-
-
-def prompt_text(sample: Sample) -> str:
-    """The user's last turn."""
-    words: list[str] = []
-    for part in reversed(sample.parts):
-        if part.role != "user":
-            break
-        if isinstance(part, Text):
-            words.append(part.text)
-    return "\n".join(reversed(words))
 
 
 def chunk_table(sources: Mapping[str, QuestionSource], size: int) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""All benchmarks of the paper by name."""
+"""All benchmarks by name: the paper's, and two beyond it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import difflib
 from casa_core.errors import ConfigError
 from pipelines.evaluate.benchmarks.layout.benchmark import Benchmark
 from pipelines.evaluate.benchmarks.pictures import PICTURES
+from pipelines.evaluate.benchmarks.streams import STREAMS
 from pipelines.evaluate.benchmarks.videos import VIDEOS
 
-CATALOGUE: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in (*PICTURES, *VIDEOS)}
+CATALOGUE: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in (*PICTURES, *VIDEOS, *STREAMS)}
 
 
 def benchmark_named(name: str) -> Benchmark:

@@ -20,7 +20,7 @@ class Table(Section):
     source: str
     where: str
     setting: str
-    columns: Literal["pictures", "videos"] = "pictures"
+    columns: Literal["pictures", "videos", "live"] = "pictures"
     rows: dict[str, list[float | None]]
 
 
@@ -29,6 +29,7 @@ class Tables(Section):
 
     pictures: list[str]
     videos: list[str]
+    live: list[str]
     tables: list[Table]
     groups: list[str]
     group_tables: list[Table]
@@ -77,7 +78,7 @@ def tables() -> Tables:
 @cache
 def _scores() -> tuple[PublishedScore, ...]:
     found = tables()
-    names = {"pictures": found.pictures, "videos": found.videos}
+    names = {"pictures": found.pictures, "videos": found.videos, "live": found.live}
     return tuple(score for table in found.tables for score in _of_table(table, names[table.columns]))
 
 

@@ -68,6 +68,7 @@ class Metric(ABC):
         sums_strata: Whether strata are added up instead of averaged.
         needs_whole_set: Whether a score depends on the other questions' truths, so that only `scores` of a
             whole set gives it.
+        needs_judge: Whether scores come from a judge's verdicts, and `score` only stands in for them.
     """
 
     name: ClassVar[str]
@@ -77,6 +78,7 @@ class Metric(ABC):
     scale: ClassVar[float] = 100.0
     sums_strata: ClassVar[bool] = False
     needs_whole_set: ClassVar[bool] = False
+    needs_judge: ClassVar[bool] = False
 
     @abstractmethod
     def score(self, answer: str, truth: Truth) -> float:

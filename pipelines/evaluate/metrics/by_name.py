@@ -12,8 +12,10 @@ from pipelines.evaluate.metrics.cider import Cider
 from pipelines.evaluate.metrics.exact import ExactMatch, GqaMatch, RealWorldMatch
 from pipelines.evaluate.metrics.mme import Mme
 from pipelines.evaluate.metrics.ocrbench import OcrBench
+from pipelines.evaluate.metrics.ovobench import OvoBench
 from pipelines.evaluate.metrics.relaxed import RelaxedAccuracy
 from pipelines.evaluate.metrics.vqa_accuracy import VqaAccuracy
+from pipelines.evaluate.metrics.win_rate import WinRate
 
 METRICS: dict[str, Metric] = {
     metric.name: metric
@@ -31,6 +33,8 @@ METRICS: dict[str, Metric] = {
         RealWorldMatch(),
         Ai2dMatch(),
         Cider(),
+        OvoBench(),
+        WinRate(),
     )
 }
 

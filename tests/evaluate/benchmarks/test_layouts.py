@@ -1,4 +1,4 @@
-"""Every benchmark of the paper: rows in the documented layout become the official prompts and truths."""
+"""Every benchmark: rows in the documented layout become the official prompts and truths."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from pipelines.evaluate.benchmarks.catalogue import CATALOGUE, benchmark_named
 from pipelines.evaluate.benchmarks.layout.columns import Kind
 from pipelines.evaluate.benchmarks.pictures import PICTURES
 from pipelines.evaluate.benchmarks.pictures.gqa import GQA
+from pipelines.evaluate.benchmarks.streams import STREAMS
 from pipelines.evaluate.benchmarks.videos import VIDEOS
 from pipelines.evaluate.benchmarks.videos.mvbench import MVBENCH
 from pipelines.evaluate.metrics.choice import Choice
@@ -79,6 +80,24 @@ PROMPTS = {
         "Only give the best option.\n"
     ),
     "mlvu": ("What colour is it?\n(A) red\n(B) green\n(C) blue\nOnly give the best option.\nBest option: ("),
+    "livesports": (
+        "You are an expert video commentator providing real-time, insightful, and engaging commentary on "
+        'visual content.\nThis is a video titled "Cup final".\nHere is previous commentary of the video:\n\n'
+        "a corner\n\nPlease continue to comment the video."
+    ),
+    "streamingbench": (
+        "You are an advanced video question-answering AI assistant. You have been provided with some frames "
+        "from the video and a multiple-choice question related to the video. Your task is to carefully "
+        "analyze the video and provide the best answer to question, choosing from the four options provided. "
+        "Respond with only the letter (A, B, C, or D) of the correct option.\n\n"
+        "Question: What is held up now?\n\nOptions:\nA. a cup\nB. a ball\nC. a flag\nD. nothing\n\n"
+        "The best option is:"
+    ),
+    "ovobench": (
+        "Question: Where was the cup?\nOptions:\nA. on the table; B. in the sink;\nRespond only with the "
+        "letter corresponding to your chosen option (e.g., A, B, C).\nDo not include any additional text or "
+        "explanation in your response."
+    ),
 }
 
 
@@ -89,6 +108,7 @@ def test_there_are_the_papers_nine_benchmarks_on_pictures_and_six_on_videos():
     assert [b.title for b in VIDEOS] == [
         "VideoMME w/o sub", "VideoMME w/ sub", "NExT-QA", "PerceptionTest", "MVBench", "MLVU",
     ]  # fmt: skip
+    assert [b.title for b in STREAMS] == ["LiveSports-3K-CC", "StreamingBench, real-time", "OVO-Bench"]
     assert PROMPTS.keys() == CATALOGUE.keys()
 
 
@@ -112,12 +132,15 @@ def test_every_row_is_one_question_with_what_is_shown_before_it(name):
     assert len(asked) == len(rows(name))
     assert len({question.id for question in asked}) == len(asked)
     for question in asked:
-        *shown, text = question.sample.parts
-        assert all(isinstance(part, Image) and part.role == "user" for part in shown)
+        parts = question.sample.parts
+        *shown, text = parts if not CATALOGUE[name].live else parts[::-1]
+        role = "assistant" if CATALOGUE[name].live else "user"
+        assert all(isinstance(part, Image) and part.role == role for part in shown)
         assert isinstance(text, Text)
         assert not text.trained
         assert (question.sample.source, question.sample.sample_id) == (name, question.id)
-        assert len(shown) == (1 if CATALOGUE[name].modality == "picture" else 60)
+        frames = 41 if CATALOGUE[name].live else 60
+        assert len(shown) == (1 if CATALOGUE[name].modality == "picture" else frames)
 
 
 @pytest.mark.parametrize("name", [benchmark.name for benchmark in PICTURES if benchmark is not GQA])
@@ -163,6 +186,9 @@ CONSTANT = {
     "perceptiontest": ("A", 100 / 3),
     "mvbench": ("(B) Scattering", 50),
     "mlvu": ("B)", 100 / 3),
+    "livesports": ("the keeper saves", 50),
+    "streamingbench": ("B", 100 / 3),
+    "ovobench": ("No", 12.5),  # one question of two of one task of four
 }
 
 
@@ -201,8 +227,8 @@ def test_a_column_of_the_wrong_type_is_named_before_any_row_is_read(name):
     benchmark = CATALOGUE[name]
     for column in benchmark.columns:
         at = table(name).schema.names.index(column.name)
-        wrong = pa.nulls(len(table(name)), pa.float64())
-        with pytest.raises(DataError, match=f"{column.name} is double instead of {column.kind.value[:6]}"):
+        wrong = pa.nulls(len(table(name)), pa.bool_())
+        with pytest.raises(DataError, match=f"{column.name} is bool instead of {column.kind.value[:6]}"):
             benchmark.check(table(name).set_column(at, column.name, wrong).schema)
 
 
@@ -215,11 +241,12 @@ def test_a_value_that_is_null_or_empty_is_refused_with_its_row_and_column(name, 
         Kind.KEY: "",
         Kind.INDEX: "",
         Kind.TEXTS: [],
+        Kind.NUMBER: "",
         Kind.PICTURE: {"bytes": b"", "path": None},
     }
     for column in benchmark.columns:
         content = rows(name)
-        if empty and isinstance(content[1][column.name], int):
+        if empty and isinstance(content[1][column.name], int | float):
             continue
         content[1] = content[1] | {column.name: blank[column.kind] if empty else None}
         with pytest.raises(DataError) as refused:
@@ -250,6 +277,19 @@ def test_an_empty_table_is_an_error_and_no_zero(name):
         ("videomme", {"answer": "E"}, "column answer holds 'E' instead of a letter from A to D"),
         ("mvbench", {"answer": "Running"}, "column answer holds 'Running', which is not one of the options"),
         ("mlvu", {"answer": "D"}, "column answer holds 'D', which is not one of the options"),
+        ("livesports", {"begin": "soon"}, "column begin holds 'soon' instead of a number of at least 0"),
+        ("livesports", {"end": "100"}, "column end holds 100, which is not after 125"),
+        ("streamingbench", {"options": "red, blue"}, "column options holds 'red, blue' instead of a list"),
+        ("streamingbench", {"options": "['red', '']"}, "column options has an empty text"),
+        ("streamingbench", {"options": "['red', 'blue']"}, "there are 2 options instead of 4"),
+        ("streamingbench", {"time_stamp": "now"}, "column time_stamp holds 'now' instead of a time"),
+        ("streamingbench", {"question_id": "x"}, "column question_id holds 'x', which names no video"),
+        (
+            "ovobench",
+            {"task": "EPM", "options": ["a"], "answer": "1"},
+            "column answer holds '1', which is none",
+        ),
+        ("ovobench", {"realtime": float("nan")}, "column realtime holds nan"),
         ("nextqa", {"answer": 5}, "column answer holds '5', which is none of the 5 options"),
         (
             "chartqa",
@@ -343,3 +383,31 @@ def test_files_lie_in_the_folder_of_their_configuration():
 def test_an_unknown_benchmark_is_refused_with_the_closest_name():
     with pytest.raises(ConfigError, match=r"no benchmark 'chart_qa'(.|\n)*mean 'chartqa'"):
         benchmark_named("chart_qa")
+
+
+def test_only_what_was_seen_before_the_question_is_shown():
+    for name, at, first in (("streamingbench", 90.0, 30.0), ("ovobench", 12.0, 0.0)):
+        time = {"time_stamp": "00:01:30"} if name == "streamingbench" else {"realtime": at}
+        [asked] = questions(name, [rows(name)[0] | time])
+        shown = [part.timestamp for part in asked.sample.parts if isinstance(part, Image)]
+        assert (shown[0], len(shown)) == (first, 2 * (at - first))
+        assert max(shown) < at
+
+
+def test_a_forward_tasks_annotation_is_a_question_for_each_time():
+    asked = questions("ovobench")
+    assert [one.id for one in asked] == ["1", "2_0", "2_1", "3_0", "3_1", "4_0"]
+    assert [one.truth.answers[0] for one in asked] == ["B", "0", "2", "No", "Yes", "Yes"]
+    assert "How many times did they clap?" in prompt_of(asked[1])
+    assert "\ncut the bread\n" in prompt_of(asked[3])
+    assert "\nWho wins?\n" in prompt_of(asked[5])
+    assert asked[1].sample.parts[0].data == b"src_videos/perception_test/b.mp4"
+
+
+def test_a_commentator_is_told_what_is_known_and_nothing_of_what_will_be_said():
+    for one, row in zip(questions("livesports"), rows("livesports"), strict=True):
+        assert row["event_asr_text"] not in prompt_of(one)
+    assert "previous commentary" not in prompt_of(questions("livesports")[1])
+    assert [one.id for one in questions("livesports")] == ["4hGQ_0", "4hGQ_1"]
+    [*_, last] = questions("livesports")[0].sample.parts
+    assert (last.timestamp, last.data) == (145.0, b"videos/4hGQ.mp4")

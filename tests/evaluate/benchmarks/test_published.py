@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from pipelines.evaluate.benchmarks.catalogue import CATALOGUE
 from pipelines.evaluate.benchmarks.pictures import PICTURES
 from pipelines.evaluate.benchmarks.published import published, published_groups, tables
+from pipelines.evaluate.benchmarks.streams.livesports import LIVESPORTS
 from pipelines.evaluate.benchmarks.videos import VIDEOS
 
 
@@ -17,10 +17,11 @@ def value(benchmark, model, source):
 
 def test_the_columns_are_the_papers_benchmarks_in_its_order():
     assert tables().pictures == [benchmark.name for benchmark in PICTURES]
+    assert tables().live == [LIVESPORTS.name]
     assert tables().videos == [benchmark.name for benchmark in VIDEOS]
 
 
-@pytest.mark.parametrize("name", CATALOGUE)
+@pytest.mark.parametrize("name", [b.name for b in (*PICTURES, *VIDEOS, LIVESPORTS)])
 def test_every_benchmark_has_published_scores_with_their_source(name):
     found = published(name)
     assert found
@@ -45,6 +46,7 @@ def test_a_few_numbers_read_again_from_the_sources():
     assert value("infovqa", "CASA-Qwen2_5-VL-3B", "paper table 3") == 59.6
     assert value("videomme_subtitles", "CASA-Qwen2_5-VL-3B", "paper table 4") == 62.4
     assert value("mme", "CASA-Qwen2_5-VL-3B, own token masked", "paper table 8") == 1172
+    assert value("livesports", "CASA-Qwen2_5-VL-3B, 20k steps", "paper table 9") == 39.0
     assert value("ocrbench", "CASA-Helium1 → at 1344", "paper table 12") == 738
 
 

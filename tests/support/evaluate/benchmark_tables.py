@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image as PILImage
 
+from casa_core.media.video import frame_times
 from casa_core.types import Image
 from pipelines.evaluate.metrics.mme import COGNITION, PERCEPTION
 from pipelines.evaluate.metrics.ocrbench import CATEGORIES
+from tests.support.evaluate.stream_tables import STREAM_ROWS, STREAM_SCHEMAS
 
 PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 TEXTS = pa.list_(pa.string())
@@ -111,6 +113,7 @@ SCHEMAS = {
     ),
 }
 SCHEMAS["videomme_subtitles"] = SCHEMAS["videomme"]
+SCHEMAS |= STREAM_SCHEMAS
 
 
 def rows(name: str) -> list[dict[str, Any]]:
@@ -277,6 +280,7 @@ ROWS: dict[str, list[dict[str, Any]]] = {
         for n, right in enumerate(("B", "blue", "A"))
     ],
 }
+ROWS |= STREAM_ROWS
 
 GQA_IMAGES = pa.table({"id": ["n235859", "n161313"], "image": pa.array([picture(1), picture(2)], PICTURE)})
 
@@ -297,8 +301,13 @@ class FakeVideos:
     texts: dict[str, str] = field(default_factory=dict)
     seconds: int = 30
 
-    def frames(self, name: str) -> tuple[Image, ...]:
-        return tuple(Image(data=name.encode(), timestamp=n / 2) for n in range(2 * self.seconds))
+    def frames(self, name: str, start: float = 0.0, until: float | None = None) -> tuple[Image, ...]:
+        until = self.seconds if until is None else until
+        times = frame_times(start, until, 2.0)
+        return tuple(Image(data=name.encode(), timestamp=time) for time in times)
+
+    def live(self, name: str, start: float, until: float) -> tuple[Image, ...]:
+        return tuple(replace(frame, role="assistant") for frame in self.frames(name, start, until))
 
     def pictures(self, folder: str, fps: float) -> tuple[Image, ...]:
         return tuple(Image(data=f"{folder}/{n}".encode(), media=n) for n in range(round(fps)))

@@ -35,13 +35,20 @@ class Question:
 class VideoSource(Protocol):
     """The files of a video benchmark, which lie beside its table."""
 
-    def frames(self, name: str) -> tuple[Image, ...]:
+    def frames(self, name: str, start: float = 0.0, until: float | None = None) -> tuple[Image, ...]:
         """The frames of a video as image parts of the user's turn, with their times.
+
+        Args:
+            start, until: Seconds in the video, of which no frame lies outside; by default all of it.
 
         Raises:
             DataError: Where there is no such video.
             MediaError: Where it cannot be decoded.
         """
+        ...
+
+    def live(self, name: str, start: float, until: float) -> tuple[Image, ...]:
+        """The frames of a clip as those of a live stream: image parts of the assistant's turn."""
         ...
 
     def pictures(self, folder: str, fps: float) -> tuple[Image, ...]:
@@ -53,6 +60,8 @@ class VideoSource(Protocol):
         ...
 
 
+Unroll = Callable[[Any], list[dict[str, Any]]]
+"""What a JSON file holds → rows, all with the same columns."""
 Reader = Callable[[Record], Question]
 VideoReader = Callable[[Record, VideoSource], Question]
 
@@ -98,7 +107,9 @@ class Benchmark:
         max_new_tokens: Longest answer.
         prompt_source: Where the wording of the prompt comes from.
         files: Glob patterns of its files where they do not lie as `patterns` supposes; ``{config}`` stands
-            for the configuration. A ``.json`` file is a list of rows.
+            for the configuration. A ``.json`` file is a list of rows; all columns of a ``.csv`` are texts.
+        unroll: Makes rows of a JSON file that is no list of them.
+        live: Answered as a live stream is captioned, whatever the mode.
     """
 
     name: str
@@ -115,6 +126,8 @@ class Benchmark:
     max_new_tokens: int = MAX_NEW_TOKENS
     prompt_source: str = "CASA's scripts/eval.py"
     files: tuple[str, ...] = ()
+    unroll: Unroll | None = None
+    live: bool = False
 
     @property
     def modality(self) -> Literal["picture", "video"]:

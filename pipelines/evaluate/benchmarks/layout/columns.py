@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import enum
+import math
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -20,6 +23,7 @@ class Kind(enum.Enum):
     TEXTS = "a list of texts"
     KEY = "text or whole numbers"
     INDEX = "whole numbers, or texts of digits"
+    NUMBER = "numbers, or texts of them"
     PICTURE = "pictures, each {bytes, path} or encoded bytes"
 
 
@@ -83,6 +87,7 @@ _FITS: dict[Kind, Callable[[pa.DataType], bool]] = {
     Kind.TEXTS: _is_texts,
     Kind.KEY: lambda kind: _is_text(kind) or types.is_integer(kind),
     Kind.INDEX: lambda kind: _is_text(kind) or types.is_integer(kind),
+    Kind.NUMBER: lambda kind: _is_text(kind) or types.is_integer(kind) or types.is_floating(kind),
     Kind.PICTURE: _is_picture,
 }
 
@@ -143,6 +148,37 @@ class Record:
         if not value.isdecimal() or int(value) >= count:
             raise self.refused(column, f"holds {_shown(value)}, which is none of the {count} options")
         return int(value)
+
+    def number(self, column: str) -> float:
+        """A finite number of at least 0; a table of texts has it as a text."""
+        value = self.values.get(column)
+        try:
+            number = float(value if isinstance(value, str | int | float) else "")
+        except ValueError:
+            number = math.nan
+        if not 0 <= number < math.inf:
+            raise self.refused(column, f"holds {_shown(value)} instead of a number of at least 0")
+        return number
+
+    def clock(self, column: str) -> float:
+        """A time such as ``00:01:30`` or ``1:30``, in seconds."""
+        time = re.fullmatch(r"(?:(\d+):)?(\d+):(\d\d(?:\.\d+)?)", self.text(column).strip())
+        if time is None:
+            raise self.refused(
+                column, f"holds {_shown(self.values[column])} instead of a time such as 00:01:30"
+            )
+        hours, minutes, seconds = (float(part or 0) for part in time.groups())
+        return 3600 * hours + 60 * minutes + seconds
+
+    def listed(self, column: str) -> tuple[str, ...]:
+        """Texts that a table of texts holds as one: ``['red', 'green']``."""
+        try:
+            found = ast.literal_eval(self.text(column))
+        except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
+            raise self.refused(
+                column, f"holds {_shown(self.values[column])} instead of a list of texts"
+            ) from error
+        return replace(self, values={column: found}).texts(column)
 
     def picture(self, column: str) -> bytes:
         """The encoded bytes of a picture."""

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
 from casa_core.errors import DataError, cause
-from pipelines.evaluate.benchmarks.layout.benchmark import Benchmark
+from pipelines.evaluate.benchmarks.layout.benchmark import Benchmark, Unroll
 from pipelines.storage.uri import Folder, filesystem_for
 
-SUFFIXES = (".parquet", ".json")
+WHOLE = (".json", ".csv")
+"""Files that are read as a whole: one row group."""
+SUFFIXES = (".parquet", *WHOLE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +30,12 @@ class DataFile:
     Attributes:
         root: The folder or URI that it was found in, or the file itself.
         path: Its path in the filesystem of ``root``.
+        unroll: As the benchmark's.
     """
 
     root: str
     path: str
+    unroll: Unroll | None = None
 
     @property
     def filesystem(self) -> fs.FileSystem:
@@ -57,7 +62,7 @@ def find_files(benchmark: Benchmark, root: str | Folder, config: str) -> list[Da
     """
     filesystem, base = filesystem_for(root)
     if base.endswith(SUFFIXES) and filesystem.get_file_info(base).is_file:
-        return [DataFile(str(root), base)]
+        return [DataFile(str(root), base, benchmark.unroll)]
     found: list[str] = []
     for pattern in benchmark.patterns(config):
         folder, _, name = pattern.rpartition("/")
@@ -70,16 +75,16 @@ def find_files(benchmark: Benchmark, root: str | Folder, config: str) -> list[Da
             f"Its split {benchmark.split!r} lies in {', '.join(benchmark.patterns(config))} there.",
             "Give the folder that holds the data set's folders, or one of its files.",
         )
-    return [DataFile(str(root), path) for path in sorted(found)]
+    return [DataFile(str(root), path, benchmark.unroll) for path in sorted(found)]
 
 
 def row_groups(benchmark: Benchmark, file: DataFile) -> list[int]:
-    """Number of rows of each row group of a file, whose columns are checked; a JSON file is one.
+    """Number of rows of each row group of a file, whose columns are checked; a file of ``WHOLE`` is one.
 
     Raises:
         DataError: For a file that cannot be read, or one in another layout.
     """
-    if file.path.endswith(".json"):
+    if file.path.endswith(WHOLE):
         table = read_group(file, 0)
         benchmark.check(table.schema)
         return [len(table)]
@@ -94,16 +99,16 @@ def read_group(file: DataFile, group: int) -> pa.Table:
     Raises:
         DataError: For a file that cannot be read.
     """
-    if file.path.endswith(".json"):
+    if file.path.endswith(WHOLE):
         with _explained(file), file.filesystem.open_input_file(file.path) as source:
-            return _listed(json.loads(source.read()))
+            return _listed(file, source.read())
     with _parquet(file) as parquet:
         return parquet.read_row_group(group)
 
 
 def group_count(file: DataFile) -> int:
     """Number of a file's row groups."""
-    if file.path.endswith(".json"):
+    if file.path.endswith(WHOLE):
         return 1
     with _parquet(file) as parquet:
         return parquet.num_row_groups
@@ -111,7 +116,7 @@ def group_count(file: DataFile) -> int:
 
 def footer(file: DataFile) -> str:
     """What a file says of itself: the sizes and bounds of its columns, or all of it."""
-    if file.path.endswith(".json"):
+    if file.path.endswith(WHOLE):
         return str(read_group(file, 0).to_pylist())
     with _parquet(file) as parquet:
         return str(parquet.metadata.to_dict())
@@ -135,7 +140,12 @@ def _explained(file: DataFile) -> Iterator[None]:
         ) from error
 
 
-def _listed(values: Any) -> pa.Table:
+def _listed(file: DataFile, data: bytes) -> pa.Table:
+    if file.path.endswith(".csv"):
+        reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""))
+        schema = pa.schema([(name, pa.string()) for name in reader.fieldnames or ()])
+        return pa.Table.from_pylist(list(reader), schema)
+    values = json.loads(data)
     if not isinstance(values, list) or not all(isinstance(row, dict) for row in values):
         raise ValueError("The file is no list of records.")
-    return pa.Table.from_pylist(values)
+    return pa.Table.from_pylist(values if file.unroll is None else file.unroll(values))

@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import PurePosixPath
 
 from casa_core.errors import DataError
-from casa_core.media.video import VideoFrames
+from casa_core.media.video import VideoFrames, frame_times
 from casa_core.types import Image
 from pipelines.data.read.corpora.video import clip_times
 from pipelines.storage.uri import Folder
@@ -35,14 +35,35 @@ class VideoFolder:
     folder: Folder
     fps: float = FPS
 
-    def frames(self, name: str) -> tuple[Image, ...]:
-        """The frames of a video; a name without its suffix is tried with each of ``SUFFIXES``.
+    def frames(self, name: str, start: float = 0.0, until: float | None = None) -> tuple[Image, ...]:
+        """The frames of a video, or of a part of it; a name without its suffix is tried with each of
+        ``SUFFIXES``.
 
         Raises:
-            DataError: Where there is no such video.
+            DataError: Where there is no such video, or it has ended before ``start``.
             MediaError: Where it cannot be decoded.
         """
-        return _frames(self, name)
+        data, end = self._part(name, start, until)
+        times = dict.fromkeys(clip_times(start, end, self.fps))  # all the same where start is the end
+        return tuple(Image(role="user", data=data, timestamp=time) for time in times)
+
+    def live(self, name: str, start: float, until: float) -> tuple[Image, ...]:
+        """The frames of a clip on the grid of live captions, whatever its length; errors as `frames`."""
+        data, end = self._part(name, start, until)
+        times = frame_times(start, end, self.fps)
+        return tuple(Image(role="assistant", data=data, timestamp=time) for time in times)
+
+    def _part(self, name: str, start: float, until: float | None) -> tuple[bytes, float]:
+        """A video's bytes, and where a part of it ends."""
+        data, duration = _video(self, name)
+        end = duration if until is None else min(until, duration)
+        if start > end:
+            raise DataError(
+                f"The video {name} has no frame from {start:g} to {until or duration:g} s.",
+                f"It lasts {duration:g} s.",
+                "Take the files of the data set itself, whole.",
+            )
+        return data, end
 
     def pictures(self, folder: str, fps: float) -> tuple[Image, ...]:
         """The pictures of a folder in the order of their names, which were taken ``fps`` times a second.
@@ -83,11 +104,10 @@ class VideoFolder:
 
 
 @lru_cache(maxsize=1)  # the questions about one video are neighbours
-def _frames(source: VideoFolder, name: str) -> tuple[Image, ...]:
+def _video(source: VideoFolder, name: str) -> tuple[bytes, float]:
     data = source.read(name)
     with VideoFrames(data) as video:
-        times = clip_times(0.0, video.duration, source.fps)
-    return tuple(Image(role="user", data=data, timestamp=time) for time in times)
+        return data, video.duration
 
 
 def _inside(name: str) -> PurePosixPath:

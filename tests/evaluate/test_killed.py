@@ -7,10 +7,13 @@ import random
 import subprocess
 import sys
 import time
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from infra.processes import MARK, end_session
 from pipelines.evaluate.results import RESULT, SAMPLES, read_result
 from tests.support.evaluate.tables import drawn_rows, write_own
 from tests.support.paths import ROOT
@@ -34,6 +37,15 @@ def started(checkpoint: Path, own: Path, store: Path, *options: str) -> subproce
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
+
+
+@pytest.fixture(autouse=True)
+def ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """What a killed evaluation leaves of its Ray ends by itself, but only minutes later."""
+    session = uuid.uuid4().hex
+    monkeypatch.setenv(MARK, session)
+    yield
+    end_session(session, tmp_path / "no folder")
 
 
 def kept(store: Path) -> int:

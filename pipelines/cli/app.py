@@ -35,6 +35,7 @@ from pipelines.cli import (
     train,
     verify,
 )
+from pipelines.cli.evaluations import compare, score
 from pipelines.storage.errors import disk_error
 
 FAILED = 1
@@ -132,6 +133,8 @@ app.command("serve")(serve.serve)
 app.command("ask")(ask.ask)
 app.command("caption")(caption.caption)
 app.command("evaluate")(evaluate.evaluate)
+app.command("compare")(compare.compare)
+app.command("score")(score.score)
 app.command("inspect")(inspect.inspect)
 app.add_typer(bench.app, name="bench")
 app.add_typer(data.app, name="data")

@@ -60,6 +60,9 @@ OutputOption = Annotated[
     Path | None,
     typer.Option(help="Folder of the results; by default evaluations/MODEL in the store.", file_okay=False),
 ]
+PicturesOption = Annotated[
+    int, typer.Option(help="Questions of each benchmark that the page shows with their pictures.", min=0)
+]
 
 
 def evaluate(
@@ -82,10 +85,11 @@ def evaluate(
     gpus: Annotated[float, typer.Option(help="GPUs of each worker.", min=0)] = 0.0,
     address: AddressOption = None,
     output: OutputOption = None,
+    pictures: PicturesOption = 300,
     store: StoreOption = DEFAULT_STORE,
     json_: JsonOption = False,
 ) -> None:
-    """Evaluate a checkpoint: scores with intervals beside published ones, and every answer.
+    """Evaluate a checkpoint: scores with intervals beside published ones, and a page of every answer.
 
     An answer is kept as it comes, by what it depends on: the same command again goes on where it was ended,
     and asks only what is missing. How many workers there are changes nothing in the answers.
@@ -109,6 +113,7 @@ def evaluate(
     from pipelines.dag.checkpoints import find_checkpoint, model_name
     from pipelines.evaluate.evaluation import Options
     from pipelines.evaluate.evaluation import evaluate as run
+    from pipelines.evaluate.pages.evaluation import write_page
 
     found = find_checkpoint(find_artifact(checkpoint, store))
     tables = _tables(benchmarks, data or [], limit, max_new_tokens)
@@ -128,7 +133,7 @@ def evaluate(
         print(f"{table.benchmark.title}: {len(table)} questions in {table.root}", file=sys.stderr)
     with _cluster(address, workers or 1) if on_ray else nullcontext():
         results = run(own, found, tables, options, store / "answers", folder, _Shown())
-    _present(results, folder, as_json=json_)
+    _present(results, write_page(folder, tables, pictures), as_json=json_)
 
 
 def _tables(
@@ -216,7 +221,7 @@ class _Shown:
         print(f"\r\x1b[K{line}" if terminal else line, end=end, file=sys.stderr, flush=True)
 
 
-def _present(results: Sequence[BenchmarkResult], folder: Folder, *, as_json: bool) -> None:
+def _present(results: Sequence[BenchmarkResult], page: Folder, *, as_json: bool) -> None:
     if as_json:
         print_json([asdict(result) for result in results])
         return
@@ -237,7 +242,7 @@ def _present(results: Sequence[BenchmarkResult], folder: Folder, *, as_json: boo
     for one in results:
         for reason, count in one.failed.items():
             console.print(f"{one.title}: {count} without an answer: {reason}", markup=False, style="yellow")
-    print(f"Every answer: {nearby(str(folder))}")
+    print(f"Every answer: {nearby(str(page))}")
 
 
 def _list() -> None:

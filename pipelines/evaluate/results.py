@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from casa_core.errors import DataError
+from pipelines.evaluate.benchmarks.catalogue import CATALOGUE
 from pipelines.evaluate.benchmarks.layout.benchmark import Benchmark
 from pipelines.evaluate.benchmarks.published import published
 from pipelines.evaluate.metrics.base import FloatArray, Metric, Truth
@@ -116,13 +117,8 @@ def truths_of(rows: Sequence[Mapping[str, Any]]) -> list[Truth]:
 
 def scores_of(metric: Metric, rows: Sequence[Mapping[str, Any]], truths: Sequence[Truth]) -> FloatArray:
     """Score of each sample, [n]; of one without an answer, 0."""
-    return np.array(
-        [
-            0.0 if row["answer"] is None else metric.score(row["answer"], truth)
-            for row, truth in zip(rows, truths, strict=True)
-        ],
-        dtype=np.float64,
-    )
+    answered = np.array([row["answer"] is not None for row in rows])
+    return np.where(answered, metric.scores([row["answer"] or "" for row in rows], truths), 0.0)
 
 
 def score_by(metric: Metric, scores: FloatArray, truths: Sequence[Truth]) -> Score:
@@ -140,8 +136,15 @@ def score_by(metric: Metric, scores: FloatArray, truths: Sequence[Truth]) -> Sco
     )
 
 
-def judged(benchmark: Benchmark, rows: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[Score]]:
+def judged(
+    name: str, metrics: Sequence[Metric], rows: Sequence[Mapping[str, Any]]
+) -> tuple[list[dict[str, Any]], list[Score]]:
     """Score the rows of a benchmark.
+
+    Args:
+        name: The benchmark's.
+        metrics: Its own, then further ones.
+        rows: One for each of the table's.
 
     Returns:
         The samples, each with its score, and the headlines: by the benchmark's own metric, then the others.
@@ -153,15 +156,14 @@ def judged(benchmark: Benchmark, rows: Sequence[dict[str, Any]]) -> tuple[list[d
     if not asked:
         reason = next((row["error"] for row in rows), "There are no rows.")
         raise DataError(
-            f"None of the {len(rows)} rows of {benchmark.name} is a question.",
+            f"None of the {len(rows)} rows of {name} is a question.",
             reason,
             "Take the files that the benchmark names, or correct them.",
         )
     truths = truths_of(asked)
-    scores = scores_of(benchmark.metric, asked, truths)
-    boards = [score_by(benchmark.metric, scores, truths)]
-    boards += [score_by(one, scores_of(one, asked, truths), truths) for one in benchmark.beside]
-    of_row = {row["index"]: float(score) for row, score in zip(asked, scores, strict=True)}
+    scores = [scores_of(metric, asked, truths) for metric in metrics]
+    boards = [score_by(metric, of, truths) for metric, of in zip(metrics, scores, strict=True)]
+    of_row = {row["index"]: float(score) for row, score in zip(asked, scores[0], strict=True)}
     return [{**row, "score": of_row.get(row["index"])} for row in rows], boards
 
 
@@ -209,6 +211,26 @@ def write_result(folder: Folder, result: BenchmarkResult, samples: Sequence[Mapp
     with create(folder / SAMPLES) as file:
         pq.write_table(pa.Table.from_pylist(rows, SAMPLE_SCHEMA), file)
     write_whole(folder / RESULT, json.dumps(asdict(result), indent=1, ensure_ascii=False) + "\n")
+
+
+def result_folders(folder: Folder) -> list[Folder]:
+    """The benchmarks' folders of an evaluation, in the catalogue's order, one's own after them; a benchmark's
+    folder is one by itself.
+
+    Raises:
+        DataError: If there are none.
+    """
+    if (folder / RESULT).is_file():
+        return [folder]
+    found = [path.parent for path in folder.glob(f"*/{RESULT}")]
+    if not found:
+        raise DataError(
+            f"{folder} holds no results.",
+            f"Neither it nor a folder in it has a {RESULT}, which is written last.",
+            "Name an output of `casa evaluate`, or a benchmark's folder in one.",
+        )
+    rank = {name: at for at, name in enumerate(CATALOGUE)}
+    return sorted(found, key=lambda one: (rank.get(one.name, len(rank)), one.name))
 
 
 def read_result(folder: Folder) -> BenchmarkResult:

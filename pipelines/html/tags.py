@@ -13,7 +13,7 @@ class Html(str):
     __slots__ = ()
 
 
-VOID = frozenset({"br", "hr", "img", "meta"})
+VOID = frozenset({"br", "hr", "img", "input", "meta"})
 """Elements without a closing tag."""
 
 

@@ -44,6 +44,8 @@ def test_a_benchmark_of_ones_own_is_scored_and_every_answer_kept(
     )
     printed = casa(*options)
     assert "Drawn" in printed
+    page = (tmp_path / "evaluations" / "m" / "index.html").read_text()
+    assert page.count("data:image/jpeg") == 20
     samples = pq.read_table(tmp_path / "evaluations" / "m" / "drawn" / "samples.parquet").to_pylist()
     assert [row["truths"] for row in samples] == [[("red", "green", "blue")[at % 3]] for at in range(20)]
     [result] = json.loads(casa(*options, "--json").partition("[\n")[2].join(["[\n", ""]))

@@ -1,0 +1,1 @@
+"""Commands about what `casa evaluate` wrote: compare two evaluations, score one anew."""

@@ -1,0 +1,1 @@
+"""Pages about evaluations: scores beside published ones, and every answer with its picture."""

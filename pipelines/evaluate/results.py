@@ -222,7 +222,7 @@ def result_folders(folder: Folder) -> list[Folder]:
     """
     if (folder / RESULT).is_file():
         return [folder]
-    found = [path.parent for path in folder.glob(f"*/{RESULT}")]
+    found = [path.parent for path in folder.rglob(RESULT) if path.parent.parent == folder]
     if not found:
         raise DataError(
             f"{folder} holds no results.",

@@ -178,7 +178,7 @@ def _published(result: BenchmarkResult) -> Html:
     note = "The dot with its interval is this model; each tick is a published score."
     return join(
         [
-            figure("Beside published scores", strip(result, 640.0), note=note),
+            figure("Beside published scores", strip(result, 420.0), note=note),
             fold(f"All {len(rows)} published scores with their sources", table(head, rows, numeric=[1, 2])),
         ]
     )

@@ -11,12 +11,15 @@ from typing import Any
 
 import pytest
 
+from pipelines.evaluate.comparison import compare_folders
 from pipelines.evaluate.facts import facts_of
 from pipelines.evaluate.pages import thumbnails
 from pipelines.evaluate.pages.evaluation import write_page
-from pipelines.evaluate.results import read_samples
+from pipelines.evaluate.results import read_samples, result_folders
 from pipelines.html.tags import VOID
-from tests.evaluate.pages.conftest import ATTACK, Written
+from pipelines.storage.uri import open_folder
+from tests.evaluate.pages.conftest import ATTACK, Written, drawn_answer
+from tests.support.evaluate.results import write_evaluation
 
 
 class Outline(HTMLParser):
@@ -160,6 +163,18 @@ def test_pictures_are_kept_beside_the_result_and_not_read_again(evaluation: Writ
     assert (evaluation.folder / "drawn" / thumbnails.FILE).is_file()
     copy = shutil.copytree(evaluation.folder, tmp_path / "m")
     assert write_page(copy, (), pictures=60).read_bytes() == page
+
+
+def test_an_evaluation_in_a_bucket_has_the_same_page(evaluation: Written):
+    folder = open_folder("memory://evaluations/m")
+    drawn = evaluation.tables[1]
+    for place in (folder, open_folder("memory://evaluations/other")):
+        write_evaluation(place, drawn, drawn_answer)
+    page = write_page(folder, (drawn,), pictures=60)
+    assert page.read_bytes() == write_page(folder, pictures=60).read_bytes()
+    assert [one.name for one in result_folders(folder)] == ["drawn"]
+    [compared], _ = compare_folders(folder, folder.parent / "other")
+    assert compared.changed == ()
 
 
 def test_a_page_without_its_pictures_says_why(evaluation: Written, tmp_path: Path):

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from pipelines.evaluate.benchmarks.layout.benchmark import Question
 from pipelines.evaluate.results import BenchmarkResult, Throughput, judged, result_of, write_result
 from pipelines.evaluate.tables import TableQuestions
 from pipelines.evaluate.worker import ROWS, prompt_text
+from pipelines.storage.uri import Folder
 
 Answers = Callable[[int, Question], str | Exception]
 """Index and question → an answer, or why there is none."""
 
 
 def write_evaluation(
-    folder: Path, tables: TableQuestions, answers: Answers, name: str = "m", **decoding: Any
+    folder: Folder, tables: TableQuestions, answers: Answers, name: str = "m", **decoding: Any
 ) -> BenchmarkResult:
     """Answer a benchmark's questions and write its folder below ``folder``."""
     benchmark = tables.benchmark

@@ -23,6 +23,9 @@ FREE_BODY_BYTES = 1024 * 1024
 BODIES_BYTES_PER_S = 16 * 1024 * 1024
 """Of what is beyond, in all bodies of a process together. Two cores carry 100 MB/s through Ray's proxy, and
 little else; a photograph of 8 MB takes half a second more."""
+HANDED_ON_BYTES = 32 * 1024
+"""A body is handed on in pieces of at least so many bytes: each costs a call through Ray's proxy, and a body
+may come byte by byte."""
 _REFUSAL = "HTTP/1.1 {}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
@@ -112,8 +115,14 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         """The parser's: a part of a body."""
-        super().on_body(body)
         self._body += len(body)
+        few = len(self.cycle.body) + len(body) < HANDED_ON_BYTES
+        if few and not (self.cycle.response_complete or self._should_upgrade()):
+            self.cycle.body += (
+                body  # handed on with what follows, at the body's end or where the client leaves
+            )
+        else:
+            super().on_body(body)
         if self._body > FREE_BODY_BYTES:
             cast(_PacedFlow, self.flow).hold(_pace.wait_s(len(body)))
 

@@ -11,7 +11,7 @@ from casa_core.errors import MediaError
 
 _HEAD = re.compile(r"data:(?P<type>[^;,]*)(?P<parameters>(?:;[^;,]*)*),", re.IGNORECASE)
 _UNTYPED = frozenset(("", "application/octet-stream", "binary/octet-stream"))
-_SPACE = re.compile(rb"[\t\n\f\r ]+")
+_SPACE = b"\t\n\f\r "
 
 
 def is_data_uri(text: str) -> bool:
@@ -52,8 +52,10 @@ def from_base64(text: str) -> bytes:
         MediaError: ``bad_data_uri``.
     """
     try:
-        body = _SPACE.sub(b"", unquote_to_bytes(text) if "%" in text else text.encode("ascii"))
-        return base64.b64decode(body.rstrip(b"=") + b"=" * (-len(body.rstrip(b"=")) % 4), validate=True)
+        body = unquote_to_bytes(text) if "%" in text else text.encode("ascii")
+        body = body.translate(None, _SPACE).rstrip(b"=")
+        # Half the time of b64decode with validate=True, which a server's pictures notice.
+        return binascii.a2b_base64(body + b"=" * (-len(body) % 4), strict_mode=True)
     except (binascii.Error, ValueError) as error:
         raise _refusal(f"It does not hold valid base64: {error}.") from error
 

@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import httpx
 import pytest
@@ -136,3 +137,33 @@ def test_large_bodies_are_read_at_a_pace_all_together_and_small_ones_as_fast_as_
     monkeypatch.setattr(http_protocol, "BODIES_BYTES_PER_S", 1)
     poured(url, 0)
     assert httpx.get(f"{url}/healthz").status_code == 200
+
+
+def test_a_body_that_comes_byte_by_byte_is_handed_on_in_one_and_a_large_one_in_pieces():
+    messages: list[tuple[int, bool]] = []
+
+    def counting(app: Any) -> Any:
+        async def count(scope: Any, receive: Any, send: Any) -> None:
+            async def noted() -> Any:
+                message = await receive()
+                if message["type"] == "http.request":
+                    messages.append((len(message["body"]), message["more_body"]))
+                return message
+
+            await app(scope, noted, send)
+
+        return count
+
+    with running(FakeEngine(), settings_with(), around=counting) as url:
+        text = json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "hello"}]}).encode()
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(text)}\r\n"
+        with dial(url, head.encode() + b"content-type: application/json\r\n\r\n") as connection:
+            for at in range(len(text)):
+                connection.sendall(text[at : at + 1])
+                time.sleep(0.002)
+            assert connection.recv(1024).startswith(b"HTTP/1.1 200")
+        assert messages == [(len(text), False)]
+        messages.clear()
+        assert httpx.post(f"{url}/v1/files", files={"file": b"x" * 300_000}).status_code in (200, 400)
+        assert len(messages) > 2, "a large body does not wait for its end"
+        assert sum(size for size, _ in messages) > 300_000

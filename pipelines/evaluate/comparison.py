@@ -72,6 +72,8 @@ def compare_folders(first: Folder, second: Folder) -> tuple[list[Compared], list
         The comparisons, and the benchmarks that only one of them has.
     """
     one, two = ({path.name: path for path in result_folders(each)} for each in (first, second))
+    if [first] == list(one.values()) and [second] == list(two.values()):  # one benchmark in two settings
+        return [compare(_evaluated(first), _evaluated(second))], []
     if not (common := [name for name in one if name in two]):
         raise DataError(
             f"{first} and {second} have no benchmark in common.",

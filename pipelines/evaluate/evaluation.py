@@ -160,7 +160,7 @@ def _finish(
     table: TableQuestions, rows: list[Row], options: Options, shared: Mapping[str, Any], output: Folder
 ) -> BenchmarkResult:
     benchmark = table.benchmark
-    samples, scores = judged(benchmark.name, (benchmark.metric, *benchmark.beside), rows)
+    samples, scores = judged(benchmark, rows)
     sampling = asdict(options.sampling) | {"max_new_tokens": table.max_new_tokens}
     facts = {
         **shared,

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from typing import Any
 
 from pipelines.evaluate.results import BenchmarkResult
 
-GROUPS = ("checkpoint", "data", "prompt", "decoding", "code")
-
 
 def facts_of(result: BenchmarkResult) -> dict[str, str]:
-    """Name → value: the metric, then ``GROUPS`` flattened, ``decoding sampling temperature`` for example."""
+    """Name → value: the metric, then the result's groups, flattened: ``decoding sampling temperature``."""
     found = {f"metric {name}": str(getattr(result.score, name)) for name in ("metric", "version", "rule")}
     found["metric name"] = found.pop("metric metric")
-    for group in GROUPS:
-        found |= dict(_flat(group, getattr(result, group)))
+    for group in fields(result):
+        value = getattr(result, group.name)
+        if isinstance(value, dict) and group.name != "failed":
+            found |= dict(_flat(group.name, value))
     return found
 
 

@@ -5,7 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pipelines.evaluate.metrics.by_name import metric_named
-from pipelines.evaluate.results import BenchmarkResult, judged, read_result, read_samples, write_result
+from pipelines.evaluate.results import (
+    BenchmarkResult,
+    read_result,
+    read_samples,
+    score_by,
+    scores_of,
+    truths_of,
+    write_result,
+)
 from pipelines.storage.uri import Folder
 
 
@@ -21,7 +29,13 @@ def rescore(folder: Folder) -> tuple[BenchmarkResult, BenchmarkResult]:
     """
     before = read_result(folder)
     metrics = [metric_named(one.metric) for one in (before.score, *before.beside)]
-    samples, scores = judged(before.benchmark, metrics, read_samples(folder))
-    after = replace(before, score=scores[0], beside=scores[1:])
+    samples = read_samples(folder)
+    asked = [row for row in samples if row["score"] is not None]
+    truths = truths_of(asked)
+    scores = [scores_of(metric, asked, truths) for metric in metrics]
+    boards = [score_by(metric, own, truths) for metric, own in zip(metrics, scores, strict=True)]
+    for row, score in zip(asked, scores[0], strict=True):
+        row["score"] = float(score)
+    after = replace(before, score=boards[0], beside=boards[1:])
     write_result(folder, after, samples)
     return before, after

@@ -136,15 +136,8 @@ def score_by(metric: Metric, scores: FloatArray, truths: Sequence[Truth]) -> Sco
     )
 
 
-def judged(
-    name: str, metrics: Sequence[Metric], rows: Sequence[Mapping[str, Any]]
-) -> tuple[list[dict[str, Any]], list[Score]]:
+def judged(benchmark: Benchmark, rows: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[Score]]:
     """Score the rows of a benchmark.
-
-    Args:
-        name: The benchmark's.
-        metrics: Its own, then further ones.
-        rows: One for each of the table's.
 
     Returns:
         The samples, each with its score, and the headlines: by the benchmark's own metric, then the others.
@@ -156,14 +149,15 @@ def judged(
     if not asked:
         reason = next((row["error"] for row in rows), "There are no rows.")
         raise DataError(
-            f"None of the {len(rows)} rows of {name} is a question.",
+            f"None of the {len(rows)} rows of {benchmark.name} is a question.",
             reason,
             "Take the files that the benchmark names, or correct them.",
         )
     truths = truths_of(asked)
-    scores = [scores_of(metric, asked, truths) for metric in metrics]
-    boards = [score_by(metric, of, truths) for metric, of in zip(metrics, scores, strict=True)]
-    of_row = {row["index"]: float(score) for row, score in zip(asked, scores[0], strict=True)}
+    scores = scores_of(benchmark.metric, asked, truths)
+    boards = [score_by(benchmark.metric, scores, truths)]
+    boards += [score_by(one, scores_of(one, asked, truths), truths) for one in benchmark.beside]
+    of_row = {row["index"]: float(score) for row, score in zip(asked, scores, strict=True)}
     return [{**row, "score": of_row.get(row["index"])} for row in rows], boards
 
 
@@ -230,7 +224,7 @@ def result_folders(folder: Folder) -> list[Folder]:
             "Name an output of `casa evaluate`, or a benchmark's folder in one.",
         )
     rank = {name: at for at, name in enumerate(CATALOGUE)}
-    return sorted(found, key=lambda one: (rank.get(one.name, len(rank)), one.name))
+    return sorted(found, key=lambda one: (rank.get(one.name.partition("@")[0], len(rank)), one.name))
 
 
 def read_result(folder: Folder) -> BenchmarkResult:

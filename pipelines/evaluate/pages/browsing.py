@@ -50,7 +50,6 @@ def verdict(score: float) -> str:
 
 
 def browser(
-    name: str,
     rows: Sequence[Row],
     pictures: Sequence[str],
     *,
@@ -62,7 +61,6 @@ def browser(
     """The table with its controls.
 
     Args:
-        name: Unique in the page.
         rows: In the order in which they are shown at first.
         pictures: Data URIs that the rows' numbers mean.
         answers: Heading of each column of answers.
@@ -90,7 +88,6 @@ def browser(
         tag("p", *_buttons(), class_="pager"),
         embedded(content),
         class_="browser sheet",
-        id=f"browse-{name}",
     )
 
 

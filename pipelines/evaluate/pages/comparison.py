@@ -11,6 +11,7 @@ from pipelines.evaluate.comparison import Compared
 from pipelines.evaluate.pages import thumbnails
 from pipelines.evaluate.pages.browsing import answer, browser, numbered, question_row
 from pipelines.evaluate.pages.evaluation import page
+from pipelines.evaluate.pages.sections import anchor_of
 from pipelines.evaluate.pages.thumbnails import SHOWN, Thumbnails
 from pipelines.html.layout import fold, section, table
 from pipelines.html.tags import Html, tag
@@ -27,9 +28,7 @@ def render(found: Sequence[Compared], names: tuple[str, str], pictures: int = SH
         names: Both models', A and B.
         pictures: Changed questions of each benchmark that are shown with their pictures.
     """
-    links = (
-        tag("a", one.first.result.title, href=f"#benchmark-{one.first.result.benchmark}") for one in found
-    )
+    links = (tag("a", one.first.result.title, href=f"#{anchor_of(one.first.folder.name)}") for one in found)
     header = tag(
         "header",
         tag("p", "Comparison", class_="kicker"),
@@ -83,7 +82,7 @@ def _section(one: Compared, names: tuple[str, str], count: int) -> Html:
         tag("h3", "Questions whose score changed"),
         tag("p", f"{note}have their pictures here. {printable(missing)}", class_="note"),
         _changed(one, names, pictures),
-        id=f"benchmark-{result.benchmark}",
+        id=anchor_of(one.first.folder.name),
     )
 
 
@@ -105,7 +104,6 @@ def _changed(one: Compared, names: tuple[str, str], pictures: Thumbnails) -> Htm
     unique, places = numbered(pictures)
     rows = [_row(one, at, places) for at in one.changed]
     return browser(
-        one.first.result.benchmark,
         rows,
         unique,
         answers=[f"A: {names[0]}", f"B: {names[1]}"],

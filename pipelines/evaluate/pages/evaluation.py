@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 from casa_core.errors import CasaError
 from pipelines.evaluate.pages import thumbnails
-from pipelines.evaluate.pages.sections import benchmark_section, scores_section
-from pipelines.evaluate.pages.thumbnails import SHOWN, Thumbnails
-from pipelines.evaluate.results import BenchmarkResult, read_result, read_samples, result_folders
+from pipelines.evaluate.pages.sections import Shown, benchmark_section, scores_section
+from pipelines.evaluate.pages.thumbnails import SHOWN
+from pipelines.evaluate.results import read_result, read_samples, result_folders
 from pipelines.evaluate.tables import TableQuestions
 from pipelines.html.document import asset, document, script
 from pipelines.html.tags import Html, tag
@@ -18,21 +17,6 @@ from pipelines.storage.atomic import write_whole
 from pipelines.storage.uri import Folder
 
 PAGE = "index.html"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shown:
-    """One benchmark on the page.
-
-    Attributes:
-        pictures: Those of the questions that are shown with theirs.
-        missing: Why there are none; empty where there are.
-    """
-
-    result: BenchmarkResult
-    samples: Sequence[Mapping[str, Any]]
-    pictures: Thumbnails
-    missing: str = ""
 
 
 def write_page(folder: Folder, tables: Sequence[TableQuestions] = (), pictures: int = SHOWN) -> Folder:
@@ -70,24 +54,22 @@ def _shown(folder: Folder, opened: Mapping[str, TableQuestions], count: int) -> 
         else:
             thumbnails.keep(folder, digest, {index: known[index] for index in wanted if index in known})
     found = {index: known[index] for index in wanted if known.get(index)}
-    return Shown(result=result, samples=samples, pictures=found, missing=reason)
+    return Shown(name=folder.name, result=result, samples=samples, pictures=found, missing=reason)
 
 
 def render(shown: Sequence[Shown]) -> str:
     """The page as one HTML document that needs no network."""
-    results = [one.result for one in shown]
-    name = results[0].checkpoint["name"]
-    links = (tag("a", one.title, href=f"#benchmark-{one.benchmark}") for one in results)
+    name = shown[0].result.checkpoint["name"]
+    links = (tag("a", one.result.title, href=f"#{one.anchor}") for one in shown)
     header = tag(
         "header",
         tag("p", "Evaluation", class_="kicker"),
         tag("h1", name),
-        tag("p", _subtitle(results), class_="subtitle"),
-        _mixed(results),
+        tag("p", _subtitle(shown), class_="subtitle"),
+        _mixed(shown),
         tag("nav", *links, aria_label="Benchmarks"),
     )
-    sections = [scores_section(results)]
-    sections += [benchmark_section(one.result, one.samples, one.pictures, one.missing) for one in shown]
+    sections = [scores_section(shown), *(benchmark_section(one) for one in shown)]
     return page(f"{name}: evaluation", header, tag("main", *sections))
 
 
@@ -98,17 +80,20 @@ def page(title: str, *body: object) -> str:
     return document(title, style, *body, script(), browse)
 
 
-def _subtitle(results: Sequence[BenchmarkResult]) -> str:
-    questions = sum(one.questions for one in results)
-    dates = sorted({one.date[:10] for one in results})
+def _subtitle(shown: Sequence[Shown]) -> str:
+    questions = sum(one.result.questions for one in shown)
+    dates = sorted({one.result.date[:10] for one in shown})
     when = " to ".join(dict.fromkeys((dates[0], dates[-1])))
-    return f"{len(results)} benchmark{'s' * (len(results) != 1)}, {questions:,} questions, {when}."
+    return f"{len(shown)} benchmark{'s' * (len(shown) != 1)}, {questions:,} questions, {when}."
 
 
-def _mixed(results: Sequence[BenchmarkResult]) -> Html:
-    """A warning where results of several checkpoints lie in one folder."""
-    found = {one.checkpoint["fingerprint"]: one.checkpoint["folder"] for one in results}
-    if len(found) < 2:
+def _mixed(shown: Sequence[Shown]) -> Html:
+    """A warning where results of several checkpoints lie in one folder, in the same setting."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for one in shown:
+        found[one.name.partition("@")[2]].add(one.result.checkpoint["fingerprint"][:12])
+    several = [", ".join(sorted(prints)) for prints in found.values() if len(prints) > 1]
+    if not several:
         return Html("")
     what = "These results are not of one model: checkpoint, type or code differ between benchmarks"
-    return tag("p", f"{what} ({', '.join(one[:12] for one in found)}).", class_="warning")
+    return tag("p", f"{what} ({'; '.join(several)}).", class_="warning")

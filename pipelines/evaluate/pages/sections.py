@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from casa_core.printable import printable
@@ -27,24 +29,53 @@ KINDS = {
 ORDERS = {"first": "Worst first", "last": "Best first", "index": "As in the benchmark"}
 
 
-def scores_section(results: Sequence[BenchmarkResult]) -> Html:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shown:
+    """One benchmark, in one setting, on the page.
+
+    Attributes:
+        name: Its folder's: the benchmark's, and behind an ``@`` what sets the setting apart.
+        samples: Rows of the result's ``samples.parquet``.
+        pictures: Those of the questions that are shown with theirs.
+        missing: Why others are missing; empty where none are.
+    """
+
+    name: str
+    result: BenchmarkResult
+    samples: Sequence[Mapping[str, Any]]
+    pictures: Thumbnails
+    missing: str = ""
+
+    @property
+    def anchor(self) -> str:
+        """The id of its section."""
+        return anchor_of(self.name)
+
+
+def anchor_of(name: str) -> str:
+    """The id of the section about a benchmark's folder."""
+    return re.sub(r"[^\w-]", "-", f"benchmark-{name}")
+
+
+def scores_section(shown: Sequence[Shown]) -> Html:
     """All headlines in one table, beside published ones of a model that can be chosen."""
     lead = (
         "Each headline with its 95 % bootstrap interval over what is independent. A question without an "
         "answer counts as wrong. In the drawings the dot is this model, the ticks are published scores."
     )
     published: dict[str, dict[str, str]] = {}
-    for one in results:
-        for row in one.published:
+    for one in shown:
+        for row in one.result.published:
             scores = published.setdefault(f"{row['model']} ({row['source']})", {})
-            scores[one.benchmark] = f"{row['score']:g}"
+            scores[one.anchor] = f"{row['score']:g}"
     head = ["benchmark", "score", "95 % interval", "unit", "questions", "failed", "empty", "cut"]
-    rows = [_score_row(one) for one in results]
+    rows = [_score_row(one.anchor, one.result) for one in shown]
     if published:
         head += ["published", "drawn"]
         first = next(iter(published.values()))
-        for one, row in zip(results, rows, strict=True):
-            row += [tag("span", first.get(one.benchmark, ""), data_beside=one.benchmark), strip(one, 260.0)]
+        for one, row in zip(shown, rows, strict=True):
+            row.append(tag("span", first.get(one.anchor, ""), data_beside=one.anchor))
+            row.append(strip(one.result, 260.0))
     return section("Scores", lead, _choice(published), table(head, rows, numeric=[1, 2, 4, 5, 6, 7, 8]))
 
 
@@ -56,10 +87,10 @@ def _choice(published: Mapping[str, Mapping[str, str]]) -> Html:
     return join([label, tag("div", embedded(published), id="published")])
 
 
-def _score_row(one: BenchmarkResult) -> list[object]:
+def _score_row(anchor: str, one: BenchmarkResult) -> list[object]:
     failed = sum(one.failed.values())
     return [
-        tag("a", one.title, href=f"#benchmark-{one.benchmark}"),
+        tag("a", one.title, href=f"#{anchor}"),
         tag("b", f"{one.score.value:.1f}"),
         interval(one.score),
         one.score.unit,
@@ -73,37 +104,25 @@ def interval(score: Score) -> str:
     return f"{score.low:.1f} to {score.high:.1f}"
 
 
-def benchmark_section(
-    result: BenchmarkResult,
-    samples: Sequence[Mapping[str, Any]],
-    pictures: Thumbnails,
-    missing: str,
-) -> Html:
-    """A benchmark: tiles, what failed, categories, published scores, facts, answers.
-
-    Args:
-        samples: Rows of the result's ``samples.parquet``.
-        pictures: Those of some questions.
-        missing: Why some pictures are missing.
-    """
+def benchmark_section(one: Shown) -> Html:
+    """A benchmark: tiles, what failed, categories, published scores, facts, answers."""
+    result, rows = one.result, len(one.samples)
     lead = f"{result.score.metric}, version {result.score.version}: {result.score.rule}."
-    shown = (
-        f"{len(pictures):,} of {len(samples):,} rows have their pictures here: the worst, and some of all."
-    )
+    shown = f"{len(one.pictures):,} of {rows:,} rows have their pictures here: the worst, and some of all."
     return tag(
         "section",
         tag("h2", result.title),
         tag("p", lead, class_="lead"),
-        _tiles(result, len(samples)),
+        _tiles(result, rows),
         _failures(result),
         _beside(result),
         _parts(result),
         _published(result),
         _facts(result),
         tag("h3", "Answers"),
-        tag("p", f"{shown} {printable(missing)}", class_="note"),
-        _answers(result, samples, pictures),
-        id=f"benchmark-{result.benchmark}",
+        tag("p", f"{shown} {printable(one.missing)}", class_="note"),
+        _answers(one),
+        id=one.anchor,
     )
 
 
@@ -190,13 +209,11 @@ def _facts(result: BenchmarkResult) -> Html:
     return fold("What the score depends on", tag("div", table(["fact", "value"], rows), class_="facts"))
 
 
-def _answers(result: BenchmarkResult, samples: Sequence[Mapping[str, Any]], pictures: Thumbnails) -> Html:
-    unique, places = numbered(pictures)
-    worst_first = sorted(samples, key=lambda row: (-1.0 if row["error"] else row["score"], row["index"]))
+def _answers(one: Shown) -> Html:
+    unique, places = numbered(one.pictures)
+    worst_first = sorted(one.samples, key=lambda row: (-1.0 if row["error"] else row["score"], row["index"]))
     rows = [_row(sample, places.get(sample["index"], ())) for sample in worst_first]
-    return browser(
-        result.benchmark, rows, unique, answers=["answer"], value="score", kinds=KINDS, orders=ORDERS
-    )
+    return browser(rows, unique, answers=["answer"], value="score", kinds=KINDS, orders=ORDERS)
 
 
 def _row(sample: Mapping[str, Any], pictures: Sequence[int]) -> dict[str, Any]:

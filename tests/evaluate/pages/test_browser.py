@@ -16,11 +16,12 @@ from pipelines.evaluate.pages.browsing import browser as browser_of
 from pipelines.evaluate.pages.comparison import render
 from pipelines.evaluate.pages.evaluation import page as whole_page
 from pipelines.evaluate.results import read_samples
+from pipelines.html.tags import tag
 from tests.evaluate.pages.conftest import Written
 from tests.support.evaluate.results import write_evaluation
 from tests.support.serve.browser import Page
 
-DRAWN = "#browse-drawn"
+DRAWN = "#benchmark-drawn .browser"
 WIDTHS = (1440, 768, 390)
 
 
@@ -148,7 +149,7 @@ def test_published_scores_of_another_model_are_chosen(page: Page, evaluation: Wr
         for one in evaluation.results["chartqa"].published
         if f"{one['model']} ({one['source']})" == wanted
     )
-    assert page.text("[data-beside=chartqa]") == score
+    assert page.text("[data-beside=benchmark-chartqa]") == score
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
@@ -158,7 +159,7 @@ def test_it_is_as_wide_as_the_window(browser: Any, evaluation: Written, width: i
     with page.screen(width, 1000, dark=dark):
         page = opened(browser, evaluation.page)
         for name in ("chartqa", "nextqa", "drawn"):
-            started(page, f"#browse-{name}")
+            started(page, f"#benchmark-{name} .browser")
         assert page.script("document.documentElement.scrollWidth") <= width
         ground = page.script("getComputedStyle(document.body).backgroundColor")
         assert ground == ("rgb(18, 18, 23)" if dark else "rgb(251, 250, 248)")
@@ -198,7 +199,9 @@ def test_five_thousand_rows_are_filtered_at_once(browser: Any, tmp_path: Path):
         "orders": {"first": "Worst"},
     }
     path = tmp_path / "page.html"
-    path.write_text(whole_page("many", browser_of("drawn", rows, [picture], **options)))
+    path.write_text(
+        whole_page("many", tag("section", browser_of(rows, [picture], **options), id="benchmark-drawn"))
+    )
     page = opened(browser, path)
     started(page)
     assert page.text(f"{DRAWN} output") == "1 to 25 of 5,000; 5,000 of 5,000 with pictures"
@@ -220,8 +223,9 @@ def test_a_comparison_shows_the_changed_questions_with_both_answers(
     found, _ = compare_folders(evaluation.folder, other)
     path = tmp_path / "against.html"
     path.write_text(render(found, ("m", "other"), pictures=20))
+    page = opened(browser, path)
     for width in WIDTHS:
-        with Page(browser, "").screen(width, 1000):
+        with page.screen(width, 1000):
             page = opened(browser, path)
             started(page)
             assert page.script("document.documentElement.scrollWidth") <= width

@@ -101,7 +101,7 @@ def test_published_scores_stand_with_their_sources(evaluation: Written, outline:
             (outline.cells[n + 1], outline.cells[n + 3]) for n in found
         ]
     chosen = outline.data[0]
-    assert chosen["CASA-Helium1-VL-2B (official README)"]["chartqa"] == "77.6"
+    assert chosen["CASA-Helium1-VL-2B (official README)"]["benchmark-chartqa"] == "77.6"
 
 
 def test_everything_that_a_score_depends_on_is_there(evaluation: Written, outline: Outline):
@@ -192,6 +192,21 @@ def test_a_page_without_its_pictures_says_why(evaluation: Written, tmp_path: Pat
     assert "The data of drawn have changed." in words
     assert re.search(r"40 of 40 rows have their pictures here", words) is None, "row 11 and 12 have none"
     assert "38 of 40 rows have their pictures here" in words
+
+
+def test_a_benchmark_in_two_settings_has_two_sections(evaluation: Written, tmp_path: Path):
+    copy = shutil.copytree(evaluation.folder, tmp_path / "m")
+    shutil.copytree(copy / "chartqa", copy / "chartqa@448")
+    found = json.loads((copy / "chartqa@448" / "result.json").read_text())
+    found["checkpoint"]["fingerprint"] = "of smaller pictures"
+    found["decoding"]["max_side"] = 448
+    (copy / "chartqa@448" / "result.json").write_text(json.dumps(found))
+    page = Outline(write_page(copy, (), pictures=60).read_text())
+    assert page.ids.index("benchmark-chartqa") < page.ids.index("benchmark-chartqa-448")
+    assert page.ids.index("benchmark-chartqa-448") < page.ids.index("benchmark-drawn")
+    assert "not of one model" not in page.words
+    [compared], _ = compare_folders(copy / "chartqa", copy / "chartqa@448")
+    assert compared.facts["decoding max side"] == ("", "448")
 
 
 def test_results_of_two_models_in_one_folder_are_no_secret(evaluation: Written, tmp_path: Path):

@@ -21,7 +21,7 @@ def write_evaluation(
     """Answer a benchmark's questions and write its folder below ``folder``."""
     benchmark = tables.benchmark
     rows = [_row(at, one, answers) for at, one in enumerate(tables.read(0, len(tables)))]
-    samples, scores = judged(benchmark.name, (benchmark.metric, *benchmark.beside), rows)
+    samples, scores = judged(benchmark, rows)
     facts = {
         "checkpoint": {"name": name, "folder": f"/models/{name}", "fingerprint": name * 8},
         "data": {"root": tables.root, "split": "test", "digest": tables.digest, "most": tables.most},

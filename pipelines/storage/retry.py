@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from email.utils import parsedate_to_datetime
 from typing import TypeVar
 
 ATTEMPTS = 6
 FIRST_WAIT_S = 0.25
 """Seconds before the second attempt; each further wait is twice as long."""
+MOST_WAIT_S = 120.0
+"""A server that asks for more is asked again after this."""
 
 _FINAL = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
 _FINAL_NUMBERS = (errno.EINVAL, errno.ENOSYS)
@@ -38,21 +41,44 @@ def may_pass(error: BaseException) -> bool:
     )
 
 
-def retry(action: Callable[[], Result], may_pass: Callable[[Exception], bool] = may_pass) -> Result:
-    """Calls ``action`` until it succeeds, up to ``ATTEMPTS`` times, waiting longer each time.
+def retry_after(error: BaseException) -> float:
+    """Seconds that a server wants to be left alone, by its answer's ``Retry-After``; 0 where it has none."""
+    headers = getattr(getattr(error, "response", None), "headers", None)
+    value = headers.get("retry-after") if isinstance(headers, Mapping) else None
+    if not isinstance(value, str):
+        return 0.0
+    try:
+        return max(float(value), 0.0)
+    except ValueError:
+        pass
+    try:
+        return max(parsedate_to_datetime(value).timestamp() - time.time(), 0.0)
+    except ValueError:
+        return 0.0
+
+
+def retry(
+    action: Callable[[], Result],
+    may_pass: Callable[[Exception], bool] = may_pass,
+    attempts: int = ATTEMPTS,
+) -> Result:
+    """Calls ``action`` until it succeeds, up to ``attempts`` times, waiting longer each time, and as long as
+    a server's ``Retry-After`` says, up to ``MOST_WAIT_S``.
 
     Args:
         action: May be called again after it failed.
         may_pass: Whether another attempt may succeed after this error.
+        attempts: How often it is called at most.
 
     Raises:
         Exception: The first error that may not pass, or that of the last attempt.
     """
-    for number in range(ATTEMPTS):
+    for number in range(attempts):
         try:
             return action()
         except Exception as error:
-            if number == ATTEMPTS - 1 or not may_pass(error):
+            if number == attempts - 1 or not may_pass(error):
                 raise
-        time.sleep(FIRST_WAIT_S * 2**number)
+            wait = max(FIRST_WAIT_S * 2**number, min(retry_after(error), MOST_WAIT_S))
+        time.sleep(wait)
     raise AssertionError("the last attempt returns or raises")

@@ -8,12 +8,14 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from pipelines.cli.shared.judge import BaselineOption, JudgeModelOption, JudgeOption
+from pipelines.cli.shared.modes import MaskOption, MaxSideOption, VideoTokensOption, masks, sides
 from pipelines.cli.shared.options import DEFAULT_STORE, JsonOption, StoreOption
 from pipelines.cli.show.format import nearby, print_json
 from pipelines.text_format import duration
@@ -74,6 +76,13 @@ def evaluate(
         Literal["offline", "streaming"],
         typer.Option(help="Show a video as a whole, or frame by frame as a live stream."),
     ] = "offline",
+    max_side: MaxSideOption = None,
+    mask: MaskOption = None,
+    max_video_tokens: VideoTokensOption = None,
+    judge: JudgeOption = None,
+    judge_model: JudgeModelOption = None,
+    baseline: BaselineOption = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Ask a judge without asking you first.")] = False,
     name: Annotated[str | None, typer.Option(help="The model's name in results.")] = None,
     dtype: Annotated[str, typer.Option(help="auto (as stored), fp32 or bf16.")] = "auto",
     quantize: Annotated[str, typer.Option(help="none, or int8: on CPUs.")] = "none",
@@ -105,11 +114,16 @@ def evaluate(
       casa evaluate train --benchmarks docvqa --workers 8 --gpus 1 --address auto
 
       casa evaluate train --benchmarks mvbench --mode streaming --data mvbench=/data/MVBench
+
+      casa evaluate train --benchmarks chartqa --max-side 448,672,896
+
+      casa evaluate train --benchmarks livesports --judge https://api.openai.com/v1 --judge-model gpt-4o
     """
     if checkpoint is None or benchmarks is None:
         _list()
         return
     from pipelines.cli.shared.artifacts import find_artifact
+    from pipelines.cli.shared.judge import judged, named_court, state_cost
     from pipelines.dag.checkpoints import find_checkpoint, model_name
     from pipelines.evaluate.evaluation import Options
     from pipelines.evaluate.evaluation import evaluate as run
@@ -118,6 +132,7 @@ def evaluate(
     found = find_checkpoint(find_artifact(checkpoint, store))
     tables = _tables(benchmarks, data or [], limit, max_new_tokens)
     on_ray = workers is not None or address is not None
+    court = named_court(judge, judge_model, baseline, store / "judgements")
     options = Options(
         dtype=dtype,
         quantize=quantize,
@@ -126,13 +141,22 @@ def evaluate(
         workers=workers or 1,
         gpus=gpus,
         on_ray=on_ray,
+        max_video_tokens=max_video_tokens,
+        court=court,
     )
+    variants = [
+        replace(options, max_side=side, mask=masked) for side in sides(max_side) for masked in masks(mask)
+    ]
     own = name or model_name(found)
     folder = output or store / "evaluations" / own
     for table in tables:
         print(f"{table.benchmark.title}: {len(table)} questions in {table.root}", file=sys.stderr)
+    if court:
+        state_cost(court, tables, len(variants), yes=yes)
+    results: list[BenchmarkResult] = []
     with _cluster(address, workers or 1) if on_ray else nullcontext():
-        results = run(own, found, tables, options, store / "answers", folder, _Shown())
+        for one in variants:
+            results += run(own, found, tables, one, store / "answers", folder, _Shown(), judged)
     _present(results, write_page(folder, tables, pictures), as_json=json_)
 
 
@@ -214,9 +238,11 @@ class _Shown:
         rest = (total - done) * (now - self._began) / asked if asked else 0.0
         left = f", {duration(rest)} left" if rest else ""
         scores = ", ".join(
-            f"{name} {one.mean:.1f} % of {one.done}" for name, one in progress.items() if one.done
+            f"{name} {one.mean:.1f} % of {one.done}"
+            for name, one in progress.items()
+            if one.done and not one.judged
         )
-        line = f"{done} of {total} questions{left}; so far {scores}"
+        line = f"{done} of {total} questions{left}" + (f"; so far {scores}" if scores else "")
         end = "\n" if not terminal or done == total else ""
         print(f"\r\x1b[K{line}" if terminal else line, end=end, file=sys.stderr, flush=True)
 

@@ -7,13 +7,24 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from casa_core.engine.requests import SamplingParams
+from casa_core.errors import ConfigError
 from pipelines.dag.checkpoints import local_checkpoint
 from pipelines.dag.code_version import read_versions
 from pipelines.evaluate.answers import AnswerStore, model_fingerprint
+from pipelines.evaluate.judge.judging import (
+    Court,
+    Judgement,
+    OnReply,
+    account,
+    judge_rows,
+    points,
+    write_judgements,
+)
 from pipelines.evaluate.results import (
     BenchmarkResult,
     Throughput,
@@ -24,8 +35,11 @@ from pipelines.evaluate.results import (
 )
 from pipelines.evaluate.runner import Row, answer_all
 from pipelines.evaluate.tables import TableQuestions
-from pipelines.evaluate.worker import Mode, Model
+from pipelines.evaluate.worker import VIDEO_TOKENS, Mode, Model
 from pipelines.storage.uri import Folder
+
+if TYPE_CHECKING:
+    from casa_core.analysis.masking import Masking
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +53,8 @@ class Options:
         mode: How videos are shown, see :class:`pipelines.evaluate.worker.Model`.
         workers, gpus: Engines, and GPUs of each.
         on_ray: Workers are actors of the Ray cluster that was joined; otherwise one is in this process.
+        max_side, max_video_tokens, mask: As of :class:`pipelines.evaluate.worker.Model`.
+        court: Who judges commentaries.
     """
 
     sampling: SamplingParams = field(default_factory=SamplingParams)
@@ -49,13 +65,23 @@ class Options:
     workers: int = 1
     gpus: float = 0.0
     on_ray: bool = False
+    max_side: int | None = None
+    max_video_tokens: int | None = None
+    mask: Masking | None = None
+    court: Court | None = None
+
+    @property
+    def suffix(self) -> str:
+        """Behind a benchmark's name: ``@448``, ``@self``; nothing for the checkpoint as it is."""
+        return "".join(f"@{value}" for value in (self.max_side, self.mask) if value)
 
 
 @dataclass(slots=True)
 class Progress:
-    """What was answered so far, of one benchmark."""
+    """What was answered so far, of one benchmark; scores that a judge will give are not among it."""
 
     total: int
+    judged: bool = False
     done: int = 0
     reused: int = 0
     failed: int = 0
@@ -85,6 +111,7 @@ def evaluate(
     store: Folder,
     output: Folder,
     on_progress: OnProgress = lambda progress: None,
+    on_judged: OnReply = lambda done, total: None,
 ) -> list[BenchmarkResult]:
     """Answer, score and write.
 
@@ -94,15 +121,18 @@ def evaluate(
         store: Where answers are kept for later runs.
         output: Gets a folder for each benchmark, written as soon as all are answered.
         on_progress: Called as answers come, with each benchmark's progress by name.
+        on_judged: Called as a judge's replies come, with their number and that of all.
 
     Raises:
-        CasaError: What an engine or a table refuses as a whole; single questions are counted as failed.
+        CasaError: What an engine, a table or a judge refuses as a whole; single questions are counted as
+            failed.
     """
+    _check_court(tables, options)
     with local_checkpoint(checkpoint) as local:
-        model = _model(checkpoint, local, options)
+        model = _model(checkpoint, local, options, streams=any(table.benchmark.live for table in tables))
         sources = {table.benchmark.name: table for table in tables}
         metrics = {table.benchmark.name: table.benchmark.metric for table in tables}
-        progress = {name: Progress(len(table)) for name, table in sources.items()}
+        progress = {name: Progress(len(table), metrics[name].needs_judge) for name, table in sources.items()}
 
         def count(rows: Sequence[Row]) -> None:
             for row, truth in zip(rows, truths_of(rows), strict=True):
@@ -137,13 +167,33 @@ def evaluate(
         "code": _code(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    return [_finish(table, by_name[table.benchmark.name], options, shared, output) for table in tables]
+    judge = partial(judge_rows, on_reply=on_judged)
+    return [_finish(table, by_name[table.benchmark.name], options, shared, output, judge) for table in tables]
 
 
-def _model(checkpoint: Folder, local: Path, options: Options) -> Model:
-    version = read_versions()["evaluate"]
-    computed = {"dtype": options.dtype, "quantize": options.quantize, "code": version}
-    fingerprint = model_fingerprint(local, **computed)
+def _check_court(tables: Sequence[TableQuestions], options: Options) -> None:
+    for table in tables:
+        if table.benchmark.metric.needs_judge:
+            if options.court is None:
+                raise ConfigError(
+                    f"{table.benchmark.title} is scored by a judge, and none is named.",
+                    "A commentary is compared with another one.",
+                    "Give `--judge URL --judge-model NAME`; its key, if it needs one, in CASA_JUDGE_KEY.",
+                )
+            options.court.judge.check()
+            return
+
+
+def _model(checkpoint: Folder, local: Path, options: Options, *, streams: bool) -> Model:
+    changed = {name: getattr(options, name) for name in ("max_side", "max_video_tokens", "mask")}
+    fingerprint = model_fingerprint(
+        local,
+        dtype=options.dtype,
+        quantize=options.quantize,
+        code=read_versions()["evaluate"],
+        video_tokens=VIDEO_TOKENS,
+        **{name: value for name, value in changed.items() if value},
+    )
     return Model(
         folder=checkpoint,
         digest=fingerprint,
@@ -153,22 +203,39 @@ def _model(checkpoint: Folder, local: Path, options: Options) -> Model:
         quantize=options.quantize,
         slots=options.slots,
         mode=options.mode,
+        streams=streams,
+        **changed,
     )
 
 
 def _finish(
-    table: TableQuestions, rows: list[Row], options: Options, shared: Mapping[str, Any], output: Folder
+    table: TableQuestions,
+    rows: list[Row],
+    options: Options,
+    shared: Mapping[str, Any],
+    output: Folder,
+    judge: Callable[[Court, Sequence[Row]], list[Judgement]],
 ) -> BenchmarkResult:
-    benchmark = table.benchmark
-    samples, scores = judged(benchmark, rows)
+    benchmark, court = table.benchmark, options.court
+    judgements = judge(court, rows) if court and benchmark.metric.needs_judge else None
+    samples, scores = judged(benchmark, rows, None if judgements is None else points(judgements))
     sampling = asdict(options.sampling) | {"max_new_tokens": table.max_new_tokens}
+    named = ("slots", "max_side", "max_video_tokens", "mask")
     facts = {
         **shared,
         "data": {"root": table.root, "split": benchmark.split, "digest": table.digest, "most": table.most},
-        "decoding": {"mode": options.mode, "slots": options.slots, "sampling": sampling},
+        "decoding": {
+            "mode": "streaming" if benchmark.live else options.mode,
+            **{name: getattr(options, name) for name in named},
+            "sampling": sampling,
+        },
     }
+    folder = output / f"{benchmark.name}{options.suffix}"
+    if court and judgements is not None:
+        facts["judge"] = account(court, judgements)
+        write_judgements(folder, judgements)
     result = result_of(benchmark, samples, scores, facts)
-    write_result(output / benchmark.name, result, samples)
+    write_result(folder, result, samples)
     return result
 
 

@@ -17,7 +17,7 @@ def facts_of(result: BenchmarkResult) -> dict[str, str]:
     for group in fields(result):
         value = getattr(result, group.name)
         if isinstance(value, dict) and group.name != "failed":
-            found |= dict(_flat(group.name, value))
+            found |= dict(_flat(group.name, {key: of for key, of in value.items() if key != "counts"}))
     return found
 
 

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from casa_core.errors import DataError
 from pipelines.evaluate.benchmarks.catalogue import CATALOGUE
 from pipelines.evaluate.benchmarks.layout.benchmark import Benchmark
-from pipelines.evaluate.benchmarks.published import published
+from pipelines.evaluate.benchmarks.published import MASKED, published_beside
 from pipelines.evaluate.metrics.base import FloatArray, Metric, Truth
 from pipelines.evaluate.metrics.intervals import Estimate
 from pipelines.evaluate.metrics.resampling import bootstrap
@@ -80,8 +80,10 @@ class BenchmarkResult:
         checkpoint: Where it lies, its fingerprint, and how answers were computed.
         data: Where the tables lie, their revision and digest, and how many questions were asked of how many.
         prompt: The first question's prompt, a hash of all, and where the wording comes from.
-        decoding: Sampling settings, mode, longest answer.
-        published: Scores of others with their sources.
+        decoding: Sampling settings, mode, longest answer, and what differs from the checkpoint's own: the
+            largest side of a picture, masking.
+        published: Scores of others with their sources, first those measured in the same way.
+        judge: Who judged, by which words, and how often each verdict was given; empty without a judge.
     """
 
     benchmark: str
@@ -100,6 +102,7 @@ class BenchmarkResult:
     published: list[dict[str, Any]]
     code: dict[str, str]
     date: str
+    judge: dict[str, Any] = field(default_factory=dict)
 
 
 def truths_of(rows: Sequence[Mapping[str, Any]]) -> list[Truth]:
@@ -136,8 +139,18 @@ def score_by(metric: Metric, scores: FloatArray, truths: Sequence[Truth]) -> Sco
     )
 
 
-def judged(benchmark: Benchmark, rows: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[Score]]:
+def variant_title(max_side: int | None, mask: str | None) -> str:
+    """What sets a result apart from the benchmark's usual one, behind its title."""
+    return (f" at {max_side}" if max_side else "") + (f", {MASKED[mask]}" if mask else "")
+
+
+def judged(
+    benchmark: Benchmark, rows: Sequence[dict[str, Any]], points: Mapping[int, float] | None = None
+) -> tuple[list[dict[str, Any]], list[Score]]:
     """Score the rows of a benchmark.
+
+    Args:
+        points: A judge's scores by index, for the benchmark's own metric; rows without one get 0.
 
     Returns:
         The samples, each with its score, and the headlines: by the benchmark's own metric, then the others.
@@ -155,6 +168,8 @@ def judged(benchmark: Benchmark, rows: Sequence[dict[str, Any]]) -> tuple[list[d
         )
     truths = truths_of(asked)
     scores = scores_of(benchmark.metric, asked, truths)
+    if points is not None:
+        scores = np.array([points.get(row["index"], 0.0) for row in asked])
     boards = [score_by(benchmark.metric, scores, truths)]
     boards += [score_by(one, scores_of(one, asked, truths), truths) for one in benchmark.beside]
     of_row = {row["index"]: float(score) for row, score in zip(asked, scores, strict=True)}
@@ -177,11 +192,12 @@ def result_of(
     for row in samples:
         if row["error"]:
             failed[row["error"]] = failed.get(row["error"], 0) + 1
+    variant = facts["decoding"].get("max_side"), facts["decoding"].get("mask")
     prompts = [row["prompt"] for row in samples if row["prompt"]]
     text = json.dumps(prompts, ensure_ascii=False)
     return BenchmarkResult(
         benchmark=benchmark.name,
-        title=benchmark.title,
+        title=benchmark.title + variant_title(*variant),
         score=scores[0],
         beside=list(scores[1:]),
         questions=sum(row["score"] is not None for row in samples),
@@ -193,7 +209,7 @@ def result_of(
             "sha256": hashlib.sha256(text.encode()).hexdigest(),
             "wording": benchmark.prompt_source,
         },
-        published=[asdict(one) for one in published(benchmark.name)],
+        published=[asdict(one) for one in published_beside(benchmark.name, *variant)],
         **facts,
     )
 

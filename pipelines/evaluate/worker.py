@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import pyarrow as pa
 
@@ -25,6 +26,10 @@ from pipelines.evaluate.benchmarks.layout.benchmark import Question
 from pipelines.evaluate.watching import comment, is_video, prompt_text, watch
 from pipelines.storage.host import cached_copy
 from pipelines.storage.uri import Folder
+
+if TYPE_CHECKING:
+    from casa_core.analysis.masking import Masking
+    from casa_core.engine.engine import Engine
 
 Mode = Literal["offline", "streaming"]
 
@@ -53,6 +58,8 @@ ROWS = pa.schema(
 CHUNKS = pa.schema([("benchmark", pa.string()), ("start", pa.int64()), ("stop", pa.int64())])
 AT_A_TIME = 2
 """Chunks that a worker has in hand."""
+VIDEO_TOKENS = 46_080
+"""Image tokens of a video in the paper's training on videos."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +98,11 @@ class Model:
         threads: Torch's in one worker; 0 lets torch choose.
         mode: How a video is shown: all frames before the question, or frame by frame as a live stream.
         streams: Whether some questions are answered by live streams; always in mode ``streaming``.
+        max_side: Largest side of a picture where it is not the checkpoint's; frames of a video may have a
+            bound of their own.
+        max_video_tokens: Image tokens that a video shown as a whole is fitted to, as training fits it; by
+            default the checkpoint's, and ``VIDEO_TOKENS`` where it has none.
+        mask: What attention is masked, see :mod:`casa_core.analysis.masking`.
     """
 
     folder: Folder
@@ -103,6 +115,9 @@ class Model:
     threads: int = 1
     mode: Mode = "offline"
     streams: bool = False
+    max_side: int | None = None
+    max_video_tokens: int | None = None
+    mask: Masking | None = None
 
 
 class AnswerWorker:
@@ -116,6 +131,7 @@ class AnswerWorker:
     def __init__(self, model: Model, sources: Mapping[str, QuestionSource], store: AnswerStore) -> None:
         self._model, self._sources, self._store = model, sources, store
         self._lock = threading.Lock()
+        self._masked = ExitStack()
 
     def __call__(self, chunks: pa.Table) -> pa.Table:
         """``CHUNKS`` in, ``ROWS`` out."""
@@ -177,7 +193,20 @@ class AnswerWorker:
         if own.dtype != "auto":
             options["dtype"] = DTYPES[own.dtype]
         with cached_copy(own.folder, own.digest) as folder:
-            return EngineClient(Engine.from_pretrained(folder, settings=settings, **options))
+            engine = Engine.from_pretrained(folder, settings=settings, **options)
+        self._change(engine)
+        return EngineClient(engine)
+
+    def _change(self, engine: Engine) -> None:
+        """Have an engine show and attend to pictures as the model says."""
+        from casa_core.analysis.masking import masked_attention
+
+        own, shown = self._model, engine.processor
+        shown.max_side = own.max_side or shown.max_side
+        shown.max_video_tokens = own.max_video_tokens or shown.max_video_tokens or VIDEO_TOKENS
+        _ = shown.image_settings  # refuses what cannot work
+        if own.mask:
+            self._masked.enter_context(masked_attention(engine.model, own.mask))
 
     async def _chunk(self, benchmark: str, start: int, stop: int) -> list[dict[str, Any]]:
         source = self._sources[benchmark]

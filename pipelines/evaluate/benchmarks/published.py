@@ -64,6 +64,27 @@ def published(benchmark: str, *, source: str | None = None) -> list[PublishedSco
     return [s for s in _scores() if s.benchmark == benchmark and source in (None, s.source)]
 
 
+MASKED = {
+    "self": "own token masked",
+    "random_text": "random text token masked",
+    "random_token": "random token masked",
+}
+"""Kind of masking → as table 8 calls it."""
+
+
+def published_beside(
+    benchmark: str, max_side: int | None = None, mask: str | None = None
+) -> list[PublishedScore]:
+    """The same, those first that were measured in the same mode: at a resolution, or masked."""
+
+    def other(score: PublishedScore) -> bool:
+        if mask:
+            return not (score.source == "paper table 8" and score.model.endswith(f", {MASKED[mask]}"))
+        return not (score.source == "paper table 12" and score.model.endswith(f" at {max_side}"))
+
+    return sorted(published(benchmark), key=other)
+
+
 def published_groups(source: str) -> list[PublishedScore]:
     """The means over groups of benchmarks that a table of the paper gives."""
     return [s for s in _group_scores() if s.source == source]

@@ -131,11 +131,11 @@ def write_judgements(folder: Folder, judgements: Sequence[Judgement]) -> None:
 
 def read_judgements(folder: Folder) -> list[Judgement]:
     """The judgements beside a result, their replies read by the present rule."""
-    rows = pq.read_table(pa.BufferReader((folder / JUDGEMENTS).read_bytes())).to_pylist()
-    return [
-        Judgement(**{n: row[n] for n in row if n != "won"} | {"verdict": verdict(row["reply"])})
-        for row in rows
-    ]
+    found: list[Judgement] = []
+    for row in pq.read_table(pa.BufferReader((folder / JUDGEMENTS).read_bytes())).to_pylist():
+        known: dict[str, Any] = {name: row[name] for name in row if name not in ("won", "verdict")}
+        found.append(Judgement(**known, verdict=verdict(row["reply"])))
+    return found
 
 
 def points(judgements: Sequence[Judgement]) -> dict[int, float]:

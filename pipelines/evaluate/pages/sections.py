@@ -117,6 +117,7 @@ def benchmark_section(one: Shown) -> Html:
         _failures(result),
         _beside(result),
         _parts(result),
+        _judge(result),
         _published(result),
         _facts(result),
         tag("h3", "Answers"),
@@ -176,6 +177,18 @@ def _parts(result: BenchmarkResult) -> Html:
         for name, value in parts.items()
     ]
     return join([tag("h3", "By category"), table(["category", result.score.unit, ""], rows, numeric=[1])])
+
+
+def _judge(result: BenchmarkResult) -> Html:
+    if not result.judge:
+        return Html("")
+    who = (
+        f"{result.judge['model']}, against {result.judge['baseline']}, by {result.judge['wording']} wording."
+    )
+    rows = [[name.replace("_", " "), f"{count:,}"] for name, count in result.judge["counts"].items()]
+    return join(
+        [tag("h3", "The judge"), tag("p", who, class_="note"), table(["", "count"], rows, numeric=[1])]
+    )
 
 
 def _published(result: BenchmarkResult) -> Html:

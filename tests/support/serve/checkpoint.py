@@ -15,8 +15,10 @@ from casa_core.processing.tokenizer import build_tokenizer
 from casa_core.weights.checkpoint import save_checkpoint
 
 
-def write_checkpoint(folder: Path, texts: Sequence[str], *, context: int = 256, seed: int = 0) -> Path:
-    """Write a checkpoint whose tokenizer knows some texts; returns the folder."""
+def write_checkpoint(
+    folder: Path, texts: Sequence[str], *, context: int = 256, seed: int = 0, kind: str = "cross_attention"
+) -> Path:
+    """Write a checkpoint whose tokenizer knows some texts, with a kind of fusion; returns the folder."""
     torch.manual_seed(seed)
     tokenizer = build_tokenizer(texts, 300)
     text_config = HeliumConfig(
@@ -30,6 +32,6 @@ def write_checkpoint(folder: Path, texts: Sequence[str], *, context: int = 256, 
         max_position_embeddings=context,
         initializer_range=0.3,
     )
-    model = CasaForConditionalGeneration(CasaConfig(text_config=text_config))
+    model = CasaForConditionalGeneration(CasaConfig(text_config=text_config, fusion={"kind": kind}))
     save_checkpoint(folder, model, CasaProcessor(tokenizer))
     return folder

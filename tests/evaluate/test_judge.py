@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import signal
+import subprocess
+import sys
 import time
 from email.utils import formatdate
 from pathlib import Path
@@ -12,10 +15,14 @@ from typing import Any
 import pytest
 
 from casa_core.errors import ConfigError, DataError
+from pipelines.cli.shared.judge import state_cost
+from pipelines.evaluate.benchmarks.layout.tables import DataFile
+from pipelines.evaluate.benchmarks.streams.livesports import LIVESPORTS
 from pipelines.evaluate.judge.baseline import Baseline, read_baseline
 from pipelines.evaluate.judge.client import KEY, Judge
 from pipelines.evaluate.judge.judging import Court, account, counts, judge_rows, points
 from pipelines.evaluate.judge.wording import verdict
+from pipelines.evaluate.tables import Piece, TableQuestions
 from pipelines.storage import retry
 from tests.support.evaluate.judge_server import (
     A,
@@ -25,6 +32,7 @@ from tests.support.evaluate.judge_server import (
     likes_the_first,
     running_judge,
 )
+from tests.support.paths import ROOT
 
 ROWS = [
     {"index": at, "question_id": f"v_{at}", "answer": "goal " * (at + 1), "truths": [f"goal {at}"]}
@@ -110,6 +118,31 @@ def test_a_run_that_ended_early_goes_on_and_asks_each_pair_once(tmp_path: Path):
         assert set(judge.asked.values()) == {1}
         assert judge.asked.total() == 12
     assert points(found) == {0: 0, 1: 0, 2: 0, 3: 1, 4: 1, 5: 1}
+
+
+def test_a_run_that_was_killed_asks_again_what_was_in_flight_and_nothing_else(tmp_path: Path):
+    child: list[subprocess.Popen[bytes]] = []
+
+    def kill_at_the_fifth(a: str, b: str) -> str:
+        if child and judge.asked.total() == 5:
+            child.pop().kill()
+        return likes_longer(a, b)
+
+    with running_judge(kill_at_the_fifth) as judge:
+        child.append(subprocess.Popen([sys.executable, "-c", CHILD, judge.url, str(tmp_path)], cwd=ROOT))
+        assert child[0].wait(60) == -signal.SIGKILL
+        found = judge_rows(court(judge, tmp_path), ROWS)
+        assert sorted(judge.asked.values()) == [1] * 11 + [2]
+    assert points(found) == {0: 0, 1: 0, 2: 0, 3: 1, 4: 1, 5: 1}
+
+
+CHILD = """
+import sys
+from pathlib import Path
+from pipelines.evaluate.judge.judging import judge_rows
+from tests.evaluate.test_judge import ROWS, THIRD, Court, Judge
+judge_rows(Court(judge=Judge(sys.argv[1], "m", at_once=1), store=Path(sys.argv[2]), baseline=THIRD), ROWS)
+"""
 
 
 def test_a_busy_judge_is_asked_again_after_as_long_as_it_says(tmp_path: Path, at_once: list[float]):
@@ -207,3 +240,18 @@ def test_the_cost_is_two_calls_a_question():
     calls, tokens = own.cost(1500)
     assert calls == 3000
     assert 1_000_000 < tokens < 2_000_000
+
+
+@pytest.mark.parametrize(
+    ("terminal", "yes", "confirms"), [(True, False, 1), (True, True, 0), (False, False, 0)]
+)
+def test_on_a_terminal_the_cost_is_confirmed(
+    monkeypatch: pytest.MonkeyPatch, terminal: bool, yes: bool, confirms: int
+):
+    asked: list[str] = []
+    monkeypatch.setattr("sys.stdin.isatty", lambda: terminal, raising=False)
+    monkeypatch.setattr("typer.confirm", lambda text, abort: asked.append(text))
+    own = Court(judge=Judge("http://x", "m"), store=Path("x"))
+    table = TableQuestions(benchmark=LIVESPORTS, root="x", pieces=(Piece("", DataFile("x", "x"), 0, 0, 9),))
+    state_cost(own, [table], 2, yes=yes)
+    assert len(asked) == confirms

@@ -7,6 +7,7 @@ that goes on, and another run with the same texts, ask nothing twice.
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -197,22 +198,24 @@ def _replies(court: Court, prompts: Sequence[str], on_reply: OnReply) -> tuple[d
     kept = store.read()
     known = {prompt: kept[key] for prompt in prompts if (key := judge.key(prompt)) in kept}
     new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in known]
-    total = len(known) + len(new)
+    lock, total = threading.Lock(), len(known) + len(new)
+
+    def ask(prompt: str) -> tuple[str, Answer]:
+        reply = judge.ask(prompt)
+        with lock:  # kept before this thread asks the next
+            store.add([(judge.key(prompt), reply)])
+            if len(known) % MERGED_EVERY == 0:
+                store.merge()
+        return prompt, reply
+
     with ThreadPoolExecutor(judge.at_once) as pool:
-        asked = {pool.submit(judge.ask, prompt): prompt for prompt in new}
         try:
-            for done, future in enumerate(as_completed(asked), 1):
-                prompt, reply = asked[future], future.result()
+            for future in as_completed([pool.submit(ask, prompt) for prompt in new]):
+                prompt, reply = future.result()
                 known[prompt] = reply
-                store.add([(judge.key(prompt), reply)])
-                if done % MERGED_EVERY == 0:
-                    store.merge()
                 on_reply(len(known), total)
         finally:
             pool.shutdown(cancel_futures=True)
-            for future, prompt in asked.items():  # in flight when another failed
-                if prompt not in known and not future.cancelled() and future.exception() is None:
-                    store.add([(judge.key(prompt), future.result())])
             store.merge()
     return known, set(new)
 

@@ -192,6 +192,7 @@ def result_of(
     for row in samples:
         if row["error"]:
             failed[row["error"]] = failed.get(row["error"], 0) + 1
+    comparable = facts.get("judge", {}).get("comparable", True)
     variant = facts["decoding"].get("max_side"), facts["decoding"].get("mask")
     prompts = [row["prompt"] for row in samples if row["prompt"]]
     text = json.dumps(prompts, ensure_ascii=False)
@@ -209,7 +210,7 @@ def result_of(
             "sha256": hashlib.sha256(text.encode()).hexdigest(),
             "wording": benchmark.prompt_source,
         },
-        published=[asdict(one) for one in published_beside(benchmark.name, *variant)],
+        published=[asdict(one) for one in published_beside(benchmark.name, *variant) if comparable],
         **facts,
     )
 

@@ -75,7 +75,7 @@ def _answer(captions: list[CaptionEvent]) -> Answer:
     words = (caption.text.strip() for caption in captions)
     return Answer(
         text=" ".join(text for text in words if text),
-        finish_reason="length" if captions[-1].truncated else "stop",
+        finish_reason="length" if any(caption.truncated for caption in captions) else "stop",
         prompt_tokens=sum(caption.prompt_tokens for caption in captions),
         image_tokens=sum(caption.image_tokens for caption in captions),
         completion_tokens=sum(len(caption.token_ids) for caption in captions),

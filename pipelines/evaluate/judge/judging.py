@@ -166,7 +166,8 @@ def counts(judgements: Sequence[Judgement]) -> dict[str, int]:
 
 
 def account(court: Court, judgements: Sequence[Judgement]) -> dict[str, Any]:
-    """What a result says about its judge: who, by which words, and under ``counts`` `counts`."""
+    """What a result says about its judge: who, by which words, whether published win rates are of the same
+    kind, and under ``counts`` `counts`."""
     baseline = court.baseline
     return {
         "model": court.judge.model,
@@ -174,6 +175,7 @@ def account(court: Court, judgements: Sequence[Judgement]) -> dict[str, Any]:
         "baseline": "the person's words" if baseline is None else baseline.name,
         "baseline_digest": "" if baseline is None else baseline.digest,
         "wording": "this project's" if baseline is None else "LiveCC's",
+        "comparable": baseline is not None,
         "wording_sha256": hashlib.sha256(court.wording.encode()).hexdigest(),
         **SETTINGS,
         "counts": counts(judgements),

@@ -21,8 +21,6 @@ from casa_core.errors import MediaError
 
 LARGE_PIXELS = 1 << 24
 """Pixels of an answer's images, all together, that are many: more than one picture of a phone has."""
-MOST_LIVE = 0.9
-"""Share of its time that an engine gives to live streams before it takes no more of them."""
 
 
 class Admission:
@@ -100,10 +98,11 @@ class Admission:
             )
         share = self._load.share_with(streams)
         # In lockstep the caller waits for each frame, and time says nothing about what the engine can do.
-        if self._settings.threads and share > MOST_LIVE:
+        if self._settings.threads and share > self._settings.live_share:
             raise Overloaded(
                 f"{streams} live streams take the engine's time.",
-                f"With one more they would need {share:.0%} of it, and {MOST_LIVE:.0%} are theirs.",
+                f"With one more they would need {share:.0%} of it, and "
+                f"{self._settings.live_share:.0%} are theirs.",
                 WINDOW_S,
             )
 

@@ -31,6 +31,8 @@ class EngineSettings:
         encode_batch: Images of one size that are embedded in one call.
         graphs: Record decode steps and the vision tower as CUDA graphs; best with ``preallocate``, as steps
             are recorded again where a cache has grown.
+        live_share: Share of its time that live streams may take before another is refused, where ``threads``
+            are used; infinite where streams have all the time they need, as in an evaluation.
         threads: Prepare and embed images in threads of their own, so that no step waits for them. Without,
             a step does it: for evaluation and tests.
 
@@ -49,6 +51,7 @@ class EngineSettings:
     image_cache_tokens: int = 16_384
     encode_batch: int = 8
     graphs: bool = False
+    live_share: float = 0.9
     threads: bool = False
 
     def __post_init__(self) -> None:

@@ -8,6 +8,7 @@ question is answered depends on neither (``tests/core/engine/test_mixture.py``).
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -97,7 +98,6 @@ class Model:
         slots: Questions answered together.
         threads: Torch's in one worker; 0 lets torch choose.
         mode: How a video is shown: all frames before the question, or frame by frame as a live stream.
-        streams: Whether some questions are answered by live streams; always in mode ``streaming``.
         max_side: Largest side of a picture where it is not the checkpoint's; frames of a video may have a
             bound of their own.
         max_video_tokens: Image tokens that a video shown as a whole is fitted to, as training fits it; by
@@ -114,7 +114,6 @@ class Model:
     slots: int = 16
     threads: int = 1
     mode: Mode = "offline"
-    streams: bool = False
     max_side: int | None = None
     max_video_tokens: int | None = None
     mask: Masking | None = None
@@ -182,12 +181,8 @@ class AnswerWorker:
         own = self._model
         if own.threads:
             torch.set_num_threads(own.threads)
-        streams = own.streams or own.mode == "streaming"
         settings = EngineSettings(
-            slots=own.slots,
-            answer_slots=0,
-            waiting=1 << 20,
-            threads=not streams,  # an engine with threads refuses streams that it has no time for
+            slots=own.slots, answer_slots=0, waiting=1 << 20, live_share=math.inf, threads=True
         )
         options: dict[str, Any] = {} if own.quantize == "none" else {"quantize": own.quantize}
         if own.dtype != "auto":

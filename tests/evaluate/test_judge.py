@@ -7,6 +7,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 from email.utils import formatdate
 from pathlib import Path
@@ -155,6 +156,22 @@ def test_a_busy_judge_is_asked_again_after_as_long_as_it_says(tmp_path: Path, at
     assert (third, fifth) == (7.0, retry.MOST_WAIT_S)
     assert 45 < fourth < 51
     assert 0 < first <= second < 7, "those that say nothing"
+
+
+def test_a_judge_that_is_late_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("pipelines.evaluate.judge.client.TIMEOUT_S", 0.3)
+    late = threading.Event()
+
+    def late_once(a: str, b: str) -> str:
+        if not late.is_set():
+            late.set()
+            threading.Event().wait(0.6)
+        return likes_longer(a, b)
+
+    with running_judge(late_once) as judge:
+        found = judge_rows(Court(judge=Judge(judge.url, "m", 1), store=tmp_path, baseline=THIRD), ROWS)
+        assert points(found) == {0: 0, 1: 0, 2: 0, 3: 1, 4: 1, 5: 1}
+        assert judge.asked.total() == 13
 
 
 @pytest.mark.parametrize(("status", "tries"), [(401, 1), (400, 1), (429, 8)])

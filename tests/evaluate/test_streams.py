@@ -74,7 +74,6 @@ def model(folder: Path, mode: Mode = "offline", slots: int = 3) -> Model:
         sampling=SamplingParams(),
         slots=slots,
         mode=mode,
-        streams=True,
     )
 
 

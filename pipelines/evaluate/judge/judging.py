@@ -27,8 +27,8 @@ from pipelines.storage.uri import Folder
 JUDGEMENTS = "judgements.parquet"
 ORDERS = ("ab", "ba")
 """The model's commentary first, and second."""
-SPOKEN_TOKENS = 70
-"""About what is said in an event's 20 seconds, at 150 words a minute."""
+SPOKEN_TOKENS = 120
+"""About what is said in an event's 35 seconds, at 150 words a minute."""
 MERGED_EVERY = 64
 OnReply = Callable[[int, int], None]
 
@@ -57,8 +57,10 @@ class Court:
 
     def cost(self, questions: int) -> tuple[int, int]:
         """Calls and prompt tokens that so many questions take at most; tokens are an estimate."""
-        texts = 2 if self.baseline is None else 3
-        return 2 * questions, 2 * questions * (len(self.wording) // 4 + texts * SPOKEN_TOKENS)
+        calls, each = 2 * questions, len(self.wording) // 4 + 2 * SPOKEN_TOKENS
+        if self.baseline is not None:
+            each += sum(map(len, self.baseline.texts.values())) // len(self.baseline.texts) // 4
+        return calls, calls * each
 
 
 @dataclass(frozen=True, kw_only=True)

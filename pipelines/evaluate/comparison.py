@@ -26,6 +26,8 @@ from pipelines.storage.uri import Folder
 Sample = Mapping[str, Any]
 ASKED = ("question_id", "prompt", "truths", "options")
 """What makes two rows the same question."""
+ASIDE = ("counts", "url")
+"""What may differ between two results of one judge."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +124,14 @@ def _check(first: Evaluated, second: Evaluated) -> None:
             f"The scores on {title} are by two rules.",
             f"The first are by {rules[0]}, the second by {rules[1]}.",
             "`casa score FOLDER` scores an evaluation's answers anew, without a model.",
+        )
+    judges = [{k: v for k, v in one.result.judge.items() if k not in ASIDE} for one in (first, second)]
+    if judges[0] != judges[1]:
+        name = next(k for k in judges[0] | judges[1] if judges[0].get(k) != judges[1].get(k))
+        raise DataError(
+            f"The scores on {title} were judged in two ways.",
+            f"{name}: {judges[0].get(name, 'none')} and {judges[1].get(name, 'none')}.",
+            "Evaluate both with the same judge and baseline; answers are kept.",
         )
     known, other = (_questions(one.samples) for one in (first, second))
     if known == other:

@@ -106,6 +106,19 @@ def test_scores_by_two_versions_of_a_rule_are_refused(tables: TableQuestions, tm
     assert "casa score" in str(refused.value)
 
 
+def test_scores_by_two_judges_are_refused(tables: TableQuestions, tmp_path: Path):
+    folder = evaluated(tmp_path / "a", tables, FIRST) / "drawn"
+    result, samples = read_result(folder), read_samples(folder)
+
+    def judged(model: str, url: str) -> Evaluated:
+        judge = {"model": model, "url": url, "counts": {"asked": len(url)}}
+        return Evaluated(folder=folder, result=replace(result, judge=judge), samples=samples)
+
+    assert compare(judged("one", "http://a"), judged("one", "http://other")).changed == ()
+    with pytest.raises(DataError, match=r"judged in two ways(.|\n)*model: one and two"):
+        compare(judged("one", "http://a"), judged("two", "http://a"))
+
+
 def test_folders_without_a_common_benchmark_are_refused(tables: TableQuestions, tmp_path: Path):
     a = evaluated(tmp_path / "a", tables, FIRST)
     b = evaluated(tmp_path / "b", replace(tables, benchmark=replace(tables.benchmark, name="x")), FIRST)

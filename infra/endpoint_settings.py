@@ -86,7 +86,7 @@ class Limits(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     body_bytes: Count = Field(
-        default=20 * MIB, description="Largest HTTP request body, counted while it arrives."
+        default=20 * MIB, lt=1024 * MIB, description="Largest HTTP request body, counted while it arrives."
     )
     bodies_bytes: Count = Field(
         default=256 * MIB, description="Bodies of all requests in progress together; beyond: 429."
@@ -148,7 +148,9 @@ class Limits(BaseModel):
         default=60.0, description="A live connection that sends nothing this long is closed, seconds."
     )
     video_bytes: Count = Field(
-        default=200 * MIB, description="Largest video file that is captioned; it is received on disk."
+        default=200 * MIB,
+        lt=1024 * MIB,
+        description="Largest video file that is captioned; it is received on disk.",
     )
     video_seconds: Seconds = Field(default=7200.0, description="Longest video that is captioned, seconds.")
     upload_seconds: Seconds = Field(

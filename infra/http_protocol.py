@@ -23,6 +23,10 @@ FREE_BODY_BYTES = 1024 * 1024
 BODIES_BYTES_PER_S = 16 * 1024 * 1024
 """Of what is beyond, in all bodies of a process together. Two cores carry 100 MB/s through Ray's proxy, and
 little else; a photograph of 8 MB takes half a second more."""
+MOST_BODY_BYTES = 1024**3
+"""No setting admits a body of so many bytes: one that declares it is refused (413) before an app is asked."""
+UNREAD_SECONDS = 2.0
+"""Time for a refused client to read that it was, before its connection is closed with its body unread."""
 HANDED_ON_BYTES = 32 * 1024
 """A body is handed on in pieces of at least so many bytes: each costs a call through Ray's proxy, and a body
 may come byte by byte."""
@@ -87,6 +91,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     _deadline: asyncio.TimerHandle | None = None
     _arrived = _body = 0
+    _unread = False
     _in_message = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -98,7 +103,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Look whether the head is whole by now; the next one is waited for from its first byte on."""
         super().data_received(data)
-        if self.transport.is_closing() or not self._awaits_head():
+        if self._unread or self.transport.is_closing() or not self._awaits_head():
             self._stop()
             return
         if not self._in_message:
@@ -110,11 +115,20 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """The parser's: a head is whole."""
+        declared = dict(self.headers).get(b"content-length", b"")
+        if declared.isdigit() and int(declared) >= MOST_BODY_BYTES:
+            self._unread = True
+            self.transport.write(_REFUSAL.format("413 Content Too Large").encode())
+            self.transport.pause_reading()
+            asyncio.get_running_loop().call_later(UNREAD_SECONDS, self.transport.close)
+            return
         super().on_headers_complete()
         self._in_message = True
 
     def on_body(self, body: bytes) -> None:
         """The parser's: a part of a body."""
+        if self._unread:
+            return
         self._body += len(body)
         few = len(self.cycle.body) + len(body) < HANDED_ON_BYTES
         if few and not (self.cycle.response_complete or self._should_upgrade()):
@@ -128,6 +142,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """The parser's: a body is whole."""
+        if self._unread:
+            return
         super().on_message_complete()
         self._in_message = False
         self._body = 0

@@ -46,6 +46,7 @@ def parse_json(data: str | bytes, limits: Limits) -> Any:
     opening = (b"{", b"[", b",") if isinstance(data, bytes) else ("{", "[", ",")
     if sum(map(data.count, opening)) > limits.text_characters + 10 * limits.json_containers:  # type: ignore[arg-type]
         raise _too_much(limits)
+    _check_long(data, limits)
     try:
         value = json.loads(data, parse_constant=_no_number, object_pairs_hook=_without_repeats)
     except RecursionError:
@@ -58,6 +59,23 @@ def parse_json(data: str | bytes, limits: Limits) -> Any:
         raise _invalid("a number has too many digits") from None
     _check_size(value, limits)
     return value
+
+
+def _check_long(data: str | bytes, limits: Limits) -> None:
+    """Refuse a string longer than any text and any frame may be, unless it is a picture's data URI, before
+    megabytes of it are parsed. A character has six bytes at most; a quotation mark inside may cut a string,
+    and it is then parsed and counted.
+    """
+    longest = max(6 * limits.text_characters, 2 * limits.frame_bytes)
+    if len(data) <= longest:
+        return
+    pieces = data.split(b'"') if isinstance(data, bytes) else data.encode("utf-8", "replace").split(b'"')
+    if any(len(piece) > longest and piece[:5].lower() != b"data:" for piece in pieces):
+        raise ApiError(
+            400,
+            f"A text has more than {limits.text_characters} characters. Send less text.",
+            code="text_too_long",
+        )
 
 
 def _check_size(value: Any, limits: Limits) -> None:

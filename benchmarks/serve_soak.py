@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         pause=(0.5, "seconds between two questions of one"),
         leavers=(10, "clients that leave without a word"),
         slow=(10, "clients that do not read"),
-        settled=(330, "seconds after which the text KVs have their full size"),
+        settled=(420, "seconds after which the text KVs have their full size"),
         kill=(480, "seconds after which an engine is killed; 0: never"),
     )
     with endpoint(options) as (url, cluster):

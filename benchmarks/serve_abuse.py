@@ -36,8 +36,6 @@ from benchmarks.measure import table
 WORST_RATIO = 2.0
 CLIENTS = 4
 PAUSE_S = 0.05
-NICE = 19
-"""The abuser's priority, the lowest: it would have a machine of its own, here it shares the server's."""
 SLACK_MS = 20.0
 """A P95 that grows by less than this is no harm: two cores that also run the abuser are not quieter."""
 
@@ -85,6 +83,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("url")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the full number of connections")
     parser.add_argument("--seconds", type=float, default=15.0, help="how long each abuse is held")
+    parser.add_argument(
+        "--nice",
+        type=int,
+        default=19,
+        help="the abuser's priority, by default the lowest: here it shares the server's machine",
+    )
     parser.add_argument("--kinds", nargs="*", choices=sorted(KINDS), default=list(KINDS))
     parser.add_argument("--pids", nargs="*", type=int, default=[], help="processes whose memory is watched")
     parser.add_argument("--output", type=Path, help="JSON file of the outcomes")
@@ -93,7 +97,7 @@ def main(arguments: list[str] | None = None) -> int:
     target = _target(own.url)
     with multiprocessing.get_context("spawn").Pool(1) as clients:
         clients.apply(os.getpid)  # started, at the usual priority
-        os.nice(NICE)
+        os.nice(own.nice)
         outcomes = [abuse(clients, kind, target, own.scale, own.seconds, own.pids) for kind in own.kinds]
     _print(outcomes)
     if own.output is not None:

@@ -40,7 +40,18 @@ def test_every_abuse_is_held_or_refused_and_no_other_client_fails(
     assert GOT.keys() == KINDS.keys()
     output = tmp_path / "outcomes.json"
     with running(FakeEngine(), settings_with()) as url:
-        own = ["--scale", "0.003", "--seconds", "1", "--output", str(output), "--kinds", *kinds]
+        own = [
+            "--scale",
+            "0.003",
+            "--seconds",
+            "1",
+            "--nice",
+            "0",
+            "--output",
+            str(output),
+            "--kinds",
+            *kinds,
+        ]
         assert serve_abuse.main([url, *own]) == 0
     outcomes = json.loads(output.read_text())
     for outcome in outcomes:

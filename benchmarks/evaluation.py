@@ -20,9 +20,9 @@ from benchmarks.measure import publish, read_options, table
 from casa_core.engine.engine import Engine
 from casa_core.engine.requests import GenerationRequest, SamplingParams
 from casa_core.engine.settings import EngineSettings
-from pipelines.evaluate.answers import AnswerStore, model_fingerprint
 from pipelines.evaluate.benchmarks.layout.benchmark import Question
 from pipelines.evaluate.benchmarks.own import own_benchmark
+from pipelines.evaluate.kept.answers import AnswerStore, model_fingerprint
 from pipelines.evaluate.results import judged
 from pipelines.evaluate.runner import answer_all
 from pipelines.evaluate.tables import TableQuestions, open_tables

@@ -21,7 +21,7 @@ from pipelines.cli.show.format import nearby, print_json
 from pipelines.text_format import duration
 
 if TYPE_CHECKING:
-    from pipelines.evaluate.evaluation import Progress
+    from pipelines.evaluate.evaluation import Options, Progress
     from pipelines.evaluate.results import BenchmarkResult
     from pipelines.evaluate.tables import TableQuestions
     from pipelines.storage.uri import Folder
@@ -62,6 +62,13 @@ OutputOption = Annotated[
     Path | None,
     typer.Option(help="Folder of the results; by default evaluations/MODEL in the store.", file_okay=False),
 ]
+ModeOption = Annotated[
+    Literal["offline", "streaming"],
+    typer.Option(help="Show a video as a whole, or frame by frame as a live stream."),
+]
+TokensOption = Annotated[
+    int | None, typer.Option(help="Longest answer, tokens; by default the benchmark's.", min=1)
+]
 PicturesOption = Annotated[
     int, typer.Option(help="Questions of each benchmark that the page shows with their pictures.", min=0)
 ]
@@ -72,10 +79,7 @@ def evaluate(
     benchmarks: BenchmarksOption = None,
     data: DataOption = None,
     limit: LimitOption = None,
-    mode: Annotated[
-        Literal["offline", "streaming"],
-        typer.Option(help="Show a video as a whole, or frame by frame as a live stream."),
-    ] = "offline",
+    mode: ModeOption = "offline",
     max_side: MaxSideOption = None,
     mask: MaskOption = None,
     max_video_tokens: VideoTokensOption = None,
@@ -86,9 +90,7 @@ def evaluate(
     name: Annotated[str | None, typer.Option(help="The model's name in results.")] = None,
     dtype: Annotated[str, typer.Option(help="auto (as stored), fp32 or bf16.")] = "auto",
     quantize: Annotated[str, typer.Option(help="none, or int8: on CPUs.")] = "none",
-    max_new_tokens: Annotated[
-        int | None, typer.Option(help="Longest answer, tokens; by default the benchmark's.", min=1)
-    ] = None,
+    max_new_tokens: TokensOption = None,
     slots: Annotated[int, typer.Option(help="Questions that an engine answers together.", min=1)] = 16,
     workers: WorkersOption = None,
     gpus: Annotated[float, typer.Option(help="GPUs of each worker.", min=0)] = 0.0,
@@ -123,41 +125,57 @@ def evaluate(
         _list()
         return
     from pipelines.cli.shared.artifacts import find_artifact
-    from pipelines.cli.shared.judge import judged, named_court, state_cost
+    from pipelines.cli.shared.judge import named_court
     from pipelines.dag.checkpoints import find_checkpoint, model_name
     from pipelines.evaluate.evaluation import Options
-    from pipelines.evaluate.evaluation import evaluate as run
-    from pipelines.evaluate.pages.evaluation import write_page
 
     found = find_checkpoint(find_artifact(checkpoint, store))
     tables = _tables(benchmarks, data or [], limit, max_new_tokens)
-    on_ray = workers is not None or address is not None
-    court = named_court(judge, judge_model, baseline, store / "judgements")
+    given: dict[str, Any] = {"dtype": dtype, "quantize": quantize, "slots": slots, "mode": mode, "gpus": gpus}
     options = Options(
-        dtype=dtype,
-        quantize=quantize,
-        slots=slots,
-        mode=mode,
+        **given,
         workers=workers or 1,
-        gpus=gpus,
-        on_ray=on_ray,
+        on_ray=workers is not None or address is not None,
         max_video_tokens=max_video_tokens,
-        court=court,
+        court=named_court(judge, judge_model, baseline, store / "judgements"),
     )
-    variants = [
-        replace(options, max_side=side, mask=masked) for side in sides(max_side) for masked in masks(mask)
-    ]
+    variants = [replace(options, max_side=side, mask=one) for side in sides(max_side) for one in masks(mask)]
     own = name or model_name(found)
     folder = output or store / "evaluations" / own
+    results = _run(own, found, tables, variants, (store / "answers", folder), address=address, yes=yes)
+    _present(results, _page(folder, tables, pictures), as_json=json_)
+
+
+def _page(folder: Folder, tables: Sequence[TableQuestions], pictures: int) -> Folder:
+    from pipelines.evaluate.pages.evaluation import write_page
+
+    return write_page(folder, tables, pictures)
+
+
+def _run(
+    name: str,
+    checkpoint: Folder,
+    tables: Sequence[TableQuestions],
+    variants: Sequence[Options],
+    places: tuple[Folder, Folder],
+    *,
+    address: str | None,
+    yes: bool,
+) -> list[BenchmarkResult]:
+    """Evaluate in each of some settings; ``places`` keep answers and results."""
+    from pipelines.cli.shared.judge import judged, state_cost
+    from pipelines.evaluate.evaluation import evaluate
+
+    own = variants[0]
     for table in tables:
         print(f"{table.benchmark.title}: {len(table)} questions in {table.root}", file=sys.stderr)
-    if court:
-        state_cost(court, tables, len(variants), yes=yes)
+    if own.court:
+        state_cost(own.court, tables, len(variants), yes=yes)
     results: list[BenchmarkResult] = []
-    with _cluster(address, workers or 1) if on_ray else nullcontext():
+    with _cluster(address, own.workers) if own.on_ray else nullcontext():
         for one in variants:
-            results += run(own, found, tables, one, store / "answers", folder, _Shown(), judged)
-    _present(results, write_page(folder, tables, pictures), as_json=json_)
+            results += evaluate(name, checkpoint, tables, one, *places, _Shown(), judged)
+    return results
 
 
 def _tables(

@@ -10,17 +10,11 @@ import numpy as np
 
 from casa_core.errors import DataError
 from pipelines.evaluate.facts import facts_of
+from pipelines.evaluate.kept.files import read_samples
 from pipelines.evaluate.metrics import resampling
 from pipelines.evaluate.metrics.by_name import metric_named
 from pipelines.evaluate.metrics.resampling import Comparison
-from pipelines.evaluate.results import (
-    BenchmarkResult,
-    Score,
-    read_result,
-    read_samples,
-    result_folders,
-    truths_of,
-)
+from pipelines.evaluate.results import BenchmarkResult, Score, read_result, result_folders, truths_of
 from pipelines.storage.uri import Folder
 
 Sample = Mapping[str, Any]

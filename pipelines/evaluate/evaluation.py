@@ -15,7 +15,6 @@ from casa_core.engine.requests import SamplingParams
 from casa_core.errors import ConfigError
 from pipelines.dag.checkpoints import local_checkpoint
 from pipelines.dag.code_version import read_versions
-from pipelines.evaluate.answers import AnswerStore, model_fingerprint
 from pipelines.evaluate.judge.judging import (
     Court,
     Judgement,
@@ -25,6 +24,7 @@ from pipelines.evaluate.judge.judging import (
     points,
     write_judgements,
 )
+from pipelines.evaluate.kept.answers import AnswerStore, model_fingerprint
 from pipelines.evaluate.results import (
     BenchmarkResult,
     Throughput,

@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 
 from pipelines.evaluate.judge.judging import counts, points, read_judgements
+from pipelines.evaluate.kept.files import read_samples
 from pipelines.evaluate.metrics.by_name import metric_named
 from pipelines.evaluate.results import (
     BenchmarkResult,
     read_result,
-    read_samples,
     score_by,
     scores_of,
     truths_of,

@@ -23,6 +23,7 @@ from casa_core.errors import DataError
 from pipelines.evaluate.benchmarks.catalogue import CATALOGUE
 from pipelines.evaluate.benchmarks.layout.benchmark import Benchmark
 from pipelines.evaluate.benchmarks.published import MASKED, published_beside
+from pipelines.evaluate.kept.files import RESULT, SAMPLES
 from pipelines.evaluate.metrics.base import FloatArray, Metric, Truth
 from pipelines.evaluate.metrics.intervals import Estimate
 from pipelines.evaluate.metrics.resampling import bootstrap
@@ -30,7 +31,6 @@ from pipelines.evaluate.worker import ROWS
 from pipelines.storage.atomic import create, write_whole
 from pipelines.storage.uri import Folder
 
-RESULT, SAMPLES = "result.json", "samples.parquet"
 TRANSIENT = ("reused",)
 """Columns of a worker's rows that differ between runs with the same answers."""
 SAMPLE_SCHEMA = pa.schema(
@@ -262,8 +262,3 @@ def read_result(folder: Folder) -> BenchmarkResult:
     values["beside"] = [Score(**one) for one in values["beside"]]
     values["throughput"] = Throughput(**values["throughput"])
     return BenchmarkResult(**values)
-
-
-def read_samples(folder: Folder) -> list[dict[str, Any]]:
-    """The samples of a result, in order."""
-    return pq.read_table(pa.BufferReader((folder / SAMPLES).read_bytes())).to_pylist()

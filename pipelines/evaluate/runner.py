@@ -1,7 +1,7 @@
 """Runs questions through workers, on this machine or a Ray cluster, and keeps every answer as it comes.
 
 A run that was ended at any instant goes on where it was: answers are kept by what they depend on
-(:mod:`pipelines.evaluate.answers`), and only questions without one are asked.
+(:mod:`pipelines.evaluate.kept.answers`), and only questions without one are asked.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.evaluate.answers import Answer, AnswerStore
+from pipelines.evaluate.kept.answers import Answer, AnswerStore
 from pipelines.evaluate.worker import AT_A_TIME, CHUNKS, AnswerWorker, Model, QuestionSource, chunk_table
 
 KEPT_EVERY_S = 5.0

@@ -12,7 +12,7 @@ from casa_core.engine.requests import CaptionEvent, SamplingParams
 from casa_core.media.decode import decode_images
 from casa_core.types import Image, Sample, Text
 from pipelines.data.store.rows import is_stream
-from pipelines.evaluate.answers import Answer
+from pipelines.evaluate.kept.answers import Answer
 
 
 async def watch(engine: Any, sample: Sample, sampling: SamplingParams) -> Answer:

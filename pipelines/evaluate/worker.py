@@ -22,8 +22,8 @@ from casa_core.engine.requests import GenerationRequest, SamplingParams
 from casa_core.errors import CasaError
 from casa_core.types import Image, Text
 from pipelines.data.store.rows import is_stream
-from pipelines.evaluate.answers import Answer, AnswerStore, answer_key
 from pipelines.evaluate.benchmarks.layout.benchmark import Question
+from pipelines.evaluate.kept.answers import Answer, AnswerStore, answer_key
 from pipelines.evaluate.watching import comment, is_video, prompt_text, watch
 from pipelines.storage.host import cached_copy
 from pipelines.storage.uri import Folder
@@ -93,7 +93,7 @@ class Model:
     Attributes:
         folder: The checkpoint; a remote one is copied to each machine once.
         digest: Changes with the folder's files; empty where it lies on every machine.
-        fingerprint: From :func:`pipelines.evaluate.answers.model_fingerprint`.
+        fingerprint: From :func:`pipelines.evaluate.kept.answers.model_fingerprint`.
         sampling: Apart from the length of an answer, which is the benchmark's.
         slots: Questions answered together.
         threads: Torch's in one worker; 0 lets torch choose.

@@ -19,8 +19,9 @@ from casa_core.engine.requests import GenerationRequest
 from pipelines.cli.app import app
 from pipelines.cli.evaluate import _tables
 from pipelines.evaluate.benchmarks.layout.benchmark import Question
+from pipelines.evaluate.kept.files import read_samples
 from pipelines.evaluate.rescoring import rescore
-from pipelines.evaluate.results import read_result, read_samples
+from pipelines.evaluate.results import read_result
 from tests.support.data.media import counting_video
 from tests.support.evaluate.benchmark_tables import rows
 from tests.support.evaluate.checkpoint import TEXTS

@@ -10,8 +10,9 @@ import pytest
 from casa_core.errors import DataError
 from pipelines.evaluate.benchmarks.own import own_benchmark
 from pipelines.evaluate.comparison import Evaluated, compare, compare_folders
+from pipelines.evaluate.kept.files import read_samples
 from pipelines.evaluate.metrics.resampling import mcnemar
-from pipelines.evaluate.results import read_result, read_samples
+from pipelines.evaluate.results import read_result
 from pipelines.evaluate.tables import TableQuestions, open_tables
 from tests.support.evaluate.results import write_evaluation
 from tests.support.evaluate.tables import drawn_rows, write_own

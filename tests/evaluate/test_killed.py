@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from infra.processes import MARK, end_session
-from pipelines.evaluate.results import RESULT, SAMPLES, read_result
+from pipelines.evaluate.kept.files import RESULT, SAMPLES
+from pipelines.evaluate.results import read_result
 from tests.support.evaluate.tables import drawn_rows, write_own
 from tests.support.paths import ROOT
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.evaluate.benchmarks.own import own_benchmark
+from pipelines.evaluate.kept.files import RESULT, SAMPLES, read_samples
 from pipelines.evaluate.metrics.by_name import METRICS
 from pipelines.evaluate.rescoring import rescore
-from pipelines.evaluate.results import RESULT, SAMPLES, read_result, read_samples
+from pipelines.evaluate.results import read_result
 from pipelines.evaluate.tables import open_tables
 from tests.support.evaluate.results import write_evaluation
 from tests.support.evaluate.tables import drawn_rows, write_own

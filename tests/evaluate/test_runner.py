@@ -16,8 +16,8 @@ from casa_core.engine.requests import SamplingParams
 from casa_core.errors import StoreError
 from casa_core.media.decode import decode_images
 from casa_core.types import Image, Text
-from pipelines.evaluate.answers import Answer, AnswerStore, answer_key, model_fingerprint
 from pipelines.evaluate.benchmarks.layout.benchmark import Question
+from pipelines.evaluate.kept.answers import Answer, AnswerStore, answer_key, model_fingerprint
 from pipelines.evaluate.runner import answer_all
 from pipelines.evaluate.worker import AnswerWorker, Model
 from tests.support.core.engine import png

@@ -9,7 +9,7 @@ import pytest
 import ray
 
 from casa_core.engine.requests import SamplingParams
-from pipelines.evaluate.answers import AnswerStore, model_fingerprint
+from pipelines.evaluate.kept.answers import AnswerStore, model_fingerprint
 from pipelines.evaluate.runner import answer_all
 from pipelines.evaluate.worker import Model
 from tests.support.evaluate.questions import Drawn, expected

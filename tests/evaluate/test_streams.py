@@ -17,10 +17,10 @@ from casa_core.engine.live_stream import StreamSettings
 from casa_core.engine.requests import SamplingParams
 from casa_core.media.decode import decode_images
 from casa_core.types import Image
-from pipelines.evaluate.answers import AnswerStore, model_fingerprint
 from pipelines.evaluate.benchmarks.catalogue import CATALOGUE
 from pipelines.evaluate.benchmarks.layout.benchmark import Question
 from pipelines.evaluate.benchmarks.streams.livesports import LIVESPORTS
+from pipelines.evaluate.kept.answers import AnswerStore, model_fingerprint
 from pipelines.evaluate.runner import answer_all
 from pipelines.evaluate.tables import TableQuestions, open_tables
 from pipelines.evaluate.watching import prompt_text

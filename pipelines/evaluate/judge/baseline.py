@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from casa_core.errors import DataError, cause
-from pipelines.evaluate.results import RESULT, read_samples
+from pipelines.evaluate.kept.files import RESULT, read_samples
 from pipelines.storage.uri import Folder
 
 

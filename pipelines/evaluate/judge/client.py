@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 
 from casa_core.errors import ConfigError, cause
-from pipelines.evaluate.answers import Answer
+from pipelines.evaluate.kept.answers import Answer
 from pipelines.storage.retry import retry
 
 KEY = "CASA_JUDGE_KEY"

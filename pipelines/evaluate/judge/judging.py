@@ -17,10 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from casa_core.errors import DataError
-from pipelines.evaluate.answers import Answer, AnswerStore
 from pipelines.evaluate.judge.baseline import Baseline
 from pipelines.evaluate.judge.client import SETTINGS, Judge
 from pipelines.evaluate.judge.wording import ALIGNED, BETTER, Verdict, verdict
+from pipelines.evaluate.kept.answers import Answer, AnswerStore
 from pipelines.storage.atomic import create
 from pipelines.storage.uri import Folder
 

@@ -6,10 +6,11 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from casa_core.errors import CasaError
+from pipelines.evaluate.kept.files import read_samples
 from pipelines.evaluate.pages import thumbnails
 from pipelines.evaluate.pages.sections import Shown, benchmark_section, scores_section
 from pipelines.evaluate.pages.thumbnails import SHOWN
-from pipelines.evaluate.results import read_result, read_samples, result_folders
+from pipelines.evaluate.results import read_result, result_folders
 from pipelines.evaluate.tables import TableQuestions
 from pipelines.html.document import asset, document, script
 from pipelines.html.tags import Html, tag

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from pipelines.evaluate.comparison import compare_folders
+from pipelines.evaluate.kept.files import read_samples
 from pipelines.evaluate.pages.browsing import browser as browser_of
 from pipelines.evaluate.pages.comparison import render
 from pipelines.evaluate.pages.evaluation import page as whole_page
-from pipelines.evaluate.results import read_samples
 from pipelines.html.tags import tag
 from tests.evaluate.pages.conftest import Written
 from tests.support.evaluate.results import write_evaluation

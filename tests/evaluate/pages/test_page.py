@@ -13,9 +13,10 @@ import pytest
 
 from pipelines.evaluate.comparison import compare_folders
 from pipelines.evaluate.facts import facts_of
+from pipelines.evaluate.kept.files import read_samples
 from pipelines.evaluate.pages import thumbnails
 from pipelines.evaluate.pages.evaluation import write_page
-from pipelines.evaluate.results import read_samples, result_folders
+from pipelines.evaluate.results import result_folders
 from pipelines.html.tags import VOID
 from pipelines.storage.uri import open_folder
 from tests.evaluate.pages.conftest import ATTACK, Written, drawn_answer

@@ -9,7 +9,6 @@ from itertools import compress
 from pathlib import Path
 
 import pytest
-import ray
 from transformers import PreTrainedTokenizerFast
 
 from casa_core.errors import ConfigError, DataError
@@ -25,6 +24,7 @@ from pipelines.data.store.quarantine import read_quarantine
 from pipelines.data.store.readers import CleanReader, PackReader
 from pipelines.data.store.rows import CleanSample
 from pipelines.recipe.pack import Pack
+from tests.support.own_ray import own_ray
 
 MAKE = {
     "vqa": {"generator": "easy_vqa", "train_rows": 240, "test_rows": 36},
@@ -47,16 +47,8 @@ PACK = {
 @pytest.fixture(scope="module", autouse=True)
 def local_ray():
     """A small Ray of this module's own."""
-    ray.init(
-        address="local",
-        num_cpus=2,
-        object_store_memory=128 * 2**20,
-        include_dashboard=False,
-        configure_logging=False,
-        log_to_driver=False,
-    )
-    yield
-    ray.shutdown()
+    with own_ray(2):
+        yield
 
 
 def run(stage, output: Path, what, inputs=None, workers: int = 2, steps: list | None = None):

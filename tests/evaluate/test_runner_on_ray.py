@@ -6,29 +6,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import ray
 
 from casa_core.engine.requests import SamplingParams
 from pipelines.evaluate.kept.answers import AnswerStore, model_fingerprint
 from pipelines.evaluate.runner import answer_all
 from pipelines.evaluate.worker import Model
 from tests.support.evaluate.questions import Drawn, expected
+from tests.support.own_ray import own_ray
 
 SOURCE = Drawn(count=30, unreadable=11)
 
 
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
-    ray.init(
-        address="local",
-        num_cpus=4,
-        object_store_memory=128 * 2**20,
-        include_dashboard=False,
-        configure_logging=False,
-        log_to_driver=False,
-    )
-    yield
-    ray.shutdown()
+    with own_ray(4):
+        yield
 
 
 @pytest.mark.slow

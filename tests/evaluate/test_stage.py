@@ -6,13 +6,13 @@ import json
 
 import pyarrow.parquet as pq
 import pytest
-import ray
 
 from casa_core.errors import DataError, StoreError
 from pipelines.dag.context import StageContext
 from pipelines.evaluate.run import run_stage
 from tests.support.evaluate.checkpoint import write_checkpoint
 from tests.support.evaluate.run import EVALUATE, live_rows, vqa_rows, write_clean
+from tests.support.own_ray import own_ray
 
 QUESTIONS, CLIPS, FRAMES = 12, 2, 8
 
@@ -20,16 +20,8 @@ QUESTIONS, CLIPS, FRAMES = 12, 2, 8
 @pytest.fixture(scope="module")
 def local_ray():
     """A small Ray of this module's own."""
-    ray.init(
-        address="local",
-        num_cpus=4,
-        object_store_memory=128 * 2**20,
-        include_dashboard=False,
-        configure_logging=False,
-        log_to_driver=False,
-    )
-    yield
-    ray.shutdown()
+    with own_ray(4):
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -47,9 +47,12 @@ def add_options(parser: argparse.ArgumentParser, **options: Any) -> None:
 def read_options(
     description: str | None, arguments: Sequence[str] | None, **options: Any
 ) -> argparse.Namespace:
-    """A benchmark's options, and ``results``, the folder of its results; torch gets one thread."""
+    """A benchmark's options, and ``results``, the folder of its results, which is made at once: what was
+    measured is not lost for want of it. Torch gets one thread."""
     torch.set_num_threads(1)
-    return options_parser(description, **options, results=RESULTS).parse_args(arguments)
+    found = options_parser(description, **options, results=RESULTS).parse_args(arguments)
+    found.results.mkdir(parents=True, exist_ok=True)
+    return found
 
 
 def resident_bytes() -> int:

@@ -7,26 +7,26 @@ Every way answers the same questions and captions the same clips, through the ev
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import tempfile
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from benchmarks.measure import publish, read_options, table
-from casa_core.engine.engine import Engine
-from pipelines.data.store.readers import CleanReader
-from pipelines.evaluate import HELD_OUT
-from pipelines.evaluate.benchmarks.base import BenchmarkSettings
-from pipelines.evaluate.inference import chunks, predict_chunk
+from pipelines.evaluate.held_out.board import BenchmarkSettings
+from pipelines.evaluate.held_out.questions import HeldOut
+from pipelines.evaluate.kept.answers import AnswerStore
+from pipelines.evaluate.runner import answer_all
+from pipelines.evaluate.worker import Model
 
 FP32 = "fp32"
 WAYS: dict[str, dict[str, Any]] = {
-    FP32: {"dtype": torch.float32},
-    "fp32, decode step int8": {"dtype": torch.float32, "quantize": "int8"},
-    "bf16": {"dtype": torch.bfloat16},
-    "bf16, decode step int8": {"dtype": torch.bfloat16, "quantize": "int8"},
+    FP32: {"dtype": "fp32"},
+    "fp32, decode step int8": {"dtype": "fp32", "quantize": "int8"},
+    "bf16": {"dtype": "bf16"},
+    "bf16, decode step int8": {"dtype": "bf16", "quantize": "int8"},
 }
 
 
@@ -49,8 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings = BenchmarkSettings(
         batch_size=options.batch_size, max_new_tokens=8, frame_tolerance=1, baselines=()
     )
-    readers = {name: CleanReader(Path(name), HELD_OUT) for name in options.clean.split(",")}
-    found = {way: _run(options.model, keywords, readers, settings) for way, keywords in WAYS.items()}
+    sources = {name: HeldOut.of(Path(name), settings) for name in options.clean.split(",")}
+    own: dict[str, Any] = {"folder": Path(options.model), "digest": "", "slots": options.batch_size}
+    models = {way: Model(fingerprint=way, **own, **keywords) for way, keywords in WAYS.items()}
+    found = {way: _run(model, sources) for way, model in models.items()}
     rows, summary = [], {}
     for way, kinds in found.items():
         summary[way] = {}
@@ -69,19 +71,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     publish("precision", title, options, {"ways": summary}, table(header, rows))
 
 
-def _run(
-    model: str, keywords: dict[str, Any], readers: dict[str, CleanReader], settings: BenchmarkSettings
-) -> dict[str, list[Said]]:
+def _run(model: Model, sources: Mapping[str, HeldOut]) -> dict[str, list[Said]]:
     """All answers of one way, and all frames' words: a frame is right where its words are the true ones."""
-    engine = Engine.from_pretrained(model, device="cpu", **keywords)
-    said: dict[str, list[Said]] = {}
-    for chunk in chunks(readers, settings):
-        for row in predict_chunk(engine, "model", chunk, readers[chunk.source], settings):
-            if row["frames"]:
-                frames = [Said(f["spoken"], f["spoken"] == f["truth"]) for f in row["frames"]]
-                said.setdefault("frame of a clip", []).extend(frames)
+    with tempfile.TemporaryDirectory() as store:
+        rows = answer_all(model, sources, AnswerStore(Path(store), model.fingerprint))
+    said: dict[str, list[Said]] = defaultdict(list)
+    for name, source in sources.items():
+        for one in source.predictions(row for row in rows if row["benchmark"] == name):
+            if one.frames:
+                said["frame of a clip"] += [Said(f.spoken, f.spoken == f.truth) for f in one.frames]
             else:
-                said.setdefault("question", []).append(Said(row["answer"], row["correct"]))
+                said["question"].append(Said(one.answer, one.correct))
     return said
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from casa_core.errors import StoreError
-from pipelines.evaluate.benchmarks.base import MODEL
+from pipelines.evaluate.held_out.board import MODEL
 from pipelines.storage.uri import Folder
 from pipelines.train import metrics
 

@@ -129,7 +129,7 @@ def evaluate(
     """
     _check_court(tables, options)
     with local_checkpoint(checkpoint) as local:
-        model = _model(checkpoint, local, options)
+        model = model_of(checkpoint, local, options)
         sources = {table.benchmark.name: table for table in tables}
         metrics = {table.benchmark.name: table.benchmark.metric for table in tables}
         progress = {name: Progress(len(table), metrics[name].needs_judge) for name, table in sources.items()}
@@ -184,7 +184,8 @@ def _check_court(tables: Sequence[TableQuestions], options: Options) -> None:
             return
 
 
-def _model(checkpoint: Folder, local: Path, options: Options) -> Model:
+def model_of(checkpoint: Folder, local: Path, options: Options) -> Model:
+    """A checkpoint as workers load it; ``local`` is its copy on this machine."""
     changed = {name: getattr(options, name) for name in ("max_side", "max_video_tokens", "mask")}
     fingerprint = model_fingerprint(
         local,

@@ -5,9 +5,10 @@ Files of the artifact:
 * ``results.parquet``: one row per model and question or clip (`RESULT_SCHEMA`).
 * ``captions.json``: ``{model: {source: [clip, …]}}``, a clip being ``{sample_id, row, query, frames}`` with
   ``{timestamp, truth, spoken, truncated}`` for each frame.
-* ``metrics.json``: ``{source: Scoreboard}``, see `pipelines.evaluate.benchmarks.base`.
+* ``metrics.json``: ``{source: Scoreboard}``, see `pipelines.evaluate.held_out.board`.
 
-Times are left out of the files, so that the same models give the same bytes; they go into the summary.
+The same models give the same bytes. Answers are kept in the store as they come, as those of ``casa evaluate``
+are: a stage that was ended goes on where it was.
 """
 
 from __future__ import annotations
@@ -15,31 +16,55 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
 from casa_core.errors import DataError
+from pipelines.dag.checkpoints import local_checkpoint
 from pipelines.dag.context import StageContext
 from pipelines.dag.settings import read_settings, stage_settings
-from pipelines.data.store.readers import CleanReader
-from pipelines.evaluate import HELD_OUT
-from pipelines.evaluate.benchmarks import BENCHMARKS
-from pipelines.evaluate.benchmarks.base import BLIND, MODEL, BenchmarkSettings, Scoreboard
-from pipelines.evaluate.inference import PREDICTION_SCHEMA, Checkpoint, chunks, predict, prediction_from_row
+from pipelines.evaluate.evaluation import Options, model_of
+from pipelines.evaluate.held_out.board import BLIND, MODEL, BenchmarkSettings, Prediction, Scoreboard
+from pipelines.evaluate.held_out.questions import HeldOut
+from pipelines.evaluate.held_out.scoring import (
+    Predictions,
+    boards_of,
+    headlines_of,
+    predictions_of,
+    rounded,
+)
+from pipelines.evaluate.kept.answers import AnswerStore
 from pipelines.evaluate.metrics.intervals import Estimate
+from pipelines.evaluate.runner import Row, answer_all
+from pipelines.evaluate.worker import Model
 from pipelines.storage.atomic import create, write_whole
-from pipelines.storage.uri import Folder
+from pipelines.storage.uri import Folder, open_folder
 
 ROLES = {"train": MODEL, "blind": BLIND}
 """Input role of the stage → name of the evaluated model, the model first. Other roles are clean artifacts."""
 
-RESULT_SCHEMA = pa.schema([field for field in PREDICTION_SCHEMA if field.name != "frames"])
+RESULT_SCHEMA = pa.schema(
+    [
+        ("model", pa.string()),
+        ("source", pa.string()),
+        ("benchmark", pa.string()),
+        ("row", pa.int64()),
+        ("turn", pa.int32()),
+        ("sample_id", pa.string()),
+        ("question_type", pa.string()),
+        ("question", pa.string()),
+        ("truth", pa.string()),
+        ("answer", pa.string()),
+        ("correct", pa.bool_()),  # null for a clip
+    ]
+)
 
 
 @stage_settings
@@ -61,66 +86,66 @@ def run_stage(context: StageContext) -> dict[str, Any]:
     Inputs: ``train`` (and ``blind``) with a checkpoint in ``model/``; every other role is a clean artifact.
 
     Returns:
-        The headline numbers, named ``<source>_<measure>``, and the latency of live frames in milliseconds.
+        The headline numbers, named ``<source>_<measure>``.
 
     Raises:
-        DataError: If no source has a held-out split.
+        DataError: If no source has a held-out split, or a question could not be answered.
     """
     own = read_settings(EvaluateSettings, context.settings)
     settings = own.evaluate
-    checkpoints = {
-        n: Checkpoint(context.inputs[role] / "model", context.content_digest(role))
-        for role, n in ROLES.items()
-        if role in context.inputs
-    }
-    sources = {source: context.inputs[source] for source in own.sources}
-    work = chunks({source: CleanReader(path, HELD_OUT) for source, path in sources.items()}, settings)
-    if not work:
+    found = {source: HeldOut.of(context.inputs[source], settings) for source in own.sources}
+    sources = {source: held_out for source, held_out in found.items() if len(held_out)}
+    if not sources:
         raise DataError(
             "There is nothing to evaluate on.",
-            f"None of the sources {sorted(sources)} has a held-out split.",
+            f"None of the sources {sorted(found)} has a held-out split.",
             "Give at least one source test rows or test clips.",
         )
-    total = len(checkpoints) * sum(len(chunk.rows) for chunk in work)
-    done = 0
-
-    def advance(count: int) -> None:
-        nonlocal done
-        done += count
-        context.progress(min(done, total), total, "held-out samples evaluated")
-
-    _connect()
-    workers = int(context.placement["data"]["workers"])
-    rows = predict(checkpoints, sources, work, settings, workers=workers, on_rows=advance)
-    boards = score(rows, settings)
-    write(context.output, rows, boards)
+    folders = {name: context.inputs[role] / "model" for role, name in ROLES.items() if role in context.inputs}
+    rows = _answer(folders, sources, context, settings)
+    predictions = predictions_of(sources, rows)
+    boards = boards_of(sources, predictions, settings)
+    write(context.output, predictions, boards)
     for source, board in boards.items():
         print_board(source, board)
-    return summary(rows, boards)
+    return summary(boards)
 
 
-def score(rows: Sequence[Mapping[str, Any]], settings: BenchmarkSettings) -> dict[str, Scoreboard]:
-    """One score board per source, in the order of the sources' first rows (of `PREDICTION_SCHEMA`)."""
-    by_source: dict[str, dict[str, list]] = defaultdict(lambda: defaultdict(list))
-    names = {}
-    for row in rows:
-        by_source[row["source"]][row["model"]].append(prediction_from_row(row))
-        names[row["source"]] = row["benchmark"]
-    benchmarks = {benchmark.name: benchmark for benchmark in BENCHMARKS}
-    return {source: benchmarks[names[source]].score(by_source[source], settings) for source in by_source}
+def _answer(
+    folders: Mapping[str, Folder],
+    sources: Mapping[str, HeldOut],
+    context: StageContext,
+    settings: BenchmarkSettings,
+) -> dict[str, list[Row]]:
+    """Every model's answers. They run side by side, as each worker spends its first seconds loading: as many
+    workers in all as the recipe says, but one for each model at least."""
+    total, done = len(folders) * sum(map(len, sources.values())), 0
+    workers = max(1, int(context.placement["data"]["workers"]) // len(folders))
+    store = open_folder(context.placement["store"]) / "answers"
+
+    def advance(rows: Sequence[Row]) -> None:
+        nonlocal done
+        done += len(rows)
+        context.progress(done, total, "held-out questions and clips evaluated")
+
+    def answer(model: Model) -> list[Row]:
+        kept = AnswerStore(store, model.fingerprint)
+        return answer_all(model, sources, kept, workers=workers, on_ray=True, on_rows=advance)
+
+    _connect()
+    with ExitStack() as copies, ThreadPoolExecutor(len(folders)) as pool:
+        options = Options(slots=settings.batch_size)
+        models = [
+            model_of(folder, copies.enter_context(local_checkpoint(folder)), options)
+            for folder in folders.values()
+        ]
+        return dict(zip(folders, pool.map(answer, models), strict=True))
 
 
-def summary(rows: Sequence[Mapping[str, Any]], boards: Mapping[str, Scoreboard]) -> dict[str, Any]:
-    """Headline numbers as shares of 1, the same in one line, and the latency on live frames (ms)."""
-    numbers = {
-        f"{source}_{key}": value for source, b in boards.items() for key, value in b.headlines().items()
-    }
-    latencies = [frame["latency_s"] for row in rows if row["model"] == MODEL for frame in row["frames"]]
-    if latencies:
-        p50, p95 = np.quantile(latencies, [0.5, 0.95])
-        numbers |= {"live_frame_ms_p50": 1000 * float(p50), "live_frame_ms_p95": 1000 * float(p95)}
+def summary(boards: Mapping[str, Scoreboard]) -> dict[str, Any]:
+    """Headline numbers as shares of 1, and the same in one line."""
     line = " · ".join(f"{source} {_one_line(board)}" for source, board in boards.items())
-    return {"headline": line, **{name: round(value, 4) for name, value in numbers.items()}}
+    return {"headline": line, **rounded(headlines_of(boards))}
 
 
 def _one_line(board: Scoreboard) -> str:
@@ -130,34 +155,42 @@ def _one_line(board: Scoreboard) -> str:
     return f"{model[0].key} {model[1]} ({beside})"
 
 
-def write(output: Folder, rows: Sequence[Mapping[str, Any]], boards: Mapping[str, Scoreboard]) -> None:
+def write(output: Folder, predictions: Predictions, boards: Mapping[str, Scoreboard]) -> None:
     """Write the three files; each appears whole or not at all."""
-    results = pa.Table.from_pylist(
-        [{name: row[name] for name in RESULT_SCHEMA.names} for row in rows], RESULT_SCHEMA
-    )
+    rows = [
+        {"model": model, "source": source, "benchmark": boards[source].benchmark, **_plain(prediction)}
+        for model in (MODEL, BLIND)
+        for source, by_model in predictions.items()
+        for prediction in by_model.get(model, ())
+    ]
     with create(output / "results.parquet") as file:
-        pq.write_table(results, file)
-    _write_json(output / "captions.json", captions(rows))
+        pq.write_table(pa.Table.from_pylist(rows, RESULT_SCHEMA), file)
+    _write_json(output / "captions.json", captions(predictions))
     _write_json(output / "metrics.json", {source: asdict(board) for source, board in boards.items()})
 
 
-def captions(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[dict[str, Any]]]]:
+def _plain(prediction: Prediction) -> dict[str, Any]:
+    return {name: value for name, value in asdict(prediction).items() if name in RESULT_SCHEMA.names}
+
+
+def captions(predictions: Predictions) -> dict[str, dict[str, list[dict[str, Any]]]]:
     """Every clip frame by frame: model → source → clips in row order."""
-    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    for row in rows:
-        if row["frames"]:
-            frames = [
-                {k: frame[k] for k in ("timestamp", "truth", "spoken", "truncated")}
-                for frame in row["frames"]
+    found: dict[str, dict[str, list[dict[str, Any]]]] = defaultdict(dict)
+    for source, by_model in predictions.items():
+        for model, own in by_model.items():
+            clips = [
+                {
+                    "sample_id": one.sample_id,
+                    "row": one.row,
+                    "query": one.question,
+                    "frames": [asdict(frame) for frame in one.frames],
+                }
+                for one in own
+                if one.frames
             ]
-            clip = {
-                "sample_id": row["sample_id"],
-                "row": row["row"],
-                "query": row["question"],
-                "frames": frames,
-            }
-            found.setdefault(row["model"], {}).setdefault(row["source"], []).append(clip)
-    return found
+            if clips:
+                found[model][source] = clips
+    return dict(found)
 
 
 def print_board(source: str, board: Scoreboard) -> None:

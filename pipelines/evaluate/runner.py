@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.evaluate.kept.answers import Answer, AnswerStore
+from pipelines.evaluate.kept.answers import Answer, AnswerStore, answer_of_row
 from pipelines.evaluate.worker import AT_A_TIME, CHUNKS, AnswerWorker, Model, QuestionSource, chunk_table
 
 KEPT_EVERY_S = 5.0
@@ -84,7 +84,9 @@ class _Keeping:
 
     def add(self, rows: Sequence[Row]) -> None:
         self._waiting += [
-            (row["key"], _answer_of(row)) for row in rows if not row["reused"] and not row["error"]
+            (row["key"], answer_of_row(row, text=row["answer"]))
+            for row in rows
+            if not row["reused"] and not row["error"]
         ]
         if time.monotonic() > self._written + KEPT_EVERY_S:
             self._write()
@@ -96,11 +98,6 @@ class _Keeping:
     def _write(self) -> None:
         self._store.add(self._waiting)
         self._waiting, self._written = [], time.monotonic()
-
-
-def _answer_of(row: Row) -> Answer:
-    counts = {name: row[name] for name in ("prompt_tokens", "image_tokens", "completion_tokens")}
-    return Answer(text=row["answer"], finish_reason=row["finish_reason"], **counts)
 
 
 def _here(worker: Worker, chunks: Sequence[Row]) -> Generator[pa.Table]:

@@ -12,7 +12,7 @@ from casa_core.engine.requests import CaptionEvent, SamplingParams
 from casa_core.media.decode import decode_images
 from casa_core.types import Image, Sample, Text
 from pipelines.data.store.rows import is_stream
-from pipelines.evaluate.kept.answers import Answer
+from pipelines.evaluate.kept.answers import Answer, Caption
 
 
 async def watch(engine: Any, sample: Sample, sampling: SamplingParams) -> Answer:
@@ -50,7 +50,7 @@ async def comment(engine: Any, sample: Sample, sampling: SamplingParams) -> Answ
         _stream(engine, settings) as session,
         aclosing(_shown(session, aiter(session), sample)) as captions,
     ):
-        return _answer([caption async for caption in captions])
+        return _answer([caption async for caption in captions], live=True)
 
 
 @asynccontextmanager
@@ -71,20 +71,18 @@ async def _shown(session: Any, outcomes: Any, sample: Sample) -> AsyncGenerator[
         yield await anext(outcomes)
 
 
-def _answer(captions: list[CaptionEvent]) -> Answer:
-    words = (caption.text.strip() for caption in captions)
-    return Answer(
-        text=" ".join(text for text in words if text),
-        finish_reason="length" if any(caption.truncated for caption in captions) else "stop",
-        prompt_tokens=sum(caption.prompt_tokens for caption in captions),
-        image_tokens=sum(caption.image_tokens for caption in captions),
-        completion_tokens=sum(len(caption.token_ids) for caption in captions),
+def _answer(events: list[CaptionEvent], *, live: bool = False) -> Answer:
+    captions = tuple(
+        Caption(timestamp=one.timestamp, text=one.text.strip(), truncated=one.truncated) for one in events
     )
-
-
-def is_video(sample: Sample) -> bool:
-    """Whether the pictures are frames of a video."""
-    return any(isinstance(part, Image) and part.timestamp is not None for part in sample.parts)
+    return Answer(
+        text=" ".join(caption.text for caption in captions if caption.text),
+        finish_reason="length" if any(caption.truncated for caption in captions) else "stop",
+        prompt_tokens=sum(event.prompt_tokens for event in events),
+        image_tokens=sum(event.image_tokens for event in events),
+        completion_tokens=sum(len(event.token_ids) for event in events),
+        captions=captions if live else (),
+    )
 
 
 def prompt_text(sample: Sample) -> str:

@@ -21,10 +21,10 @@ import pyarrow as pa
 from casa_core.engine.requests import GenerationRequest, SamplingParams
 from casa_core.errors import CasaError
 from casa_core.types import Image, Text
-from pipelines.data.store.rows import is_stream
+from pipelines.data.store.rows import is_stream, is_video
 from pipelines.evaluate.benchmarks.layout.benchmark import Question
-from pipelines.evaluate.kept.answers import Answer, AnswerStore, answer_key
-from pipelines.evaluate.watching import comment, is_video, prompt_text, watch
+from pipelines.evaluate.kept.answers import CAPTIONS, Answer, AnswerStore, answer_key
+from pipelines.evaluate.watching import comment, prompt_text, watch
 from pipelines.storage.host import cached_copy
 from pipelines.storage.uri import Folder
 
@@ -49,6 +49,7 @@ ROWS = pa.schema(
         ("prompt_tokens", pa.int32()),
         ("image_tokens", pa.int32()),
         ("completion_tokens", pa.int32()),
+        ("captions", CAPTIONS),
         ("key", pa.string()),
         ("reused", pa.bool_()),
         ("error", pa.string()),

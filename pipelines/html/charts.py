@@ -132,6 +132,31 @@ def loss_chart(series: Sequence[Series], rate: Sequence[tuple[float, float]], *,
     return svg(width, base + 26, *parts, label=label, class_="chart hover", data_hover=json.dumps(hover))
 
 
+def share_chart(series: Sequence[Series], steps: tuple[float, float], *, label: str) -> Html:
+    """Percentages over steps, on an axis from 0 to 100; ``points`` are shares of 1, joined by lines.
+
+    Args:
+        steps: The first and the last step of the axis.
+    """
+    width, left, right, top, height = 960.0, 54.0, 20.0, 14.0, 180.0
+    x, y = linear(*steps, left, width - right), linear(0, 1, top + height, top)
+    parts: list[Html] = []
+    for mark in (0.0, 0.25, 0.5, 0.75, 1.0):
+        parts.append(line(left, y(mark), width - right, y(mark), "grid" if mark else "axis"))
+        parts.append(text(left - 8, y(mark) + 4, f"{100 * mark:.0f} %", anchor="end", class_="tick"))
+    for one in series:
+        dots = (
+            tag("circle", cx=x(a), cy=y(b), r=3, data_tip=f"{one.label}, step {a:g}\n{100 * b:.1f} %")
+            for a, b in one.points
+        )
+        parts.append(_polyline([(x(a), y(b)) for a, b in one.points], f"curve stroke-{one.style}"))
+        parts.append(tag("g", *dots, class_=f"fill-{one.style}"))
+    parts += [
+        text(x(s), top + height + 18, number(s), anchor="middle", class_="tick") for s in ticks(*steps, 8)
+    ]
+    return svg(width, top + height + 26, *parts, label=label)
+
+
 def _rate_strip(
     rate: Sequence[tuple[float, float]], x: Scale, base: float, height: float, left: float, right: float
 ) -> list[Html]:

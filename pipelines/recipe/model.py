@@ -210,6 +210,14 @@ class Train(Section):
     held_out_sequences: Count = Field(
         default=32, description="Packed sequences of each kind that are held out for it, and not trained on."
     )
+    score_every: Index = Field(
+        default=0,
+        description="Steps between scores of held-out questions, which another process asks a copy of the "
+        "model; 0 for none.",
+    )
+    scored_questions: Count = Field(
+        default=200, description="Held-out questions and clips of each source for it, evenly spread."
+    )
 
     @field_validator("clip_grad_norm", mode="before")
     @classmethod

@@ -238,6 +238,7 @@ def _train(recipe: Recipe, where: dict[str, Any]) -> StageSpec:
         "train": recipe.train.model_dump(mode="json", exclude={"seed"}),
         "seed": recipe.seed if recipe.train.seed is None else recipe.train.seed,
         "images": True,
+        "evaluate": _json(recipe.evaluate) | {"baselines": []} if recipe.train.score_every else None,
     }
     inputs = {"pack": "pack", **_clean(recipe)}
     if recipe.model.weights is not None and recipe.model.weights.recipe is not None:

@@ -89,6 +89,11 @@ class TrainWorkers(Section):
         description="Where checkpoints go instead of `store`: a folder that every node sees, or "
         "`s3://bucket/prefix`.",
     )
+    scoring_gpus: float = Field(
+        default=0.0,
+        ge=0,
+        description="GPUs that Ray reserves where `train.score_every` scores a copy of the model; 0: a CPU.",
+    )
     keep: Count = Field(default=2, description="Newest checkpoints that are kept.")
     keep_best: Index = Field(
         default=1, description="Checkpoints of the lowest held-out loss that are kept besides."

@@ -11,7 +11,7 @@ from pipelines.storage.growing import Follower, append_to
 from pipelines.storage.uri import Folder
 from pipelines.text_format import duration, number
 
-FILE = "metrics.jsonl"
+FILE, SCORES = "metrics.jsonl", "scores.json"
 SHOWN_WAIT = 0.01
 """Share of time that steps wait for data, from which on the progress line shows it."""
 
@@ -91,6 +91,16 @@ class MetricsLog:
 def read_lines(path: Folder) -> list[dict[str, Any]]:
     """The steps recorded so far, without a last line that is still being written."""
     return MetricsFollower(path).poll()
+
+
+def read_scores(artifact: Folder) -> dict[int, dict[str, float]]:
+    """Held-out scores of a model while it trained: step → headlines as shares of 1, ``<source>_<measure>``;
+    empty where it was not scored."""
+    try:
+        text = (artifact / SCORES).read_text()
+    except FileNotFoundError:
+        return {}
+    return {line["step"]: line["scores"] for line in json.loads(text)}
 
 
 class MetricsFollower(Follower):

@@ -1,8 +1,8 @@
 """The train stage: Ray Train around :func:`pipelines.train.worker.train`.
 
-In: a pack artifact and the clean artifacts it refers to. Out: ``model/`` (a model folder) and
-``metrics.jsonl``. Checkpoints lie beside the artifacts, so that later attempts resume from them, and those
-that are kept can be exported afterwards.
+In: a pack artifact and the clean artifacts it refers to. Out: ``model/`` (a model folder), ``metrics.jsonl``
+and, where the model was scored while it trained, ``scores.json``. Checkpoints lie beside the artifacts, so
+that later attempts resume from them, and those that are kept can be exported afterwards.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import os
 import threading
 from collections import deque
+from contextlib import nullcontext
 from typing import Any
 
 from casa_core import errors
@@ -22,7 +23,8 @@ from pipelines.storage.errors import disk_error
 from pipelines.storage.growing import finish
 from pipelines.storage.transfer import remove_tree
 from pipelines.storage.uri import Folder, filesystem_for, open_folder, recipe_folder
-from pipelines.train import metrics
+from pipelines.train import metrics, snapshots
+from pipelines.train.scoring import Scoring
 from pipelines.train.settings import TrainJob, read_train_settings
 from pipelines.train.worker import train
 
@@ -39,9 +41,12 @@ since the last checkpoint."""
 def run_stage(context: StageContext) -> dict[str, Any]:
     """Train the recipe's model; returns the summary of the run."""
     job = _job(context)
-    with _ProgressFromMetrics(context, job.settings.train.steps):
+    environment = worker_environment(job.placement.scoring_gpus > 0)
+    scoring = nullcontext() if job.settings.evaluate is None else Scoring(job, environment)
+    with _ProgressFromMetrics(context, job.settings.train.steps), scoring:
         _fit(job, name=context.name)
     remove_tree(open_folder(job.checkpoints) / RAY_TRAIN)
+    remove_tree(open_folder(job.checkpoints) / snapshots.FOLDER)
     finish(context.output / metrics.FILE)
     return _summary(context.output)
 

@@ -9,6 +9,7 @@ import torch
 
 from casa_core.dtypes import DTYPES
 from pipelines.dag.settings import read_settings, stage_settings
+from pipelines.evaluate.held_out.board import BenchmarkSettings
 from pipelines.recipe.model import Train, TrainedModel
 from pipelines.recipe.where import TrainWorkers
 
@@ -25,17 +26,24 @@ class TrainSettings:
         train: Optimisation.
         seed: Seed of initial weights and data order.
         images: ``False`` trains the blind baseline.
+        evaluate: How ``train.score_every`` scores the model; ``None`` where it does not.
     """
 
     model: TrainedModel
     train: Train
     seed: int
     images: bool
+    evaluate: BenchmarkSettings | None
 
     @property
     def dtype(self) -> torch.dtype:
         """What forwards compute in."""
         return DTYPES[self.train.precision]
+
+    def scores(self, step: int) -> bool:
+        """Whether the model is scored after a step; after the last, the evaluate stage does it."""
+        every = self.train.score_every
+        return self.evaluate is not None and step % every == 0 and step < self.train.steps
 
 
 @stage_settings

@@ -100,12 +100,22 @@ class Trackers:
         names: Which trackers.
         run: The run's identity.
         steps_done: Steps that an earlier attempt completed: later ones are dropped or overwritten.
+        scores: Scores of held-out questions that are known so far, by step: those that are new go to the
+            trackers at every flush and at the end.
 
     Raises:
         ConfigError: If a tracker is not installed, or does not answer.
     """
 
-    def __init__(self, names: Sequence[TrackerName], run: TrackedRun, *, steps_done: int = 0) -> None:
+    def __init__(
+        self,
+        names: Sequence[TrackerName],
+        run: TrackedRun,
+        *,
+        steps_done: int = 0,
+        scores: Callable[[], Mapping[int, Mapping[str, float]]] = dict,
+    ) -> None:
+        self._scores, self._sent = scores, set[int]()
         self._open: dict[str, Tracker] = {}
         self._work: queue.Queue[Callable[[], object] | None] = queue.Queue(MAX_WAITING)
         self._thread = threading.Thread(target=self._serve, name="trackers", daemon=True)
@@ -138,17 +148,26 @@ class Trackers:
 
         Waits for at most :data:`FLUSH_SECONDS`.
         """
+        self._put(self._send_scores, 0.0)
         done = threading.Event()
         if self._put(partial(self._each, lambda tracker: tracker.flush()), 0.0) and self._put(done.set, 0.0):
             done.wait(FLUSH_SECONDS)
 
     def close(self) -> None:
         """Send the rest and end the thread; does not wait for a tracker beyond :data:`CLOSE_SECONDS`."""
+        self._put(self._send_scores, CLOSE_SECONDS)
         self._put(partial(self._each, lambda tracker: tracker.close()), CLOSE_SECONDS)
         self._put(None, CLOSE_SECONDS)
         self._thread.join(CLOSE_SECONDS)
         if self._dropped or self._thread.is_alive():
             log.warning("Trackers were too slow and lack some steps; metrics.jsonl has every one.")
+
+    def _send_scores(self) -> None:
+        for step, scores in self._scores().items():
+            if step not in self._sent:
+                self._sent.add(step)
+                values = {f"held_out_score/{name}": value for name, value in scores.items()}
+                self._each(lambda tracker, at=step, own=values: tracker.write(at, own))
 
     def _put(self, work: Callable[[], object] | None, seconds: float) -> bool:
         """Queue it; whether there was room within that time."""

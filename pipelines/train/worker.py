@@ -7,6 +7,7 @@ from contextlib import ExitStack, closing, nullcontext
 from typing import Any
 
 import torch
+from torch import nn
 
 from casa_core.model import CasaForConditionalGeneration
 from casa_core.param_groups import parameter_groups
@@ -24,6 +25,7 @@ from pipelines.train.loop import TrainLoop
 from pipelines.train.metrics import MetricsLog
 from pipelines.train.sampler import StepSampler, hold_out
 from pipelines.train.settings import TrainJob
+from pipelines.train.snapshots import Snapshots
 from pipelines.train.tracking import TrackedRun, Trackers
 
 
@@ -44,13 +46,17 @@ def train(job: TrainJob, *, rank: int, world_size: int) -> None:
     share = Share(rank=rank, world_size=world_size, sequences_per_forward=placement.sequences_per_forward)
     reader, steps, held_out = open_loader(job, processor, done, share)
     loop = TrainLoop(engine, settings.train, settings.seed, share, reader, held_out)
-    last = settings.train.steps
+    last, snapshots = settings.train.steps, Snapshots(root, open_folder(job.output))
     with ExitStack() as stack:
-        logs = [stack.enter_context(closing(log)) for log in _logs(job, done)] if rank == 0 else []
+        logs = [stack.enter_context(closing(log)) for log in _logs(job, done, snapshots)] if rank == 0 else []
         for metrics in loop.run(steps):
             for log in logs:
                 log.write(metrics)
             saver.check()
+            if settings.scores(metrics.step):
+                with zero.full_weights(engine) as module:
+                    if rank == 0:
+                        snapshots.write(_own(module), processor, metrics.step)
             if metrics.step % settings.train.checkpoint_every == 0 or metrics.step == last:
                 losses = metrics.held_out_loss
                 mean = sum(losses.values()) / len(losses) if losses else None
@@ -60,12 +66,16 @@ def train(job: TrainJob, *, rank: int, world_size: int) -> None:
         saver.close()
     with zero.full_weights(engine) as module:
         if rank == 0:
-            assert isinstance(module, CasaForConditionalGeneration)
             with local_output(open_folder(job.output) / "model") as folder:
-                save_checkpoint(folder, module, processor, provenance={"steps": last})
+                save_checkpoint(folder, _own(module), processor, provenance={"steps": last})
 
 
-def _logs(job: TrainJob, steps_done: int) -> list[MetricsLog | Trackers]:
+def _own(module: nn.Module) -> CasaForConditionalGeneration:
+    assert isinstance(module, CasaForConditionalGeneration)
+    return module
+
+
+def _logs(job: TrainJob, steps_done: int, snapshots: Snapshots) -> list[MetricsLog | Trackers]:
     """What rank 0 writes every step to."""
     settings = job.settings
     train = settings.train.model_dump(mode="json", exclude={"seed"})
@@ -78,7 +88,7 @@ def _logs(job: TrainJob, steps_done: int) -> list[MetricsLog | Trackers]:
     run = TrackedRun(job.run_name, job.run_key, job.track_folder, config)
     return [
         MetricsLog(open_folder(job.output), steps_done=steps_done),
-        Trackers(job.placement.track, run, steps_done=steps_done),
+        Trackers(job.placement.track, run, steps_done=steps_done, scores=snapshots.scores),
     ]
 
 

@@ -42,7 +42,7 @@ def context(
     return StageContext(
         name="evaluate",
         settings={"evaluate": EVALUATE, "sources": list(sources)},
-        placement={"data": {"workers": workers}},
+        placement={"data": {"workers": workers}, "store": str(output.parent / "store")},
         inputs={role: inputs[role] for role in sorted({"train", "blind", *sources}) if role in inputs},
         output=output,
         progress=progress,

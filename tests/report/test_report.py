@@ -111,10 +111,10 @@ def test_every_section_shows_its_evidence(finished):
     for words in (
         "casa-quickstart", "mean of types", "silent", "chance", "due", "said", "blind twin", "final loss",
         "of the image budget", "1091", "truncated_image", "missing_image", "train-00000/902", "corpus-live",
-        "2.13.0", "trained on vqa and live", "95 % within", "The seed was 0.",
+        "2.13.0", "trained on vqa and live", "Held-out scores", "blind twin, vqa accuracy", "The seed was 0.",
     ):  # fmt: skip
         assert words in outline.words, words
-    assert outline.counts["svg"] == 6  # two score boards, the loss, two fills, the lineage
+    assert outline.counts["svg"] == 7  # two score boards, the loss, scores over steps, two fills, the lineage
     frames = 3 * 8
     assert outline.counts["img"] == outline.counts["article"] + frames
     assert outline.counts["article"] > 12

@@ -41,6 +41,7 @@ def test_published_weights_keep_their_names():
         "train": recipe.train.model_dump(mode="json", exclude={"seed"}),
         "seed": 0,
         "images": True,
+        "evaluate": None,
     }
     assert read_train_settings(values).model.weights == weights
     del values["seed"]

@@ -214,3 +214,14 @@ def test_one_that_does_not_answer_keeps_no_step_waiting(
     assert time.monotonic() - began < 10
     assert "too slow and lack some steps; metrics.jsonl has every one" in caplog.text
     answer.set()
+
+
+def test_scores_that_come_later_stand_at_their_own_steps(tmp_path: Path):
+    known: dict[int, dict[str, float]] = {}
+    trackers = Trackers(["tensorboard"], run_in(tmp_path), scores=lambda: known)
+    trackers.write(step(4))
+    known[2] = {"vqa_accuracy": 0.5}
+    trackers.flush()
+    known[4] = {"vqa_accuracy": 0.75}
+    trackers.close()
+    assert events(tmp_path)["held_out_score/vqa_accuracy"] == {2: 0.5, 4: 0.75}

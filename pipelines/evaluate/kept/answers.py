@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,10 @@ from casa_core.types import Image, Sample
 from pipelines.storage.atomic import create
 from pipelines.storage.uri import Folder
 
+CAPTIONS = pa.list_(
+    pa.struct([("timestamp", pa.float64()), ("text", pa.string()), ("truncated", pa.bool_())])
+)
+"""Of a live stream: what was said after each frame, empty where nothing was."""
 SCHEMA = pa.schema(
     [
         ("key", pa.string()),
@@ -30,6 +34,7 @@ SCHEMA = pa.schema(
         ("prompt_tokens", pa.int32()),
         ("image_tokens", pa.int32()),
         ("completion_tokens", pa.int32()),
+        ("captions", CAPTIONS),
     ]
 )
 PARTS = "*.parquet"
@@ -37,14 +42,28 @@ CHECKPOINT_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Caption:
+    """What was said after a frame of a live stream; ``truncated`` where the limit on tokens ended it."""
+
+    timestamp: float
+    text: str
+    truncated: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """An answer and its token counts, as of :class:`casa_core.engine.requests.GenerationResult`."""
+    """An answer and its token counts, as of :class:`casa_core.engine.requests.GenerationResult`.
+
+    Attributes:
+        captions: Of a live stream, whose words are joined in ``text``.
+    """
 
     text: str
     finish_reason: str
     prompt_tokens: int
     image_tokens: int
     completion_tokens: int
+    captions: tuple[Caption, ...] = ()
 
     @classmethod
     def of(cls, result: GenerationResult) -> Answer:
@@ -150,4 +169,11 @@ def _read(path: Folder) -> dict[str, Answer]:
     except FileNotFoundError:
         return {}
     rows = pq.read_table(pa.BufferReader(data)).to_pylist()
-    return {row.pop("key"): Answer(**row) for row in rows}
+    return {row["key"]: answer_of_row(row, text=row["text"]) for row in rows}
+
+
+def answer_of_row(row: Mapping[str, Any], *, text: str) -> Answer:
+    """The answer of a row that has its fields, the text apart, which rows name differently."""
+    plain = ("finish_reason", "prompt_tokens", "image_tokens", "completion_tokens")
+    captions = tuple(Caption(**one) for one in row.get("captions") or ())
+    return Answer(text=text, captions=captions, **{name: row[name] for name in plain})

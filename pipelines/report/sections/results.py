@@ -9,7 +9,6 @@ from pipelines.html.charts import Bar, grouped_bars, legend
 from pipelines.html.layout import figure, section, table, tile, tiles
 from pipelines.html.tags import Html, join, tag
 from pipelines.report.sections.run_artifacts import Run
-from pipelines.text_format import number
 
 STYLES = {"model": "model", "blind": "blind"}
 """Evaluated model → colour class; fixed baselines have ``baseline``."""
@@ -40,7 +39,7 @@ def results(run: Run) -> Html:
 
 
 def headline(run: Run) -> Html:
-    """Tiles at the top of the page: each benchmark's headline, and the latency of a live frame."""
+    """Tiles at the top of the page: each benchmark's headline."""
     stage = run.get("evaluate")
     boards: Mapping[str, Any] = (stage.json("metrics.json") if stage else None) or {}
     items = []
@@ -51,18 +50,6 @@ def headline(run: Run) -> Html:
         label = f"{board['title']} ({source}): {board['measure']}"
         items.append(
             tile(tag("span", f"{100 * cell['value']:.1f}", tag("i", "%")), label, beside, style="big")
-        )
-    frame_ms = stage.summary.get("live_frame_ms_p50") if stage else None
-    if stage and frame_ms is not None:
-        slow = stage.summary["live_frame_ms_p95"]
-        value = tag("span", number(frame_ms), tag("i", "ms"))
-        items.append(
-            tile(
-                value,
-                "to watch and caption a live frame (median)",
-                f"95 % within {number(slow)} ms",
-                style="big",
-            )
         )
     return tiles(*items) if items else Html()
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pipelines.html.charts import Series, legend, loss_chart, moving_mean
+from pipelines.html.charts import Series, legend, loss_chart, moving_mean, share_chart
 from pipelines.html.layout import figure, section, tile, tiles
 from pipelines.html.tags import Html, tag
 from pipelines.report.sections.run_artifacts import Run, Stage
 from pipelines.text_format import duration, number
+from pipelines.train.metrics import read_scores
 
 LAST = 30
 """Number of last steps whose mean is the final loss."""
+
+STYLES = ("image", "video", "model")
+"""Colour classes of the sources' scores."""
 
 KINDS = {"image": "picture sequences", "video": "video sequences"}
 
@@ -26,7 +30,8 @@ def training(run: Run) -> Html:
     steps = _steps(stage)
     if not steps:
         return section("Training", "This run trained no model, or its steps were not recorded.")
-    blind = _steps(run.get("train-blind"))
+    twin = run.get("train-blind")
+    blind = _steps(twin)
     series = [_series(kind, steps) for kind in KINDS if any(step["kind"] == kind for step in steps)]
     if blind:
         points = [(step["step"], step["loss"]) for step in blind]
@@ -41,7 +46,26 @@ def training(run: Run) -> Html:
     chart = loss_chart(series, rate, label="training loss over steps")
     keys = legend([(one.style, one.label) for one in series])
     drawing = figure("Loss (logarithmic scale)", tag("div", chart, class_="scroll"), keys)
-    return section("Training", lead, _accounts(steps), drawing)
+    return section("Training", lead, _accounts(steps), drawing, *_scored(stage, twin, len(steps)))
+
+
+def _scored(stage: Stage | None, twin: Stage | None, steps: int) -> Iterator[Html]:
+    """Held-out scores of the model while it trained, and of its blind twin; nothing where none were taken."""
+    found = {
+        "": read_scores(stage.folder) if stage else {},
+        "blind twin, ": read_scores(twin.folder) if twin else {},
+    }
+    series: list[Series] = []
+    for whose, scores in found.items():
+        for name in dict.fromkeys(name for own in scores.values() for name in own):
+            points = [(float(step), own[name]) for step, own in scores.items() if name in own]
+            style = "blind" if whose else STYLES[len(series) % len(STYLES)]
+            series.append(Series(label=whose + name.replace("_", " "), style=style, points=points, smooth=()))
+    if series:
+        chart = share_chart(series, (0, steps), label="held-out scores over steps")
+        keys = legend([(one.style, one.label) for one in series])
+        note = "Of some held-out questions, by another process; the results above are of all of them."
+        yield figure("Held-out scores (%)", tag("div", chart, class_="scroll"), keys, note=note)
 
 
 def _steps(stage: Stage | None) -> list[dict[str, Any]]:

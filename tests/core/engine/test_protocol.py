@@ -8,7 +8,6 @@ import pytest
 
 from casa_core.engine.engine import Engine, StreamSession
 from casa_core.engine.protocol import EngineProtocol, LoopProtocol, StreamProtocol
-from tests.support.evaluate.engine import ColourEngine, ColourStream
 from tests.support.serve.fakes import FakeEngine
 
 
@@ -18,9 +17,7 @@ from tests.support.serve.fakes import FakeEngine
         (Engine, EngineProtocol),
         (Engine, LoopProtocol),
         (FakeEngine, LoopProtocol),
-        (ColourEngine, EngineProtocol),
         (StreamSession, StreamProtocol),
-        (ColourStream, StreamProtocol),
     ],
 )
 def test_every_engine_and_stream_takes_the_calls_of_the_protocol(kind: type, protocol: type) -> None:
@@ -39,8 +36,6 @@ def test_every_engine_and_stream_takes_the_calls_of_the_protocol(kind: type, pro
 
 def test_engines_and_streams_have_all_members_of_the_protocol() -> None:
     assert isinstance(FakeEngine(), LoopProtocol)
-    assert isinstance(ColourEngine(), EngineProtocol)
-    assert isinstance(ColourEngine().open_session(), StreamProtocol)
     for kind, protocol in (
         (Engine, EngineProtocol),
         (Engine, LoopProtocol),

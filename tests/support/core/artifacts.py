@@ -53,7 +53,7 @@ def write_training_data(
         packs.append(packed_row(encoded[start : start + size], "image"))
         start += size
     videos = [packed_row([("live", _encoded(processor, row, *one))], "video") for row, one in enumerate(told)]
-    _write_pack(root / "pack", packs, videos)
+    write_pack(root / "pack", packs, videos)
     processor.save_pretrained(root / "pack" / "tokenizer")
     return TrainingData(root / "pack", sources)
 
@@ -100,7 +100,7 @@ def _write_clean(folder: Path, samples: list[tuple[Sample, list[Media]]]) -> Non
     write_json(folder / CARD, {"splits": {"train": {"rows": len(rows), "shards": shards}}})
 
 
-def _write_pack(folder: Path, images: list[dict[str, Any]], videos: list[dict[str, Any]]) -> None:
+def write_pack(folder: Path, images: list[dict[str, Any]], videos: list[dict[str, Any]]) -> None:
     folder.mkdir(parents=True)
     rows = [*images, *videos]
     write_shard(folder / "packed-00000.arrow", PACK_SCHEMA, rows)

@@ -1,18 +1,20 @@
-"""A hand-written engine that knows colours and nothing else: right on some questions, wrong on others."""
+"""A hand-written model that knows colours and nothing else: right on some questions, wrong on others."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from PIL import Image as PILImage
 
-from casa_core.engine.protocol import FrameImage
-from casa_core.engine.requests import CaptionEvent, GenerationDelta, GenerationRequest, GenerationResult
-from casa_core.types import Image, Text
+from casa_core.media.decode import decode_images
+from casa_core.types import Image, Sample
 from pipelines.data.generate.shapes import COLORS
+from pipelines.data.store.rows import is_stream
+from pipelines.evaluate.held_out.questions import HeldOut
+from pipelines.evaluate.watching import prompt_text
 
 
 def colour_of(pixels: np.ndarray) -> str | None:
@@ -23,82 +25,55 @@ def colour_of(pixels: np.ndarray) -> str | None:
     return best if near[best] >= 20 else None
 
 
-class ColourEngine:
-    """Names the colour of a picture, calls every shape a circle and says yes to every yes/no question.
-
-    Args:
-        blind: Answers without looking, and refuses pictures.
-    """
-
-    def __init__(self, *, blind: bool = False) -> None:
-        self.blind = blind
-        self.batches: list[int] = []
-        self.sessions: list[ColourStream] = []
-
-    @property
-    def info(self) -> Mapping[str, Any]:
-        return {"blind": self.blind}
-
-    def generate(self, requests: Sequence[GenerationRequest]) -> list[GenerationResult]:
-        self.batches.append(len(requests))
-        return [
-            GenerationResult(
-                request_id=request.request_id,
-                text=self._answer(request),
-                token_ids=(),
-                finish_reason="stop",
-                prompt_tokens=0,
-                image_tokens=0,
-                completion_tokens=0,
-            )
-            for request in requests
-        ]
-
-    def stream(self, request: GenerationRequest) -> Iterator[GenerationDelta]:
-        yield GenerationDelta(text=self._answer(request), finish_reason="stop")
-
-    def open_session(self, query: str = "", *, max_tokens_per_frame: int = 16) -> ColourStream:
-        self.sessions.append(ColourStream(self.blind))
-        return self.sessions[-1]
-
-    def _answer(self, request: GenerationRequest) -> str:
-        parts = request.sample.parts
-        question = [part.text for part in parts if isinstance(part, Text)][-1]
-        images = [part for part in parts if isinstance(part, Image)]
-        if "shape" in question:
-            return "Circle."
-        if "color" not in question:
-            return "yes"
-        if self.blind:
-            return "red"
-        assert images[0].data is not None
-        return colour_of(np.asarray(PILImage.open(io.BytesIO(images[0].data)).convert("RGB"))) or "white"
+def answered_by_colour(sources: Mapping[str, HeldOut], *, blind: bool = False) -> list[dict[str, Any]]:
+    """What the runner would give for a model that names the colour of a picture, calls every shape a circle
+    and says yes to every yes/no question; blind, it says red. Of a clip it says "a <colour> circle" whenever
+    another colour comes into view; blind, nothing but "a"."""
+    return [
+        {
+            "benchmark": name,
+            "index": index,
+            "question_id": question.id,
+            "category": question.truth.category,
+            "prompt": prompt_text(question.sample),
+            "truths": list(question.truth.answers),
+            "finish_reason": "stop",
+            "error": "",
+            "reused": False,
+            "prompt_tokens": 0,
+            "image_tokens": 0,
+            "completion_tokens": 0,
+            **_answer(question.sample, blind=blind),
+        }
+        for name, source in sources.items()
+        for index, question in enumerate(source.read(0, len(source)))
+    ]
 
 
-class ColourStream:
-    """Captions "a <colour> circle" whenever another colour comes into view; blind, nothing but "a"."""
+def _answer(sample: Sample, *, blind: bool) -> dict[str, Any]:
+    if is_stream(sample):
+        captions = list(_captions(sample, blind=blind))
+        words = " ".join(caption["text"] for caption in captions if caption["text"])
+        return {"answer": words, "captions": captions}
+    question = prompt_text(sample)
+    if "shape" in question:
+        return {"answer": "Circle."}
+    if "color" not in question:
+        return {"answer": "yes"}
+    [picture] = (part for part in sample.parts if isinstance(part, Image))
+    assert picture.data is not None
+    pixels = np.asarray(PILImage.open(io.BytesIO(picture.data)).convert("RGB"))
+    return {"answer": "red" if blind else colour_of(pixels) or "white"}
 
-    text_tokens = 1
 
-    def __init__(self, blind: bool) -> None:
-        self.blind = blind
-        self.closed = False
-        self._seen: str | None = None
-
-    def push_frame(self, image: FrameImage | None, timestamp: float) -> CaptionEvent:
-        words = ""
-        if self.blind:
-            assert image is None, "a blind model is not to be shown anything"
-            words = "a" if timestamp == int(timestamp) else ""
-        else:
-            assert isinstance(image, np.ndarray)
-            colour = colour_of(image)
-            if colour is not None and colour != self._seen:
-                words = f"a {colour} circle"
-            self._seen = colour or self._seen
-        return CaptionEvent(
-            timestamp=timestamp, text=words, token_ids=(), latency_s=0.01, text_tokens=self.text_tokens
-        )
-
-    def close(self) -> None:
-        self.closed = True
+def _captions(sample: Sample, *, blind: bool) -> Iterator[dict[str, Any]]:
+    seen: str | None = None
+    frames = (part for part in sample.parts if isinstance(part, Image))
+    for frame, pixels in zip(frames, decode_images(sample), strict=True):
+        assert frame.timestamp is not None
+        colour = colour_of(pixels)
+        words = f"a {colour} circle" if colour is not None and colour != seen else ""
+        seen = colour or seen
+        if blind:
+            words = "a" if frame.timestamp == int(frame.timestamp) else ""
+        yield {"timestamp": frame.timestamp, "text": words, "truncated": False}

@@ -21,15 +21,16 @@ from pipelines.dag.settings import read_settings
 from pipelines.data.generate.moving_shapes import encode_video, frames, make_clip, pick_codec
 from pipelines.data.generate.shapes import draw_ground, draw_shape, render
 from pipelines.data.store.quarantine import Rejected, write_quarantine
-from pipelines.data.store.readers import CleanReader
 from pipelines.data.store.rows import CLEAN_SCHEMA, Media
 from pipelines.data.store.shard_writing import write_index
 from pipelines.evaluate import HELD_OUT
-from pipelines.evaluate.benchmarks.base import BenchmarkSettings
-from pipelines.evaluate.inference import chunks, predict_chunk
-from pipelines.evaluate.run import score, summary, write
+from pipelines.evaluate.held_out.board import BenchmarkSettings
+from pipelines.evaluate.held_out.questions import HeldOut
+from pipelines.evaluate.held_out.scoring import Predictions, boards_of, predictions_of
+from pipelines.evaluate.run import summary, write
+from pipelines.train.metrics import SCORES
 from tests.support.data.rows import row_of
-from tests.support.evaluate.engine import ColourEngine
+from tests.support.evaluate.engine import answered_by_colour
 
 SIDE, SECONDS, FPS = 64, 4.0, 10
 EVALUATE = {"baselines": ["blind"], "batch_size": 8, "max_new_tokens": 8, "frame_tolerance": 1}
@@ -115,7 +116,7 @@ def live_rows(count: int, folder: Path, seed: int = 0) -> list[dict[str, Any]]:
 
 
 def write_training(folder: Path, steps: int, floor: float) -> None:
-    """``metrics.jsonl`` of a training that went well."""
+    """``metrics.jsonl`` and ``scores.json`` of a training that went well."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(floor)
     with (folder / "metrics.jsonl").open("w") as file:
@@ -134,6 +135,11 @@ def write_training(folder: Path, steps: int, floor: float) -> None:
                 "trained_tokens": 150, "seconds": 0.2, "loader_wait_s": 0.002,
             }  # fmt: skip
             file.write(json.dumps(line) + "\n")
+    learned = [
+        {"step": at, "scores": {"vqa_accuracy": 0.9 - floor * (1 - at / steps), "live_f1": 0.8 * at / steps}}
+        for at in range(steps // 4, steps, steps // 4)
+    ]
+    (folder / SCORES).write_text(json.dumps(learned))
 
 
 PACK_CARD = {
@@ -164,17 +170,20 @@ REJECTED = (
 
 
 def write_evaluation(folder: Path, clean: dict[str, Path]) -> dict[str, Any]:
-    """What the colour engine and its blind twin say, scored and written. Returns the summary."""
+    """What the model that knows colours and its blind twin say, scored and written. Returns the summary."""
     folder.mkdir(parents=True, exist_ok=True)
     settings = read_settings(BenchmarkSettings, EVALUATE)
-    readers = {source: CleanReader(path, HELD_OUT) for source, path in clean.items()}
-    rows = []
-    for model, engine in (("model", ColourEngine()), ("blind", ColourEngine(blind=True))):
-        for chunk in chunks(readers, settings):
-            rows += predict_chunk(engine, model, chunk, readers[chunk.source], settings)
-    boards = score(rows, settings)
-    write(folder, rows, boards)
-    return summary(rows, boards)
+    sources = {source: HeldOut.of(path, settings) for source, path in clean.items()}
+    predictions = predicted(sources)
+    boards = boards_of(sources, predictions, settings)
+    write(folder, predictions, boards)
+    return summary(boards)
+
+
+def predicted(sources: dict[str, HeldOut]) -> Predictions:
+    """What the model that knows colours says, and its blind twin."""
+    rows = {"model": answered_by_colour(sources), "blind": answered_by_colour(sources, blind=True)}
+    return predictions_of(sources, rows)
 
 
 def make_run(root: Path, *, questions: int = 60, clips: int = 5, steps: int = 400) -> StageContext:

@@ -19,7 +19,7 @@ def make_job(
     """A job that trains the tiny model with cross-attention, and tracks nothing."""
     model = TrainedModel(backbone="tiny", fusion=Fusion(kind="cross_attention"))
     return TrainJob(
-        settings=TrainSettings(model=model, train=Train(**train), seed=seed, images=True),
+        settings=TrainSettings(model=model, train=Train(**train), seed=seed, images=True, evaluate=None),
         placement=TrainWorkers(track=[], **placement),
         pack=str(data.pack),
         sources={name: str(folder) for name, folder in data.sources.items()},

@@ -1,19 +1,19 @@
-"""The interface of a benchmark: run an engine on held-out samples, score its predictions.
+"""A kind of held-out source: which samples it takes, what a model is asked about one, and the score board.
 
-One benchmark is one small file. A new one subclasses nothing: it has the members of `Benchmark` and an entry
-in ``BENCHMARKS`` (``benchmarks/__init__.py``). Most picture benchmarks differ from `vqa.Vqa` only in their
-prompt, in when an answer counts as right and in what is averaged.
+One kind is one small file. A new one subclasses nothing: it has the members of `Benchmark` and an entry in
+``BENCHMARKS`` (``held_out/__init__.py``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from casa_core.engine.protocol import EngineProtocol
 from casa_core.types import Sample
 from pipelines.dag.settings import stage_settings
+from pipelines.evaluate.benchmarks.layout.benchmark import Question
+from pipelines.evaluate.kept.answers import Caption
 from pipelines.evaluate.metrics.intervals import Estimate
 
 MODEL, BLIND = "model", "blind"
@@ -38,23 +38,13 @@ class BenchmarkSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EvalSample:
-    """A held-out sample with its bytes, its row in the clean artifact and the corpus' remarks on it."""
-
-    row: int
-    sample: Sample
-    meta: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class SpokenFrame:
-    """One frame of a live clip: time (s), true and generated words before the next frame, latency (s)."""
+    """One frame of a live clip: time (s), true and generated words before the next frame."""
 
     timestamp: float
     truth: str
     spoken: str
     truncated: bool
-    latency_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,14 +124,21 @@ class Benchmark(Protocol):
         """Whether the benchmark can evaluate on samples of this shape."""
         ...
 
-    def batch_size(self, settings: BenchmarkSettings) -> int:
-        """How many samples one call of `run` should get."""
+    def questions(self, sample: Sample, meta: Mapping[str, Any]) -> Iterator[Question]:
+        """What is asked about one sample; ``meta`` are the corpus' remarks on it. Question types are the
+        truths' categories."""
         ...
 
-    def run(
-        self, engine: EngineProtocol, samples: Sequence[EvalSample], settings: BenchmarkSettings
-    ) -> list[Prediction]:
-        """Run the engine; predictions follow the order of the samples, and of the turns within one."""
+    def max_new_tokens(self, settings: BenchmarkSettings) -> int:
+        """Longest answer; of a clip, the most tokens after one frame."""
+        ...
+
+    def judged(self, prediction: Prediction, sample: Sample, captions: Sequence[Caption]) -> Prediction:
+        """A prediction with what follows from the sample, whose pictures' bytes are not needed.
+
+        Args:
+            captions: What was said after each frame of a clip; empty for a question.
+        """
         ...
 
     def score(

@@ -1,22 +1,18 @@
-"""Live captions: frames are pushed one by one; each word must be generated at its frame, or close to it."""
+"""Live captions: frames are shown one by one; each word must be generated at its frame, or close to it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
-from casa_core.engine.protocol import EngineProtocol
-from casa_core.media.decode import decode_images
+from casa_core.engine.live_stream import StreamSettings
 from casa_core.types import Image, Sample, Text
 from pipelines.data.store.rows import is_stream
-from pipelines.evaluate.benchmarks.base import (
-    BenchmarkSettings,
-    EvalSample,
-    Prediction,
-    Scoreboard,
-    ScoreRow,
-    SpokenFrame,
-)
+from pipelines.evaluate.benchmarks.layout.benchmark import Question
+from pipelines.evaluate.held_out.board import BenchmarkSettings, Prediction, Scoreboard, ScoreRow, SpokenFrame
+from pipelines.evaluate.kept.answers import Caption
+from pipelines.evaluate.metrics.base import Truth
 from pipelines.evaluate.metrics.captions import EventCounts, EventScore, event_score
 from pipelines.evaluate.metrics.intervals import Estimate, constants
 
@@ -24,7 +20,7 @@ COLUMNS = ("precision", "recall", "F1")
 
 
 class Live:
-    """One session per clip, as an endpoint serves it: the model sees no frame before its time."""
+    """A stream per clip, as an endpoint serves it: the model sees no frame before its time."""
 
     name = "live"
 
@@ -32,15 +28,24 @@ class Live:
         """Samples whose images lie inside the assistant's turn."""
         return is_stream(sample)
 
-    def batch_size(self, settings: BenchmarkSettings) -> int:
-        """One clip."""
-        return 1
+    def questions(self, sample: Sample, meta: Mapping[str, Any]) -> Iterator[Question]:
+        """The clip without its words."""
+        words = " ".join(text for _, text in live_frames(sample) if text)
+        shown = tuple(part for part in sample.parts if isinstance(part, Image) or part.role == "user")
+        truth = Truth(answers=(words,), category=self.name)
+        yield Question(id=sample.sample_id, sample=replace(sample, parts=shown), truth=truth)
 
-    def run(
-        self, engine: EngineProtocol, samples: Sequence[EvalSample], settings: BenchmarkSettings
-    ) -> list[Prediction]:
-        """Stream each clip through a session of its own."""
-        return [_caption(engine, sample) for sample in samples]
+    def max_new_tokens(self, settings: BenchmarkSettings) -> int:
+        """What a session has by default."""
+        return StreamSettings().max_tokens_per_frame
+
+    def judged(self, prediction: Prediction, sample: Sample, captions: Sequence[Caption]) -> Prediction:
+        """With its frames, each with the words due."""
+        frames = tuple(
+            SpokenFrame(timestamp=one.timestamp, truth=due, spoken=one.text, truncated=one.truncated)
+            for one, (_, due) in zip(captions, live_frames(sample), strict=True)
+        )
+        return replace(prediction, frames=frames)
 
     def score(
         self, predictions: Mapping[str, Sequence[Prediction]], settings: BenchmarkSettings
@@ -80,42 +85,6 @@ def live_frames(sample: Sample) -> list[tuple[Image, str]]:
             image, words = frames[-1]
             frames[-1] = (image, f"{words} {part.text}".strip())
     return frames
-
-
-def _caption(engine: EngineProtocol, own: EvalSample) -> Prediction:
-    blind = bool(engine.info["blind"])
-    query = " ".join(p.text for p in own.sample.parts if isinstance(p, Text) and p.role == "user")
-    frames = live_frames(own.sample)
-    shown = replace(own.sample, parts=tuple(image for image, _ in frames))
-    pictures = [None] * len(frames) if blind else decode_images(shown)
-    session = engine.open_session(query)
-    spoken = []
-    try:
-        for (image, truth), picture in zip(frames, pictures, strict=True):
-            assert image.timestamp is not None, "a live frame has a time"
-            event = session.push_frame(picture, image.timestamp)
-            spoken.append(
-                SpokenFrame(
-                    timestamp=image.timestamp,
-                    truth=truth,
-                    spoken=event.text.strip(),
-                    truncated=event.truncated,
-                    latency_s=event.latency_s,
-                )
-            )
-    finally:
-        session.close()
-    return Prediction(
-        row=own.row,
-        turn=0,
-        sample_id=own.sample.sample_id,
-        question_type="live",
-        question=query,
-        truth=" ".join(f.truth for f in spoken if f.truth),
-        answer=" ".join(f.spoken for f in spoken if f.spoken),
-        correct=None,
-        frames=tuple(spoken),
-    )
 
 
 def _count(clip: Prediction, tolerance: int, *, silent: bool = False) -> EventCounts:

@@ -47,10 +47,11 @@ ON_WITHIN_S = 5.0
 
 @dataclass(slots=True)
 class Memory:
-    """Resident MiB of the engines and the endpoint, by second."""
+    """Resident MiB by second: of the engines and the endpoint together, and of each process by itself."""
 
     seconds: list[float] = field(default_factory=list)
     mib: list[float] = field(default_factory=list)
+    each: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,7 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         pause=(0.5, "seconds between two questions of one"),
         leavers=(10, "clients that leave without a word"),
         slow=(10, "clients that do not read"),
-        settled=(420, "seconds after which the text KVs have their full size"),
+        kept=(256, "events that a session keeps for readers that come back"),
+        settled=(420, "seconds after which text KVs and kept events have their full size"),
         kill=(480, "seconds after which an engine is killed; 0: never"),
     )
     with endpoint(options) as (url, cluster):
@@ -93,7 +95,11 @@ def endpoint(options: argparse.Namespace) -> Iterator[tuple[str, ServeSubmission
             "live_query": QUERY,
             "replicas": {"min": 2, "max": 2},
             "num_cpus": 0.5,
-            "limits": {"sessions": options.streams + options.slow + options.leavers, "answers": 8},
+            "limits": {
+                "sessions": options.streams + options.slow + options.leavers,
+                "answers": 8,
+                "kept_events": options.kept,
+            },
         }
         try:
             deploy.start(cluster, address, settings, {})
@@ -138,10 +144,14 @@ class Run:
 
     async def _look(self, end: float) -> None:
         while time.monotonic() < end:
-            pids = await asyncio.to_thread(lambda: [*self._pids("engine"), *self._pids("endpoint")])
-            if len(pids) == 3:
-                self.memory.seconds.append(time.monotonic() - self.began)
-                self.memory.mib.append(sum(map(resident, pids)) / MIB)
+            found = await asyncio.to_thread(lambda: {n: self._pids(n) for n in ("engine", "endpoint")})
+            sizes = {f"{name} {pid}": resident(pid) / MIB for name, pids in found.items() for pid in pids}
+            if len(sizes) == 3:
+                now = time.monotonic() - self.began
+                self.memory.seconds.append(now)
+                self.memory.mib.append(sum(sizes.values()))
+                for name, mib in sizes.items():
+                    self.memory.each.setdefault(name, []).append((now, mib))
             said = sum(caption.fate == "caption" for viewer in self.viewers for caption in viewer.captions)
             answers = sum(len(asker.answers) for asker in self.askers)
             print(f"{time.monotonic() - self.began:5.0f} s: {said} captions, {answers} answers", flush=True)
@@ -180,7 +190,7 @@ class Run:
             ),
             Check("answers are those of lockstep", false == 0, f"{false} of {len(asked)} differ"),
             Check(
-                "memory is flat once text KVs have their full size",
+                "memory is flat once text KVs and kept events have their full size",
                 growth.low <= 0 or growth.value < 20,
                 f"{growth.value:.1f} [{growth.low:.1f}, {growth.high:.1f}] KiB/s",
             ),
@@ -213,9 +223,13 @@ class Run:
             )
             + f"\n{'PASS' if all(c.holds for c in checks) else 'FAIL'}\n\n![course](serve_soak.svg)\n"
         )
-        (self.options.results / "serve_soak.svg").write_text(self._picture())
-        payload = {"checks": [[c.claim, c.found, c.holds] for c in checks], "rows": rows}
+        payload = {
+            "checks": [[c.claim, c.found, c.holds] for c in checks],
+            "rows": rows,
+            "memory_mib": self.memory.each,
+        }
         publish("serve_soak", "Soak of the endpoint on Ray Serve", self.options, payload, text)
+        (self.options.results / "serve_soak.svg").write_text(self._picture())
         return 0 if all(check.holds for check in checks) else 1
 
     def _growth(self) -> Any:
@@ -262,7 +276,8 @@ class Run:
                 title="Memory of engines and endpoint",
                 x="seconds",
                 y="MiB",
-                lines=[Line(label="memory", points=memory)],
+                lines=[Line(label="memory", points=memory)]
+                + [Line(label=name, points=points) for name, points in self.memory.each.items()],
             ),
         ]
         return figure(panels, caption="Latency and memory over the soak")

@@ -35,7 +35,7 @@ STAGE_MODULES = {
     "clean": "pipelines.data.clean.run",
     "pack": "pipelines.data.pack.run",
     "train": "pipelines.train.run",
-    "evaluate": "pipelines.evaluate.run",
+    "evaluate": "pipelines.evaluate.held_out.run",
     "deploy": "pipelines.deploy.run",
     "report": "pipelines.report.run",
     "compare": "pipelines.compare.run",

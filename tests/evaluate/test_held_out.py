@@ -15,9 +15,9 @@ from pipelines.evaluate.held_out import benchmark_for
 from pipelines.evaluate.held_out.board import BenchmarkSettings
 from pipelines.evaluate.held_out.live import live_frames
 from pipelines.evaluate.held_out.questions import HeldOut
+from pipelines.evaluate.held_out.run import captions, print_board, summary, write
 from pipelines.evaluate.held_out.scoring import boards_of
 from pipelines.evaluate.held_out.vqa import Vqa
-from pipelines.evaluate.run import captions, print_board, summary, write
 from tests.support.data.rows import row_of
 from tests.support.evaluate.run import EVALUATE, live_rows, predicted, vqa_rows, write_clean
 

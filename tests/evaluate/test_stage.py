@@ -9,7 +9,7 @@ import pytest
 
 from casa_core.errors import DataError, StoreError
 from pipelines.dag.context import StageContext
-from pipelines.evaluate.run import run_stage
+from pipelines.evaluate.held_out.run import run_stage
 from tests.support.evaluate.checkpoint import write_checkpoint
 from tests.support.evaluate.run import EVALUATE, live_rows, vqa_rows, write_clean
 from tests.support.own_ray import own_ray

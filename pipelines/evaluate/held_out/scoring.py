@@ -30,7 +30,7 @@ def predictions_of(sources: Mapping[str, HeldOut], rows: Mapping[str, Sequence[R
             first = failed[0]
             raise DataError(
                 f"{len(failed)} of {len(own)} held-out questions could not be answered by {model}.",
-                f"The first is {first['benchmark']} {first['question_id']}: {first['error']}",
+                f"{first['error']} That is the first of them, {first['benchmark']} {first['question_id']}.",
                 "Leave the sample out of the held-out split, or raise what bounds it.",
             )
     return {

@@ -25,7 +25,7 @@ from pipelines.storage.uri import Folder
 CAPTIONS = pa.list_(
     pa.struct([("timestamp", pa.float64()), ("text", pa.string()), ("truncated", pa.bool_())])
 )
-"""Of a live stream: what was said after each frame, empty where nothing was."""
+"""What was said after each frame of a live stream; empty for an answer to a question."""
 SCHEMA = pa.schema(
     [
         ("key", pa.string()),
@@ -55,7 +55,7 @@ class Answer:
     """An answer and its token counts, as of :class:`casa_core.engine.requests.GenerationResult`.
 
     Attributes:
-        captions: Of a live stream, whose words are joined in ``text``.
+        captions: Those of a live stream, whose words are joined in ``text``.
     """
 
     text: str

@@ -26,8 +26,8 @@ from pipelines.data.store.shard_writing import write_index
 from pipelines.evaluate import HELD_OUT
 from pipelines.evaluate.held_out.board import BenchmarkSettings
 from pipelines.evaluate.held_out.questions import HeldOut
+from pipelines.evaluate.held_out.run import summary, write
 from pipelines.evaluate.held_out.scoring import Predictions, boards_of, predictions_of
-from pipelines.evaluate.run import summary, write
 from pipelines.train.metrics import SCORES
 from tests.support.data.rows import row_of
 from tests.support.evaluate.engine import answered_by_colour

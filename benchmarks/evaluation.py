@@ -23,10 +23,10 @@ from casa_core.engine.settings import EngineSettings
 from pipelines.evaluate.benchmarks.layout.benchmark import Question
 from pipelines.evaluate.benchmarks.own import own_benchmark
 from pipelines.evaluate.kept.answers import AnswerStore, model_fingerprint
+from pipelines.evaluate.model_engine import Model
 from pipelines.evaluate.results import judged
 from pipelines.evaluate.runner import answer_all
 from pipelines.evaluate.tables import TableQuestions, open_tables
-from pipelines.evaluate.worker import Model
 
 LEAST_RATIO = 0.95
 SLOTS = 16

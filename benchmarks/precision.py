@@ -18,8 +18,8 @@ from benchmarks.measure import publish, read_options, table
 from pipelines.evaluate.held_out.board import BenchmarkSettings
 from pipelines.evaluate.held_out.questions import HeldOut
 from pipelines.evaluate.kept.answers import AnswerStore
+from pipelines.evaluate.model_engine import Model
 from pipelines.evaluate.runner import answer_all
-from pipelines.evaluate.worker import Model
 
 FP32 = "fp32"
 WAYS: dict[str, dict[str, Any]] = {

@@ -25,6 +25,7 @@ from pipelines.evaluate.judge.judging import (
     write_judgements,
 )
 from pipelines.evaluate.kept.answers import AnswerStore, model_fingerprint
+from pipelines.evaluate.model_engine import VIDEO_TOKENS, Mode, Model
 from pipelines.evaluate.results import (
     BenchmarkResult,
     Throughput,
@@ -35,7 +36,6 @@ from pipelines.evaluate.results import (
 )
 from pipelines.evaluate.runner import Row, answer_all
 from pipelines.evaluate.tables import TableQuestions
-from pipelines.evaluate.worker import VIDEO_TOKENS, Mode, Model
 from pipelines.storage.uri import Folder
 
 if TYPE_CHECKING:

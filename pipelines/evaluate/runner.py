@@ -16,7 +16,8 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.evaluate.kept.answers import Answer, AnswerStore, answer_of_row
-from pipelines.evaluate.worker import AT_A_TIME, CHUNKS, AnswerWorker, Model, QuestionSource, chunk_table
+from pipelines.evaluate.model_engine import Model
+from pipelines.evaluate.worker import AT_A_TIME, CHUNKS, AnswerWorker, QuestionSource, chunk_table
 
 KEPT_EVERY_S = 5.0
 """Answers of so many seconds are asked for again after a crash, at most."""

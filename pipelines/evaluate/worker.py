@@ -8,31 +8,22 @@ question is answered depends on neither (``tests/core/engine/test_mixture.py``).
 from __future__ import annotations
 
 import asyncio
-import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Protocol
 
 import pyarrow as pa
 
-from casa_core.engine.requests import GenerationRequest, SamplingParams
+from casa_core.engine.requests import SamplingParams
 from casa_core.errors import CasaError
 from casa_core.types import Image, Text
-from pipelines.data.store.rows import is_stream, is_video
+from pipelines.data.store.rows import is_stream
 from pipelines.evaluate.benchmarks.layout.benchmark import Question
 from pipelines.evaluate.kept.answers import CAPTIONS, Answer, AnswerStore, answer_key
-from pipelines.evaluate.watching import comment, prompt_text, watch
-from pipelines.storage.host import cached_copy
-from pipelines.storage.uri import Folder
-
-if TYPE_CHECKING:
-    from casa_core.analysis.masking import Masking
-    from casa_core.engine.engine import Engine
-
-Mode = Literal["offline", "streaming"]
+from pipelines.evaluate.model_engine import Model, ModelEngine
+from pipelines.evaluate.watching import prompt_text
 
 ROWS = pa.schema(
     [
@@ -60,8 +51,6 @@ ROWS = pa.schema(
 CHUNKS = pa.schema([("benchmark", pa.string()), ("start", pa.int64()), ("stop", pa.int64())])
 AT_A_TIME = 2
 """Chunks that a worker has in hand."""
-VIDEO_TOKENS = 46_080
-"""Image tokens of a video in the paper's training on videos."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,39 +76,6 @@ class QuestionSource(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Model:
-    """A checkpoint and how its answers are computed.
-
-    Attributes:
-        folder: The checkpoint; a remote one is copied to each machine once.
-        digest: Changes with the folder's files; empty where it lies on every machine.
-        fingerprint: From :func:`pipelines.evaluate.kept.answers.model_fingerprint`.
-        sampling: Apart from the length of an answer, which is the benchmark's.
-        slots: Questions answered together.
-        threads: Torch's in one worker; 0 lets torch choose.
-        mode: How a video is shown: all frames before the question, or frame by frame as a live stream.
-        max_side: Largest side of a picture where it is not the checkpoint's; frames of a video may have a
-            bound of their own.
-        max_video_tokens: Image tokens that a video shown as a whole is fitted to, as training fits it; by
-            default the checkpoint's, and ``VIDEO_TOKENS`` where it has none.
-        mask: What attention is masked, see :mod:`casa_core.analysis.masking`.
-    """
-
-    folder: Folder
-    digest: str
-    fingerprint: str
-    sampling: SamplingParams = field(default_factory=SamplingParams)
-    dtype: str = "auto"
-    quantize: str = "none"
-    slots: int = 16
-    threads: int = 1
-    mode: Mode = "offline"
-    max_side: int | None = None
-    max_video_tokens: int | None = None
-    mask: Masking | None = None
-
-
 class AnswerWorker:
     """Answers chunks of questions; several threads may call it, for one engine.
 
@@ -130,79 +86,26 @@ class AnswerWorker:
 
     def __init__(self, model: Model, sources: Mapping[str, QuestionSource], store: AnswerStore) -> None:
         self._model, self._sources, self._store = model, sources, store
+        self._engine = ModelEngine(model)
         self._lock = threading.Lock()
-        self._masked = ExitStack()
 
     def __call__(self, chunks: pa.Table) -> pa.Table:
         """``CHUNKS`` in, ``ROWS`` out."""
         rows: list[dict[str, Any]] = []
         for chunk in chunks.to_pylist():
-            answering = self._chunk(chunk["benchmark"], chunk["start"], chunk["stop"])
-            try:
-                rows += asyncio.run_coroutine_threadsafe(answering, self._started[0]).result()
-            except BaseExceptionGroup as group:
-                raise group.exceptions[0] from group
+            _ = self._known  # read here and not in the engine's event loop, which must not wait
+            rows += self._engine.run(self._chunk(chunk["benchmark"], chunk["start"], chunk["stop"]))
         return pa.Table.from_pylist(rows, ROWS)
 
-    @property
-    def _started(self) -> tuple[asyncio.AbstractEventLoop, Mapping[str, Answer]]:
-        """The loop that answers run on, and the answers that are known. Not made by the constructor, and the
-        engine neither: Ray takes an error there for a lost actor, and starts it again and again."""
-        with self._lock:
-            return self._loop_and_known
-
     @cached_property
-    def _loop_and_known(self) -> tuple[asyncio.AbstractEventLoop, Mapping[str, Answer]]:
-        known, loop = self._store.read(), asyncio.new_event_loop()
-        threading.Thread(target=loop.run_forever, name="casa-answers", daemon=True).start()
-        return loop, known
-
-    @cached_property
-    def _streams(self) -> asyncio.Semaphore:
-        """A place for each slot of the engine: it refuses a stream that has none."""
-        return asyncio.Semaphore(self._model.slots)
+    def _loaded_answers(self) -> Mapping[str, Answer]:
+        return self._store.read()
 
     @property
-    def _engine(self) -> Any:
-        """Loaded by the first question that is not known."""
+    def _known(self) -> Mapping[str, Answer]:
+        """The answers that are known; read by the first chunk."""
         with self._lock:
-            return self._loaded
-
-    @cached_property
-    def _loaded(self) -> Any:
-        import torch
-        from transformers.utils import logging
-
-        from casa_core.dtypes import DTYPES
-        from casa_core.engine.client import EngineClient
-        from casa_core.engine.engine import Engine
-        from casa_core.engine.settings import EngineSettings
-
-        logging.disable_progress_bar()
-        own = self._model
-        if own.threads:
-            torch.set_num_threads(own.threads)
-        settings = EngineSettings(
-            slots=own.slots, answer_slots=0, waiting=1 << 20, live_share=math.inf, threads=True
-        )
-        options: dict[str, Any] = {} if own.quantize == "none" else {"quantize": own.quantize}
-        if own.dtype != "auto":
-            options["dtype"] = DTYPES[own.dtype]
-        with cached_copy(own.folder, own.digest) as folder:
-            engine = Engine.from_pretrained(folder, settings=settings, **options)
-        self._change(engine)
-        return EngineClient(engine)
-
-    def _change(self, engine: Engine) -> None:
-        """Have an engine show and attend to pictures as the model says."""
-        from casa_core.analysis.masking import masked_attention
-
-        own, shown = self._model, engine.processor
-        shown.max_side = own.max_side or shown.max_side
-        shown.max_video_tokens = own.max_video_tokens or shown.max_video_tokens or VIDEO_TOKENS
-        _ = shown.image_settings  # refuses what cannot work
-        if own.mask:
-            self._masked.enter_context(masked_attention(engine.model, own.mask))
+            return self._loaded_answers
 
     async def _chunk(self, benchmark: str, start: int, stop: int) -> list[dict[str, Any]]:
         source = self._sources[benchmark]
@@ -221,10 +124,11 @@ class AnswerWorker:
         own, truth = self._model, question.truth
         mode = "streaming" if is_stream(question.sample) else own.mode
         key = await asyncio.to_thread(answer_key, own.fingerprint, question.sample, sampling, mode)
-        known, error, answer = self._started[1].get(key), "", None
-        engine = None if known else await asyncio.to_thread(lambda: self._engine)
+        known, error, answer = self._known.get(key), "", None
+        if known is None:
+            await asyncio.to_thread(self._engine.load)  # where it cannot be, that is no question's error
         try:
-            answer = known or await self._answer(engine, question, sampling)
+            answer = known or await self._engine.answer(question.sample, sampling, question.id)
         except CasaError as refused:
             error = " ".join(str(part) for part in refused.args[:2])
         return {
@@ -239,14 +143,6 @@ class AnswerWorker:
             "error": error,
             **({} if answer is None else {**asdict(answer), "answer": answer.text}),
         }
-
-    async def _answer(self, engine: Any, question: Question, sampling: SamplingParams) -> Answer:
-        live = is_stream(question.sample)
-        if live or (self._model.mode == "streaming" and is_video(question.sample)):
-            async with self._streams:
-                return await (comment if live else watch)(engine, question.sample, sampling)
-        request = GenerationRequest(sample=question.sample, sampling=sampling, request_id=question.id)
-        return Answer.of(await engine.generate(request))
 
 
 def chunk_table(sources: Mapping[str, QuestionSource], size: int) -> list[dict[str, Any]]:

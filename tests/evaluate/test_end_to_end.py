@@ -16,9 +16,9 @@ from pipelines.evaluate.benchmarks.layout.benchmark import Question
 from pipelines.evaluate.evaluation import Options, evaluate
 from pipelines.evaluate.metrics.choice import Choice
 from pipelines.evaluate.metrics.intervals import wilson
+from pipelines.evaluate.model_engine import ModelEngine
 from pipelines.evaluate.results import BenchmarkResult
 from pipelines.evaluate.tables import TableQuestions
-from pipelines.evaluate.worker import AnswerWorker
 from tests.evaluate.benchmarks.test_layouts import CONSTANT
 from tests.support.evaluate.checkpoint import TEXTS
 from tests.support.evaluate.layouts import write_layout
@@ -91,7 +91,7 @@ def answered_by(
         for one in asked:  # copies of a row may have one id
             answers[one.id].append(answer(one))
         known: Any = Answerer(answers)
-        monkeypatch.setattr(AnswerWorker, "_loaded", property(lambda worker: known))
+        monkeypatch.setattr(ModelEngine, "_loaded", property(lambda engine: known))
         return result_of(checkpoint, source, tmp_path)
 
     return run

@@ -29,8 +29,8 @@ from pipelines.evaluate import HELD_OUT
 from pipelines.evaluate.held_out.board import BenchmarkSettings
 from pipelines.evaluate.held_out.questions import HeldOut
 from pipelines.evaluate.kept.answers import AnswerStore, model_fingerprint
+from pipelines.evaluate.model_engine import Model
 from pipelines.evaluate.runner import answer_all
-from pipelines.evaluate.worker import Model
 from pipelines.train.loader import SequenceReader
 from tests.support.core.artifacts import write_pack
 from tests.support.evaluate.checkpoint import write_checkpoint

@@ -18,8 +18,9 @@ from casa_core.media.decode import decode_images
 from casa_core.types import Image, Text
 from pipelines.evaluate.benchmarks.layout.benchmark import Question
 from pipelines.evaluate.kept.answers import Answer, AnswerStore, answer_key, model_fingerprint
+from pipelines.evaluate.model_engine import Model
 from pipelines.evaluate.runner import answer_all
-from pipelines.evaluate.worker import AnswerWorker, Model
+from pipelines.evaluate.worker import AnswerWorker
 from tests.support.core.engine import png
 from tests.support.data.media import counting_video
 from tests.support.evaluate.questions import Drawn, expected

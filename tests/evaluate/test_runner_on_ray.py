@@ -9,8 +9,8 @@ import pytest
 
 from casa_core.engine.requests import SamplingParams
 from pipelines.evaluate.kept.answers import AnswerStore, model_fingerprint
+from pipelines.evaluate.model_engine import Model
 from pipelines.evaluate.runner import answer_all
-from pipelines.evaluate.worker import Model
 from tests.support.evaluate.questions import Drawn, expected
 from tests.support.own_ray import own_ray
 

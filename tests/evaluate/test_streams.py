@@ -21,10 +21,11 @@ from pipelines.evaluate.benchmarks.catalogue import CATALOGUE
 from pipelines.evaluate.benchmarks.layout.benchmark import Question
 from pipelines.evaluate.benchmarks.streams.livesports import LIVESPORTS
 from pipelines.evaluate.kept.answers import AnswerStore, model_fingerprint
+from pipelines.evaluate.model_engine import Mode, Model
 from pipelines.evaluate.runner import answer_all
 from pipelines.evaluate.tables import TableQuestions, open_tables
 from pipelines.evaluate.watching import prompt_text
-from pipelines.evaluate.worker import AnswerWorker, Mode, Model
+from pipelines.evaluate.worker import AnswerWorker
 from tests.support.data.media import counting_video
 from tests.support.evaluate.benchmark_tables import rows
 from tests.support.evaluate.checkpoint import TEXTS

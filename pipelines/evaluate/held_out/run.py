@@ -42,8 +42,8 @@ from pipelines.evaluate.held_out.scoring import (
 )
 from pipelines.evaluate.kept.answers import AnswerStore
 from pipelines.evaluate.metrics.intervals import Estimate
+from pipelines.evaluate.model_engine import Model
 from pipelines.evaluate.runner import Row, answer_all
-from pipelines.evaluate.worker import Model
 from pipelines.storage.atomic import create, write_whole
 from pipelines.storage.uri import Folder, open_folder
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-COLOURS = ("#1b6ca8", "#c8553d", "#2e7d4f", "#7a4fa3", "#8a6d1a")
+COLOURS = ("#1b6ca8", "#c8553d", "#2e7d4f", "#7a4fa3", "#8a6d1a", "#555555", "#b3246b", "#0f8b8d")
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 520.0, 330.0, 74.0, 18.0, 46.0, 52.0
 
 
@@ -36,8 +36,13 @@ def figure(panels: Sequence[Panel], *, caption: str) -> str:
     Args:
         panels: Lines of the same label have the same colour in all.
         caption: Alternative text, for screen readers.
+
+    Raises:
+        ValueError: For more labels than there are colours.
     """
     labels = list(dict.fromkeys(line.label for panel in panels for line in panel.lines))
+    if len(labels) > len(COLOURS):
+        raise ValueError(f"{len(labels)} labels, and {len(COLOURS)} colours to tell them apart.")
     colours = dict(zip(labels, COLOURS, strict=False))
     width = WIDTH * len(panels)
     parts = [_panel(panel, WIDTH * number, colours) for number, panel in enumerate(panels)]

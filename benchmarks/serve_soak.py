@@ -115,7 +115,7 @@ class Run:
         self.options, self.url, self.cluster = options, url, cluster
         self.viewers = [Viewer(number) for number in range(options.streams)]
         self.askers = [Asker(number, MODEL) for number in range(options.askers)]
-        self.memory = Memory()
+        self.memory, self.seen = Memory(), dict[int, int]()
         self.began = self.killed = 0.0
 
     async def go(self) -> None:
@@ -145,7 +145,11 @@ class Run:
     async def _look(self, end: float) -> None:
         while time.monotonic() < end:
             found = await asyncio.to_thread(lambda: {n: self._pids(n) for n in ("engine", "endpoint")})
-            sizes = {f"{name} {pid}": resident(pid) / MIB for name, pids in found.items() for pid in pids}
+            sizes = {
+                f"{name} {self._number(pid)}": resident(pid) / MIB
+                for name, pids in found.items()
+                for pid in pids
+            }
             if len(sizes) == 3:
                 now = time.monotonic() - self.began
                 self.memory.seconds.append(now)
@@ -156,6 +160,10 @@ class Run:
             answers = sum(len(asker.answers) for asker in self.askers)
             print(f"{time.monotonic() - self.began:5.0f} s: {said} captions, {answers} answers", flush=True)
             await asyncio.sleep(5)
+
+    def _number(self, pid: int) -> int:
+        """Processes by the order in which they were seen."""
+        return self.seen.setdefault(pid, len(self.seen) + 1)
 
     def _pids(self, deployment: str) -> list[int]:
         found = self.cluster.get_serve_details()["applications"][deploy.APP]["deployments"][deployment]
@@ -276,7 +284,7 @@ class Run:
                 title="Memory of engines and endpoint",
                 x="seconds",
                 y="MiB",
-                lines=[Line(label="memory", points=memory)]
+                lines=[Line(label="together", points=memory)]
                 + [Line(label=name, points=points) for name, points in self.memory.each.items()],
             ),
         ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 EVERY_S = 10.0
 """Between two lines of progress where there is no terminal."""
+REACHED_WITHIN_S = 10.0
+"""A cluster's head takes a connection sooner, or is not there."""
 
 CheckpointArgument = Annotated[
     str | None,
@@ -225,8 +228,9 @@ def _cluster(address: str | None, workers: int) -> Iterator[None]:
             "_node_ip_address": "127.0.0.1",
         }
     try:
+        _check_reachable(address or "")
         ray.init(address=address or "local", **quiet)
-    except ConnectionError as error:
+    except OSError as error:  # Ray's ConnectionError is one
         raise ClusterError(
             f"There is no Ray cluster at {address}.",
             str(error).partition("\n")[0],
@@ -236,6 +240,17 @@ def _cluster(address: str | None, workers: int) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Ask once whether anything listens at ``host:port``: Ray itself tries for minutes.
+
+    Raises:
+        OSError: Where nothing does.
+    """
+    host, colon, port = address.rpartition(":")
+    if colon and "/" not in host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=REACHED_WITHIN_S).close()
 
 
 class _Shown:

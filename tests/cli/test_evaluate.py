@@ -101,6 +101,11 @@ def test_a_mistake_is_named_before_any_work(tiny_checkpoint: Path, arguments: li
     assert says in casa(tiny_checkpoint, *arguments, code=2)
 
 
+def test_a_cluster_that_is_not_there_is_named_at_once(tiny_checkpoint: Path, own: Path, tmp_path: Path):
+    options = (tiny_checkpoint, "--benchmarks", own, "--store", tmp_path, "--address", "127.0.0.1:1")
+    assert "There is no Ray cluster at 127.0.0.1:1" in casa(*options, code=1)
+
+
 def test_tables_of_another_layout_are_refused_before_any_work(
     tiny_checkpoint: Path, own: Path, tmp_path: Path
 ):

@@ -107,7 +107,7 @@ def interval(score: Score) -> str:
 def benchmark_section(one: Shown) -> Html:
     """A benchmark: tiles, what failed, categories, published scores, facts, answers."""
     result, rows = one.result, len(one.samples)
-    lead = f"{result.score.metric}, version {result.score.version}: {result.score.rule}."
+    lead = f"{result.score.metric}, version {result.score.version}: {result.score.rule}.".replace("`", "")
     shown = f"{len(one.pictures):,} of {rows:,} rows have their pictures here: the worst, and some of all."
     return tag(
         "section",
@@ -133,6 +133,7 @@ def _tiles(result: BenchmarkResult, rows: int) -> Html:
     run = f"{speed.asked:,} in {duration(speed.seconds)}, all benchmarks; workers: {speed.workers}"
     most = result.data.get("most")
     asked = f"the first {most:,} only" if most is not None else "all of the split"
+    none = f"; {unread:,} more rows are none" if (unread := rows - result.questions) else ""
     return tiles(
         tile(
             join([f"{score.value:.1f}", tag("i", score.unit)]),
@@ -140,7 +141,7 @@ def _tiles(result: BenchmarkResult, rows: int) -> Html:
             f"95 %: {interval(score)}",
             style="big",
         ),
-        tile(f"{result.questions:,}", "questions", f"{asked}; {rows - result.questions:,} rows are none"),
+        tile(f"{result.questions:,}", "questions", asked + none),
         tile(f"{sum(result.failed.values()):,}", "failed", "counted as wrong"),
         tile(
             f"{result.empty:,} / {result.cut:,}", "empty / cut", "answers without a text / at the token limit"

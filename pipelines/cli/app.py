@@ -36,6 +36,7 @@ from pipelines.cli import (
     verify,
 )
 from pipelines.cli.evaluations import compare, score
+from pipelines.cli.history import diff, gc, lineage
 from pipelines.storage.errors import disk_error
 
 FAILED = 1
@@ -128,6 +129,9 @@ app.command("status")(status.status)
 app.command("logs")(logs.logs)
 app.command("stop")(stop.stop)
 app.command("verify")(verify.verify)
+app.command("lineage")(lineage.lineage)
+app.command("diff")(diff.diff)
+app.command("gc")(gc.gc)
 app.command("report")(report.report)
 app.command("serve")(serve.serve)
 app.command("ask")(ask.ask)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -102,6 +102,7 @@ def _as_json(stage: PlannedStage) -> dict[str, Any]:
         "code_version": stage.code_version,
         "status": stage.status,
         "reason": stage.reason,
+        "changes": [asdict(change) for change in stage.changes],
         "inputs": stage.spec.inputs,
         "artifact": str(stage.folder),
     }

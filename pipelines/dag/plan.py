@@ -10,6 +10,7 @@ from typing import Any, Literal
 from casa_core.errors import ConfigError
 from pipelines.dag.artifact import read_manifest
 from pipelines.dag.fingerprint import stage_fingerprint
+from pipelines.dag.history.changes import INPUTS, Change, nearest
 from pipelines.storage.uri import Folder, data_store
 
 Status = Literal["done", "run", "check"]
@@ -56,6 +57,7 @@ class PlannedStage:
         code_version: Code version of its kind, part of the fingerprint.
         status: ``done``: a whole artifact is there; ``run``: it would run; ``check``: a state to look at.
         reason: Why, for people.
+        changes: What sets it apart from the most similar artifact of its stage, where it would run.
     """
 
     spec: StageSpec
@@ -65,6 +67,7 @@ class PlannedStage:
     code_version: str
     status: Status
     reason: str
+    changes: tuple[Change, ...] = ()
 
     @property
     def name(self) -> str:
@@ -96,7 +99,9 @@ def plan(stages: Sequence[StageSpec], store: Folder, versions: Mapping[str, str]
         fingerprints = {role: stage.fingerprint for role, stage in inputs.items()}
         fingerprint = stage_fingerprint(spec.kind, spec.settings, fingerprints, version)
         folder = (_data_store(spec) or store) / spec.kind / fingerprint
-        status, reason = _status(spec, folder, list(inputs.values()))
+        wanted = {"stage": spec.name, "what": spec.settings, "inputs": fingerprints, "code_version": version}
+        found = _changes(folder, wanted)
+        status, reason = _status(spec, folder, list(inputs.values()), found)
         planned[spec.name] = PlannedStage(
             spec=spec,
             fingerprint=fingerprint,
@@ -105,6 +110,7 @@ def plan(stages: Sequence[StageSpec], store: Folder, versions: Mapping[str, str]
             code_version=version,
             status=status,
             reason=reason,
+            changes=found if status == "run" else (),
         )
     return list(planned.values())
 
@@ -140,18 +146,29 @@ def _ordered(stages: Sequence[StageSpec]) -> list[StageSpec]:
     return sorted(stages, key=lambda stage: rank[stage.name])
 
 
-def _status(spec: StageSpec, folder: Folder, inputs: list[PlannedStage]) -> tuple[Status, str]:
+def _status(
+    spec: StageSpec, folder: Folder, inputs: list[PlannedStage], found: tuple[Change, ...]
+) -> tuple[Status, str]:
     if spec.state:
         return "check", "a running state: its health is checked on every run"
     if read_manifest(folder) is not None:
         return "done", "made by an earlier run"
-    waiting = [stage.name for stage in inputs if stage.status == "run"]
-    if waiting:
-        names = ", ".join(waiting[:3]) + (" and others" if len(waiting) > 3 else "")
-        return "run", f"new input from {names}"
     if folder.exists():
         return "run", "an earlier attempt did not finish; it resumes or starts over"
-    kind_folder = folder.parent
-    if kind_folder.is_dir() and any(read_manifest(other) for other in kind_folder.iterdir()):
-        return "run", "its settings, inputs or code changed"
-    return "run", "never made in this store"
+    waiting = [stage.name for stage in inputs if stage.status == "run"]
+    own = [change for change in found if not (waiting and change.name.startswith(INPUTS))]
+    reasons = [f"new input from {_few(waiting)}"] if waiting else []
+    if own:
+        reasons.append(f"changed: {_few([str(change) for change in own])}")
+    return "run", "; ".join(reasons) or "never made in this store"
+
+
+def _changes(folder: Folder, wanted: Mapping[str, Any]) -> tuple[Change, ...]:
+    if read_manifest(folder) is not None or not folder.parent.is_dir():
+        return ()
+    known = [manifest for other in folder.parent.iterdir() if (manifest := read_manifest(other)) is not None]
+    return tuple(nearest(known, wanted))
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -157,14 +157,15 @@ class Records:
         return locked(self.locks / f"{stage.spec.kind}-{stage.fingerprint}.start", wait_s=60.0)
 
     def writing(
-        self, kind: str, fingerprint: str, lost: Callable[[], None]
+        self, kind: str, fingerprint: str, lost: Callable[[], None], wait_s: float = 30.0
     ) -> contextlib.AbstractContextManager[None]:
         """Held by the job that fills an artifact's folder: never two at once.
 
         Args:
             lost: Called where another job has taken its place: this one must end at once.
+            wait_s: Seconds to wait for another one.
         """
-        return locked(self.locks / f"{kind}-{fingerprint}.write", wait_s=30.0, lost=lost)
+        return locked(self.locks / f"{kind}-{fingerprint}.write", wait_s=wait_s, lost=lost)
 
 
 def _read(path: Folder) -> dict[str, Any] | None:

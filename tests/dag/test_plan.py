@@ -19,7 +19,14 @@ def stage(name: str, number: int = 0, version_kind: str = "number", **inputs: st
 
 def finish(planned: PlannedStage) -> None:
     artifact.begin(planned.folder)
-    artifact.commit(planned.folder, {"fingerprint": planned.fingerprint, "kind": "number"}, {}, {})
+    identity = {
+        "fingerprint": planned.fingerprint,
+        "kind": "number",
+        "what": planned.spec.settings,
+        "inputs": {role: folder.name for role, folder in planned.inputs.items()},
+        "code_version": planned.code_version,
+    }
+    artifact.commit(planned.folder, identity, {}, {"stage": planned.name})
 
 
 def test_stages_come_after_their_inputs_whatever_the_order_given(tmp_path: Path):
@@ -51,8 +58,11 @@ def test_a_plan_says_what_is_done_and_why_the_rest_would_run(tmp_path: Path):
     finish(first)
     first, second = plan(stages, tmp_path, VERSIONS)
     assert (first.status, first.reason) == ("done", "made by an earlier run")
-    assert (second.status, second.reason) == ("run", "its settings, inputs or code changed")
+    assert (second.status, second.reason) == ("run", "never made in this store")
 
+    finish(second)
+    changed = plan([stage("a"), stage("b", 2, x="a")], tmp_path, VERSIONS)[1]
+    assert (changed.status, changed.reason) == ("run", "changed: number: 1 → 2")
     artifact.begin(second.folder)
     assert "did not finish" in plan(stages, tmp_path, VERSIONS)[1].reason
 

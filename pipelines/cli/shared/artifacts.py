@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from string import hexdigits
 from typing import Any
 
 from casa_core.errors import ConfigError
 from pipelines.cli.shared.run_handle import latest_run
 from pipelines.dag.artifact import read_manifest
+from pipelines.dag.history.lineage import SHORTEST, find_by_fingerprint
 from pipelines.storage.uri import Folder, open_folder
 
 
@@ -15,7 +17,8 @@ def find_artifact(artifact: str, store: Folder) -> Folder:
     """The folder of an artifact.
 
     Args:
-        artifact: A folder, an ``s3://`` URI, or the name of a stage of the store's latest run.
+        artifact: A folder, an ``s3://`` URI, the name of a stage of the store's latest run, or the beginning
+            of a fingerprint in the store.
 
     Raises:
         ConfigError: If it is none of these.
@@ -23,6 +26,8 @@ def find_artifact(artifact: str, store: Folder) -> Folder:
     folder = open_folder(artifact)
     if folder.is_dir():
         return folder
+    if len(artifact) >= SHORTEST and set(artifact) <= set(hexdigits.lower()):
+        return find_by_fingerprint(artifact, store)
     if "/" in artifact:
         raise ConfigError(f"There is no folder {artifact}.", "", "`casa status --json` names each stage's.")
     return open_folder(latest_run(store).stage(artifact)["folder"])

@@ -1,0 +1,1 @@
+"""Commands about how a store's artifacts came to be."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from lightkube.models.core_v1 import EnvVarSource, PodTemplateSpec, ResourceRequirements
+from lightkube.models.core_v1 import EnvVarSource, PodTemplateSpec, ResourceRequirements, SecretKeySelector
 from lightkube.models.meta_v1 import LabelSelector, ObjectMeta
 
 
@@ -179,6 +179,32 @@ class PodMonitor:
 
 
 @dataclass
+class Authorization:
+    credentials: SecretKeySelector
+
+
+@dataclass
+class StaticConfig:
+    targets: list[str]
+
+
+@dataclass
+class ScrapeConfigSpec:
+    staticConfigs: list[StaticConfig]
+    metricsPath: str | None = None
+    scrapeInterval: str | None = None
+    authorization: Authorization | None = None
+
+
+@dataclass
+class ScrapeConfig:
+    apiVersion: Literal["monitoring.coreos.com/v1alpha1"]
+    kind: Literal["ScrapeConfig"]
+    metadata: ObjectMeta
+    spec: ScrapeConfigSpec
+
+
+@dataclass
 class Rule:
     alert: str
     expr: str
@@ -207,5 +233,6 @@ class PrometheusRule:
 
 
 KINDS = {
-    kind.__name__: kind for kind in (RayCluster, RayJob, RayCronJob, RayService, PodMonitor, PrometheusRule)
+    kind.__name__: kind
+    for kind in (RayCluster, RayJob, RayCronJob, RayService, PodMonitor, PrometheusRule, ScrapeConfig)
 }

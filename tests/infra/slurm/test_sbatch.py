@@ -13,7 +13,7 @@ from tests.support.paths import ROOT
 
 SCRIPT = ROOT / "infra" / "slurm" / "train.sbatch"
 STAND_INS = {
-    "scontrol": 'printf "node1\\nnode2\\n"',
+    "scontrol": "seq --format=node%g 1 20000",
     "srun": 'case "$*" in *hostname*) echo "10.0.0.1 10.1.0.1";; *) printf "%s\\n" "$@" > "$SEEN"; '
     'env > "$SEEN.environment";; esac',
 }
@@ -64,7 +64,7 @@ def test_ray_starts_on_all_nodes_and_the_recipe_on_the_head_with_a_worker_for_ea
 def test_each_job_has_a_token_of_its_own_and_no_other_clusters_address(slurm: dict[str, str]):
     tokens = set()
     for _ in range(2):
-        start(slurm, "quickstart")
+        assert start(slurm, "quickstart").returncode == 0
         lines = Path(f"{slurm['SEEN']}.environment").read_text().splitlines()
         environment = dict(line.split("=", 1) for line in lines if "=" in line)
         assert environment["RAY_AUTH_MODE"] == "token"

@@ -1,8 +1,9 @@
 """What the runner costs: questions per second of ``casa evaluate`` beside a plain loop over the same engine.
 
-The plain loop reads all questions into memory and hands them to the engine in one call, which is the best
-that a script can do: it keeps no answer and computes no key. Both load the model, and run on the same cores,
-in turns; processor time is compared, so that other work on the machine changes little.
+The plain loop reads all questions into memory and hands them to ``Engine.generate`` in one call, as a script
+would: it keeps no answer and computes no key. ``generate`` submits as many as there are slots, while the
+runner's next chunk is read and its pictures prepared ahead. Both load the model, and run on the same cores,
+in turns; processor time is compared, so that other work on the machine changes less.
 
     python -m benchmarks.evaluation --checkpoint runs/train/4a84…/model --own easy.yaml --questions 2000
 """

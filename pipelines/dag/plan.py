@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from casa_core.errors import ConfigError
 from pipelines.dag.artifact import read_manifest
+from pipelines.dag.changes import INPUTS, Change, nearest
 from pipelines.dag.fingerprint import stage_fingerprint
-from pipelines.dag.history.changes import INPUTS, Change, nearest
 from pipelines.storage.uri import Folder, data_store
 
 Status = Literal["done", "run", "check"]

@@ -9,9 +9,9 @@ from typing import Any
 
 from casa_core.errors import ConfigError, StoreError
 from pipelines.dag.artifact import read_manifest
+from pipelines.dag.changes import Change, changes
 from pipelines.dag.code_version import STAGE_MODULES
 from pipelines.dag.files import MANIFEST
-from pipelines.dag.history.changes import Change, changes
 from pipelines.storage.uri import Folder, data_store
 
 SHORTEST = 6

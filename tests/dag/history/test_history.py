@@ -11,7 +11,7 @@ import pytest
 
 from casa_core.errors import ConfigError
 from pipelines.dag import artifact
-from pipelines.dag.history.changes import Change, changes, nearest
+from pipelines.dag.changes import Change, changes, nearest
 from pipelines.dag.history.collection import garbage, remove
 from pipelines.dag.history.lineage import Made, compare, find_by_fingerprint, lineage
 from pipelines.dag.plan import StageSpec, plan

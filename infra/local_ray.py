@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import re
 import shutil
@@ -34,6 +35,7 @@ SESSION_FILE = "ray.json"
 LOG_FILE = "ray.log"
 STOPPED_FILE = "stopped"
 START_TIMEOUT_S = 60.0
+log = logging.getLogger(__name__)
 
 LOOPBACK_ENVIRONMENT = {
     # Ray's core (GCS, raylet, workers) binds to loopback when this is off; on Linux it is on by default.
@@ -67,10 +69,16 @@ class RaySession:
 
 
 def read_session(folder: Path) -> RaySession | None:
-    """The session that was last started from ``folder``, running or not; ``None`` if there is none."""
+    """The session that was last started from ``folder``, running or not; ``None`` if there is none.
+
+    A session file that cannot be read, as after a loss of power, counts as absent.
+    """
     try:
-        return RaySession(**json.loads((folder / SESSION_FILE).read_text()))
+        return RaySession(**json.loads((folder / SESSION_FILE).read_bytes()))
     except FileNotFoundError:
+        return None
+    except (ValueError, TypeError) as error:
+        log.warning("%s is damaged and counts as absent: %s", folder / SESSION_FILE, error)
         return None
 
 
@@ -122,9 +130,11 @@ def stop(folder: Path) -> list[int]:
     if not folder.is_dir() and not sessions_of(folder):
         return []
     with _locked(folder):
-        if session := read_session(folder):
+        session = read_session(folder)
+        session_id = session.session_id if session else next(iter(sessions_of(folder)), None)
+        if session_id is not None:
             # Written before anything ends, so that a stop can be distinguished from a crash.
-            (folder / STOPPED_FILE).write_text(session.session_id)
+            (folder / STOPPED_FILE).write_text(session_id)
         return _end(folder)
 
 
@@ -141,7 +151,7 @@ def _end(folder: Path) -> list[int]:
         head = session.pid if is_alive(session.pid, session.started) else None
         ended += end_session(session.session_id, Path(session.folder), head=head)
         shutil.rmtree(session.folder, ignore_errors=True)
-        (folder / SESSION_FILE).unlink(missing_ok=True)
+    (folder / SESSION_FILE).unlink(missing_ok=True)
     # The store may have been removed while its head was running, and the session file with it.
     for session_id in sessions_of(folder):
         for temporary in _temporary_folders(session_id):

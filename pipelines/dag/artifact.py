@@ -97,7 +97,7 @@ def commit(
         manifest = _put_first(folder, manifest, text)
         folder.abort_uploads()
     else:
-        write_whole(folder / MANIFEST, text, durable=True)
+        write_whole(folder / MANIFEST, text)
     forget_digests(folder)
     return manifest
 

@@ -125,7 +125,7 @@ def update(
         moved = version if same_results and version else version + 1
         recorded[kind] = {"version": moved, "digest": stage_digest(modules[kind], root)}
     ordered = {kind: recorded[kind] for kind in modules if kind in recorded}
-    write_whole(path, json.dumps(ordered, indent=2) + "\n", durable=True)
+    write_whole(path, json.dumps(ordered, indent=2) + "\n")
     return kinds
 
 

@@ -20,6 +20,7 @@ from typing import Any
 from casa_core.errors import ConfigError
 from pipelines.dag.fingerprint import canonical_json, file_digest
 from pipelines.storage.atomic import write_whole
+from pipelines.storage.json_files import read_json
 from pipelines.storage.raw_listing import RawListing, list_raw
 from pipelines.storage.remote_path import Listed
 from pipelines.text_format import byte_size, duration
@@ -87,7 +88,7 @@ def _hashes(path: Path, listing: RawListing, cache: Path | None) -> dict[str, st
         if cache is not None:
             cache.parent.mkdir(parents=True, exist_ok=True)
             fresh = {keys[name]: digest for name, digest in found.items()}
-            write_whole(cache, json.dumps({**known, **fresh}), durable=True)
+            write_whole(cache, json.dumps({**known, **fresh}))
 
     progress = _Progress(path, sum(listing.files[name].size for name in missing))
     saved = time.monotonic()
@@ -176,6 +177,4 @@ def _identity(listing: RawListing, versions: Mapping[str, str]) -> dict[str, Any
 
 
 def _read_cache(cache: Path | None) -> dict[str, str]:
-    if cache is None or not cache.is_file():
-        return {}
-    return json.loads(cache.read_text())
+    return {} if cache is None else read_json(cache, dict) or {}

@@ -21,6 +21,7 @@ from typing import Any
 from pipelines.dag.plan import PlannedStage
 from pipelines.storage.atomic import write_whole
 from pipelines.storage.host import session_folder
+from pipelines.storage.json_files import read_json
 from pipelines.storage.lock import locked
 from pipelines.storage.uri import Folder
 
@@ -118,18 +119,16 @@ class Records:
     def write_spec(self, spec: JobSpec) -> Folder:
         """Record a job before it is submitted."""
         path = self.spec_path(spec.job_id)
-        write_whole(path, json.dumps(asdict(spec), indent=2, ensure_ascii=False), durable=True)
+        write_whole(path, json.dumps(asdict(spec), indent=2, ensure_ascii=False))
         return path
 
     def write_outcome(self, job_id: str, outcome: Outcome) -> None:
         """Record how a job ended."""
-        write_whole(
-            self.outcome_path(job_id), json.dumps(asdict(outcome), indent=2, ensure_ascii=False), durable=True
-        )
+        write_whole(self.outcome_path(job_id), json.dumps(asdict(outcome), indent=2, ensure_ascii=False))
 
     def outcome(self, job_id: str) -> Outcome | None:
         """How a job ended; ``None`` if it was killed, or still runs."""
-        found = _read(self.outcome_path(job_id))
+        found = read_json(self.outcome_path(job_id), dict)
         return None if found is None else Outcome(**found)
 
     def latest_attempt(self, job_prefix: str) -> int:
@@ -146,11 +145,11 @@ class Records:
             for s in stages
         ]
         run = {"recipe": recipe, "ray": ray, "endpoint": endpoint, "stages": listed}
-        write_whole(self._latest_run, json.dumps(run, indent=2), durable=True)
+        write_whole(self._latest_run, json.dumps(run, indent=2))
 
     def read_run(self) -> dict[str, Any] | None:
         """The latest run: ``recipe``, ``ray``, ``endpoint``, ``stages``; ``None`` before the first."""
-        return _read(self._latest_run)
+        return read_json(self._latest_run, dict)
 
     def starting(self, stage: PlannedStage) -> contextlib.AbstractContextManager[None]:
         """Held while looking for a stage's running job and, if there is none, submitting one."""
@@ -166,10 +165,3 @@ class Records:
             wait_s: Seconds to wait for another one.
         """
         return locked(self.locks / f"{kind}-{fingerprint}.write", wait_s=wait_s, lost=lost)
-
-
-def _read(path: Folder) -> dict[str, Any] | None:
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        return None

@@ -29,6 +29,7 @@ from pipelines.evaluate.metrics.intervals import Estimate
 from pipelines.evaluate.metrics.resampling import bootstrap
 from pipelines.evaluate.worker import ROWS
 from pipelines.storage.atomic import create, write_whole
+from pipelines.storage.json_files import read_json
 from pipelines.storage.uri import Folder
 
 TRANSIENT = ("reused",)
@@ -248,16 +249,15 @@ def read_result(folder: Folder) -> BenchmarkResult:
     """The result in a folder.
 
     Raises:
-        DataError: If there is none.
+        DataError: If there is none, or it is damaged.
     """
-    try:
-        values = json.loads((folder / RESULT).read_text())
-    except FileNotFoundError as error:
+    values = read_json(folder / RESULT, dict)
+    if values is None:
         raise DataError(
             f"{folder} holds no result.",
-            f"It has no {RESULT}, which is written last.",
+            f"It has no {RESULT} that can be read; it is written last.",
             "Name a benchmark's folder below an output of `casa evaluate`.",
-        ) from error
+        )
     values["score"] = Score(**values["score"])
     values["beside"] = [Score(**one) for one in values["beside"]]
     values["throughput"] = Throughput(**values["throughput"])

@@ -1,6 +1,8 @@
 """Atomic writes: a file or object appears under its name whole, or not at all.
 
-A local file is written under another name and renamed; an object appears when its upload is completed.
+A local file is written under another name and renamed; an object appears when its upload is completed. What
+has appeared survives a loss of power: content is on the disk before its name is, and the name before the
+writer goes on.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from typing import Any
 
 from pipelines.storage import s3
 from pipelines.storage.errors import explained
+from pipelines.storage.json_files import read_json
 from pipelines.storage.remote_path import RemotePath
 from pipelines.storage.uri import Folder
 
@@ -27,13 +30,13 @@ LEFTOVERS_AFTER = timedelta(days=1)
 """Age from which an unfinished upload counts as abandoned: a younger one may be another run's."""
 
 
-def write_whole(path: Folder, data: bytes | str, *, durable: bool = False) -> None:
+def write_whole(path: Folder, data: bytes | str) -> None:
     """Replaces a file or an object in one step: readers see the old one or the new one, whole.
 
-    Text is encoded as UTF-8; ``durable`` as of :func:`create`.
+    Text is encoded as UTF-8.
     """
     content = data.encode("utf-8") if isinstance(data, str) else data
-    with create(path, durable=durable) as output:
+    with create(path) as output:
         output.write(content)
 
 
@@ -53,8 +56,8 @@ class Written:
 class _LocalFile:
     """A file under another name, renamed when it is whole."""
 
-    def __init__(self, path: Path, durable: bool) -> None:
-        self._path, self._durable = path, durable
+    def __init__(self, path: Path) -> None:
+        self._path = path
         self._temporary = path.with_name(f".{path.name}.{os.getpid()}")
         self._file = self._temporary.open("wb")
 
@@ -62,14 +65,12 @@ class _LocalFile:
         self._file.write(data)
 
     def finish(self) -> str:
-        if self._durable:
-            self._file.flush()
-            os.fsync(self._file.fileno())
+        self._file.flush()
+        os.fsync(self._file.fileno())
         self._file.close()
         stamp = str(self._temporary.stat().st_mtime_ns)  # once named, a reader may remove it
         self._temporary.replace(self._path)
-        if self._durable:
-            sync(self._path.parent)
+        sync(self._path.parent)
         return stamp
 
     def abort(self) -> None:
@@ -101,7 +102,7 @@ class Output(io.RawIOBase):
     """A file being written, local or remote. See :func:`create`: the end of its block, and not ``close``,
     decides whether the file appears."""
 
-    def __init__(self, path: Folder, *, durable: bool = False) -> None:
+    def __init__(self, path: Folder) -> None:
         self.path = path
         self.written: Written | None = None
         self._hash = hashlib.sha256()
@@ -109,7 +110,7 @@ class Output(io.RawIOBase):
         self._target: _LocalFile | _Staged | s3.S3Upload
         if isinstance(path, Path):
             with explained(str(path)):
-                self._target = _LocalFile(path, durable)
+                self._target = _LocalFile(path)
         elif path.scheme == "s3":
             self._target = s3.S3Upload(path.settings, path.bucket, path.key)
         else:
@@ -143,20 +144,22 @@ class Output(io.RawIOBase):
 
 
 @contextlib.contextmanager
-def create(path: Folder, *, durable: bool = False) -> Iterator[Output]:
-    """A binary stream into a new file, which appears when the block ends well, and not at all otherwise.
-
-    Args:
-        durable: A local file also survives a loss of power: its content is on the disk before its name is,
-            and its name before the block ends. Objects always do.
-    """
-    output = Output(path, durable=durable)
+def create(path: Folder) -> Iterator[Output]:
+    """A binary stream into a new file, which appears when the block ends well, and not at all otherwise."""
+    output = Output(path)
     try:
         yield output
         output.finish()
     except BaseException:
         output.abort()
         raise
+
+
+def sync_tree(folder: Path) -> None:
+    """Forces all files and folders below a local folder, and itself, to the disk."""
+    for path in (*folder.rglob("*"), folder):
+        if path.is_dir() or path.is_file():
+            sync(path)
 
 
 def sync(path: Path) -> None:
@@ -177,11 +180,8 @@ def remember(path: Folder, written: Written) -> None:
 
 def recall(path: Folder, stamp: str) -> Written | None:
     """What :func:`remember` kept of a file; ``None`` where it was written anew since then, or never kept."""
-    try:
-        kept = Written(**json.loads((path.parent / DIGESTS / f"{path.name}.json").read_text()))
-    except FileNotFoundError:
-        return None
-    return kept if kept.stamp == stamp else None
+    found = read_json(path.parent / DIGESTS / f"{path.name}.json", dict)
+    return Written(**found) if found is not None and found["stamp"] == stamp else None
 
 
 def remove_leftovers(folder: Folder, *, older_than: timedelta = LEFTOVERS_AFTER) -> None:

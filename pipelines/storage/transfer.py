@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
-from pipelines.storage.atomic import create, remember
+from pipelines.storage.atomic import create, remember, sync_tree
 from pipelines.storage.errors import attempt
 from pipelines.storage.remote_path import RemotePath
 from pipelines.storage.uri import Folder, filesystem_for
@@ -79,12 +79,13 @@ def local_copy(folder: Folder) -> Iterator[Path]:
 def local_output(folder: Folder) -> Iterator[Path]:
     """A local folder to fill, for libraries that write nowhere else.
 
-    For one on S3 it is a temporary folder, whose files are uploaded when the block ends well: the disk of
-    ``TMPDIR`` needs room for them.
+    A local folder's files are forced to the disk when the block ends well. For one on S3 it is a temporary
+    folder, whose files are uploaded then: the disk of ``TMPDIR`` needs room for them.
     """
     if isinstance(folder, Path):
         folder.mkdir(parents=True, exist_ok=True)
         yield folder
+        sync_tree(folder)
         return
     with tempfile.TemporaryDirectory(prefix="casa-") as scratch:
         yield Path(scratch)

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pipelines.storage.growing import Follower, append_to
+from pipelines.storage.json_files import parse_json, read_json
 from pipelines.storage.uri import Folder
 from pipelines.text_format import duration, number
 
@@ -96,23 +97,21 @@ def read_lines(path: Folder) -> list[dict[str, Any]]:
 def read_scores(artifact: Folder) -> dict[int, dict[str, float]]:
     """Held-out scores of a model while it trained: step → headlines as shares of 1, ``<source>_<measure>``;
     empty where it was not scored."""
-    try:
-        text = (artifact / SCORES).read_text()
-    except FileNotFoundError:
-        return {}
-    return {line["step"]: line["scores"] for line in json.loads(text)}
+    return {line["step"]: line["scores"] for line in read_json(artifact / SCORES, list) or []}
 
 
 class MetricsFollower(Follower):
     """Reads a metrics file as it grows, each line once."""
 
     def poll(self, *, now: bool = True) -> list[dict[str, Any]]:
-        """Steps since the last call; all of them once a resumed run has replaced the file.
+        """Steps since the last call; all of them once a resumed run has replaced the file. A line that a loss
+        of power has damaged counts as absent.
 
         Args:
             now: As of :meth:`~pipelines.storage.growing.Follower.lines`.
         """
-        return [json.loads(line) for line in self.lines(now=now)]
+        found = (parse_json(line, dict, f"A line of {self._path}") for line in self.lines(now=now))
+        return [step for step in found if step is not None]
 
 
 def progress_message(recent: Sequence[dict[str, Any]], steps: int) -> str:

@@ -164,7 +164,7 @@ def _work(config: dict[str, Any]) -> None:
     except Exception as error:
         said = error if isinstance(error, CasaError) else disk_error(error)
         if said is not None:
-            write_whole(reported, json.dumps([type(said).__name__, *said.args]), durable=True)
+            write_whole(reported, json.dumps([type(said).__name__, *said.args]))
         raise
 
 

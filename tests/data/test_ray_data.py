@@ -246,6 +246,16 @@ def test_an_empty_shard_is_written_too_and_finished_ones_are_not_made_again(tmp_
     assert sorted(path.name for path in tmp_path.iterdir()) == [REPORTS, "n0", "n1", "n3"]
 
 
+@pytest.mark.parametrize("torn", [b"", bytes(4096), b'{"numbers": ['], ids=["empty", "zeros", "cut"])
+def test_a_shard_whose_report_a_loss_of_power_has_torn_is_made_again(tmp_path, torn):
+    work = numbers(4)
+    expected = dict(write_shards(run_here, Numbers(tmp_path), work, tmp_path))
+    (tmp_path / REPORTS / "n2.json").write_bytes(torn)
+    (tmp_path / "n2").unlink()
+    assert dict(write_shards(run_here, Numbers(tmp_path), work, tmp_path)) == expected
+    assert (tmp_path / "n2").exists()
+
+
 @pytest.mark.parametrize("run", [run_here, on_ray(2)], ids=["here", "ray"])
 @pytest.mark.parametrize("step", ["read", "convert", "write"])
 def test_an_error_of_any_step_arrives_as_it_was_raised_and_leaves_no_half_shard(step, run, tmp_path):

@@ -96,6 +96,23 @@ def test_a_head_whose_session_file_was_removed_can_still_be_ended(folder: Path):
     assert processes(session) == []
 
 
+@pytest.mark.parametrize("torn", [b"", bytes(300), b'{"session_id": "a1b2', b"[]", b'{"pid": 1}'])
+def test_a_torn_session_file_counts_as_absent_and_is_cleared(tmp_path: Path, caplog, torn: bytes):
+    (tmp_path / local_ray.SESSION_FILE).write_bytes(torn)
+    assert local_ray.find(tmp_path) is None
+    assert f"{tmp_path / local_ray.SESSION_FILE} is damaged and counts as absent" in caplog.text
+    assert local_ray.stop(tmp_path) == []
+    assert not (tmp_path / local_ray.SESSION_FILE).exists()
+
+
+@pytest.mark.slow
+def test_a_head_whose_session_file_is_torn_is_ended_on_purpose(folder: Path):
+    session = start(folder)
+    (folder / local_ray.SESSION_FILE).write_bytes(b"")
+    assert session.pid in local_ray.stop(folder)
+    assert local_ray.was_stopped(folder, session.session_id)
+
+
 def test_another_program_of_the_same_user_is_left_alone(tmp_path: Path):
     stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:

@@ -44,7 +44,7 @@ def test_a_full_disk_is_named_and_the_half_written_file_is_gone(small_disk):
     write_whole(small_disk / "file", b"before")
 
     def overfill() -> None:
-        with create(small_disk / "file", durable=True) as out:
+        with create(small_disk / "file") as out:
             for _ in range(64):
                 out.write(bytes(1 << 16))
 

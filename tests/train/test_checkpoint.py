@@ -27,7 +27,7 @@ from pipelines.storage.remote_path import RemotePath
 from pipelines.train.checkpoint import save as checkpoint
 from pipelines.train.checkpoint.export import export
 from pipelines.train.checkpoint.resume import agreed_checkpoints, resume
-from pipelines.train.checkpoint.save import COMPLETE, Checkpointer, list_checkpoints
+from pipelines.train.checkpoint.save import COMPLETE, FROZEN_DIGEST, Checkpointer, list_checkpoints
 from tests.support.paths import ROOT
 from tests.support.train.engine import engine_of, small_processor, train
 from tests.support.train.workers import finish, process_group, start_group
@@ -148,6 +148,56 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     with pytest.warns(UserWarning, match=rf"step-00000020 is passed over: .*{damage}"):
         assert resume(engines[1], tmp_path, rank=0, world_size=1) == 10
     assert same(weights(engines[1]), expected)
+
+
+@pytest.mark.parametrize("torn", [b"", bytes(4096), b'{"format": "casa-tra', b"null"])
+@pytest.mark.parametrize("name", [COMPLETE, FROZEN_DIGEST])
+def test_a_note_torn_by_a_loss_of_power_counts_as_absent_and_the_sound_checkpoint_is_used(
+    engines: list[Any],
+    processor: Any,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+    torn: bytes,
+):
+    keeper = saver(tmp_path)
+    keeper.save(engines[0], processor, steps_done=10)
+    expected = weights(engines[0])
+    if name == COMPLETE:
+        train(engines[0], 3)
+        keeper.save(engines[0], processor, steps_done=20)
+    damaged = tmp_path / FROZEN_DIGEST if name == FROZEN_DIGEST else tmp_path / "step-00000020" / name
+    damaged.write_bytes(torn)
+    assert resume(engines[1], tmp_path, rank=0, world_size=1) == 10
+    assert same(weights(engines[1]), expected)
+    keeper.save(engines[1], processor, steps_done=20)
+    assert f"{damaged} is damaged and counts as absent" in caplog.text
+    assert json.loads(damaged.read_text()), "the next save writes it again"
+    assert export(tmp_path, tmp_path / "exported").steps_done == 20
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_counts(
+    engines: list[Any], processor: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    synced: set[Path] = set()
+    fsync, replace = os.fsync, Path.replace
+
+    def watched(descriptor: int) -> None:
+        fsync(descriptor)
+        synced.add(Path(f"/proc/self/fd/{descriptor}").readlink())
+
+    def renamed(self: Path, target: Path) -> Path:
+        if target.name == COMPLETE:
+            written = {path for path in tmp_path.rglob("*") if not path.name.startswith(".")}
+            assert written | {self} <= synced
+        if self in synced:
+            synced.add(target)
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    monkeypatch.setattr(Path, "replace", renamed)
+    saver(tmp_path).save(engines[0], processor, steps_done=10)
+    assert tmp_path / "step-00000010" / COMPLETE in synced
 
 
 def test_where_none_is_sound_the_error_names_the_damage_and_the_remedy(

@@ -141,6 +141,21 @@ def test_metrics_of_steps_that_will_be_trained_again_are_dropped_on_resume(tmp_p
     assert written(tmp_path) == [(1, 1.0), (2, 1.0), (3, 0.5)]
 
 
+def test_lines_that_a_loss_of_power_has_turned_to_zeros_count_as_absent(tmp_path: Path, caplog):
+    log = MetricsLog(tmp_path, steps_done=0)
+    for step in (1, 2, 3):
+        log.write(step_metrics(step))
+    log.close()
+    lines = (tmp_path / metrics.FILE).read_bytes().splitlines(keepends=True)
+    (tmp_path / metrics.FILE).write_bytes(lines[0] + bytes(600) + lines[1][-20:] + lines[2] + bytes(4096))
+    assert written(tmp_path) == [(1, 1.0), (3, 1.0)]
+    assert f"A line of {tmp_path / metrics.FILE} is damaged" in caplog.text
+    log = MetricsLog(tmp_path, steps_done=1)
+    log.write(step_metrics(2))
+    log.close()
+    assert written(tmp_path) == [(1, 1.0), (2, 1.0)]
+
+
 def test_a_run_from_the_start_drops_what_an_earlier_one_wrote(tmp_path: Path):
     MetricsLog(tmp_path, steps_done=0).write(step_metrics(1))
     MetricsLog(tmp_path, steps_done=0).close()

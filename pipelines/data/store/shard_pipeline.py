@@ -20,6 +20,7 @@ import pyarrow as pa
 from casa_core.errors import CasaError, ClusterError
 from pipelines.data.store.shard_writing import json_bytes
 from pipelines.storage.atomic import write_whole
+from pipelines.storage.json_files import read_json
 from pipelines.storage.uri import Folder
 
 REPORTS = ".reports"
@@ -127,8 +128,12 @@ def write_shards(
     found = {path.name.removesuffix(".json") for path in folder.iterdir() if path.name.endswith(".json")}
     done = [name for name in tasks if name in found]
     with ThreadPoolExecutor(_REQUESTS) as threads:
-        reports = threads.map(lambda name: (folder / f"{name}.json").read_bytes(), done)
-        yield from ((name, json.loads(report)) for name, report in zip(done, reports, strict=True))
+        reports = threads.map(lambda name: read_json(folder / f"{name}.json", dict), done)
+        for name, report in zip(done, reports, strict=True):
+            if report is None:  # damaged: the shard is made again
+                found.remove(name)
+            else:
+                yield name, report
     missing = [name for name in tasks if name not in found]
     if missing:
         with closing(run(pipeline, tasks, missing)) as results:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -38,6 +39,7 @@ SCHEMA = pa.schema(
     ]
 )
 PARTS = "*.parquet"
+log = logging.getLogger(__name__)
 CHECKPOINT_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
 
 
@@ -163,12 +165,16 @@ class AnswerStore:
 
 
 def _read(path: Folder) -> dict[str, Answer]:
-    """A file's answers; none if another run has just merged it."""
+    """A file's answers; none if another run has just merged it, or a loss of power has damaged it."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
         return {}
-    rows = pq.read_table(pa.BufferReader(data)).to_pylist()
+    try:
+        rows = pq.read_table(pa.BufferReader(data)).to_pylist()
+    except (pa.ArrowInvalid, OSError) as error:
+        log.warning("%s is damaged and counts as absent: %s", path, error)
+        return {}
     return {row["key"]: answer_of_row(row, text=row["text"]) for row in rows}
 
 

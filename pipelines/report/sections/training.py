@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ from pipelines.html.layout import figure, section, tile, tiles
 from pipelines.html.tags import Html, tag
 from pipelines.report.sections.run_artifacts import Run, Stage
 from pipelines.text_format import duration, number
-from pipelines.train.metrics import read_scores
+from pipelines.train.metrics import FILE, read_lines, read_scores
 
 LAST = 30
 """Number of last steps whose mean is the final loss."""
@@ -69,11 +68,7 @@ def _scored(stage: Stage | None, twin: Stage | None, steps: int) -> Iterator[Htm
 
 
 def _steps(stage: Stage | None) -> list[dict[str, Any]]:
-    path = stage.folder / "metrics.jsonl" if stage else None
-    if path is None or not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines if line.strip()]
+    return read_lines(stage.folder / FILE) if stage else []
 
 
 def _series(kind: str, steps: Steps) -> Series:

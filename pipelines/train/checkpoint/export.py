@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
@@ -15,7 +14,7 @@ from casa_core.weights.checkpoint import save_checkpoint
 from pipelines.storage.transfer import local_copy
 from pipelines.storage.uri import Folder
 from pipelines.train.checkpoint.resume import Parts, file_damage
-from pipelines.train.checkpoint.save import FROZEN, FROZEN_DIGEST, MODEL, SavedStep, list_checkpoints
+from pipelines.train.checkpoint.save import FROZEN, MODEL, SavedStep, checked_files, list_checkpoints
 from pipelines.train.checkpoint.tensor_file import TensorFile
 
 
@@ -72,9 +71,7 @@ def _choose(root: Folder, step: int | None) -> SavedStep:
 
 
 def _check(root: Folder, saved: SavedStep) -> None:
-    files = [(saved.folder, entry) for entry in saved.marks["files"]]
-    files.append((root, json.loads((root / FROZEN_DIGEST).read_text())))
-    for folder, entry in files:
+    for folder, entry in checked_files(root, saved):
         damage = file_damage(folder / entry["file"], entry)
         if damage is not None:
             raise StoreError(

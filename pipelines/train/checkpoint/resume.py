@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from casa_core.errors import StoreError
 from pipelines.storage.transfer import blocks
 from pipelines.storage.uri import Folder
 from pipelines.train.checkpoint import zero_state
-from pipelines.train.checkpoint.save import FROZEN, FROZEN_DIGEST, SavedStep, list_checkpoints
+from pipelines.train.checkpoint.save import FROZEN, SavedStep, checked_files, list_checkpoints
 from pipelines.train.checkpoint.tensor_file import TensorFile
 
 
@@ -76,11 +75,10 @@ def check_shapes(saved: SavedStep, shapes: dict[str, list[int]]) -> None:
 
 def _damage(root: Folder, saved: SavedStep, rank: int, world_size: int) -> str | None:
     """The first damage in this worker's share of the files, as a sentence; reads each once for its digest."""
-    files = [(saved.folder, entry) for entry in saved.marks["files"]]
     try:
-        files.append((root, json.loads((root / FROZEN_DIGEST).read_text())))
-    except FileNotFoundError:
-        return f"{FROZEN_DIGEST} is missing beside it."
+        files = checked_files(root, saved)
+    except StoreError as error:
+        return error.why
     for folder, entry in files[rank::world_size]:
         problem = file_damage(folder / entry["file"], entry)
         if problem is not None:

@@ -2,8 +2,9 @@
 
 ``step-00000100/`` holds one safetensors file per worker, with its parts of weights and moments in float32
 (:mod:`pipelines.train.checkpoint.zero_state`), and ``complete.json``, written last, with the files' sizes and
-digests; a folder without it does not count. Frozen weights are written once per run, as is ``model/``:
-configuration and processor. Random numbers and the loader's position follow from the seed and the number of
+digests; a folder without it, or with one that is damaged, does not count. Frozen weights are written once per
+run, as is ``model/``: configuration and processor. Their digest stands in ``frozen.json``, and again in each
+``complete.json``. Random numbers and the loader's position follow from the seed and the number of
 steps done, so nothing else is stored of them.
 """
 
@@ -23,6 +24,7 @@ from casa_core.errors import CasaError, StoreError
 from casa_core.processing.processor import CasaProcessor
 from pipelines.storage.atomic import remove_leftovers, write_whole
 from pipelines.storage.errors import disk_error
+from pipelines.storage.json_files import read_json
 from pipelines.storage.transfer import local_output, remove_tree
 from pipelines.storage.uri import Folder
 from pipelines.train.checkpoint import zero_state
@@ -60,11 +62,26 @@ def list_checkpoints(root: Folder) -> list[SavedStep]:
     """The whole checkpoints under a folder, oldest first."""
     found = []
     for folder in _step_folders(root):
-        try:
-            found.append(SavedStep(folder, json.loads((folder / COMPLETE).read_text())))
-        except FileNotFoundError:
-            continue
+        marks = read_json(folder / COMPLETE, dict)
+        if marks is not None:
+            found.append(SavedStep(folder, marks))
     return sorted(found, key=lambda saved: saved.steps_done)
+
+
+def checked_files(root: Folder, saved: SavedStep) -> list[tuple[Folder, dict[str, Any]]]:
+    """Folder and entry (``file``, ``bytes``, ``sha256``) of each file that a checkpoint needs.
+
+    Raises:
+        StoreError: If the entry of the frozen weights is in neither of its places.
+    """
+    frozen = saved.marks.get("frozen") or read_json(root / FROZEN_DIGEST, dict)
+    if frozen is None:
+        raise StoreError(
+            f"The checkpoint {saved.folder} cannot be checked.",
+            f"{FROZEN_DIGEST} beside it is missing or damaged.",
+            "Restore the file, or start again from an exported model.",
+        )
+    return [*((saved.folder, entry) for entry in saved.marks["files"]), (root, frozen)]
 
 
 def _step_folders(root: Folder) -> list[Folder]:
@@ -184,7 +201,7 @@ class Checkpointer:
         whether this is the run's first save."""
         choice: list[Any] = [None, None]
         if self.rank == 0:
-            choice = [uuid.uuid4().hex[:8], not (self.root / FROZEN_DIGEST).is_file()]
+            choice = [uuid.uuid4().hex[:8], read_json(self.root / FROZEN_DIGEST, dict) is None]
         if self.world_size > 1:
             dist.broadcast_object_list(choice, src=0)
         return choice[0], choice[1]
@@ -235,7 +252,8 @@ class _Write:
         write_whole(self.folder / self._note(rank), json.dumps(entry))
         if rank == 0:
             entries = [self._wait_for(other) for other in range(workers)]
-            marks = {**self.marks, "files": entries}
+            frozen = read_json(self.owner.root / FROZEN_DIGEST, dict)
+            marks = {**self.marks, "files": entries, "frozen": frozen}
             write_whole(self.folder / COMPLETE, json.dumps(marks))
             self._remove_leftovers({entry["file"] for entry in entries})
             self.owner.remove_old()
@@ -247,10 +265,10 @@ class _Write:
         """The entry of another worker's file, once that worker has written it."""
         note, began = self.folder / self._note(rank), time.monotonic()
         while time.monotonic() - began < OTHERS_TIMEOUT_S:
-            try:
-                return json.loads(note.read_text())
-            except FileNotFoundError:
-                time.sleep(POLL_SECONDS)
+            entry = read_json(note, dict)
+            if entry is not None:
+                return entry
+            time.sleep(POLL_SECONDS)
         raise StoreError(
             f"Worker {rank} has not written its part of {self.folder} in {OTHERS_TIMEOUT_S / 60:.0f} min.",
             "The first worker completes a checkpoint when all have written theirs.",

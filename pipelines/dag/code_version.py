@@ -13,22 +13,24 @@ cannot be committed with its version unnoticed:
 from __future__ import annotations
 
 import argparse
-import ast
-import functools
+import contextlib
 import hashlib
 import importlib
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from casa_core.errors import ConfigError
+from casa_core.errors import ConfigError, StoreError
+from pipelines.dag import source_digest
+from pipelines.dag.source_digest import PACKAGES, Source, read_source
 from pipelines.storage.atomic import write_whole
+from pipelines.storage.json_files import read_json
 
 VERSIONS_FILE = Path(__file__).with_name("stage_versions.json")
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("casa_core", "pipelines", "serve", "infra")
 
 STAGE_MODULES = {
     "corpus": "pipelines.data.generate.run",
@@ -45,6 +47,9 @@ PLUMBING = ("pipelines.dag", "infra", "casa_core.errors")
 """Modules that carry a stage's settings and files without deciding its result. What a stage imports from the
 recipe counts: rules such as a video's frame size stand there."""
 
+JUST_CHANGED_S = 2.0
+"""Age below which a file is not kept: it might change once more within one tick of the file system."""
+
 ASSET_SUFFIXES = frozenset({".css", ".html", ".js", ".svg"})
 
 
@@ -54,28 +59,36 @@ def read_versions(path: Path = VERSIONS_FILE) -> dict[str, int]:
 
 
 def current_versions(
-    path: Path = VERSIONS_FILE, modules: Mapping[str, str] = STAGE_MODULES, root: Path = ROOT
+    path: Path = VERSIONS_FILE,
+    modules: Mapping[str, str] = STAGE_MODULES,
+    root: Path = ROOT,
+    cache: Path | None = None,
 ) -> dict[str, str]:
     """Code version of each kind of stage as it goes into fingerprints.
 
     The recorded version where the source is what it was when that was set. While source is being worked on,
     the version is followed by a digest of it, so that neither code's artifacts pass for the other's.
+
+    Args:
+        cache: As for :class:`Sources`.
     """
-    recorded = _read(path)
+    recorded, sources = _read(path), Sources(cache)
     versions = {}
     for kind, module in modules.items():
-        entry, digest = recorded.get(kind, {"version": 0, "digest": ""}), stage_digest(module, root)
+        entry, digest = recorded.get(kind, {"version": 0, "digest": ""}), stage_digest(module, root, sources)
         same = entry["digest"] == digest
         versions[kind] = str(entry["version"]) if same else f"{entry['version']}+{digest[:12]}"
+    sources.save()
     return versions
 
 
-def stage_digest(module: str, root: Path = ROOT) -> str:
+def stage_digest(module: str, root: Path = ROOT, sources: Sources | None = None) -> str:
     """Digest of the source that decides a stage's result: its reachable modules and their web assets."""
-    files = reachable(module, root, exclude=PLUMBING)
+    sources = sources or Sources()
+    files = reachable(module, root, exclude=PLUMBING, sources=sources)
     digest = hashlib.sha256()
     for name, path in sorted(files.items()):
-        digest.update(f"{name} {source_digest(path)}\n".encode())
+        digest.update(f"{name} {sources.read(path, _package(path, name)).digest}\n".encode())
     for path in assets_beside(files.values()):
         name = path.relative_to(root).as_posix()
         digest.update(f"{name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
@@ -133,13 +146,16 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def reachable(module: str, root: Path, *, exclude: Sequence[str] = ()) -> dict[str, Path]:
+def reachable(
+    module: str, root: Path, *, exclude: Sequence[str] = (), sources: Sources | None = None
+) -> dict[str, Path]:
     """Modules of this project that ``module`` can reach by import, itself included: name → file.
 
     Imports inside functions count. So do module names in text (``"pipelines.train.run:run_stage"``), because
     optional parts are loaded late by name. Imports for type checkers do not count, nor do modules, and
     packages with everything in them, that ``exclude`` names.
     """
+    sources = sources or Sources()
     found: dict[str, Path] = {}
     waiting = [module]
     while waiting:
@@ -148,8 +164,14 @@ def reachable(module: str, root: Path, *, exclude: Sequence[str] = ()) -> dict[s
         if path is None or name in found or any(name == e or name.startswith(f"{e}.") for e in exclude):
             continue
         found[name] = path
-        waiting += imported_modules(path, name, root)
+        for named in sources.read(path, _package(path, name)).names:
+            waiting += [one for one in named.split() if module_file(one, root) is not None][:1]
     return found
+
+
+def _package(path: Path, name: str) -> str:
+    """The package that a module's relative imports begin from."""
+    return name if path.name == "__init__.py" else name.rpartition(".")[0]
 
 
 def module_file(name: str, root: Path) -> Path | None:
@@ -163,71 +185,40 @@ def module_file(name: str, root: Path) -> Path | None:
     return None
 
 
-def imported_modules(path: Path, name: str, root: Path) -> set[str]:
-    """Modules of this project that one file names in imports or in text."""
-    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-    return {
-        name for name in _all_names(path.read_text(), package, root) if module_file(name, root) is not None
-    }
+class Sources:
+    """Sources as they were parsed, kept in a file from command to command.
 
+    Args:
+        file: Where to keep them; nowhere by default. A file counts as unchanged while its size, its time of
+            change and its inode are the same.
+    """
 
-def source_digest(path: Path) -> str:
-    """SHA-256 of what a file's code says: without comments, docstrings and formatting."""
-    return _text_digest(path.read_text())
+    def __init__(self, file: Path | None = None) -> None:
+        self._file = file
+        self._rules = hashlib.sha256(Path(source_digest.__file__).read_bytes()).hexdigest()
+        kept = read_json(file, dict) if file is not None else None
+        self._kept: dict[str, Any] = kept["files"] if kept and kept["rules"] == self._rules else {}
+        self._seen: dict[str, Any] = {}
 
+    def read(self, path: Path, package: str) -> Source:
+        """The source in a file of a package."""
+        found = path.stat()
+        key = f"{path}:{package}:{found.st_size}:{found.st_mtime_ns}:{found.st_ino}"
+        if key in self._kept:
+            source = Source(self._kept[key][0], tuple(self._kept[key][1]))
+        else:
+            source = read_source(path.read_text(), package)
+        if time.time() - found.st_mtime > JUST_CHANGED_S:
+            self._seen[key] = [source.digest, source.names]
+        return source
 
-# Stages share most of their modules, and parsing is what takes the time: the same text is parsed once.
-@functools.lru_cache(maxsize=1000)
-def _all_names(text: str, package: str, root: Path) -> frozenset[str]:
-    return frozenset(_names(ast.parse(text), package, root))
-
-
-@functools.lru_cache(maxsize=1000)
-def _text_digest(text: str) -> str:
-    tree = ast.parse(text)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body:
-            # A text that stands alone has no effect: a docstring, or one that describes the name above it.
-            kept = [s for s in node.body if not (isinstance(s, ast.Expr) and _is_text(s.value))]
-            node.body = kept or [ast.Pass()]
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
-
-
-def _is_text(node: ast.expr) -> bool:
-    return isinstance(node, ast.Constant) and isinstance(node.value, str)
-
-
-def _names(node: ast.AST, package: str, root: Path) -> Iterator[str]:
-    if isinstance(node, ast.If) and _for_type_checkers(node.test):
-        for branch in node.orelse:
-            yield from _names(branch, package, root)
-        return
-    if isinstance(node, ast.Import):
-        for alias in node.names:
-            yield alias.name
-    elif isinstance(node, ast.ImportFrom):
-        yield from _from_names(node, package, root)
-    elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-        yield node.value.partition(":")[0]
-    for child in ast.iter_child_nodes(node):
-        yield from _names(child, package, root)
-
-
-def _from_names(node: ast.ImportFrom, package: str, root: Path) -> Iterator[str]:
-    """``from a import b`` names module ``a.b`` where there is one, and otherwise something inside ``a``."""
-    base = node.module or ""
-    if node.level:
-        parts = package.split(".")
-        base = ".".join([*parts[: len(parts) - node.level + 1], *([base] if base else [])])
-    for alias in node.names:
-        inner = f"{base}.{alias.name}"
-        yield inner if module_file(inner, root) is not None else base
-
-
-def _for_type_checkers(test: ast.expr) -> bool:
-    return (isinstance(test, ast.Name) and test.id == "TYPE_CHECKING") or (
-        isinstance(test, ast.Attribute) and test.attr == "TYPE_CHECKING"
-    )
+    def save(self) -> None:
+        """Keep what was read, and nothing else."""
+        if self._file is None or self._seen.keys() == self._kept.keys():
+            return
+        with contextlib.suppress(OSError, StoreError):  # only time is lost by it, as in a read-only store
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(self._file, json.dumps({"rules": self._rules, "files": self._seen}))
 
 
 def load_function(path: str) -> Callable[..., Any]:

@@ -61,8 +61,8 @@ def open_sweep(recipe: str, overrides: Sequence[str]) -> OpenRun:
 
 def _open(loaded: Recipe, specs: list[StageSpec]) -> OpenRun:
     store = store_folder(loaded)
-    stages = plan(specs, store, current_versions())
     records = Records(store)
+    stages = plan(specs, store, current_versions(cache=records.session / "sources.json"))
     cluster = Cluster(loaded.where.ray.model_dump(mode="json"), records.session)
     return OpenRun(recipe=loaded, stages=stages, records=records, cluster=cluster)
 

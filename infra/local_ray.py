@@ -150,7 +150,8 @@ def _end(folder: Path) -> list[int]:
     if session is not None:
         head = session.pid if is_alive(session.pid, session.started) else None
         ended += end_session(session.session_id, Path(session.folder), head=head)
-        shutil.rmtree(session.folder, ignore_errors=True)
+        for temporary in (session.folder, *_temporary_folders(session.session_id)):
+            shutil.rmtree(temporary, ignore_errors=True)
     (folder / SESSION_FILE).unlink(missing_ok=True)
     # The store may have been removed while its head was running, and the session file with it.
     for session_id in sessions_of(folder):
@@ -165,12 +166,15 @@ def _launch(folder: Path, num_cpus: int, object_store_mb: int, python_path: Path
     temporary = _short_temporary_folder(session_id)
     dashboard_port, client_port = _free_ports(2)
     marks = {MARK: session_id, FOLDER_MARK: str(folder)}
+    scratch = _temporary_folders(session_id)[0] / "tmp"  # what killed jobs leave there goes with the session
+    scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
     environment = {
         **os.environ,
         **LOOPBACK_ENVIRONMENT,
         **request_ids.ENVIRONMENT,
         **marks,
         "PYTHONUNBUFFERED": "1",
+        "TMPDIR": str(scratch),
     }
     environment.pop("RAY_ADDRESS", None)  # It would make jobs join some other cluster.
     if python_path is not None:

@@ -14,8 +14,10 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from pipelines.dag.plan import PlannedStage
@@ -24,6 +26,9 @@ from pipelines.storage.host import session_folder
 from pipelines.storage.json_files import read_json
 from pipelines.storage.lock import locked
 from pipelines.storage.uri import Folder
+
+UNFINISHED_S = 600.0
+"""Age from which a record that was begun and not finished counts as a killed writer's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +97,14 @@ class Outcome:
     explained: bool = False
 
 
+def _remove_unfinished(folder: Path) -> None:
+    """Remove unfinished records; a young one may be being written, by this run or another."""
+    for path in folder.glob(".*.*.*"):
+        with contextlib.suppress(FileNotFoundError):  # renamed, or another run removes it too
+            if path.is_file() and time.time() - path.stat().st_mtime > UNFINISHED_S:
+                path.unlink()
+
+
 class Records:
     """The job records of a store, local or on S3."""
 
@@ -103,9 +116,11 @@ class Records:
         self._latest_run = store / "session" / "run.json"
 
     def prepare(self) -> None:
-        """Make the folders, before anything is written."""
+        """Make the folders, before anything is written, and remove what killed writers left in them."""
         for folder in (self.jobs, self._latest_run.parent, self.locks, self.session):
             folder.mkdir(parents=True, exist_ok=True)
+            if isinstance(folder, Path):
+                _remove_unfinished(folder)
 
     def spec_path(self, job_id: str) -> Folder:
         return self.jobs / f"{job_id}.json"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -111,6 +112,29 @@ def test_a_head_whose_session_file_is_torn_is_ended_on_purpose(folder: Path):
     (folder / local_ray.SESSION_FILE).write_bytes(b"")
     assert session.pid in local_ray.stop(folder)
     assert local_ray.was_stopped(folder, session.session_id)
+
+
+@pytest.mark.slow
+def test_temporary_files_of_a_killed_job_go_with_the_session(folder: Path):
+    from ray.job_submission import JobSubmissionClient
+
+    session = start(folder)
+    client = JobSubmissionClient(session.address)
+    code = (
+        "import multiprocessing.util, os; "
+        "print('made', multiprocessing.util.get_temp_dir(), flush=True); os.kill(os.getpid(), 9)"
+    )
+    job = client.submit_job(entrypoint=f"{sys.executable} -c {shlex.quote(code)}")
+    deadline = time.monotonic() + 60
+    while client.get_job_status(job).value not in ("FAILED", "SUCCEEDED"):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    (made,) = [line for line in client.get_job_logs(job).splitlines() if line.startswith("made ")]
+    left = Path(made.removeprefix("made "))
+    assert left.name.startswith("pymp-")
+    assert left.is_dir()
+    local_ray.stop(folder)
+    assert not left.exists()
 
 
 def test_another_program_of_the_same_user_is_left_alone(tmp_path: Path):

@@ -60,6 +60,19 @@ def test_records_of_jobs_and_runs(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     assert CliRunner().invoke(app, ["stop", "--store", str(tmp_path)]).exit_code == 0
 
 
+def test_the_next_run_removes_what_killed_writers_left_and_no_young_file(tmp_path: Path):
+    records = Records(tmp_path)
+    records.prepare()
+    names = [".clean-1.json.4711", ".clean-1.outcome.json.4712", "clean-1.json", "clean-1.log"]
+    for name in names:
+        (tmp_path / "jobs" / name).write_text("{}")
+        os.utime(tmp_path / "jobs" / name, (1_700_000_000, 1_700_000_000))
+    (tmp_path / "jobs" / ".pack-1.json.4713").write_text("{")
+    records.prepare()
+    left = {path.name for path in (tmp_path / "jobs").iterdir()}
+    assert left == {"clean-1.json", "clean-1.log", ".pack-1.json.4713"}
+
+
 @torn
 def test_the_cache_of_hashes_is_made_anew(tmp_path: Path, torn: bytes):
     (tmp_path / "data").write_text("raw")

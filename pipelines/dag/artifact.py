@@ -12,7 +12,7 @@ import importlib.metadata
 import json
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +25,12 @@ from pipelines.storage.remote_path import RemotePath
 from pipelines.storage.uri import Folder
 
 FORMAT = 1
+UNCOUNTED: dict[str, frozenset[str]] = {
+    "train": frozenset({"timings.jsonl"}),
+    "report": frozenset({"report.html"}),
+    "compare": frozenset({"comparison.json", "index.html", "table.md"}),
+}
+"""Kind of stage → its files that hold times: in the manifest, and left out of the content digest."""
 PACKAGES = ("torch", "transformers", "ray", "deepspeed", "pyarrow", "tokenizers", "numpy", "av", "pillow")
 
 
@@ -87,7 +93,7 @@ def commit(
     manifest = {
         "format": FORMAT,
         **identity,
-        "content_digest": content_digest(files),
+        "content_digest": content_digest(files, UNCOUNTED.get(identity.get("kind", ""), frozenset())),
         "summary": summary,
         "files": files,
         "provenance": dict(provenance),
@@ -118,9 +124,13 @@ def _put_first(folder: RemotePath, manifest: dict[str, Any], text: str) -> dict[
     return manifest
 
 
-def content_digest(files: Mapping[str, Mapping[str, Any]]) -> str:
-    """One digest over names, sizes and hashes of files: equal exactly when the contents are."""
-    listing = {name: [entry["bytes"], entry["sha256"]] for name, entry in files.items()}
+def content_digest(files: Mapping[str, Mapping[str, Any]], left_out: Collection[str] = ()) -> str:
+    """One digest over names, sizes and hashes of files: equal exactly when the contents are.
+
+    Args:
+        left_out: Names of files whose content does not count.
+    """
+    listing = {name: [e["bytes"], e["sha256"]] for name, e in files.items() if name not in left_out}
     return hashlib.sha256(canonical_json(listing).encode()).hexdigest()
 
 

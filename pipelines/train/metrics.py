@@ -1,4 +1,8 @@
-"""``metrics.jsonl``: one line per step, readable while training runs and exact after a resume."""
+"""``metrics.jsonl``: one line per step, readable while training runs and exact after a resume.
+
+When training is over, what depends on the machines is moved to ``timings.jsonl``, so that equal runs have
+equal metrics. :func:`read_lines` reads both.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +11,15 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from pipelines.storage.atomic import write_whole
 from pipelines.storage.growing import Follower, append_to
 from pipelines.storage.json_files import parse_json, read_json
 from pipelines.storage.uri import Folder
 from pipelines.text_format import duration, number
 
-FILE, SCORES = "metrics.jsonl", "scores.json"
+FILE, TIMINGS, SCORES = "metrics.jsonl", "timings.jsonl", "scores.json"
+TIMED = ("seconds", "loader_wait_s", "workers", "memory_gib", "tflops", "mfu")
+"""Fields of a step that depend on the machines."""
 SHOWN_WAIT = 0.01
 """Share of time that steps wait for data, from which on the progress line shows it."""
 
@@ -90,8 +97,18 @@ class MetricsLog:
 
 
 def read_lines(path: Folder) -> list[dict[str, Any]]:
-    """The steps recorded so far, without a last line that is still being written."""
-    return MetricsFollower(path).poll()
+    """The steps recorded so far, with their times, without a last line that is still being written."""
+    times = {line["step"]: line for line in MetricsFollower(path.with_name(TIMINGS)).poll()}
+    return [{**times.get(line["step"], {}), **line} for line in MetricsFollower(path).poll()]
+
+
+def set_times_apart(artifact: Folder) -> None:
+    """Moves the times of all steps to a file of their own; no step is recorded any more."""
+    steps = read_lines(artifact / FILE)
+    times = [{name: step[name] for name in ("step", *TIMED)} for step in steps]
+    rest = [{name: value for name, value in step.items() if name not in TIMED} for step in steps]
+    for name, lines in ((TIMINGS, times), (FILE, rest)):  # killed in between, metrics have the times too
+        write_whole(artifact / name, "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def read_scores(artifact: Folder) -> dict[int, dict[str, float]]:

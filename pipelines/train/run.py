@@ -1,8 +1,8 @@
 """The train stage: Ray Train around :func:`pipelines.train.worker.train`.
 
-In: a pack artifact and the clean artifacts it refers to. Out: ``model/`` (a model folder), ``metrics.jsonl``
-and, where the model was scored while it trained, ``scores.json``. Checkpoints lie beside the artifacts, so
-that later attempts resume from them, and those that are kept can be exported afterwards.
+In: a pack artifact and the clean artifacts it refers to. Out: ``model/`` (a model folder), ``metrics.jsonl``,
+``timings.jsonl`` and, where the model was scored while it trained, ``scores.json``. Checkpoints lie beside
+the artifacts, so that later attempts resume from them, and those that are kept can be exported afterwards.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ def run_stage(context: StageContext) -> dict[str, Any]:
     remove_tree(open_folder(job.checkpoints) / RAY_TRAIN)
     remove_tree(open_folder(job.checkpoints) / snapshots.FOLDER)
     finish(context.output / metrics.FILE)
+    metrics.set_times_apart(context.output)
     return _summary(context.output)
 
 
@@ -209,7 +210,8 @@ class _ProgressFromMetrics:
         recent: deque[dict[str, Any]] = deque(maxlen=RECENT_STEPS)
         while True:
             over = self._over.wait(POLL_SECONDS)
-            if new := follower.poll(now=over):
+            # Those of an attempt that was killed at its very end have their times apart.
+            if new := [step for step in follower.poll(now=over) if "seconds" in step]:
                 recent.extend(new)
                 message = metrics.progress_message(recent, self._steps)
                 self._context.progress(recent[-1]["step"], self._steps, message)

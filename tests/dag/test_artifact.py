@@ -52,6 +52,29 @@ def test_the_content_digest_knows_files_and_nothing_of_time_or_place(tmp_path: P
     assert make(tmp_path / "d", one="1", three="2")["content_digest"] != first
 
 
+@pytest.mark.parametrize(
+    ("kind", "name"), [(k, name) for k, own in artifact.UNCOUNTED.items() for name in own]
+)
+def test_files_of_times_are_in_the_manifest_and_not_in_the_content_digest(
+    tmp_path: Path, kind: str, name: str
+):
+    digests = set()
+    for folder, seconds in (("a", "1.0"), ("b", "2.0")):
+        artifact.begin(tmp_path / folder)
+        (tmp_path / folder / "data").write_text("the same")
+        (tmp_path / folder / name).write_text(seconds)
+        manifest = artifact.commit(tmp_path / folder, {"fingerprint": "f", "kind": kind}, {}, {})
+        assert manifest["files"].keys() == {"data", name}
+        digests.add(manifest["content_digest"])
+    assert len(digests) == 1
+    (tmp_path / "a" / name).write_text("3.0")
+    assert [fault.kind for fault in artifact.verify(tmp_path / "a")] == ["altered"]
+    artifact.begin(tmp_path / "b")
+    (tmp_path / "b" / "data").write_text("other")
+    other = artifact.commit(tmp_path / "b", {"fingerprint": "f", "kind": kind}, {}, {})
+    assert other["content_digest"] not in digests
+
+
 @pytest.mark.parametrize("damage", ["altered", "size", "missing", "added"])
 def test_verify_finds_files_that_differ_from_the_manifest(tmp_path: Path, damage: str):
     make(tmp_path / "a", one="1", two="2")

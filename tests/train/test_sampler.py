@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -154,6 +155,43 @@ def test_lines_that_a_loss_of_power_has_turned_to_zeros_count_as_absent(tmp_path
     log.write(step_metrics(2))
     log.close()
     assert written(tmp_path) == [(1, 1.0), (2, 1.0)]
+
+
+@pytest.mark.parametrize("where", ["disk", "s3"])
+def test_equal_runs_have_equal_metrics_and_their_times_in_a_file_of_their_own(where: str, request, tmp_path):
+    folder = request.getfixturevalue("s3_folder") if where == "s3" else tmp_path
+    whole: list[list[dict[str, Any]]] = []
+    for run, seconds in ((folder / "quick", 0.5), (folder / "slow", 7.25)):
+        run.mkdir(parents=True)
+        log = MetricsLog(run, steps_done=0)
+        for step in (1, 2):
+            timed = {"seconds": seconds, "workers": round(seconds) + 1, "memory_gib": seconds}
+            log.write(replace(step_metrics(step), **timed))
+        log.close()
+        finish(run / metrics.FILE)
+        whole.append(metrics.read_lines(run / metrics.FILE))
+        metrics.set_times_apart(run)
+        assert metrics.read_lines(run / metrics.FILE) == whole[-1]
+    assert (folder / "quick" / metrics.FILE).read_bytes() == (folder / "slow" / metrics.FILE).read_bytes()
+    assert [step["seconds"] for own in whole for step in own] == [0.5, 0.5, 7.25, 7.25]
+
+
+def test_a_run_that_goes_on_after_its_times_were_set_apart_has_them_all(tmp_path: Path):
+    log = MetricsLog(tmp_path, steps_done=0)
+    for step in (1, 2):
+        log.write(step_metrics(step))
+    log.close()
+    before = (tmp_path / metrics.FILE).read_bytes()
+    metrics.set_times_apart(tmp_path)
+    (tmp_path / metrics.FILE).write_bytes(before)  # killed between the two files
+    apart = (tmp_path / metrics.FILE, tmp_path / metrics.TIMINGS)
+    metrics.set_times_apart(tmp_path)
+    expected = [path.read_bytes() for path in apart]
+    log = MetricsLog(tmp_path, steps_done=1)
+    log.write(step_metrics(2))
+    log.close()
+    metrics.set_times_apart(tmp_path)
+    assert [path.read_bytes() for path in apart] == expected
 
 
 def test_a_run_from_the_start_drops_what_an_earlier_one_wrote(tmp_path: Path):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import http.client
 import json
 import logging
 import os
@@ -18,24 +19,23 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import psutil
-
 from casa_core.errors import ClusterError
 from infra import request_ids
-from infra.processes import FOLDER_MARK, MARK, end_session, is_alive, sessions_of
+from infra.processes import FOLDER_MARK, MARK, end_session, is_alive, sessions_of, start_mark
 
 SESSION_FILE = "ray.json"
 LOG_FILE = "ray.log"
 STOPPED_FILE = "stopped"
 START_TIMEOUT_S = 60.0
 log = logging.getLogger(__name__)
+BUSY_S = 30.0
+"""Seconds without an answer after which a running head counts as hung, and another takes its place."""
 
 LOOPBACK_ENVIRONMENT = {
     # Ray's core (GCS, raylet, workers) binds to loopback when this is off; on Linux it is on by default.
@@ -57,14 +57,15 @@ class RaySession:
     Attributes:
         session_id: Marks every process of the session (see ``infra.processes``).
         address: URL of the dashboard and of the job API.
-        pid, started: The head's process id and its start, epoch seconds; together they survive pid reuse.
+        pid, started: The head's process id and its ``infra.processes.start_mark``; together they survive
+            pid reuse.
         folder: Ray's temporary folder of this session.
     """
 
     session_id: str
     address: str
     pid: int
-    started: float
+    started: str
     folder: str
 
 
@@ -90,18 +91,19 @@ def is_healthy(session: RaySession, timeout_s: float = 5.0) -> bool:
 
 
 def answers(url: str, timeout_s: float) -> bool:
-    """Whether a GET of ``url`` is answered with 200."""
+    """Whether a GET of ``url`` is answered with 200. Asks no proxy: the address may be this machine's own."""
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with urllib.request.urlopen(url, timeout=timeout_s) as response:
+        with direct.open(url, timeout=timeout_s) as response:
             return response.status == 200
-    except (urllib.error.URLError, TimeoutError, ConnectionError):
+    except (OSError, http.client.HTTPException):
         return False
 
 
-def find(folder: Path) -> RaySession | None:
+def find(folder: Path, timeout_s: float = 5.0) -> RaySession | None:
     """The healthy session of ``folder``, or ``None``."""
     session = read_session(folder)
-    return session if session is not None and is_healthy(session) else None
+    return session if session is not None and is_healthy(session, timeout_s) else None
 
 
 def start(
@@ -119,7 +121,7 @@ def start(
         ClusterError: If the head does not come up; holds the end of its log.
     """
     with _locked(folder):
-        if session := find(folder):
+        if session := find(folder, BUSY_S):
             return session
         _end(folder)  # A dead head can leave workers behind, which must not write beside the new ones.
         return _launch(folder, num_cpus, object_store_mb, python_path)
@@ -176,7 +178,8 @@ def _launch(folder: Path, num_cpus: int, object_store_mb: int, python_path: Path
         "PYTHONUNBUFFERED": "1",
         "TMPDIR": str(scratch),
     }
-    environment.pop("RAY_ADDRESS", None)  # It would make jobs join some other cluster.
+    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):  # They would make jobs join some other cluster.
+        environment.pop(name, None)
     if python_path is not None:
         paths = [str(python_path), *filter(None, [environment.get("PYTHONPATH")])]
         environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
@@ -196,7 +199,7 @@ def _launch(folder: Path, num_cpus: int, object_store_mb: int, python_path: Path
         session_id=session_id,
         address=f"http://127.0.0.1:{dashboard_port}",
         pid=head.pid,
-        started=psutil.Process(head.pid).create_time(),
+        started=start_mark(head.pid),
         folder=str(temporary),
     )
     # Written before the head is up, so that the session can be cleaned up if this process ends now.
@@ -210,7 +213,7 @@ def _launch(folder: Path, num_cpus: int, object_store_mb: int, python_path: Path
 def _await_ready(session: RaySession, head: subprocess.Popen[bytes], folder: Path) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline and head.poll() is None:
-        # The job API is up a little before the raylet; a job that is submitted in between simply waits.
+        # The API is up before the agent that takes jobs: what is refused in between is sent again.
         if is_healthy(session, timeout_s=1.0):
             return
         time.sleep(0.1)

@@ -22,11 +22,28 @@ FOLDER_MARK = "CASA_RAY_SESSION_FOLDER"
 """Likewise; its value is the folder that the session was started for."""
 
 
-def is_alive(pid: int, started: float) -> bool:
-    """Whether ``pid`` is still the process that started at ``started`` (epoch seconds), and not a zombie."""
+def start_mark(pid: int) -> str:
+    """What tells a process from a later one of the same id: when it started, counted from the boot.
+
+    A time of day would not do on Linux, where it is that of the boot plus this: both move with the clock.
+
+    Raises:
+        psutil.NoSuchProcess: If there is none.
+    """
+    if not psutil.LINUX:
+        return str(psutil.Process(pid).create_time())  # as the kernel wrote it down when the process began
     try:
-        process = psutil.Process(pid)
-        return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - started) < 1.0
+        # The name before it may hold blanks and brackets.
+        ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (FileNotFoundError, ProcessLookupError):
+        raise psutil.NoSuchProcess(pid) from None
+    return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {ticks}"
+
+
+def is_alive(pid: int, started: str) -> bool:
+    """Whether ``pid`` is still the process whose ``start_mark`` was ``started``, and not a zombie."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE and start_mark(pid) == started
     except psutil.NoSuchProcess:
         return False
 

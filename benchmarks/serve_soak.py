@@ -37,9 +37,11 @@ from casa_core.engine.requests import GenerationRequest, SamplingParams
 from casa_core.processing.arrangement import arrange
 from casa_core.types import Image, Sample
 from infra import local_ray
-from pipelines.deploy import run as deploy
+from pipelines.deploy import ray_serve
+from pipelines.deploy.endpoint import endpoint_url
 
 MODEL = "casa-soak"
+APPLICATION = "casa-soak"
 MIB = 2**20
 ON_WITHIN_S = 5.0
 """Seconds after an engine's death in which its streams must have words again."""
@@ -102,8 +104,8 @@ def endpoint(options: argparse.Namespace) -> Iterator[tuple[str, ServeSubmission
             },
         }
         try:
-            deploy.start(cluster, address, settings, {})
-            yield deploy.endpoint_url({"serve": address}), cluster
+            ray_serve.start(cluster, address, settings, {}, APPLICATION)
+            yield endpoint_url({"serve": address}), cluster
         finally:
             local_ray.stop(Path(folder))
 
@@ -166,7 +168,7 @@ class Run:
         return self.seen.setdefault(pid, len(self.seen) + 1)
 
     def _pids(self, deployment: str) -> list[int]:
-        found = self.cluster.get_serve_details()["applications"][deploy.APP]["deployments"][deployment]
+        found = self.cluster.get_serve_details()["applications"][APPLICATION]["deployments"][deployment]
         return [one["pid"] for one in found["replicas"] if one["state"] == "RUNNING"]
 
     def report(self, expected: Lockstep) -> int:

@@ -92,7 +92,7 @@ def serve(
     """
     from pipelines.cli.shared.artifacts import find_artifact
     from pipelines.dag.checkpoints import find_checkpoint
-    from pipelines.deploy.run import is_loopback
+    from pipelines.deploy.endpoint import is_loopback
     from pipelines.recipe.load import load_deploy
 
     found = _found(checkpoints, name, store)

@@ -286,9 +286,9 @@ def _identity(checkpoint: Folder, cache: Path) -> dict[str, str]:
 
 def endpoint_url(recipe: Recipe) -> str:
     """Where the endpoint of a run answers, as seen from this machine."""
-    from pipelines.deploy import run as deploy  # late: only some commands need an HTTP client
+    from pipelines.deploy import endpoint  # late: only some commands need an HTTP client
 
-    return deploy.endpoint_url(_json(recipe.where))
+    return endpoint.endpoint_url(_json(recipe.where))
 
 
 def stage_spec(

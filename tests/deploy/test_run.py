@@ -15,6 +15,7 @@ import pytest
 
 from casa_core.errors import ClusterError
 from pipelines.dag.context import StageContext
+from pipelines.deploy import endpoint, ray_serve
 from pipelines.deploy import run as deploy
 from pipelines.recipe.model import Deploy, Replicas
 from pipelines.recipe.stages import MODEL_FOLDERS
@@ -26,6 +27,7 @@ from tests.support.serve.server import MODEL, running, settings_with
 REPLICAS = Replicas(max=2)
 SETTINGS = {"deploy": Deploy(model_name=MODEL, max_new_tokens=32, replicas=REPLICAS).model_dump(mode="json")}
 FINGERPRINT = "f" * 16
+APPLICATION = "casa-ours"
 
 
 def where(url: str) -> dict[str, Any]:
@@ -152,16 +154,16 @@ def test_a_replica_copies_a_model_and_clips_that_lie_on_s3(s3_folder):
 
 
 def test_health_tells_nothing_something_else_another_and_the_same_apart(free_url: str):
-    assert deploy.endpoint_health(free_url, FINGERPRINT) == "absent"
+    assert endpoint.endpoint_health(free_url, FINGERPRINT) == "absent"
     with foreign_server() as url:
-        assert deploy.endpoint_health(url, FINGERPRINT) == "foreign"
+        assert endpoint.endpoint_health(url, FINGERPRINT) == "foreign"
     with foreign_server(body=b'{"status": "ok"}') as url:
-        assert deploy.endpoint_health(url, FINGERPRINT) == "foreign"
+        assert endpoint.endpoint_health(url, FINGERPRINT) == "foreign"
     with foreign_server(status=404, body=b"null") as url:
-        assert deploy.endpoint_health(url, FINGERPRINT) == "foreign"
+        assert endpoint.endpoint_health(url, FINGERPRINT) == "foreign"
     with running(FakeEngine(), settings_with()) as url:
-        assert deploy.endpoint_health(url, FINGERPRINT) == "same"
-        assert deploy.endpoint_health(url, "other") == "different"
+        assert endpoint.endpoint_health(url, FINGERPRINT) == "same"
+        assert endpoint.endpoint_health(url, "other") == "different"
 
 
 def test_check_gives_the_summary_of_a_healthy_identical_endpoint_only(free_url: str):
@@ -189,12 +191,12 @@ def test_a_port_that_something_else_holds_is_named_with_the_way_out(tmp_path: Pa
         foreign_server() as url,
         pytest.raises(ClusterError, match=r"Another program.*\n.*where\.serve\.port"),
     ):
-        deploy.start(cluster, where(url)["serve"], arguments(tmp_path), {})
+        ray_serve.start(cluster, where(url)["serve"], arguments(tmp_path), {}, APPLICATION)
     with (
         running(FakeEngine(), settings_with()) as url,
         pytest.raises(ClusterError, match="Another endpoint of this project"),
     ):
-        deploy.start(cluster, where(url)["serve"], arguments(tmp_path), {})
+        ray_serve.start(cluster, where(url)["serve"], arguments(tmp_path), {}, APPLICATION)
     assert cluster.deployed == []
 
 
@@ -203,15 +205,15 @@ def test_our_own_endpoint_is_replaced_in_place_and_others_are_kept(tmp_path: Pat
         address = where(url)["serve"]
         other = {"name": "theirs", "import_path": "theirs:app", "route_prefix": "/theirs"}
         cluster = FakeServe(
-            {"casa": {"deployed_app_config": {}}, "theirs": {"deployed_app_config": other}}, address
+            {APPLICATION: {"deployed_app_config": {}}, "theirs": {"deployed_app_config": other}}, address
         )
-        deploy.start(cluster, address, arguments(tmp_path), {"working_dir": "gcs://code.zip"})
+        ray_serve.start(cluster, address, arguments(tmp_path), {"working_dir": "gcs://code.zip"}, APPLICATION)
     [config] = cluster.deployed
     assert config["http_options"] == address
     assert config["proxy_location"] == "HeadOnly"
     assert config["applications"][0] == other
     ours = config["applications"][1]
-    assert (ours["name"], ours["import_path"]) == ("casa", "serve.app:build")
+    assert (ours["name"], ours["import_path"]) == (APPLICATION, "serve.app:build")
     assert ours["runtime_env"] == {"working_dir": "gcs://code.zip"}
     assert json.loads(json.dumps(ours["args"])) == arguments(tmp_path)
     assert cluster.deleted == 0
@@ -219,25 +221,34 @@ def test_our_own_endpoint_is_replaced_in_place_and_others_are_kept(tmp_path: Pat
 
 def test_moving_to_another_port_ends_the_old_server_unless_others_use_it(tmp_path: Path, free_url: str):
     address, old = where(free_url)["serve"], {"host": "127.0.0.1", "port": 9}
-    theirs = {"theirs": {"deployed_app_config": {"name": "theirs"}}}
+    theirs = {"theirs": {"deployed_app_config": {"name": "theirs", "route_prefix": "/theirs"}}}
     with pytest.raises(ClusterError, match="other applications: theirs"):
-        deploy.start(FakeServe(theirs, old), address, arguments(tmp_path), {})
-    cluster = FakeServe({"casa": {"deployed_app_config": {}}}, old)
+        ray_serve.start(FakeServe(theirs, old), address, arguments(tmp_path), {}, APPLICATION)
+    cluster = FakeServe({APPLICATION: {"deployed_app_config": {}}}, old)
     cluster.outcome = {"status": "DEPLOY_FAILED", "message": "no such checkpoint"}
     with pytest.raises(ClusterError, match="DEPLOY_FAILED: no such checkpoint"):
-        deploy.start(cluster, address, arguments(tmp_path), {})
+        ray_serve.start(cluster, address, arguments(tmp_path), {}, APPLICATION)
     assert cluster.deleted == 1
 
 
+def test_another_stores_endpoint_is_not_replaced(tmp_path: Path, free_url: str):
+    address = where(free_url)["serve"]
+    theirs = {"casa-theirs": {"deployed_app_config": {"name": "casa-theirs", "route_prefix": "/"}}}
+    cluster = FakeServe(theirs, address)
+    with pytest.raises(ClusterError, match=r"casa-theirs.*\n.*\n.*casa stop --store"):
+        ray_serve.start(cluster, address, arguments(tmp_path), {}, APPLICATION)
+    assert (cluster.deployed, cluster.deleted) == ([], 0)
+
+
 def test_addresses_are_understood():
-    assert [deploy.is_loopback(h) for h in ("127.0.0.1", "::1", "localhost", "127.3.2.1")] == [True] * 4
-    assert [deploy.is_loopback(h) for h in ("0.0.0.0", "::", "10.0.0.1", "example.org")] == [False] * 4
+    assert [endpoint.is_loopback(h) for h in ("127.0.0.1", "::1", "localhost", "127.3.2.1")] == [True] * 4
+    assert [endpoint.is_loopback(h) for h in ("0.0.0.0", "::", "10.0.0.1", "example.org")] == [False] * 4
     for host, url in {
         "127.0.0.1": "http://127.0.0.1:8000",
         "0.0.0.0": "http://127.0.0.1:8000",
         "::1": "http://[::1]:8000",
     }.items():
-        assert deploy.endpoint_url({"serve": {"host": host, "port": 8000}}) == url
+        assert endpoint.endpoint_url({"serve": {"host": host, "port": 8000}}) == url
 
 
 def test_an_endpoint_that_still_holds_live_sessions_does_not_keep_its_successor_from_being_ready():
@@ -252,9 +263,9 @@ def test_an_endpoint_that_still_holds_live_sessions_does_not_keep_its_successor_
         }
         return {"status": "DEPLOYING", "deployments": deployments}
 
-    assert deploy._is_settled(application(endpoint=["RUNNING", "STOPPING"], engine=["RUNNING", "RUNNING"]))
-    assert not deploy._is_settled(application(endpoint=["RUNNING"], engine=["RUNNING", "STARTING"]))
+    assert ray_serve._is_settled(application(endpoint=["RUNNING", "STOPPING"], engine=["RUNNING", "RUNNING"]))
+    assert not ray_serve._is_settled(application(endpoint=["RUNNING"], engine=["RUNNING", "STARTING"]))
     short = application(endpoint=["RUNNING"], engine=["RUNNING", "STOPPING"])
     short["deployments"]["engine"]["target_num_replicas"] = 2
-    assert not deploy._is_settled(short), "the replica that replaces the one that stops is not there yet"
-    assert not deploy._is_settled({})
+    assert not ray_serve._is_settled(short), "the replica that replaces the one that stops is not there yet"
+    assert not ray_serve._is_settled({})

@@ -10,7 +10,8 @@ import pytest
 from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 
 from infra.local_ray import RaySession
-from pipelines.deploy import run as deploy
+from pipelines.deploy import endpoint, ray_serve
+from tests.support.serve.cluster import APPLICATION
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +29,6 @@ def address() -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def url(cluster: ServeSubmissionClient, address: dict[str, Any], arguments: dict[str, Any]) -> Iterator[str]:
     """The URL of the endpoint that the module's `arguments` describe."""
-    deploy.start(cluster, address, arguments, {})
-    yield deploy.endpoint_url({"serve": address})
+    ray_serve.start(cluster, address, arguments, {}, APPLICATION)
+    yield endpoint.endpoint_url({"serve": address})
     cluster.delete_applications()  # the head is shared with other tests

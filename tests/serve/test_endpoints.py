@@ -14,9 +14,9 @@ import pytest
 from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 
 from infra import caption_client
-from pipelines.deploy import run as deploy
+from pipelines.deploy import ray_serve
 from serve.session_keeper import HEARD_EVERY_S
-from tests.support.serve.cluster import replicas, wait_until
+from tests.support.serve.cluster import APPLICATION, replicas, wait_until
 from tests.support.serve.live_client import live, lose, push, receive, resume, send, start
 from tests.support.serve.server import MODEL, binary_frame, image_part, picture, write_clip
 
@@ -205,7 +205,7 @@ def test_sessions_without_a_connection_move_exactly_to_the_endpoints_of_a_rollin
         call(url, session_id, 0.0, "red")
         last[session_id] = events_after(url, session_id, 0, 0.0)[-1]["event"]
     before = {one["pid"] for one in replicas(cluster, "endpoint")}
-    deploy.start(cluster, address, {**arguments, "fingerprint": "second"}, {})
+    ray_serve.start(cluster, address, {**arguments, "fingerprint": "second"}, {}, APPLICATION)
     wait_until(lambda: not before & {one["pid"] for one in replicas(cluster, "endpoint")}, 60, "they went")
     for session_id in ids:
         call(url, session_id, 1.0, "blue")

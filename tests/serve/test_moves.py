@@ -14,8 +14,8 @@ import psutil
 import pytest
 from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 
-from pipelines.deploy import run as deploy
-from tests.support.serve.cluster import LiveClient, replicas, wait_until, watching
+from pipelines.deploy import ray_serve
+from tests.support.serve.cluster import APPLICATION, LiveClient, replicas, wait_until, watching
 from tests.support.serve.server import MODEL, question
 
 STREAMS = 6
@@ -100,7 +100,7 @@ def test_after_a_rolling_update_every_stream_goes_on_exactly_and_no_request_fail
     stop, failed = threading.Event(), []
     asker = asking(url, stop, failed)
     before = {one["pid"] for one in replicas(cluster)}
-    deploy.start(cluster, address, {**arguments, "fingerprint": "second"}, {})
+    ray_serve.start(cluster, address, {**arguments, "fingerprint": "second"}, {}, APPLICATION)
     wait_until(lambda: not any(map(psutil.pid_exists, before)), 60, "the old engines are gone")
     for number, client in enumerate(clients):
         client.show(1.0, "blue")
@@ -138,7 +138,7 @@ def test_engines_come_with_streams_and_go_with_them_and_no_stream_is_cut(
         "replicas": {"min": 1, "max": 3, "up_after_s": 0, "down_after_s": 1},
         "limits": {"sessions": 4, "idle_seconds": 300},
     }
-    deploy.start(cluster, address, scaled, {})
+    ray_serve.start(cluster, address, scaled, {}, APPLICATION)
     stop, failed = threading.Event(), []
     asker = asking(url, stop, failed)
     with ExitStack() as stack:

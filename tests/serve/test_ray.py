@@ -20,9 +20,9 @@ from casa_core.errors import ClusterError
 from infra import caption_client
 from infra.http_protocol import HEAD_SECONDS
 from infra.local_ray import RaySession
-from pipelines.deploy import run as deploy
+from pipelines.deploy import ray_serve
 from serve.loopback import to_loopback
-from tests.support.serve.cluster import replicas
+from tests.support.serve.cluster import APPLICATION, replicas
 from tests.support.serve.server import MODEL, binary_frame, data_uri, picture, question, write_clip
 
 
@@ -192,7 +192,7 @@ def test_a_new_checkpoint_replaces_the_old_one_at_the_same_address(
     url: str, cluster: ServeSubmissionClient, address: dict[str, Any], arguments: dict[str, Any]
 ):
     before = replica_pid(cluster)
-    deploy.start(cluster, address, {**arguments, "fingerprint": "second"}, {})
+    ray_serve.start(cluster, address, {**arguments, "fingerprint": "second"}, {}, APPLICATION)
     assert httpx.get(f"{url}/healthz").json()["fingerprint"] == "second"
     assert replica_pid(cluster) != before
 
@@ -202,6 +202,12 @@ def test_a_checkpoint_that_cannot_be_loaded_is_reported_and_a_good_one_recovers(
     url: str, cluster: ServeSubmissionClient, address: dict[str, Any], arguments: dict[str, Any]
 ):
     with pytest.raises(ClusterError, match="no checkpoint at /nowhere"):
-        deploy.start(cluster, address, {**arguments, "model_folder": "/nowhere", "fingerprint": "third"}, {})
-    deploy.start(cluster, address, arguments, {})
+        ray_serve.start(
+            cluster,
+            address,
+            {**arguments, "model_folder": "/nowhere", "fingerprint": "third"},
+            {},
+            APPLICATION,
+        )
+    ray_serve.start(cluster, address, arguments, {}, APPLICATION)
     assert httpx.get(f"{url}/healthz").json()["fingerprint"] == "first"

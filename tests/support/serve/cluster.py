@@ -13,15 +13,16 @@ from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
-from pipelines.deploy import run as deploy
 from tests.support.serve.server import binary_frame, picture
 
 RUNNING = "RUNNING"
+APPLICATION = "casa-test"
+"""Name in Serve of the endpoint under test."""
 
 
 def replicas(cluster: ServeSubmissionClient, deployment: str = "engine") -> list[dict[str, Any]]:
     """The replicas of a deployment that run: `actor_id`, `pid`, `replica_id`, …"""
-    deployments = cluster.get_serve_details()["applications"][deploy.APP]["deployments"]
+    deployments = cluster.get_serve_details()["applications"][APPLICATION]["deployments"]
     found = deployments.get(deployment, {}).get("replicas", [])
     return [one for one in found if one["state"] == RUNNING and psutil.pid_exists(one["pid"])]
 

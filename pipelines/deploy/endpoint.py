@@ -1,0 +1,46 @@
+"""The endpoint as its clients see it: its address, and what answers there. Needs no Ray."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import httpx
+
+SERVICE = "casa"
+"""Name that an endpoint of this project gives of itself."""
+PROBE_TIMEOUT_S = 3.0
+
+Health = Literal["absent", "foreign", "different", "same"]
+
+
+def endpoint_url(placement: Mapping[str, Any]) -> str:
+    """URL under which a client on this machine reaches the endpoint."""
+    host, port = placement["serve"]["host"], placement["serve"]["port"]
+    if host in ("0.0.0.0", "::"):  # every interface: loopback is one of them
+        host = "127.0.0.1" if host == "0.0.0.0" else "::1"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def endpoint_health(url: str, expected_fingerprint: str) -> Health:
+    """What answers at a URL: nothing, another program, another deployment of ours, or the expected one."""
+    try:
+        answer = httpx.get(f"{url}/healthz", timeout=PROBE_TIMEOUT_S, trust_env=False)
+        health = answer.json()
+    except httpx.ConnectError:
+        return "absent"
+    except (httpx.HTTPError, ValueError):
+        return "foreign"
+    if not isinstance(health, dict) or health.get("service") != SERVICE:
+        return "foreign"
+    same = answer.status_code == 200 and health["fingerprint"] == expected_fingerprint
+    return "same" if same else "different"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address to listen on can be reached from this machine only."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -134,13 +134,25 @@ def _as_json(summary: Any, function: str) -> Any:
 
 def _was_lost(error: BaseException) -> bool:
     """Whether something outside the stage's code was lost: a worker, a node, a connection."""
-    if isinstance(error, ConnectionError):
+    if isinstance(error, ConnectionError) or any(isinstance(error, lost) for lost in _lost_connections()):
         return True
     ray_exceptions = sys.modules.get("ray.exceptions")
     if ray_exceptions is None:
         return False
     own_fault = isinstance(error, ray_exceptions.RayTaskError)
     return isinstance(error, ray_exceptions.RayError) and not own_fault
+
+
+def _lost_connections() -> list[type[BaseException]]:
+    """What HTTP libraries raise for a lost connection, and none derives from `ConnectionError`; of those
+    that this process has imported."""
+    names = {
+        "requests.exceptions": ("ConnectionError", "Timeout", "ChunkedEncodingError"),
+        "httpx": ("TransportError",),
+        "urllib3.exceptions": ("TimeoutError", "ProtocolError", "NewConnectionError"),
+    }
+    imported = {sys.modules[module]: errors for module, errors in names.items() if module in sys.modules}
+    return [getattr(module, name) for module, errors in imported.items() for name in errors]
 
 
 def _place(error: BaseException) -> str:

@@ -11,49 +11,48 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from casa_core.errors import ClusterError
 from infra import local_ray
+from infra.ray_errors import Busy, Unreachable
 from pipelines.dag.records import JobSpec
+from pipelines.dag.shared_names import serve_application, store_digest
 
 if TYPE_CHECKING:
-    from ray.job_submission import JobSubmissionClient
-
+    from infra.ray_clients import JobsClient
     from pipelines.storage.uri import Folder
 
-JobState = Literal["active", "succeeded", "failed"]
+JobState = Literal["active", "succeeded", "failed", "stopped"]
 ROOT = Path(__file__).resolve().parents[2]
-SERVE_APPLICATION = "casa"
-"""Name of this project's application in Ray Serve."""
-
 T = TypeVar("T")
 
 
-class Unreachable(ClusterError):
-    """The cluster's job API does not answer."""
-
-
-class Busy(Unreachable):
-    """The cluster answers, and takes no job at the moment: its agents are still starting, or overloaded."""
-
-
 class JobExists(ClusterError):
-    """The cluster has had a job of this id, possibly for another store."""
+    """The cluster has had a job of this id."""
 
 
 class Cluster:
     """The Ray cluster of a run; reached, or started where it is our own local head, on first use.
 
+    Other stores may have jobs there: the ids that Ray has end in this store's digest, others are not seen.
+
     Args:
         ray: The recipe's ``where.ray``.
         session: Folder of the local head's session file.
+        store: Whose jobs these are.
         entrypoint_module: Module that runs a job, given the path of its spec.
     """
 
     def __init__(
-        self, ray: Mapping[str, Any], session: Path, entrypoint_module: str = "pipelines.dag.job_main"
+        self,
+        ray: Mapping[str, Any],
+        session: Path,
+        store: Folder,
+        entrypoint_module: str = "pipelines.dag.job_main",
     ) -> None:
         self._ray = ray
         self._session = session
+        self._suffix = f"-{store_digest(store)}"
+        self._application = serve_application(store)
         self._module = entrypoint_module
-        self._client: JobSubmissionClient | None = None
+        self._client: JobsClient | None = None
         self._local_session = ""
 
     @property
@@ -81,9 +80,9 @@ class Cluster:
         """Start a stage's job.
 
         Raises:
-            JobExists: If there has been a job of that id; Ray never takes an id twice.
+            JobExists: If a job of that id has ended; Ray never takes an id twice.
             ClusterError: If Ray refuses it for another reason.
-            Unreachable: If there is no answer.
+            Unreachable: If there is no answer, in which case the job may have started.
         """
         python = sys.executable if self.is_local else "python"
         entrypoint = f"exec {shlex.quote(python)} -m {self._module} {shlex.quote(str(spec_path))}"
@@ -94,63 +93,76 @@ class Cluster:
             given = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
             runtime_env |= {"env_vars": given} if given else {}
         metadata = {"stage": spec.stage, "fingerprint": spec.fingerprint}
-        self._call(
-            lambda client: client.submit_job(
-                entrypoint=entrypoint,
-                submission_id=spec.job_id,
-                runtime_env=runtime_env or None,
-                metadata=metadata,
+        try:
+            self._call(
+                lambda client: client.submit_job(
+                    entrypoint=entrypoint,
+                    submission_id=self._ray_id(spec.job_id),
+                    runtime_env=runtime_env or None,
+                    metadata=metadata,
+                )
             )
-        )
+        except JobExists:
+            # It is active if an earlier request started it, whose answer was an error or did not arrive.
+            if self.state(spec.job_id) != "active":
+                raise
 
     def state(self, job_id: str) -> JobState | None:
         """State of a job; ``None`` if this cluster has no record of it (a head started since then)."""
-        details = self._call(lambda client: _info(client, job_id))
+        details = self._info(job_id)
         return None if details is None else _state(details.status.value)
 
     def message(self, job_id: str) -> str:
         """Ray's message about a job: why it failed to start, the code it ended with."""
-        details = self._call(lambda client: _info(client, job_id))
+        details = self._info(job_id)
         return "" if details is None else str(details.message or "")
 
     def driver_log(self, job_id: str) -> str:
         """What Ray has of a job's output: all there is when the job failed before it began."""
-        return self._call(lambda client: client.get_job_logs(job_id))
+        try:
+            log = self._call(lambda client: _if_known(lambda: client.get_job_logs(self._ray_id(job_id))))
+        except Busy as error:  # for good, where the node that has the log was lost
+            return str(error.why)
+        return log or ""
 
     def stop(self, job_id: str) -> None:
         """Ask a job to end."""
-        self._call(lambda client: client.stop_job(job_id))
+        self._call(lambda client: _if_known(lambda: client.stop_job(self._ray_id(job_id))))
 
     def active_jobs(self) -> list[str]:
-        """Ids of the jobs that are waiting or running."""
+        """Ids of this store's jobs that are waiting or running."""
         listed = self._call(lambda client: client.list_jobs())
-        active = (job.submission_id for job in listed if _state(job.status.value) == "active")
-        return [job_id for job_id in active if job_id]
+        active = (job.submission_id or "" for job in listed if _state(job.status.value) == "active")
+        return [ray_id.removesuffix(self._suffix) for ray_id in active if ray_id.endswith(self._suffix)]
 
     def is_reachable(self) -> bool:
         """Whether the cluster answers now. Starts nothing."""
+        return not self.problem()
+
+    def problem(self) -> str:
+        """Why the cluster does not answer now; empty if it does. Starts nothing."""
         if self.is_local:
-            return local_ray.find(self._session) is not None
+            return "" if local_ray.find(self._session) is not None else "not running"
         try:
             self.active_jobs()
-        except Unreachable:
-            return False
-        return True
+        except Unreachable as error:
+            return f"{error.what} {error.why}"
+        return ""
 
     def was_stopped(self) -> bool:
         """Whether the local head that was last used was ended on purpose, by `casa stop`."""
         return self.is_local and local_ray.was_stopped(self._session, self._local_session)
 
     def end_serving(self) -> None:
-        """Remove this project's application from Ray Serve; other applications stay."""
-        from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
+        """Remove this store's endpoint from Ray Serve; other applications stay."""
+        from infra.ray_clients import ServeClient
 
-        serve = ServeSubmissionClient(self.address())
+        serve = ServeClient(self.address())
         applications = serve.get_serve_details()["applications"]
-        if SERVE_APPLICATION not in applications:
+        if self._application not in applications:
             return
         configs = [
-            app.get("deployed_app_config") for n, app in applications.items() if n != SERVE_APPLICATION
+            app.get("deployed_app_config") for n, app in applications.items() if n != self._application
         ]
         others = [config for config in configs if config]
         if others:
@@ -162,37 +174,30 @@ class Cluster:
         """Drop the connection: the next call looks for the cluster anew, or starts its local head again."""
         self._client = None
 
-    def _call(self, action: Callable[[JobSubmissionClient], T]) -> T:
-        import requests
+    def _ray_id(self, job_id: str) -> str:
+        return job_id + self._suffix
 
+    def _info(self, job_id: str) -> Any:
+        return self._call(lambda client: _if_known(lambda: client.get_job_info(self._ray_id(job_id))))
+
+    def _call(self, action: Callable[[JobsClient], T]) -> T:
         try:
             if self._client is None:
-                from ray.job_submission import JobSubmissionClient
+                from infra.ray_clients import JobsClient
 
-                self._client = JobSubmissionClient(self.address())
+                self._client = JobsClient(self.address())
             return action(self._client)
-        except (requests.exceptions.RequestException, ConnectionError) as error:
-            raise Unreachable(
-                f"The Ray cluster at {self._ray['address']} does not answer.",
-                f"{str(error).splitlines()[0]}.",
-                "`casa status` shows the session; `casa run` starts a local head again and resumes.",
-            ) from None
         except RuntimeError as error:
             if isinstance(error, ClusterError):
                 raise
-            if "try again later" in str(error):
-                raise Busy(
-                    f"The Ray cluster at {self._ray['address']} takes no jobs at the moment.",
-                    str(error).strip()[-2000:],
-                    "Run again to resume once it has recovered; `casa status` shows what is done.",
-                ) from None
             refusal = JobExists if "already exists" in str(error) else ClusterError
             raise refusal("Ray refused the request.", str(error).strip()[-2000:]) from None
 
 
-def _info(client: JobSubmissionClient, job_id: str) -> Any:
+def _if_known(request: Callable[[], T]) -> T | None:
+    """The answer to a request about a job; ``None`` if the cluster has no record of the job."""
     try:
-        return client.get_job_info(job_id)
+        return request()
     except RuntimeError as error:
         if "does not exist" in str(error):
             return None
@@ -202,4 +207,6 @@ def _info(client: JobSubmissionClient, job_id: str) -> Any:
 def _state(status: str) -> JobState:
     if status in ("PENDING", "RUNNING"):
         return "active"
-    return "succeeded" if status == "SUCCEEDED" else "failed"
+    if status in ("SUCCEEDED", "STOPPED"):
+        return "succeeded" if status == "SUCCEEDED" else "stopped"
+    return "failed"

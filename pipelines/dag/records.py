@@ -4,6 +4,7 @@
 <store>/jobs/<job id>.log            what it printed; on S3 in parts (:mod:`pipelines.storage.growing`)
 <store>/jobs/<job id>.outcome.json   how it ended; absent if it was killed
 <store>/session/run.json             the stages of the latest run
+<store>/session/last_stop            changes with every `casa stop`
 <store>/locks/                       held while a stage is being started, and while one writes
 
 The local Ray head's own files lie in :func:`pipelines.storage.host.session_folder`, on this machine.
@@ -15,6 +16,7 @@ import contextlib
 import json
 import re
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -114,6 +116,7 @@ class Records:
         self.locks = store / "locks"
         self.session = session_folder(store)
         self._latest_run = store / "session" / "run.json"
+        self._last_stop = store / "session" / "last_stop"
 
     def prepare(self) -> None:
         """Make the folders, before anything is written, and remove what killed writers left in them."""
@@ -165,6 +168,17 @@ class Records:
     def read_run(self) -> dict[str, Any] | None:
         """The latest run: ``recipe``, ``ray``, ``endpoint``, ``stages``; ``None`` before the first."""
         return read_json(self._latest_run, dict)
+
+    def last_stop(self) -> str:
+        """Identifies the latest stop; empty before the first."""
+        try:
+            return self._last_stop.read_text()
+        except FileNotFoundError:
+            return ""
+
+    def record_stop(self) -> None:
+        """Let runs that are being watched, on whatever machine, start nothing more."""
+        write_whole(self._last_stop, uuid.uuid4().hex)
 
     def starting(self, stage: PlannedStage) -> contextlib.AbstractContextManager[None]:
         """Held while looking for a stage's running job and, if there is none, submitting one."""

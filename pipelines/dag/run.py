@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from casa_core.errors import CasaError, ClusterError, TransferError
+from infra.ray_errors import Busy, Unreachable
 from pipelines.dag.artifact import read_manifest
 from pipelines.dag.code_version import load_function
-from pipelines.dag.jobs import Busy, Cluster, JobExists, Unreachable
+from pipelines.dag.jobs import Cluster, JobExists, JobState
 from pipelines.dag.plan import PlannedStage
 from pipelines.dag.progress import Progress, last_lines, parse_progress, printed_lines
 from pipelines.dag.records import JobSpec, Outcome, Records
@@ -23,6 +24,10 @@ from pipelines.storage.growing import Follower
 
 POLL_S = 0.25
 UNREACHABLE_S = 60.0
+"""Seconds without the cluster, or the store, after which a run ends."""
+BUSY_S = 120.0
+"""The same where the cluster answers, with a server's errors only."""
+LONGEST_PAUSE_S = 5.0
 LOG_LINES = 20
 
 
@@ -68,7 +73,8 @@ class Runner:
         stages: The plan, inputs before what is made from them.
         cluster: Reached only when a stage has to run.
         parallel: Stages that may run side by side.
-        retries: Further attempts at a stage whose process or node was lost.
+        retries: Further attempts at a stage whose process or node was lost. One that fails twice running with
+            the same error, though it may pass, has failed.
     """
 
     def __init__(
@@ -79,7 +85,7 @@ class Runner:
         observer: Observer,
         *,
         parallel: int = 2,
-        retries: int = 1,
+        retries: int = 3,
     ) -> None:
         self._stages = stages
         self._records = records
@@ -91,9 +97,12 @@ class Runner:
         self._waiting: list[PlannedStage] = []
         self._running: dict[str, _Running] = {}
         self._lost: Counter[str] = Counter()
+        self._last_errors: dict[str, str] = {}
         self._failures: list[StageFailed] = []
         self._reached = False
         self._silent_since: float | None = None
+        self._pause_s = POLL_S
+        self._last_stop = ""
 
     def run(self) -> dict[str, dict[str, Any]]:
         """Take every stage to its end.
@@ -103,9 +112,10 @@ class Runner:
 
         Raises:
             StageFailed: If a stage failed; raised once the stages beside it have ended.
-            ClusterError: If the cluster cannot be reached, or stays out of reach.
+            ClusterError: If the cluster cannot be reached, or stays out of reach; if the run was stopped.
         """
         self._records.prepare()
+        self._last_stop = self._records.last_stop()
         self._skip_done()
         while True:
             try:
@@ -152,6 +162,7 @@ class Runner:
             if manifest is not None:  # Another runner has made it meanwhile.
                 self._finish(stage, manifest, cached=True)
                 return
+            self._require_wanted()
             attempt = self._records.latest_attempt(stage.job_prefix)
             job_id = f"{stage.job_prefix}{attempt}"
             attached = attempt > 0 and self._cluster.state(job_id) == "active"
@@ -168,7 +179,7 @@ class Runner:
             path = self._records.write_spec(spec)
             try:
                 self._cluster.submit(spec, path)
-            except JobExists:  # A run with another store had this id: take the next one.
+            except JobExists:  # The store lost its records of it since: take the next one.
                 path.unlink()
                 attempt += 1
             else:
@@ -180,11 +191,11 @@ class Runner:
             self._reach()
             self._pass_on_output(running, now=state != "active")
             if state != "active":
-                self._settle(running)
+                self._settle(running, state)
                 del self._running[running.stage.name]
 
-    def _settle(self, running: _Running) -> None:
-        """A job has ended: its artifact is there, or it is tried again, or it failed."""
+    def _settle(self, running: _Running, state: JobState | None) -> None:
+        """A job has ended: its artifact is there, or it is tried again, or it failed, or was stopped."""
         stage = running.stage
         outcome = self._records.outcome(running.job_id)
         manifest = read_manifest(stage.folder)
@@ -193,12 +204,25 @@ class Runner:
             self._finish(stage, manifest, cached=False)
             return
         reason = outcome.what if outcome is not None and not outcome.ok else self._why_lost(running)
-        if (outcome is None or outcome.ok or outcome.retry) and self._lost[stage.name] < self._retries:
+        if state == "stopped":
+            self._require_wanted()
+            self._fail(stage, _stopped(stage, reason))
+            return
+        if self._may_pass(stage, outcome) and self._lost[stage.name] < self._retries:
             self._lost[stage.name] += 1
             self._waiting.insert(0, stage)
             self._observer.retrying(stage, reason)
             return
-        error = self._failure(running, outcome, reason)
+        self._fail(stage, self._failure(running, outcome, reason))
+
+    def _may_pass(self, stage: PlannedStage, outcome: Outcome | None) -> bool:
+        """Whether another attempt could go better: it left no error, or one that may pass and is new."""
+        what = outcome.what if outcome is not None and outcome.explained else ""
+        repeated = bool(what) and self._last_errors.get(stage.name) == what
+        self._last_errors[stage.name] = what
+        return outcome is None or outcome.ok or (outcome.retry and not repeated)
+
+    def _fail(self, stage: PlannedStage, error: StageFailed) -> None:
         self._failures.append(error)
         self._observer.failed(stage, error)
 
@@ -217,7 +241,12 @@ class Runner:
             self._observer.progressed(running.stage, latest)
 
     def _reach(self) -> None:
-        self._reached, self._silent_since = True, None
+        self._reached, self._silent_since, self._pause_s = True, None, POLL_S
+
+    def _require_wanted(self) -> None:
+        """End the run if `casa stop` was called since it began: it starts nothing more."""
+        if self._records.last_stop() != self._last_stop:
+            raise _run_stopped() from None
 
     def _wait_for_cluster(self, error: Unreachable | TransferError) -> None:
         """Look for the cluster anew; a local head that ended is started again, and its jobs are new attempts.
@@ -225,20 +254,19 @@ class Runner:
         Raises:
             ClusterError: If the head was stopped on purpose, or there has been no answer for too long.
         """
-        if self._cluster.was_stopped():
-            raise ClusterError(
-                "The run was stopped.",
-                "`casa stop` ended the local Ray head.",
-                "`casa run` goes on from here; finished stages and checkpoints are kept.",
-            ) from None
+        if self._cluster.was_stopped():  # and not the store's record, which may be what is out of reach
+            raise _run_stopped() from None
         now = time.monotonic()
         self._silent_since = self._silent_since or now
         # A foreign cluster that never answered is more likely misspelt than about to come back.
         answered = self._reached or isinstance(error, Busy)
         hopeless = not answered and not self._cluster.is_local
-        if hopeless or now - self._silent_since > UNREACHABLE_S:
+        bound_s = BUSY_S if isinstance(error, Busy) else UNREACHABLE_S
+        if hopeless or now - self._silent_since > bound_s:
             raise error
         self._cluster.forget()
+        time.sleep(self._pause_s)
+        self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
 
     def _why_lost(self, running: _Running) -> str:
         message = self._cluster.message(running.job_id)
@@ -262,6 +290,22 @@ class Runner:
         log = last_lines(self._records.log_path(running.job_id), LOG_LINES)
         # Without a log of its own, it failed before it began: Ray has what there is.
         return log or self._cluster.driver_log(running.job_id).splitlines()[-LOG_LINES:]
+
+
+def _run_stopped() -> ClusterError:
+    return ClusterError(
+        "The run was stopped.",
+        "`casa stop` ended its jobs, or its local Ray head.",
+        "`casa run` goes on from here; finished stages and checkpoints are kept.",
+    )
+
+
+def _stopped(stage: PlannedStage, message: str) -> StageFailed:
+    return StageFailed(
+        f"Stage {stage.name} was stopped.",
+        f"Its job was ended through Ray's job API or dashboard: {message.rstrip('.')}.",
+        "Run again to go on from here; finished stages and checkpoints are kept.",
+    )
 
 
 def held_state(stage: PlannedStage) -> dict[str, Any] | None:

@@ -186,7 +186,7 @@ class Where(Section):
     serve: ServeAddress = Field(default_factory=ServeAddress, description="Address of the endpoint.")
     parallel_stages: Count = Field(default=2, description="Independent stages that may run side by side.")
     retries: Index = Field(
-        default=1, description="Further attempts at a stage whose process or node was lost."
+        default=3, description="Further attempts at a stage whose process or node was lost."
     )
 
     @field_validator("store", "data_store")

@@ -53,7 +53,7 @@ def test_a_killed_runner_leaves_its_job_running_and_the_next_one_watches_it(
 ):
     process, job_id = start_runner(tmp_path, ray_folder)
     kill(process)
-    assert Cluster(RAY, ray_folder).state(job_id) == "active"
+    assert Cluster(RAY, ray_folder, tmp_path).state(job_id) == "active"
     assert not list(tmp_path.glob("wait_for_gate/*/manifest.json"))
 
     (tmp_path / "gate").touch()

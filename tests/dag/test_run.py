@@ -6,19 +6,22 @@ import os
 import signal
 import socket
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from casa_core.errors import ClusterError
+from infra import ray_clients
 from infra.local_ray import RaySession
 from pipelines.dag import artifact
 from pipelines.dag.jobs import Cluster
-from pipelines.dag.plan import StageSpec
+from pipelines.dag.plan import StageSpec, plan
 from pipelines.dag.records import Records
 from pipelines.dag.run import StageFailed
-from tests.support.dag.runner import STAGES, Notes, make_runner, toy
+from tests.support.dag.runner import STAGES, Notes, gated, make_runner, toy
+from tests.support.serve.cluster import wait_until
 
 pytestmark = pytest.mark.usefixtures("ray_head")
 
@@ -68,26 +71,93 @@ def test_a_killed_job_is_tried_again_and_finds_its_files(tmp_path: Path, ray_fol
 def test_a_head_that_takes_no_jobs_yet_is_waited_for(
     tmp_path: Path, ray_folder: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from ray.job_submission import JobSubmissionClient
-
-    refusals = iter(["No available agent to submit job, please try again later."] * 2)
-    submit = JobSubmissionClient.submit_job
-
-    def overloaded(client: JobSubmissionClient, **arguments: Any) -> str:
-        if (refusal := next(refusals, None)) is not None:
-            raise RuntimeError(f"Request failed with status code 500: {refusal}.")
-        return submit(client, **arguments)
-
-    monkeypatch.setattr(JobSubmissionClient, "submit_job", overloaded)
-    manifests = make_runner([toy("one", "write_number", number=1)], tmp_path, ray_folder, Notes()).run()
+    refusals = refuse(monkeypatch, "POST", "No available agent to submit job, please try again later.", 3)
+    monkeypatch.setattr(ray_clients, "BUSY_S", 0.0)  # it is the runner that waits
+    notes = Notes()
+    manifests = make_runner([toy("one", "write_number", number=1)], tmp_path, ray_folder, notes).run()
     assert manifests["one"]["summary"] == {"number": 1}
     assert next(refusals, None) is None
+
+
+def test_a_head_that_takes_no_jobs_at_all_ends_the_run_with_what_to_do(
+    tmp_path: Path, ray_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    refuse(monkeypatch, "POST", "No available agent to submit job, please try again later.", 1000)
+    monkeypatch.setattr(ray_clients, "BUSY_S", 0.0)
+    monkeypatch.setattr("pipelines.dag.run.BUSY_S", 2.0)
+    with pytest.raises(ClusterError, match=r"takes no requests.*\n.*No available agent.*\n.*Run again"):
+        make_runner([toy("one", "write_number", number=1)], tmp_path, ray_folder, Notes()).run()
+
+
+def test_a_job_whose_submission_was_answered_with_an_error_is_not_submitted_twice(
+    tmp_path: Path, ray_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    import requests
+
+    request, lost = requests.request, iter([True])
+
+    def cut_off(method: str, url: str, **arguments: Any) -> requests.Response:
+        answer = request(method, url, **arguments)
+        if method == "POST" and next(lost, False):
+            answer.status_code, answer._content = 502, b"the answer was lost on the way"
+        return answer
+
+    monkeypatch.setattr(requests, "request", cut_off)
+    notes = Notes()
+    stages = gated(tmp_path)[:1]
+    threading.Timer(5, (tmp_path / "gate").touch).start()
+    make_runner(stages, tmp_path, ray_folder, notes).run()
+    assert next(lost, None) is None
+    assert [line for line in notes.lines if line.startswith("started")] == [
+        f"started slow-{plan(stages, tmp_path, {'wait_for_gate': '1'})[0].fingerprint[:12]}-a1"
+    ]
+    assert len((tmp_path / "starts.txt").read_text().splitlines()) == 1
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, method: str, text: str, times: int) -> Iterator[str]:
+    """Have the head answer the next requests of a method with 500; what is left of the refusals."""
+    import requests
+
+    request, refusals = requests.request, iter([text] * times)
+
+    def overloaded(given: str, url: str, **arguments: Any) -> requests.Response:
+        if given != method or (refusal := next(refusals, None)) is None:
+            return request(given, url, **arguments)
+        answer = requests.Response()
+        answer.status_code, answer._content = 500, refusal.encode()
+        return answer
+
+    monkeypatch.setattr(requests, "request", overloaded)
+    return refusals
 
 
 def test_a_killed_job_without_retries_left_fails(tmp_path: Path, ray_folder: Path):
     with pytest.raises(StageFailed, match="mortal failed"):
         make_runner([toy("mortal", "die_once")], tmp_path, ray_folder, Notes(), retries=0).run()
     assert not list(tmp_path.glob("die_once/*/manifest.json"))
+
+
+def test_a_job_that_is_killed_again_and_again_is_made_by_one_command(tmp_path: Path, ray_folder: Path):
+    stage = toy("mortal", "die_often", times=3)
+    notes = Notes()
+    assert make_runner([stage], tmp_path, ray_folder, notes).run()["mortal"]["summary"] == {"killed": 3}
+    assert sum(line.startswith("retrying") for line in notes.lines) == 3
+
+
+@pytest.mark.parametrize("library", ["requests", "httpx"])
+def test_a_connection_that_a_stage_lost_is_tried_again(library: str, tmp_path: Path, ray_folder: Path):
+    """Neither library's error derives from `ConnectionError`."""
+    notes, stage = Notes(), toy("lost", "lose_connection", library=library)
+    assert make_runner([stage], tmp_path, ray_folder, notes).run()["lost"]["summary"] == {"attempts": 2}
+    assert sum(line.startswith("retrying lost: ") for line in notes.lines) == 1
+
+
+def test_an_error_of_the_cluster_that_comes_back_is_no_accident(tmp_path: Path, ray_folder: Path):
+    notes, stage = Notes(), toy("missed", "miss_cluster", errors=["The head was lost.", "The port is taken."])
+    with pytest.raises(StageFailed, match=r"failed after 3 attempts.*\n.*The port is taken"):
+        make_runner([stage], tmp_path, ray_folder, notes).run()
+    retried = [line.partition(": ")[2] for line in notes.lines if line.startswith("retrying")]
+    assert retried == ["The head was lost.", "The port is taken."]
 
 
 def test_a_failing_stage_stops_what_follows_and_shows_its_log(tmp_path: Path, ray_folder: Path):
@@ -159,13 +229,34 @@ def test_a_state_is_brought_about_once_and_again_when_it_is_gone(tmp_path: Path,
     os.kill(pid, signal.SIGKILL)
 
 
+def test_a_stopped_job_is_not_started_again(tmp_path: Path, ray_folder: Path, ray_head: RaySession):
+    """As by Ray's dashboard, or `ray job stop`."""
+    stage, notes = gated(tmp_path)[0], Notes()
+    cluster = Cluster({"address": ray_head.address}, ray_folder, tmp_path)
+
+    def stop() -> None:
+        wait_until(lambda: (tmp_path / "starts.txt").exists(), 60, "the job")
+        [job_id] = cluster.active_jobs()
+        cluster.stop(job_id)
+
+    stopper = threading.Thread(target=stop)
+    stopper.start()
+    with pytest.raises(
+        StageFailed, match=r"Stage slow was stopped.*\n.*intentionally stopped.*\n.*Run again"
+    ):
+        make_runner([stage], tmp_path, ray_folder, notes).run()
+    stopper.join()
+    assert len((tmp_path / "starts.txt").read_text().splitlines()) == 1
+    assert [line.split()[0] for line in notes.lines if "progress" not in line] == ["started", "failed"]
+
+
 def test_ray_knows_the_job_and_refuses_its_id_a_second_time(
     tmp_path: Path, ray_folder: Path, ray_head: RaySession
 ):
     notes = Notes()
     make_runner([toy("one", "write_number", number=5)], tmp_path, ray_folder, notes).run()
     job_id = notes.lines[0].split()[1]
-    cluster = Cluster({"address": ray_head.address}, ray_folder)
+    cluster = Cluster({"address": ray_head.address}, ray_folder, tmp_path)
     assert cluster.state(job_id) == "succeeded"
     assert cluster.state("never-heard-of") is None
     import json
@@ -178,10 +269,9 @@ def test_ray_knows_the_job_and_refuses_its_id_a_second_time(
 
 
 def test_a_cluster_that_is_not_there_is_reported_at_once(tmp_path: Path):
-    from pipelines.dag.plan import plan
     from pipelines.dag.run import Runner
 
     stages = plan([toy("one", "write_number", number=1)], tmp_path, {"write_number": "1"})
-    cluster = Cluster({"address": "http://127.0.0.1:9"}, tmp_path)
+    cluster = Cluster({"address": "http://127.0.0.1:9"}, tmp_path, tmp_path)
     with pytest.raises(ClusterError, match="does not answer"):
         Runner(stages, Records(tmp_path), cluster, Notes()).run()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -17,7 +16,7 @@ from infra.processes import is_alive, start_mark
 
 
 @pytest.fixture
-def stepped_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def stepped_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """psutil after the clock was set forward by an hour: the kernel then states a later time of its boot."""
     fake = tmp_path / "proc"
     fake.mkdir()
@@ -30,7 +29,6 @@ def stepped_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
     before = psutil.Process(os.getpid()).create_time()
     monkeypatch.setattr(psutil, "PROCFS_PATH", str(fake))
     assert psutil.Process(os.getpid()).create_time() - before == pytest.approx(3600, abs=1)
-    yield
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a start's time of day does not move")

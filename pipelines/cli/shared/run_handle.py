@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import typer
 
-from casa_core.errors import ConfigError
+from casa_core.errors import ClusterError, ConfigError
 from infra import local_ray
 from pipelines.cli.show.format import headline
 from pipelines.dag.artifact import read_manifest
@@ -26,6 +27,7 @@ from pipelines.storage.uri import Folder, open_folder
 
 INTERRUPTED = 130
 HEALTH_CHECK_S = 3.0
+STOP_S = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +65,7 @@ def _open(loaded: Recipe, specs: list[StageSpec]) -> OpenRun:
     store = store_folder(loaded)
     records = Records(store)
     stages = plan(specs, store, current_versions(cache=records.session / "sources.json"))
-    cluster = Cluster(loaded.where.ray.model_dump(mode="json"), records.session)
+    cluster = Cluster(loaded.where.ray.model_dump(mode="json"), records.session, store)
     return OpenRun(recipe=loaded, stages=stages, records=records, cluster=cluster)
 
 
@@ -167,7 +169,7 @@ def latest_run(store: Folder) -> LatestRun:
         endpoint=run["endpoint"],
         stages=run["stages"],
         records=records,
-        cluster=Cluster(run["ray"], records.session),
+        cluster=Cluster(run["ray"], records.session, store),
     )
 
 
@@ -178,12 +180,13 @@ def job_prefix(stage: dict[str, Any]) -> str:
 
 def run_state(run: LatestRun) -> dict[str, Any]:
     """State of a run's stages, Ray and endpoint, as JSON. Asks Ray only if it runs, and starts nothing."""
-    reachable = run.cluster.is_reachable()
-    active = set(run.cluster.active_jobs()) if reachable else set()
+    problem = run.cluster.problem()
+    active = set() if problem else set(run.cluster.active_jobs())
     return {
         "recipe": run.recipe,
         "store": str(run.records.store),
-        "ray": run.cluster.address() if reachable else None,
+        "ray": None if problem else run.cluster.address(),
+        "ray_problem": problem,
         "endpoint": run.endpoint if local_ray.answers(f"{run.endpoint}/healthz", HEALTH_CHECK_S) else None,
         "stages": [_stage_state(run, stage, active) for stage in run.stages],
     }
@@ -219,17 +222,30 @@ def stop_run(store: Folder) -> dict[str, Any]:
 
     Returns:
         ``processes``: ids of the local head's ended processes. ``jobs``: ids of ended jobs elsewhere.
+
+    Raises:
+        ClusterError: If the run's cluster does not answer, or a job there does not end; the local head has.
     """
     records = Records(store)
     run = latest_run(store) if records.read_run() is not None else None
-    jobs = [] if run is None or run.cluster.is_local else _stop_remote(run)
-    return {"processes": local_ray.stop(records.session), "jobs": jobs}
+    if run is not None:
+        records.record_stop()  # first: a runner that sees its jobs end must not take that for a loss
+    processes = local_ray.stop(records.session)
+    return {"processes": processes, "jobs": [] if run is None or run.cluster.is_local else _stop_remote(run)}
 
 
 def _stop_remote(run: LatestRun) -> list[str]:
-    prefixes = tuple(job_prefix(stage) for stage in run.stages)
-    jobs = [job_id for job_id in run.cluster.active_jobs() if job_id.startswith(prefixes)]
+    jobs = run.cluster.active_jobs()
     for job_id in jobs:
         run.cluster.stop(job_id)
     run.cluster.end_serving()
+    deadline = time.monotonic() + STOP_S
+    while left := set(jobs) & set(run.cluster.active_jobs()):
+        if time.monotonic() > deadline:
+            raise ClusterError(
+                f"{len(left)} jobs have not ended: {', '.join(sorted(left))}.",
+                f"Ray was asked to end them {STOP_S:.0f} s ago.",
+                "Run `casa stop` again; Ray's dashboard shows what the jobs do.",
+            )
+        time.sleep(0.25)
     return jobs

@@ -76,7 +76,9 @@ def make_runner(
 ) -> Runner:
     """A runner over toy stages on the local head of ``session``."""
     versions = {stage.kind: "1" for stage in stages}
-    return Runner(plan(stages, store, versions), Records(store), Cluster(RAY, session), notes, **options)
+    return Runner(
+        plan(stages, store, versions), Records(store), Cluster(RAY, session, store), notes, **options
+    )
 
 
 if __name__ == "__main__":

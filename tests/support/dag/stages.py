@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from casa_core.errors import ConfigError
+from casa_core.errors import ClusterError, ConfigError
 from pipelines.dag.context import StageContext
 from pipelines.storage.atomic import write_whole
 
@@ -68,6 +68,38 @@ def die_once(context: StageContext) -> dict[str, Any]:
     mark.write_text("step 7")
     os.kill(os.getpid(), signal.SIGKILL)
     return {}
+
+
+def die_often(context: StageContext) -> dict[str, Any]:
+    """Is killed at its first ``what.times`` attempts."""
+    with (context.output / "attempts.txt").open("a+") as attempts:
+        attempts.write("x")
+        attempts.seek(0)
+        before = len(attempts.read()) - 1
+    if before < context.settings["times"]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {"killed": before}
+
+
+def lose_connection(context: StageContext) -> dict[str, Any]:
+    """Asks by ``what.library`` a server that is lost at the first attempt, and needs none at the second."""
+    import httpx
+    import requests
+
+    mark = context.output / "attempted.txt"
+    if not mark.exists():
+        mark.touch()
+        {"requests": requests, "httpx": httpx}[context.settings["library"]].get("http://127.0.0.1:9")
+    return {"attempts": 2}
+
+
+def miss_cluster(context: StageContext) -> dict[str, Any]:
+    """Fails as a deployment does, with as many different errors as ``what.errors`` has."""
+    mark = context.output / "attempts.txt"
+    attempt = len(mark.read_text()) if mark.exists() else 0
+    mark.write_text("x" * (attempt + 1))
+    errors = context.settings["errors"]
+    raise ClusterError(errors[min(attempt, len(errors) - 1)], "", "Look at the cluster.")
 
 
 def answer(context: StageContext) -> dict[str, Any]:

@@ -37,14 +37,21 @@ def usual_priority() -> Iterator[None]:
         os.sched_setscheduler(0, policy, parameters)
 
 
+OWN = ("casa", "casa_core", "infra", "pipelines", "serve")
+
+
 @pytest.fixture(autouse=True)
 def usual_logs() -> Iterator[None]:
-    """A test leaves the project's logger as it was: its handler may write where this test's output went."""
+    """A test leaves the project's loggers as they were: a handler may write where this test's output went; a
+    library that configures logging (MLflow's migrations) switches off all that are there."""
     logger = logging.getLogger("casa")
     handlers, propagate, level = logger.handlers[:], logger.propagate, logger.level
     yield
     logger.handlers, logger.propagate = handlers, propagate
     logger.setLevel(level)
+    for own in list(logging.root.manager.loggerDict.values()):
+        if isinstance(own, logging.Logger) and own.name.split(".")[0] in OWN:
+            own.disabled = False
 
 
 @pytest.fixture(scope="session")

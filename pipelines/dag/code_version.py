@@ -213,11 +213,10 @@ class Sources:
         return source
 
     def save(self) -> None:
-        """Keep what was read, and nothing else."""
-        if self._file is None or self._seen.keys() == self._kept.keys():
+        """Keep what was read, and nothing else; where the file's folder is: looking makes none."""
+        if self._file is None or self._seen.keys() == self._kept.keys() or not self._file.parent.is_dir():
             return
         with contextlib.suppress(OSError, StoreError):  # only time is lost by it, as in a read-only store
-            self._file.parent.mkdir(parents=True, exist_ok=True)
             write_whole(self._file, json.dumps({"rules": self._rules, "files": self._seen}))
 
 

@@ -100,8 +100,7 @@ def plan(stages: Sequence[StageSpec], store: Folder, versions: Mapping[str, str]
         fingerprint = stage_fingerprint(spec.kind, spec.settings, fingerprints, version)
         folder = (_data_store(spec) or store) / spec.kind / fingerprint
         wanted = {"stage": spec.name, "what": spec.settings, "inputs": fingerprints, "code_version": version}
-        found = _changes(folder, wanted)
-        status, reason = _status(spec, folder, list(inputs.values()), found)
+        status, reason, found = _status(spec, folder, list(inputs.values()), wanted)
         planned[spec.name] = PlannedStage(
             spec=spec,
             fingerprint=fingerprint,
@@ -110,7 +109,7 @@ def plan(stages: Sequence[StageSpec], store: Folder, versions: Mapping[str, str]
             code_version=version,
             status=status,
             reason=reason,
-            changes=found if status == "run" else (),
+            changes=tuple(found),
         )
     return list(planned.values())
 
@@ -147,27 +146,23 @@ def _ordered(stages: Sequence[StageSpec]) -> list[StageSpec]:
 
 
 def _status(
-    spec: StageSpec, folder: Folder, inputs: list[PlannedStage], found: tuple[Change, ...]
-) -> tuple[Status, str]:
+    spec: StageSpec, folder: Folder, inputs: list[PlannedStage], wanted: Mapping[str, Any]
+) -> tuple[Status, str, list[Change]]:
+    """What becomes of a stage, why, and what sets it apart from the artifact most like it."""
     if spec.state:
-        return "check", "a running state: its health is checked on every run"
+        return "check", "a running state: its health is checked on every run", []
     if read_manifest(folder) is not None:
-        return "done", "made by an earlier run"
+        return "done", "made by an earlier run", []
+    others = folder.parent.iterdir() if folder.parent.is_dir() else ()
+    found = nearest((own for other in others if (own := read_manifest(other)) is not None), wanted)
     if folder.exists():
-        return "run", "an earlier attempt did not finish; it resumes or starts over"
+        return "run", "an earlier attempt did not finish; it resumes or starts over", found
     waiting = [stage.name for stage in inputs if stage.status == "run"]
     own = [change for change in found if not (waiting and change.name.startswith(INPUTS))]
     reasons = [f"new input from {_few(waiting)}"] if waiting else []
     if own:
         reasons.append(f"changed: {_few([str(change) for change in own])}")
-    return "run", "; ".join(reasons) or "never made in this store"
-
-
-def _changes(folder: Folder, wanted: Mapping[str, Any]) -> tuple[Change, ...]:
-    if read_manifest(folder) is not None or not folder.parent.is_dir():
-        return ()
-    known = [manifest for other in folder.parent.iterdir() if (manifest := read_manifest(other)) is not None]
-    return tuple(nearest(known, wanted))
+    return "run", "; ".join(reasons) or "never made in this store", found
 
 
 def _few(names: list[str]) -> str:

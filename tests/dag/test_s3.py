@@ -210,5 +210,5 @@ def test_a_recipe_needs_one_line_to_have_everything_on_s3(tmp_path, monkeypatch)
 def plan_without_looking(stages: list[StageSpec], store: Folder) -> list[PlannedStage]:
     """A plan of stages whose bucket nobody has: only where things would lie."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipelines.dag.plan._status", lambda *_: ("run", ""))
+        patch.setattr("pipelines.dag.plan._status", lambda *_: ("run", "", []))
         return planned(stages, store)

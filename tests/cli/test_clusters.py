@@ -59,6 +59,7 @@ class WatchedRun:
         return len((self.store / "starts.txt").read_text().splitlines())
 
 
+@pytest.mark.slow
 def test_a_stop_ends_its_own_stores_run_and_no_others(tmp_path: Path, ray_folder: Path, ray_head: RaySession):
     ours, theirs = (WatchedRun(tmp_path / name, ray_folder, ray_head.address) for name in ("ours", "theirs"))
     assert ours.cluster.active_jobs() == theirs.cluster.active_jobs(), "the same recipe: the same stage"

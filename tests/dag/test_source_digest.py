@@ -101,6 +101,7 @@ def toy(tmp_path: Path) -> Path:
     (tmp_path / "pipelines").mkdir()
     write(tmp_path / "pipelines/toy.py", "from pipelines import helper\n")
     write(tmp_path / "pipelines/helper.py", "x = 1\n")
+    (tmp_path / "session").mkdir()
     return tmp_path
 
 

@@ -87,6 +87,7 @@ def test_a_process_scores_each_copy_once_and_removes_it(trained: TrainJob, tmp_p
     assert not any(Path(str(snapshots.folder(step))).exists() for step in (2, 4))
 
 
+@pytest.mark.slow
 def test_a_step_that_was_scored_is_not_written_again(data: TrainingData, tmp_path: Path):
     job = scored(make_job(data, SPEC | {"steps": 3}, seed=1, output=tmp_path / "run"))
     Path(job.output).mkdir()
@@ -96,6 +97,7 @@ def test_a_step_that_was_scored_is_not_written_again(data: TrainingData, tmp_pat
     assert snapshots_of(job).scores() == {2: {"vqa_accuracy": 0.5}}
 
 
+@pytest.mark.slow
 def test_a_copy_that_cannot_be_scored_is_reported_and_training_goes_on(
     tmp_path: Path, data: TrainingData, caplog: pytest.LogCaptureFixture
 ):

@@ -46,6 +46,7 @@ def exported() -> Iterator[dict[str, set[str]]]:
         yield exported_by(needed - OF_GPUS.keys()) | OF_GPUS | EXPORTED
 
 
+@pytest.mark.slow
 def test_every_expression_asks_for_metrics_and_labels_that_are_exported(exported: dict[str, set[str]]):
     for expression in EXPRESSIONS:
         names, labels = asked(expression)

@@ -37,24 +37,10 @@ def usual_priority() -> Iterator[None]:
         os.sched_setscheduler(0, policy, parameters)
 
 
-OWN = ("casa", "casa_core", "infra", "pipelines", "serve")
-
-
 @pytest.fixture(autouse=True)
 def usual_logs() -> Iterator[None]:
-    """A test finds logging as a new process has it, and leaves the project's logger as it was.
-
-    Its handler may write where an earlier test's output went. Libraries that configure logging switch off all
-    loggers that are there (MLflow's migrations), or raise the level of all.
-    """
-    logging.disable(logging.NOTSET)
-    logging.root.setLevel(logging.WARNING)
-    for own in list(logging.root.manager.loggerDict.values()):
-        if isinstance(own, logging.Logger) and own.name.split(".")[0] in OWN[1:]:
-            own.disabled, own.propagate = False, True
-            own.setLevel(logging.NOTSET)
+    """A test leaves the project's logger as it was: its handler may write where this test's output went."""
     logger = logging.getLogger("casa")
-    logger.disabled = False
     handlers, propagate, level = logger.handlers[:], logger.propagate, logger.level
     yield
     logger.handlers, logger.propagate = handlers, propagate

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -29,8 +26,6 @@ if TYPE_CHECKING:
 
 EVERY_S = 10.0
 """Between two lines of progress where there is no terminal."""
-REACHED_WITHIN_S = 10.0
-"""A cluster's head takes a connection sooner, or is not there."""
 
 CheckpointArgument = Annotated[
     str | None,
@@ -167,6 +162,7 @@ def _run(
 ) -> list[BenchmarkResult]:
     """Evaluate in each of some settings; ``places`` keep answers and results."""
     from pipelines.cli.shared.judge import judged, state_cost
+    from pipelines.evaluate.cluster import joined_cluster
     from pipelines.evaluate.evaluation import evaluate
 
     own = variants[0]
@@ -175,7 +171,7 @@ def _run(
     if own.court:
         state_cost(own.court, tables, len(variants), yes=yes)
     results: list[BenchmarkResult] = []
-    with _cluster(address, own.workers) if own.on_ray else nullcontext():
+    with joined_cluster(address, own.workers) if own.on_ray else nullcontext():
         for one in variants:
             results += evaluate(name, checkpoint, tables, one, *places, _Shown(), judged)
     return results
@@ -208,49 +204,6 @@ def _tables(
         open_tables(benchmark, places.get(benchmark.name), most=limit, longest=max_new_tokens)
         for benchmark in wanted
     ]
-
-
-@contextmanager
-def _cluster(address: str | None, workers: int) -> Iterator[None]:
-    """Join a Ray cluster, or have one of this process on loopback."""
-    import ray
-
-    from casa_core.errors import ClusterError
-    from infra.local_ray import LOOPBACK_ENVIRONMENT
-
-    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    if address is None:
-        os.environ.update(LOOPBACK_ENVIRONMENT)
-        quiet |= {
-            "num_cpus": workers,
-            "include_dashboard": False,
-            "object_store_memory": 256 * 2**20,
-            "_node_ip_address": "127.0.0.1",
-        }
-    try:
-        _check_reachable(address or "")
-        ray.init(address=address or "local", **quiet)
-    except OSError as error:  # Ray's ConnectionError is one
-        raise ClusterError(
-            f"There is no Ray cluster at {address}.",
-            str(error).partition("\n")[0],
-            "Start one (`ray start --head`), or leave --address out to have one on this machine.",
-        ) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _check_reachable(address: str) -> None:
-    """Ask once whether anything listens at ``host:port``: Ray itself tries for minutes.
-
-    Raises:
-        OSError: Where nothing does.
-    """
-    host, colon, port = address.rpartition(":")
-    if colon and "/" not in host and port.isdigit():
-        socket.create_connection((host, int(port)), timeout=REACHED_WITHIN_S).close()
 
 
 class _Shown:

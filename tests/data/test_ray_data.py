@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 import time
 from collections.abc import Generator, Iterator, Sequence
@@ -28,7 +29,7 @@ from pipelines.data.read.corpora.finevision import FineVisionReader
 from pipelines.data.read.source.files import Files
 from pipelines.data.store.on_ray import on_ray
 from pipelines.data.store.quarantine import Rejected, write_quarantine
-from pipelines.data.store.ray_data import run_on_ray, shard_dataset
+from pipelines.data.store.ray_data import quiet_context, run_on_ray, shard_dataset
 from pipelines.data.store.rows import CLEAN_SCHEMA, CleanSample
 from pipelines.data.store.shard_pipeline import (
     REPORTS,
@@ -48,6 +49,15 @@ from tests.support.data.corpus import PICTURE, finevision_row, write_finevision
 from tests.support.data.media import encode
 from tests.support.data.prepared import PACK
 from tests.support.data.store import media_bytes
+
+
+@pytest.fixture
+def handler_of_a_user() -> Iterator[logging.Handler]:
+    """A user's own handler of Ray Data's lines."""
+    handler = logging.StreamHandler()
+    logging.getLogger("ray.data").addHandler(handler)
+    yield handler
+    logging.getLogger("ray.data").removeHandler(handler)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -307,3 +317,10 @@ def test_rows_that_come_without_their_shards_frame_are_refused():
     joined = pa.concat_tables([body[0], opening, body[1]])
     with pytest.raises(AssertionError, match="frame encloses"):
         Write(pipeline)(joined)
+
+
+def test_only_ray_datas_own_lines_are_left_out(handler_of_a_user: logging.Handler):
+    quiet_context()
+    levels = {handler.name: handler.level for handler in logging.getLogger("ray.data").handlers}
+    assert levels["console"] == logging.ERROR
+    assert handler_of_a_user.level == logging.NOTSET

@@ -76,7 +76,7 @@ def shard_dataset(
 def quiet_context() -> DataContext:
     """A copy of Ray Data's settings: no bars and no log lines between ours, errors as they were raised."""
     for handler in logging.getLogger("ray.data").handlers:
-        if isinstance(handler, logging.StreamHandler):  # the other is its log file in Ray's session folder
+        if handler.name == "console":  # Ray Data's own; its other writes a file in Ray's session folder
             handler.setLevel(logging.ERROR)
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False

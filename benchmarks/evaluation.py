@@ -82,7 +82,7 @@ def scaling(own: argparse.Namespace, folder: Path, source: TableQuestions) -> in
     text = rates_table(rounds, len(source))
     text += f"\n{names[1]} / {names[0]}: {ratio:.2f}, at least {least:.1f} wanted.\n"
     found = {"questions_asked": len(source), "rounds_s": rounds, "ratio": ratio}
-    publish("evaluation_workers", "Evaluation by more workers", own, found, text)
+    publish("evaluation_workers", "Evaluation by more workers", own, found, text, "evaluation")
     return 0 if ratio >= least else 1
 
 

@@ -6,6 +6,7 @@ given, and neither of Ray's clients ends a wait for an answer.
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,6 +21,7 @@ from ray.exceptions import AuthenticationError
 from casa_core.errors import ClusterError
 from infra.ray_errors import Busy, Unreachable
 
+logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.WARNING)  # a line for each package
 CONNECT_S = 5.0
 """Seconds to connect."""
 ANSWER_S = 30.0

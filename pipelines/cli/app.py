@@ -37,6 +37,7 @@ from pipelines.cli import (
 )
 from pipelines.cli.evaluations import compare, score
 from pipelines.cli.history import diff, gc, lineage
+from pipelines.cli.submitting import submit
 from pipelines.storage.errors import disk_error
 
 FAILED = 1
@@ -54,7 +55,7 @@ class CasaGroup(TyperGroup):
             said = error if isinstance(error, CasaError) else disk_error(error)
             if said is None:
                 raise
-        _report(said)
+        report_error(said)
         raise SystemExit(exit_code(said))
 
 
@@ -65,7 +66,8 @@ def exit_code(error: CasaError) -> int:
     return FAILED if isinstance(error, StageFailed | ClusterError) else USER_ERROR
 
 
-def _report(error: CasaError) -> None:
+def report_error(error: CasaError) -> None:
+    """Print an error as what, why and what to try."""
     from rich.console import Console
     from rich.text import Text
 
@@ -120,6 +122,7 @@ def casa(
 
 
 app.command("run")(run.run)
+app.command("submit")(submit.submit)
 app.command("prepare")(prepare.prepare)
 app.command("train")(train.train)
 app.command("export")(export.export)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from casa_core.printable import printable
 from pipelines.cli.shared.options import DEFAULT_STORE, StoreOption
 
 if TYPE_CHECKING:
     from pipelines.cli.shared.run_handle import LatestRun
 
-FOLLOW_S = 0.3
+RUNNER = "run"
+"""Stands for the runner of a submitted run."""
 
 
 def logs(
@@ -22,29 +21,23 @@ def logs(
     attempt: Annotated[int | None, typer.Option(help="Which attempt; the latest by default.", min=1)] = None,
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
-    """Print what a stage's job printed. Logs stay in the store, after Ray has ended too.
+    """Print what a stage's job printed, or `run` for a submitted run's runner. Logs stay in the store, after
+    Ray has ended too.
 
     Examples:
 
       casa logs train --follow
 
       casa logs clean-vqa --attempt 1
+
+      casa logs run --follow --store s3://bucket/runs
     """
     from pipelines.cli.shared.run_handle import latest_run
-    from pipelines.dag.progress import parse_progress, printed_lines
-    from pipelines.storage.growing import Follower
+    from pipelines.cli.show.log import print_lines
 
     run = latest_run(store)
-    job_id = _job_id(run, stage, attempt)
-    tail = Follower(run.records.log_path(job_id))
-    while True:
-        active = follow and run.cluster.is_reachable() and run.cluster.state(job_id) == "active"
-        for line in printed_lines(tail, now=not active):
-            if parse_progress(line) is None:
-                print(printable(line, colours=True))
-        if not active:
-            return
-        time.sleep(FOLLOW_S)
+    job_id = run.job if stage == RUNNER and run.job and attempt is None else _job_id(run, stage, attempt)
+    print_lines(run.records, run.cluster, job_id, follow=follow)
 
 
 def _job_id(run: LatestRun, name: str, attempt: int | None) -> str:

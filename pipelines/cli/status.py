@@ -31,5 +31,9 @@ def status(store: StoreOption = DEFAULT_STORE, json_: JsonOption = False) -> Non
     for stage in found["stages"]:
         table.add_row(stage["stage"], stage["state"], str(stage["attempts"]), stage["headline"])
     console.print(table)
+    if (runner := found["runner"]) is not None:
+        console.print(
+            f"runner    {runner['state']} ({runner['job']}) {runner['why']}".rstrip(), highlight=False
+        )
     console.print(f"Ray       {found['ray'] or found['ray_problem']}", highlight=False)
     console.print(f"endpoint  {found['endpoint'] or 'not running'}", highlight=False)

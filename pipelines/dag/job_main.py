@@ -19,8 +19,9 @@ from typing import Any, NoReturn
 
 from casa_core.errors import CasaError, ClusterError, ConfigError, StoreError
 from pipelines.dag import artifact
-from pipelines.dag.code_version import load_function
+from pipelines.dag.code_version import load_function, read_versions
 from pipelines.dag.context import StageContext
+from pipelines.dag.jobs import missing_package
 from pipelines.dag.progress import INTERVAL_S, ProgressPrinter
 from pipelines.dag.records import JobSpec, Outcome, Records
 from pipelines.storage import growing
@@ -51,12 +52,14 @@ def run_job(spec: JobSpec) -> Outcome:
 def _failure(error: Exception) -> Outcome:
     """How an error is recorded, and printed: this project's and a disk's as sentences, others as they are."""
     said = error if isinstance(error, CasaError) else disk_error(error)
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        said = missing_package(error.name)
     if said is None:
         traceback.print_exc()
         what = "".join(traceback.format_exception_only(error)).strip()
         return Outcome(ok=False, what=what, why=_place(error), retry=_was_lost(error))
     print(f"{type(said).__name__}: {said}", file=sys.stderr, flush=True)
-    retry = isinstance(said, ClusterError)
+    retry = isinstance(said, ClusterError) and not isinstance(error, ModuleNotFoundError)
     return Outcome(ok=False, what=said.what, why=said.why, remedy=said.remedy, retry=retry, explained=True)
 
 
@@ -66,6 +69,7 @@ def _make(spec: JobSpec) -> None:
     if not spec.state and artifact.read_manifest(output) is not None:
         print(f"{output} is whole already", flush=True)
         return
+    _require_same_code(spec)
     inputs = {role: open_folder(folder) for role, folder in spec.inputs.items()}
     manifests = {role: _input_manifest(role, folder) for role, folder in inputs.items()}
     function = load_function(spec.function)
@@ -105,6 +109,18 @@ def _make(spec: JobSpec) -> None:
         **artifact.provenance(),
     }
     artifact.commit(output, identity, summary, made)
+
+
+def _require_same_code(spec: JobSpec) -> None:
+    """Refuse to make an artifact with other code than it is named after, as nodes may have installed."""
+    here = read_versions().get(spec.kind)
+    planned = spec.code_version.partition("+")[0]
+    if here is not None and str(here) != planned:
+        raise ConfigError(
+            f"The cluster's casa is another version: its stage {spec.kind} is {here}, not {planned}.",
+            "The run was planned with the code that its fingerprints name.",
+            "Leave `where.ray.code` at `sent`, or install the same version on all nodes.",
+        )
 
 
 def _made_by_another_run(output: Folder) -> bool:
@@ -172,7 +188,7 @@ def _log_interval(store: Folder) -> float:
 
 
 @contextlib.contextmanager
-def _copied_to(log: Folder) -> Iterator[None]:
+def copied_to(log: Folder) -> Iterator[None]:
     """Sends everything this process and its children print to ``log`` too.
 
     The copier is a process of its own: what was printed reaches the log even if this one is killed.
@@ -199,7 +215,7 @@ def _copied_to(log: Folder) -> Iterator[None]:
 def main() -> int:
     """Run the job whose spec is named on the command line; 0 when its artifact is whole."""
     spec = JobSpec(**json.loads(open_folder(sys.argv[1]).read_text()))
-    with _copied_to(Records(open_folder(spec.store)).log_path(spec.job_id)):
+    with copied_to(Records(open_folder(spec.store)).log_path(spec.job_id)):
         return 0 if run_job(spec).ok else 1
 
 

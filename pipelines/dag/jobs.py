@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping
@@ -11,9 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from casa_core.errors import ClusterError
 from infra import local_ray
+from infra.code_package import code_archive
+from infra.inside import dashboard_of
 from infra.ray_errors import Busy, Unreachable
 from pipelines.dag.records import JobSpec
 from pipelines.dag.shared_names import serve_application, store_digest
+from pipelines.dag.source_digest import PACKAGES
 
 if TYPE_CHECKING:
     from infra.ray_clients import JobsClient
@@ -21,6 +25,13 @@ if TYPE_CHECKING:
 
 JobState = Literal["active", "succeeded", "failed", "stopped"]
 ROOT = Path(__file__).resolve().parents[2]
+RAYS_PYTHON = (
+    '"$(own=$(sed -n "s|.* \\(/.*\\)/lib/python[^/]*/.*/ray/_raylet[^/]*$|\\1/bin/python|p" /proc/$PPID/maps '
+    '2>/dev/null | head -n 1); [ -x "$own" ] && echo "$own" || command -v python || command -v python3 || '
+    'echo python)"'
+)
+"""Shell: the Python that Ray runs in on the node, by the library that the job's supervisor has mapped. The
+PATH may have none, or another that lacks everything; without /proc it decides."""
 T = TypeVar("T")
 
 
@@ -49,11 +60,13 @@ class Cluster:
     ) -> None:
         self._ray = ray
         self._session = session
+        self._store = store
         self._suffix = f"-{store_digest(store)}"
         self._application = serve_application(store)
         self._module = entrypoint_module
         self._client: JobsClient | None = None
         self._local_session = ""
+        self._code: Path | None = None
 
     @property
     def is_local(self) -> bool:
@@ -66,7 +79,7 @@ class Cluster:
             ClusterError: If the local head does not come up.
         """
         if not self.is_local:
-            return str(self._ray["address"])
+            return dashboard_of(self._ray)
         session = local_ray.start(
             self._session,
             num_cpus=self._ray["num_cpus"],
@@ -77,35 +90,55 @@ class Cluster:
         return session.address
 
     def submit(self, spec: JobSpec, spec_path: Folder) -> None:
-        """Start a stage's job.
+        """Start a stage's job; errors as of :meth:`start`."""
+        metadata = {"stage": spec.stage, "fingerprint": spec.fingerprint}
+        self.start(spec.job_id, self._module, spec_path, metadata)
+
+    def start(self, job_id: str, module: str, spec_path: Folder, metadata: dict[str, str]) -> None:
+        """Start a job that runs a module, given the path of its spec.
 
         Raises:
             JobExists: If a job of that id has ended; Ray never takes an id twice.
             ClusterError: If Ray refuses it for another reason.
             Unreachable: If there is no answer, in which case the job may have started.
         """
-        python = sys.executable if self.is_local else "python"
-        entrypoint = f"exec {shlex.quote(python)} -m {self._module} {shlex.quote(str(spec_path))}"
-        runtime_env: dict[str, Any] = {}
-        if self._ray.get("working_dir"):
-            runtime_env["working_dir"] = self._ray["working_dir"]
-        if self.is_local:  # The head may be older than the shell's settings of S3.
-            given = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
-            runtime_env |= {"env_vars": given} if given else {}
-        metadata = {"stage": spec.stage, "fingerprint": spec.fingerprint}
+        python = shlex.quote(sys.executable) if self.is_local else RAYS_PYTHON
+        entrypoint = f"exec {python} -m {module} {shlex.quote(str(spec_path))}"
+        runtime_env = self._runtime_env()
         try:
             self._call(
                 lambda client: client.submit_job(
                     entrypoint=entrypoint,
-                    submission_id=self._ray_id(spec.job_id),
+                    submission_id=self._ray_id(job_id),
                     runtime_env=runtime_env or None,
                     metadata=metadata,
                 )
             )
         except JobExists:
             # It is active if an earlier request started it, whose answer was an error or did not arrive.
-            if self.state(spec.job_id) != "active":
+            if self.state(job_id) != "active":
                 raise
+
+    def _runtime_env(self) -> dict[str, Any]:
+        """What Ray gives to a job: variables, and on a cluster that is not ours the code."""
+        # The local head may be older than the shell's settings of S3.
+        wanted = [n for n in os.environ if n.startswith("AWS_")] if self.is_local else self._ray["pass_env"]
+        given = {name: os.environ[name] for name in wanted if name in os.environ}
+        environment: dict[str, Any] = {"env_vars": given} if given else {}
+        if not self.is_local and self._ray["code"] == "sent":
+            environment["working_dir"] = str(self._archive())
+        return environment
+
+    def _archive(self) -> Path:
+        """The code as it was when the first job started: what changes in it while a run goes on is no part
+        of the run's fingerprints either."""
+        if self._code is None or not self._code.is_file():
+            extra = self._ray["working_dir"]
+            store = (self._store,) if isinstance(self._store, Path) else ()
+            packages = [ROOT / package for package in PACKAGES]
+            folder = self._session / "code"
+            self._code = code_archive(packages, Path(extra) if extra else None, folder, store)
+        return self._code
 
     def state(self, job_id: str) -> JobState | None:
         """State of a job; ``None`` if this cluster has no record of it (a head started since then)."""
@@ -124,6 +157,20 @@ class Cluster:
         except Busy as error:  # for good, where the node that has the log was lost
             return str(error.why)
         return log or ""
+
+    def why_not_begun(self, job_id: str) -> ClusterError | None:
+        """Why a job that left no record cannot have begun, and would not at another attempt either."""
+        log = self.driver_log(job_id)
+        missing = re.search(r"No module named '?([\w.]+)", log)
+        if missing is not None:
+            return missing_package(missing[1])
+        if re.search(r"python: (command )?not found", log):
+            return ClusterError(
+                "The cluster's jobs find no Python.",
+                "Neither `python` nor `python3` is on their PATH.",
+                "Start Ray on its nodes with the environment's `bin` folder on PATH.",
+            )
+        return None
 
     def stop(self, job_id: str) -> None:
         """Ask a job to end."""
@@ -152,6 +199,13 @@ class Cluster:
     def was_stopped(self) -> bool:
         """Whether the local head that was last used was ended on purpose, by `casa stop`."""
         return self.is_local and local_ray.was_stopped(self._session, self._local_session)
+
+    def is_serving(self) -> bool:
+        """Whether this store's endpoint runs in Ray Serve."""
+        from infra.ray_clients import ServeClient
+
+        applications = ServeClient(self.address()).get_serve_details()["applications"]
+        return applications.get(self._application, {}).get("status") == "RUNNING"
 
     def end_serving(self) -> None:
         """Remove this store's endpoint from Ray Serve; other applications stay."""
@@ -192,6 +246,21 @@ class Cluster:
                 raise
             refusal = JobExists if "already exists" in str(error) else ClusterError
             raise refusal("Ray refused the request.", str(error).strip()[-2000:]) from None
+
+
+def missing_package(name: str) -> ClusterError:
+    """A job's Python lacks a package: this project's own, or one that it needs."""
+    if name.partition(".")[0] in PACKAGES:
+        return ClusterError(
+            "The cluster's Python does not have this project.",
+            f"It finds no module {name}.",
+            "Leave `where.ray.code` at `sent`, which sends it along, or install casa on all nodes.",
+        )
+    return ClusterError(
+        f"The cluster's Python lacks the package {name.partition('.')[0]}.",
+        f"It finds no module {name}.",
+        "Install casa with its dependencies on all nodes; infra/docker/Dockerfile makes an image with them.",
+    )
 
 
 def _if_known(request: Callable[[], T]) -> T | None:

@@ -156,17 +156,19 @@ class Records:
         matches = (pattern.fullmatch(name) for name in names)
         return max((int(match[1]) for match in matches if match), default=0)
 
-    def write_run(self, recipe: str, ray: dict[str, Any], endpoint: str, stages: list[PlannedStage]) -> None:
-        """Record the latest run, for the commands that come after it."""
+    def write_run(
+        self, recipe: str, ray: dict[str, Any], endpoint: str, stages: list[PlannedStage], job: str = ""
+    ) -> None:
+        """Record the latest run, for the commands after it; ``job`` is that of its runner, if any."""
         listed = [
             {"name": s.name, "kind": s.spec.kind, "fingerprint": s.fingerprint, "folder": str(s.folder)}
             for s in stages
         ]
-        run = {"recipe": recipe, "ray": ray, "endpoint": endpoint, "stages": listed}
+        run = {"recipe": recipe, "ray": ray, "endpoint": endpoint, "stages": listed, "job": job}
         write_whole(self._latest_run, json.dumps(run, indent=2))
 
     def read_run(self) -> dict[str, Any] | None:
-        """The latest run: ``recipe``, ``ray``, ``endpoint``, ``stages``; ``None`` before the first."""
+        """The latest run, as :meth:`write_run` wrote it; ``None`` before the first."""
         return read_json(self._latest_run, dict)
 
     def last_stop(self) -> str:

@@ -208,6 +208,10 @@ class Runner:
             self._require_wanted()
             self._fail(stage, _stopped(stage, reason))
             return
+        if outcome is None and (error := self._cluster.why_not_begun(running.job_id)) is not None:
+            what = f"Stage {stage.name} cannot begin on this cluster."
+            self._fail(stage, StageFailed(what, error.what, error.remedy))
+            return
         if self._may_pass(stage, outcome) and self._lost[stage.name] < self._retries:
             self._lost[stage.name] += 1
             self._waiting.insert(0, stage)

@@ -1,7 +1,8 @@
 """The deploy stage: starts the endpoint on Ray Serve. Its result is a running service, not a file to cache.
 
 It starts Ray Serve by the import string ``serve.app:build`` with JSON settings, through the dashboard's Serve
-API, so the endpoint outlives the job. ``check`` needs no Ray: it reads the endpoint's ``/healthz``.
+API, so the endpoint outlives the job. ``check`` reads the ``/healthz`` of an endpoint on this machine without
+Ray. Another cluster's may listen where only its head can ask: there it asks the dashboard.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from pydantic_core import to_jsonable_python
 
 from casa_core.errors import ClusterError
 from infra.endpoint_settings import Access, Limits
+from infra.inside import dashboard_of
 from pipelines.dag.context import StageContext
 from pipelines.dag.settings import read_settings, stage_settings
 from pipelines.dag.shared_names import serve_application
 from pipelines.deploy.endpoint import endpoint_health, endpoint_url, is_loopback
 from pipelines.deploy.ray_serve import ServeApi, start
-from pipelines.storage.uri import Folder
+from pipelines.storage.uri import Folder, open_folder
 
 FETCH = "pipelines.storage.host:cached_copy"
 """What replicas copy folders with that lie on S3."""
@@ -84,9 +86,8 @@ def run_stage(context: StageContext) -> dict[str, Any]:
     Raises:
         ClusterError: If something else listens on the port, or the endpoint does not start.
     """
-    running = check(context.placement, context.settings, context.fingerprint)
-    if running is not None:
-        return running
+    if _answers_here(context.placement, context.fingerprint):
+        return _summary(context.placement, context.settings, context.fingerprint)
     from pipelines.deploy.demo import copy_demo  # late: `check` needs no Arrow
 
     context.progress(0, 3, "collecting held-out samples")
@@ -98,29 +99,50 @@ def run_stage(context: StageContext) -> dict[str, Any]:
     name = serve_application(context.output.parent.parent)
     start(cluster, context.placement["serve"], arguments, runtime_env, name)
     context.progress(3, 3, "the endpoint answers")
-    summary = check(context.placement, context.settings, context.fingerprint)
-    if summary is None:
+    if not _answers_here(context.placement, context.fingerprint):
         raise ClusterError(
-            f"The endpoint at {endpoint_url(context.placement)} started and does not answer any more.",
+            "The endpoint started and does not answer any more.",
             "Its replica may have been ended, for lack of memory for example.",
             "Run again; `casa logs deploy` has its output.",
         )
-    return summary
+    return _summary(context.placement, context.settings, context.fingerprint)
 
 
 def check(
     placement: Mapping[str, Any], settings: Mapping[str, Any], fingerprint: str
 ) -> dict[str, Any] | None:
-    """The endpoint's summary if it is healthy and has this fingerprint, otherwise ``None``. Plain HTTP.
+    """The endpoint's summary if it is healthy and has this fingerprint, otherwise ``None``.
 
     Args:
         placement: The stage's placement.
         settings: The stage's settings, see `DeploySettings`.
         fingerprint: The deploy stage's: it identifies the checkpoint and all settings of the endpoint.
+
+    Raises:
+        Unreachable: If another cluster does not answer.
     """
-    url = endpoint_url(placement)
-    if endpoint_health(url, fingerprint) != "same":
-        return None
+    local = placement["ray"]["address"] == "local"
+    holds = _answers_here if local else _is_deployed
+    return _summary(placement, settings, fingerprint) if holds(placement, fingerprint) else None
+
+
+def _answers_here(placement: Mapping[str, Any], fingerprint: str) -> bool:
+    """Whether the endpoint answers on this machine, which is its cluster's head."""
+    return endpoint_health(endpoint_url(placement["serve"]), fingerprint) == "same"
+
+
+def _is_deployed(placement: Mapping[str, Any], fingerprint: str) -> bool:
+    """Whether another cluster runs the endpoint, by its dashboard."""
+    from infra.ray_clients import ServeClient
+
+    details = ServeClient(dashboard_of(placement["ray"])).get_serve_details()
+    own = details["applications"].get(serve_application(open_folder(placement["store"])), {})
+    deployed = (own.get("deployed_app_config") or {}).get("args") or {}
+    return own.get("status") == "RUNNING" and deployed.get("fingerprint") == fingerprint
+
+
+def _summary(placement: Mapping[str, Any], settings: Mapping[str, Any], fingerprint: str) -> dict[str, Any]:
+    url = endpoint_url(placement["serve"], placement["ray"]["address"])
     return {
         "url": url,
         "live_page": f"{url}/",

@@ -36,7 +36,7 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
             valid name.
     """
     path = _locate(name_or_path)
-    return _validated(_values(path, overrides), f"recipe {path.stem}")
+    return _validated(recipe_values(path, overrides), f"recipe {path.stem}")
 
 
 def load_deploy(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Deploy:
@@ -87,7 +87,7 @@ def load_sweep(name_or_path: str | Path, overrides: Sequence[str] = ()) -> tuple
         ConfigError: For a recipe without that section, or a variant that is no valid recipe.
     """
     path = _locate(name_or_path)
-    values = _values(path, overrides)
+    values = recipe_values(path, overrides)
     recipe = _validated(values, f"recipe {path.stem}")
     if recipe.sweep is None:
         raise ConfigError(
@@ -104,8 +104,13 @@ def load_sweep(name_or_path: str | Path, overrides: Sequence[str] = ()) -> tuple
     return recipe, members
 
 
-def _values(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
-    values = _with_base(path, ())
+def recipe_values(name_or_path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """A recipe's settings, laid over those of its base, with the overrides; not validated.
+
+    Raises:
+        ConfigError: If there is no such file, or it is no mapping.
+    """
+    values = _with_base(_locate(name_or_path), ())
     for override in overrides:
         _apply(values, override)
     return values

@@ -285,10 +285,11 @@ def _identity(checkpoint: Folder, cache: Path) -> dict[str, str]:
 
 
 def endpoint_url(recipe: Recipe) -> str:
-    """Where the endpoint of a run answers, as seen from this machine."""
+    """Where the endpoint of a run answers, as seen from this machine, or from the cluster's head if it
+    listens on loopback."""
     from pipelines.deploy import endpoint  # late: only some commands need an HTTP client
 
-    return endpoint.endpoint_url(_json(recipe.where))
+    return endpoint.endpoint_url(_json(recipe.where.serve), recipe.where.ray.address)
 
 
 def stage_spec(

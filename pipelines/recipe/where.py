@@ -26,9 +26,19 @@ class RayCluster(Section):
     object_store_mb: Annotated[int, Field(ge=80)] = Field(
         default=256, description="A local head's object store, MiB."
     )
+    code: Literal["sent", "installed"] = Field(
+        default="sent",
+        description="Code of a remote cluster's jobs: this project's is sent along, or `installed` there "
+        "in the same version.",
+    )
     working_dir: str | None = Field(
         default=None,
-        description="Folder to upload to a remote cluster that does not have this project installed.",
+        description="Folder of further code that is sent to a remote cluster's jobs; at most 100 MiB.",
+    )
+    pass_env: list[str] = Field(
+        default=[],
+        description="Environment variables handed on to a remote cluster's jobs, such as HF_TOKEN. All who "
+        "may list its jobs can read them.",
     )
 
     @field_validator("address")

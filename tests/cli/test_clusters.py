@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,9 @@ from pipelines.cli.shared import run_handle
 from pipelines.dag.jobs import Cluster
 from pipelines.dag.plan import plan
 from pipelines.dag.records import Records
-from pipelines.dag.run import Runner
+from pipelines.dag.run import Runner, StageFailed
 from pipelines.dag.shared_names import serve_application
-from tests.support.dag.runner import RAY, Notes, gated, toy
+from tests.support.dag.runner import RAY, Notes, gated, remote, toy
 from tests.support.http_servers import VERSION, answering, silent
 from tests.support.serve.cluster import wait_until
 
@@ -109,8 +111,38 @@ def test_a_stop_removes_its_own_stores_endpoint_only(tmp_path: Path, beside: lis
     for names, writes in (([own, *beside], ["PUT" if beside else "DELETE"]), (beside, [])):
         body = applications(*names)
         with answering(lambda method, path, b=body: (200, VERSION if "version" in path else b)) as (url, had):
-            Cluster({"address": url}, tmp_path, tmp_path).end_serving()
+            Cluster(remote(url), tmp_path, tmp_path).end_serving()
         assert [request.split()[0] for request in had if not request.startswith("GET")] == writes
+
+
+@pytest.mark.parametrize(
+    ("log", "says"),
+    [
+        ("ModuleNotFoundError: No module named 'pipelines'", "does not have this project.*where.ray.code"),
+        ("ModuleNotFoundError: No module named 'deepspeed'", "lacks the package deepspeed.*all nodes"),
+        ("/bin/sh: 1: exec: python: not found", "find no Python.*on PATH"),
+        ("sh: python: command not found", "find no Python.*on PATH"),
+    ],
+)
+def test_a_job_that_cannot_begin_is_not_tried_again_and_its_remedy_named(tmp_path: Path, log: str, says: str):
+    stages = plan([toy("one", "write_number", number=1)], tmp_path, {"write_number": "1"})
+    with answering(partial(_jobs_that_fail, log)) as (address, requests):
+        cluster = Cluster(remote(address), tmp_path / "session", tmp_path)
+        with pytest.raises(StageFailed) as raised:
+            within(20, Runner(stages, Records(tmp_path), cluster, Notes()).run)
+    assert re.search(says, f"{raised.value.why} {raised.value.remedy}")
+    assert sum(request == "POST /api/jobs/" for request in requests) == 1
+
+
+def _jobs_that_fail(log: str, method: str, path: str) -> tuple[int, str]:
+    if "version" in path:
+        return 200, VERSION
+    if method == "POST":
+        return 200, json.dumps({"job_id": "one", "submission_id": "one"})
+    if path.endswith("/logs"):
+        return 200, json.dumps({"logs": f"Traceback (most recent call last):\n{log}"})
+    job = {"type": "SUBMISSION", "submission_id": "one", "job_id": None, "status": "FAILED"}
+    return 200, json.dumps({**job, "entrypoint": "", "message": "exit code 1"})
 
 
 @pytest.mark.parametrize("variable", ["RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"])
@@ -147,7 +179,7 @@ def test_a_cluster_that_accepts_and_never_answers_ends_each_command_in_time(
     records.prepare()
     with silent() as address:
         records.write_run("toy", {**RAY, "address": address}, address, stages)
-        cluster = Cluster({"address": address}, records.session, tmp_path)
+        cluster = Cluster(remote(address), records.session, tmp_path)
         named = rf"Ray cluster at {address} does not answer.*\n.*\n.*where\.ray\.address"
         with pytest.raises(Unreachable, match=named):
             within(10, Runner(stages, records, cluster, Notes()).run)

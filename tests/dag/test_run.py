@@ -20,7 +20,7 @@ from pipelines.dag.jobs import Cluster
 from pipelines.dag.plan import StageSpec, plan
 from pipelines.dag.records import Records
 from pipelines.dag.run import StageFailed
-from tests.support.dag.runner import STAGES, Notes, gated, make_runner, toy
+from tests.support.dag.runner import STAGES, Notes, gated, make_runner, remote, toy
 from tests.support.serve.cluster import wait_until
 
 pytestmark = pytest.mark.usefixtures("ray_head")
@@ -232,7 +232,7 @@ def test_a_state_is_brought_about_once_and_again_when_it_is_gone(tmp_path: Path,
 def test_a_stopped_job_is_not_started_again(tmp_path: Path, ray_folder: Path, ray_head: RaySession):
     """As by Ray's dashboard, or `ray job stop`."""
     stage, notes = gated(tmp_path)[0], Notes()
-    cluster = Cluster({"address": ray_head.address}, ray_folder, tmp_path)
+    cluster = Cluster(remote(ray_head.address), ray_folder, tmp_path)
 
     def stop() -> None:
         wait_until(lambda: (tmp_path / "starts.txt").exists(), 60, "the job")
@@ -256,7 +256,7 @@ def test_ray_knows_the_job_and_refuses_its_id_a_second_time(
     notes = Notes()
     make_runner([toy("one", "write_number", number=5)], tmp_path, ray_folder, notes).run()
     job_id = notes.lines[0].split()[1]
-    cluster = Cluster({"address": ray_head.address}, ray_folder, tmp_path)
+    cluster = Cluster(remote(ray_head.address), ray_folder, tmp_path)
     assert cluster.state(job_id) == "succeeded"
     assert cluster.state("never-heard-of") is None
     import json
@@ -272,6 +272,6 @@ def test_a_cluster_that_is_not_there_is_reported_at_once(tmp_path: Path):
     from pipelines.dag.run import Runner
 
     stages = plan([toy("one", "write_number", number=1)], tmp_path, {"write_number": "1"})
-    cluster = Cluster({"address": "http://127.0.0.1:9"}, tmp_path, tmp_path)
+    cluster = Cluster(remote("http://127.0.0.1:9"), tmp_path, tmp_path)
     with pytest.raises(ClusterError, match="does not answer"):
         Runner(stages, Records(tmp_path), cluster, Notes()).run()

@@ -15,12 +15,14 @@ import pytest
 
 from casa_core.errors import ClusterError
 from pipelines.dag.context import StageContext
+from pipelines.dag.shared_names import serve_application
 from pipelines.deploy import endpoint, ray_serve
 from pipelines.deploy import run as deploy
 from pipelines.recipe.model import Deploy, Replicas
 from pipelines.recipe.stages import MODEL_FOLDERS
 from serve.api.settings import ServeSettings
 from serve.loading import with_local_folders
+from tests.support.http_servers import VERSION, answering
 from tests.support.serve.fakes import FakeEngine
 from tests.support.serve.server import MODEL, running, settings_with
 
@@ -32,7 +34,7 @@ APPLICATION = "casa-ours"
 
 def where(url: str) -> dict[str, Any]:
     host, port = url.removeprefix("http://").split(":")
-    return {"serve": {"host": host, "port": int(port)}}
+    return {"serve": {"host": host, "port": int(port)}, "ray": {"address": "local"}}
 
 
 @pytest.fixture
@@ -248,7 +250,38 @@ def test_addresses_are_understood():
         "0.0.0.0": "http://127.0.0.1:8000",
         "::1": "http://[::1]:8000",
     }.items():
-        assert endpoint.endpoint_url({"serve": {"host": host, "port": 8000}}) == url
+        assert endpoint.endpoint_url({"host": host, "port": 8000}) == url
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("0.0.0.0", "http://head.example:8000"),
+        ("10.0.0.7", "http://10.0.0.7:8000"),
+        ("127.0.0.1", "http://127.0.0.1:8000"),
+    ],
+)
+def test_another_clusters_endpoint_is_at_its_head(host: str, url: str):
+    assert endpoint.endpoint_url({"host": host, "port": 8000}, "https://head.example:8265") == url
+
+
+@pytest.mark.parametrize(
+    ("status", "fingerprint", "holds"),
+    [("RUNNING", FINGERPRINT, True), ("DEPLOYING", FINGERPRINT, False), ("RUNNING", "e" * 16, False)],
+)
+def test_another_clusters_endpoint_is_known_by_its_dashboard_and_this_machines_does_not_pass_for_it(
+    tmp_path: Path, status: str, fingerprint: str, holds: bool
+):
+    own = {"status": status, "deployed_app_config": {"args": {"fingerprint": fingerprint}}}
+    details = json.dumps({"applications": {serve_application(tmp_path): own}})
+    with (
+        running(FakeEngine(), settings_with(fingerprint=FINGERPRINT)) as here,
+        answering(lambda method, path: (200, VERSION if "version" in path else details)) as (cluster, _),
+    ):
+        placement = where(here) | {"ray": {"address": cluster}, "store": str(tmp_path)}
+        found = deploy.check(placement, SETTINGS, FINGERPRINT)
+        assert (found is not None) == holds
+        assert deploy.check(placement | {"store": str(tmp_path / "other")}, SETTINGS, FINGERPRINT) is None
 
 
 def test_an_endpoint_that_still_holds_live_sessions_does_not_keep_its_successor_from_being_ready():

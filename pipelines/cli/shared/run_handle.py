@@ -13,6 +13,8 @@ import typer
 
 from casa_core.errors import ClusterError, ConfigError
 from infra import local_ray
+from infra.inside import runner_job
+from pipelines.cli.shared.submission import runner_prefix, submitted_name
 from pipelines.cli.show.format import headline
 from pipelines.dag.artifact import read_manifest
 from pipelines.dag.code_version import current_versions
@@ -93,7 +95,11 @@ def run_stages(opened: OpenRun, command: str, *, as_json: bool, plain: bool) -> 
     runner = Runner(opened.stages, opened.records, opened.cluster, watcher, **limits)
     opened.records.prepare()
     opened.records.write_run(
-        opened.recipe.name, where.ray.model_dump(mode="json"), endpoint_url(opened.recipe), opened.stages
+        opened.recipe.name,
+        where.ray.model_dump(mode="json"),
+        endpoint_url(opened.recipe),
+        opened.stages,
+        runner_job(),
     )
     try:
         with watcher:
@@ -121,10 +127,12 @@ class LatestRun:
 
     Attributes:
         stages: ``name``, ``kind``, ``fingerprint`` and ``folder`` of each.
+        job: The runner's, of a submitted run; empty for one that a terminal runs.
     """
 
     recipe: str
     endpoint: str
+    job: str
     stages: list[dict[str, Any]]
     records: Records
     cluster: Cluster
@@ -167,10 +175,19 @@ def latest_run(store: Folder) -> LatestRun:
     return LatestRun(
         recipe=run["recipe"],
         endpoint=run["endpoint"],
+        job=_latest_job(records, run.get("job", "")),
         stages=run["stages"],
         records=records,
         cluster=Cluster(run["ray"], records.session, store),
     )
+
+
+def _latest_job(records: Records, job_id: str) -> str:
+    """The latest attempt of a runner: one that was just submitted has not recorded its run yet."""
+    if not job_id:
+        return ""
+    prefix = runner_prefix(submitted_name(job_id))
+    return f"{prefix}{records.latest_attempt(prefix)}"
 
 
 def job_prefix(stage: dict[str, Any]) -> str:
@@ -187,9 +204,31 @@ def run_state(run: LatestRun) -> dict[str, Any]:
         "store": str(run.records.store),
         "ray": None if problem else run.cluster.address(),
         "ray_problem": problem,
-        "endpoint": run.endpoint if local_ray.answers(f"{run.endpoint}/healthz", HEALTH_CHECK_S) else None,
+        "runner": _runner_state(run, active),
+        "endpoint": run.endpoint if _is_serving(run, problem) else None,
         "stages": [_stage_state(run, stage, active) for stage in run.stages],
     }
+
+
+def _is_serving(run: LatestRun, problem: str) -> bool:
+    """Whether the endpoint answers. Another cluster's may not be reachable from here: its Ray is asked."""
+    if run.cluster.is_local:
+        return local_ray.answers(f"{run.endpoint}/healthz", HEALTH_CHECK_S)
+    return not problem and run.cluster.is_serving()
+
+
+def _runner_state(run: LatestRun, active: set[str]) -> dict[str, str] | None:
+    """The runner of a submitted run: its job, and whether it works, how it ended, or that it was lost."""
+    if not run.job:
+        return None
+    outcome = run.records.outcome(run.job)
+    if run.job in active:
+        state, why = "running", ""
+    elif outcome is None:
+        state, why = "interrupted", f"`casa submit --name {submitted_name(run.job)}` goes on"
+    else:
+        state, why = ("done", "") if outcome.ok else ("failed", outcome.what)
+    return {"job": run.job, "state": state, "why": why}
 
 
 def _stage_state(run: LatestRun, stage: dict[str, Any], active: set[str]) -> dict[str, Any]:

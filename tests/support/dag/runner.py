@@ -16,6 +16,7 @@ from pipelines.dag.plan import PlannedStage, StageSpec, plan
 from pipelines.dag.progress import Progress
 from pipelines.dag.records import Records
 from pipelines.dag.run import Runner
+from pipelines.recipe.where import RayCluster
 from pipelines.storage.uri import Folder
 
 RAY = {"address": "local", "num_cpus": 4, "object_store_mb": 128}
@@ -53,6 +54,11 @@ class Notes:
     def failed(self, stage: PlannedStage, error: Exception) -> None:
         self.errors.append(error)
         self._note(f"failed {stage.name}")
+
+
+def remote(address: str) -> dict[str, Any]:
+    """The recipe's ``where.ray`` of a cluster that is not ours; its jobs use what is installed there."""
+    return RayCluster(address=address, code="installed").model_dump(mode="json")
 
 
 def toy(name: str, function: str, inputs: dict[str, str] | None = None, **what: Any) -> StageSpec:

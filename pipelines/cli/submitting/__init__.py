@@ -1,0 +1,1 @@
+"""``casa submit``, and what it starts on the cluster."""

@@ -7,11 +7,15 @@ import io
 import os
 import time
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
-from casa_core.errors import ConfigError
+from casa_core.errors import ClusterError, ConfigError
 
+PACKAGES = ("casa_core", "pipelines", "serve", "infra")
+"""This project's."""
+ROOT = Path(__file__).resolve().parents[1]
+"""Their folder: a checkout, or site-packages."""
 MOST_BYTES = 100 << 20
 """Ray keeps packages in the memory of its head."""
 KEPT_S = 86_400.0
@@ -19,23 +23,20 @@ KEPT_S = 86_400.0
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
-def code_archive(
-    packages: Sequence[Path], extra: Path | None, folder: Path, leave_out: tuple[Path, ...] = ()
-) -> Path:
-    """An archive of packages, and of a user's folder beside them.
+def code_archive(extra: Path | None, folder: Path, leave_out: tuple[Path, ...] = ()) -> Path:
+    """An archive of this project's packages, and of a user's folder beside them.
 
     Neither hidden files nor compiled ones are in it. What git ignores is: a package's data may be among it.
 
     Args:
-        packages: Folders of packages, imported under their names.
-        extra: A folder with further code, whose files win over those of ``packages``.
+        extra: A folder with further code, whose files win over the project's.
         folder: Where the archive is written, under a name made of its content.
         leave_out: Folders in ``extra`` that are not taken along: the store.
 
     Raises:
         ConfigError: If there is no such folder, or it holds over ``MOST_BYTES``; names the largest files.
     """
-    files = {f"{package.name}/{name}": path for package in packages for name, path in _files(package)}
+    files = {f"{package}/{name}": path for package in PACKAGES for name, path in _files(ROOT / package)}
     if extra is not None:
         files |= _files_of_user(extra, leave_out)
     _require_small(files, extra)
@@ -48,6 +49,21 @@ def code_archive(
         partial.write_bytes(content)
         partial.replace(path)
     return path
+
+
+def missing_package(name: str) -> ClusterError:
+    """A job's Python lacks a package: this project's own, or one that it needs."""
+    if name.partition(".")[0] in PACKAGES:
+        return ClusterError(
+            "The cluster's Python does not have this project.",
+            f"It finds no module {name}.",
+            "Leave `where.ray.code` at `sent`, which sends it along, or install casa on all nodes.",
+        )
+    return ClusterError(
+        f"The cluster's Python lacks the package {name.partition('.')[0]}.",
+        f"It finds no module {name}.",
+        "Install casa with its dependencies on all nodes; infra/docker/Dockerfile makes an image with them.",
+    )
 
 
 def _files_of_user(folder: Path, leave_out: tuple[Path, ...]) -> dict[str, Path]:

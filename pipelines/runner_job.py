@@ -21,7 +21,7 @@ from pipelines.cli.prepare import prepare
 from pipelines.cli.run import run
 from pipelines.cli.shared.submission import Submission, read_submission
 from pipelines.cli.train import train
-from pipelines.dag.job_main import copied_to
+from pipelines.dag.job_main import copy_output, end_copying
 from pipelines.dag.records import Outcome, Records
 from pipelines.recipe.shipping import RECIPE
 from pipelines.storage.uri import open_folder
@@ -33,9 +33,10 @@ def main() -> int:
     """Run what was submitted; 0 once all of its stages are done."""
     spec = json.loads(open_folder(sys.argv[1]).read_text())
     records = Records(open_folder(spec["store"]))
-    with copied_to(records.log_path(spec["job_id"])):
-        outcome = _outcome(records, spec)
-        records.write_outcome(spec["job_id"], outcome)
+    copier, own = copy_output(records.log_path(spec["job_id"]))
+    outcome = _outcome(records, spec)
+    end_copying(copier, own)
+    records.write_outcome(spec["job_id"], outcome)
     return 0 if outcome.ok else 1
 
 

@@ -1,6 +1,10 @@
-"""Numbers, byte counts and durations as short text for people."""
+"""Numbers, byte counts and durations as short text for people, and durations that people write."""
 
 from __future__ import annotations
+
+import re
+
+_SECONDS = {"d": 86400, "h": 3600, "m": 60, "min": 60, "s": 1}
 
 
 def number(value: float) -> str:
@@ -35,3 +39,16 @@ def duration(seconds: float) -> str:
         return f"{minutes} min {rest} s" if rest else f"{minutes} min"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of ``90s``, ``30m``, ``6h``, ``1h 30m`` or ``2d``.
+
+    Raises:
+        ValueError: For any other text, and for no time at all.
+    """
+    parts = re.findall(r"(\d+(?:\.\d+)?) ?(d|h|min|m|s)", text)
+    seconds = sum(float(count) * _SECONDS[unit] for count, unit in parts)
+    if re.sub(r"\s", "", text) != "".join(map("".join, parts)) or not seconds:
+        raise ValueError(f"{text!r} is no duration; expected for example 90s, 30m, 6h or 1h 30m")
+    return seconds

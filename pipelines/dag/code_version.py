@@ -12,7 +12,6 @@ cannot be committed with its version unnoticed:
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import hashlib
 import importlib
@@ -24,8 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from casa_core.errors import ConfigError, StoreError
+from infra.code_package import PACKAGES
 from pipelines.dag import source_digest
-from pipelines.dag.source_digest import PACKAGES, Source, read_source
+from pipelines.dag.source_digest import Source, read_source
 from pipelines.storage.atomic import write_whole
 from pipelines.storage.json_files import read_json
 
@@ -240,6 +240,8 @@ def load_function(path: str) -> Callable[..., Any]:
 
 def main() -> int:
     """The command line; returns 1 when sources changed and nothing was recorded."""
+    import argparse  # late: every job starts with this module
+
     parser = argparse.ArgumentParser(description="Versions of stages' code, part of their fingerprints.")
     parser.add_argument(
         "--update", action="store_true", help="record the source as it is now and move the versions"

@@ -6,18 +6,17 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from casa_core.errors import ClusterError
 from infra import local_ray
-from infra.code_package import code_archive
+from infra.code_package import code_archive, missing_package
 from infra.inside import dashboard_of
 from infra.ray_errors import Busy, Unreachable
 from pipelines.dag.records import JobSpec
 from pipelines.dag.shared_names import serve_application, store_digest
-from pipelines.dag.source_digest import PACKAGES
 
 if TYPE_CHECKING:
     from infra.ray_clients import JobsClient
@@ -92,10 +91,11 @@ class Cluster:
     def submit(self, spec: JobSpec, spec_path: Folder) -> None:
         """Start a stage's job; errors as of :meth:`start`."""
         metadata = {"stage": spec.stage, "fingerprint": spec.fingerprint}
-        self.start(spec.job_id, self._module, spec_path, metadata)
+        timeout = [] if spec.timeout_s is None else [f"{spec.timeout_s:g}"]
+        self.start(spec.job_id, [self._module, str(spec_path), *timeout], metadata)
 
-    def start(self, job_id: str, module: str, spec_path: Folder, metadata: dict[str, str]) -> None:
-        """Start a job that runs a module, given the path of its spec.
+    def start(self, job_id: str, command: Sequence[str], metadata: dict[str, str]) -> None:
+        """Start a job that runs a module, the first word of ``command``, with the others as its arguments.
 
         Raises:
             JobExists: If a job of that id has ended; Ray never takes an id twice.
@@ -103,7 +103,7 @@ class Cluster:
             Unreachable: If there is no answer, in which case the job may have started.
         """
         python = shlex.quote(sys.executable) if self.is_local else RAYS_PYTHON
-        entrypoint = f"exec {python} -m {module} {shlex.quote(str(spec_path))}"
+        entrypoint = f"exec {python} -m {shlex.join(command)}"
         runtime_env = self._runtime_env()
         try:
             self._call(
@@ -135,9 +135,7 @@ class Cluster:
         if self._code is None or not self._code.is_file():
             extra = self._ray["working_dir"]
             store = (self._store,) if isinstance(self._store, Path) else ()
-            packages = [ROOT / package for package in PACKAGES]
-            folder = self._session / "code"
-            self._code = code_archive(packages, Path(extra) if extra else None, folder, store)
+            self._code = code_archive(Path(extra) if extra else None, self._session / "code", store)
         return self._code
 
     def state(self, job_id: str) -> JobState | None:
@@ -246,21 +244,6 @@ class Cluster:
                 raise
             refusal = JobExists if "already exists" in str(error) else ClusterError
             raise refusal("Ray refused the request.", str(error).strip()[-2000:]) from None
-
-
-def missing_package(name: str) -> ClusterError:
-    """A job's Python lacks a package: this project's own, or one that it needs."""
-    if name.partition(".")[0] in PACKAGES:
-        return ClusterError(
-            "The cluster's Python does not have this project.",
-            f"It finds no module {name}.",
-            "Leave `where.ray.code` at `sent`, which sends it along, or install casa on all nodes.",
-        )
-    return ClusterError(
-        f"The cluster's Python lacks the package {name.partition('.')[0]}.",
-        f"It finds no module {name}.",
-        "Install casa with its dependencies on all nodes; infra/docker/Dockerfile makes an image with them.",
-    )
 
 
 def _if_known(request: Callable[[], T]) -> T | None:

@@ -12,6 +12,7 @@ from pipelines.dag.artifact import read_manifest
 from pipelines.dag.changes import INPUTS, Change, nearest
 from pipelines.dag.fingerprint import stage_fingerprint
 from pipelines.storage.uri import Folder, data_store
+from pipelines.text_format import parse_duration
 
 Status = Literal["done", "run", "check"]
 DATA_KINDS = frozenset({"corpus", "clean", "pack"})
@@ -77,6 +78,13 @@ class PlannedStage:
     def job_prefix(self) -> str:
         """Start of the ids of this stage's jobs; the number of the attempt follows."""
         return f"{self.spec.name}-{self.fingerprint[:12]}-a"
+
+    @property
+    def timeout_s(self) -> float | None:
+        """Seconds that an attempt may take, by ``where.timeouts`` of its name, else its kind."""
+        timeouts = self.spec.placement.get("timeouts", {})
+        text = timeouts.get(self.name, timeouts.get(self.spec.kind))
+        return None if text is None else parse_duration(text)
 
 
 def plan(stages: Sequence[StageSpec], store: Folder, versions: Mapping[str, str]) -> list[PlannedStage]:

@@ -2,7 +2,7 @@
 
 <store>/jobs/<job id>.json           what the job was asked to do
 <store>/jobs/<job id>.log            what it printed; on S3 in parts (:mod:`pipelines.storage.growing`)
-<store>/jobs/<job id>.outcome.json   how it ended; absent if it was killed
+<store>/jobs/<job id>.outcome.json   how it ended; absent if its node was lost
 <store>/session/run.json             the stages of the latest run
 <store>/session/last_stop            changes with every `casa stop`
 <store>/locks/                       held while a stage is being started, and while one writes
@@ -14,16 +14,19 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
-import time
+import tempfile
 import uuid
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from pipelines.dag.attempts.kinds import FailureKind
 from pipelines.dag.plan import PlannedStage
 from pipelines.storage.atomic import write_whole
+from pipelines.storage.errors import explained
 from pipelines.storage.host import session_folder
 from pipelines.storage.json_files import read_json
 from pipelines.storage.lock import locked
@@ -44,6 +47,7 @@ class JobSpec:
         inputs: Role → folder of the input artifact: a path, or an ``s3://`` URI.
         output: Folder to fill, likewise.
         store: The store's folder, likewise.
+        timeout_s: Seconds after which it is ended; ``None``: never.
     """
 
     job_id: str
@@ -59,6 +63,7 @@ class JobSpec:
     inputs: dict[str, str]
     output: str
     store: str
+    timeout_s: float | None = None
 
     @classmethod
     def of(cls, stage: PlannedStage, store: Folder, attempt: int) -> JobSpec:
@@ -77,6 +82,7 @@ class JobSpec:
             inputs={role: str(folder) for role, folder in stage.inputs.items()},
             output=str(stage.folder),
             store=str(store),
+            timeout_s=stage.timeout_s,
         )
 
 
@@ -87,7 +93,7 @@ class Outcome:
     Attributes:
         ok: Whether the artifact was committed.
         what, why, remedy: The error's texts; empty without one.
-        retry: Whether another attempt could go better (something was lost, rather than wrong).
+        kind: What kind of failure it was, which decides whether another attempt follows.
         explained: Whether the error explains itself, so that the log adds nothing.
     """
 
@@ -95,15 +101,21 @@ class Outcome:
     what: str = ""
     why: str = ""
     remedy: str = ""
-    retry: bool = False
+    kind: FailureKind = "error"
     explained: bool = False
 
 
 def _remove_unfinished(folder: Path) -> None:
-    """Remove unfinished records; a young one may be being written, by this run or another."""
-    for path in folder.glob(".*.*.*"):
+    """Remove unfinished records; a young one may be being written, by this run or another, on a machine whose
+    clock is another: the folder's own clock gives their ages."""
+    unfinished = list(folder.glob(".*.*.*"))
+    if not unfinished:
+        return
+    with explained(str(folder)), tempfile.NamedTemporaryFile(dir=folder, prefix=".now") as file:
+        now = os.fstat(file.fileno()).st_mtime
+    for path in unfinished:
         with contextlib.suppress(FileNotFoundError):  # renamed, or another run removes it too
-            if path.is_file() and time.time() - path.stat().st_mtime > UNFINISHED_S:
+            if path.is_file() and now - path.stat().st_mtime > UNFINISHED_S:
                 path.unlink()
 
 
@@ -145,9 +157,10 @@ class Records:
         write_whole(self.outcome_path(job_id), json.dumps(asdict(outcome), indent=2, ensure_ascii=False))
 
     def outcome(self, job_id: str) -> Outcome | None:
-        """How a job ended; ``None`` if it was killed, or still runs."""
+        """How a job ended; ``None`` if it was lost with its node, or still runs."""
         found = read_json(self.outcome_path(job_id), dict)
-        return None if found is None else Outcome(**found)
+        known = {field.name for field in fields(Outcome)}  # another version's records may hold more
+        return None if found is None else Outcome(**{k: v for k, v in found.items() if k in known})
 
     def latest_attempt(self, job_prefix: str) -> int:
         """Number of the latest attempt at a stage; 0 if there was none."""

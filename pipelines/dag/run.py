@@ -7,32 +7,34 @@ stages, follows running ones, and starts the rest.
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
-from casa_core.errors import CasaError, ClusterError, TransferError
+from casa_core.errors import CasaError, TransferError
 from infra.ray_errors import Busy, Unreachable
 from pipelines.dag.artifact import read_manifest
+from pipelines.dag.attempts.failures import StageFailed, run_stopped, stage_failed, stage_stopped
+from pipelines.dag.attempts.kinds import Attempts, FailureKind, kind_of
 from pipelines.dag.code_version import load_function
 from pipelines.dag.jobs import Cluster, JobExists, JobState
 from pipelines.dag.plan import PlannedStage
 from pipelines.dag.progress import Progress, last_lines, parse_progress, printed_lines
-from pipelines.dag.records import JobSpec, Outcome, Records
+from pipelines.dag.records import JobSpec, Records
 from pipelines.storage.growing import Follower
 
 POLL_S = 0.25
+"""Seconds between two questions to the cluster about the same jobs."""
+LOOK_S, LOOK_SHARE = 0.02, 0.005
+"""Seconds between two looks for what the jobs leave in a store on a disk, where looking costs no request; the
+share of the time since a job began or ended that is added, up to ``POLL_S``: a long stage can wait."""
 UNREACHABLE_S = 60.0
 """Seconds without the cluster, or the store, after which a run ends."""
 BUSY_S = 120.0
 """The same where the cluster answers, with a server's errors only."""
 LONGEST_PAUSE_S = 5.0
 LOG_LINES = 20
-
-
-class StageFailed(CasaError, RuntimeError):
-    """A stage that failed for good; carries the end of its log."""
 
 
 class Observer(Protocol):
@@ -50,8 +52,8 @@ class Observer(Protocol):
     def finished(self, stage: PlannedStage, manifest: dict[str, Any], *, cached: bool) -> None:
         """A stage's artifact is whole, or its state holds; ``cached``: it was so before the run."""
 
-    def retrying(self, stage: PlannedStage, reason: str) -> None:
-        """A stage's job was lost and another attempt follows."""
+    def retrying(self, stage: PlannedStage, reason: str, *, kind: FailureKind, wait_s: float) -> None:
+        """An attempt at a stage failed, and another follows in ``wait_s`` seconds."""
 
     def failed(self, stage: PlannedStage, error: CasaError) -> None:
         """A stage failed for good."""
@@ -73,8 +75,7 @@ class Runner:
         stages: The plan, inputs before what is made from them.
         cluster: Reached only when a stage has to run.
         parallel: Stages that may run side by side.
-        retries: Further attempts at a stage whose process or node was lost. One that fails twice running with
-            the same error, though it may pass, has failed.
+        retries: Further attempts at a stage, as :mod:`pipelines.dag.attempts.kinds` has them.
     """
 
     def __init__(
@@ -92,12 +93,12 @@ class Runner:
         self._cluster = cluster
         self._observer = observer
         self._parallel = parallel
-        self._retries = retries
+        self._attempts = Attempts(retries)
         self._manifests: dict[str, dict[str, Any]] = {}
         self._waiting: list[PlannedStage] = []
         self._running: dict[str, _Running] = {}
-        self._lost: Counter[str] = Counter()
-        self._last_errors: dict[str, str] = {}
+        self._not_before: dict[str, float] = {}
+        self._ask_at = self._changed_at = 0.0
         self._failures: list[StageFailed] = []
         self._reached = False
         self._silent_since: float | None = None
@@ -118,14 +119,16 @@ class Runner:
         self._last_stop = self._records.last_stop()
         self._skip_done()
         while True:
+            ended = False
             try:
                 self._start_ready()
-                self._poll()
+                ended = self._poll()
             except (Unreachable, TransferError) as error:  # the cluster, or the store
                 self._wait_for_cluster(error)
             if not self._running and (self._failures or not self._waiting):
                 break
-            time.sleep(POLL_S)
+            if not ended:  # else something may be ready now
+                time.sleep(self._until_next_look())
         if self._failures:
             raise self._failures[0]
         return self._manifests
@@ -134,6 +137,11 @@ class Runner:
     def active(self) -> list[str]:
         """Names of the stages whose jobs are under way."""
         return list(self._running)
+
+    def _until_next_look(self) -> float:
+        if not isinstance(self._records.store, Path):
+            return POLL_S
+        return min(POLL_S, LOOK_S + LOOK_SHARE * (time.monotonic() - self._changed_at))
 
     def _skip_done(self) -> None:
         for stage in self._stages:
@@ -146,9 +154,11 @@ class Runner:
 
     def _start_ready(self) -> None:
         """Start whatever has all its inputs, as far as there is room. After a failure, nothing new starts."""
+        now = time.monotonic()
         for stage in list(self._waiting):
             ready = all(name in self._manifests for name in stage.spec.inputs.values())
-            if ready and not self._failures and len(self._running) < self._parallel:
+            due = self._not_before.get(stage.name, 0.0) <= now
+            if ready and due and not self._failures and len(self._running) < self._parallel:
                 self._ensure(stage)
                 self._waiting.remove(stage)
 
@@ -170,6 +180,7 @@ class Runner:
                 job_id = self._submit(stage, attempt + 1)
         self._reach()
         self._running[stage.name] = _Running(stage, job_id, Follower(self._records.log_path(job_id)))
+        self._changed_at = time.monotonic()
         self._observer.started(stage, job_id, attached=attached)
 
     def _submit(self, stage: PlannedStage, attempt: int) -> str:
@@ -185,14 +196,34 @@ class Runner:
             else:
                 return spec.job_id
 
-    def _poll(self) -> None:
+    def _poll(self) -> bool:
+        """Look after the jobs; whether one has ended."""
+        ask = time.monotonic() >= self._ask_at
+        ended = False
         for running in list(self._running.values()):
-            state = self._cluster.state(running.job_id)
-            self._reach()
+            state = self._state(running, ask=ask)
             self._pass_on_output(running, now=state != "active")
             if state != "active":
                 self._settle(running, state)
                 del self._running[running.stage.name]
+                ended, self._changed_at = True, time.monotonic()
+        if ask:
+            if not self._running:  # all that is left waits for its next attempt
+                self._require_wanted()
+            self._ask_at = time.monotonic() + POLL_S
+        return ended
+
+    def _state(self, running: _Running, *, ask: bool) -> JobState | None:
+        """State of a job, of the cluster where it is asked. In between, a job that wrote its good outcome to
+        a store on a disk has succeeded: the cluster takes longer to notice."""
+        if ask:
+            state = self._cluster.state(running.job_id)
+            self._reach()
+            return state
+        if not isinstance(self._records.store, Path):
+            return "active"
+        outcome = self._records.outcome(running.job_id)
+        return "succeeded" if outcome is not None and outcome.ok else "active"
 
     def _settle(self, running: _Running, state: JobState | None) -> None:
         """A job has ended: its artifact is there, or it is tried again, or it failed, or was stopped."""
@@ -206,25 +237,21 @@ class Runner:
         reason = outcome.what if outcome is not None and not outcome.ok else self._why_lost(running)
         if state == "stopped":
             self._require_wanted()
-            self._fail(stage, _stopped(stage, reason))
+            self._fail(stage, stage_stopped(stage.name, reason))
             return
         if outcome is None and (error := self._cluster.why_not_begun(running.job_id)) is not None:
             what = f"Stage {stage.name} cannot begin on this cluster."
             self._fail(stage, StageFailed(what, error.what, error.remedy))
             return
-        if self._may_pass(stage, outcome) and self._lost[stage.name] < self._retries:
-            self._lost[stage.name] += 1
-            self._waiting.insert(0, stage)
-            self._observer.retrying(stage, reason)
+        wait_s = self._attempts.wait_s(stage.name, outcome)
+        if wait_s is None:
+            log = [] if outcome is not None and outcome.explained else self._log_of(running)
+            made = self._attempts.made(stage.name)
+            self._fail(stage, stage_failed(stage.name, reason, outcome, log, attempts=made))
             return
-        self._fail(stage, self._failure(running, outcome, reason))
-
-    def _may_pass(self, stage: PlannedStage, outcome: Outcome | None) -> bool:
-        """Whether another attempt could go better: it left no error, or one that may pass and is new."""
-        what = outcome.what if outcome is not None and outcome.explained else ""
-        repeated = bool(what) and self._last_errors.get(stage.name) == what
-        self._last_errors[stage.name] = what
-        return outcome is None or outcome.ok or (outcome.retry and not repeated)
+        self._not_before[stage.name] = time.monotonic() + wait_s
+        self._waiting.insert(0, stage)
+        self._observer.retrying(stage, reason, kind=kind_of(outcome), wait_s=wait_s)
 
     def _fail(self, stage: PlannedStage, error: StageFailed) -> None:
         self._failures.append(error)
@@ -250,7 +277,7 @@ class Runner:
     def _require_wanted(self) -> None:
         """End the run if `casa stop` was called since it began: it starts nothing more."""
         if self._records.last_stop() != self._last_stop:
-            raise _run_stopped() from None
+            raise run_stopped() from None
 
     def _wait_for_cluster(self, error: Unreachable | TransferError) -> None:
         """Look for the cluster anew; a local head that ended is started again, and its jobs are new attempts.
@@ -259,7 +286,7 @@ class Runner:
             ClusterError: If the head was stopped on purpose, or there has been no answer for too long.
         """
         if self._cluster.was_stopped():  # and not the store's record, which may be what is out of reach
-            raise _run_stopped() from None
+            raise run_stopped() from None
         now = time.monotonic()
         self._silent_since = self._silent_since or now
         # A foreign cluster that never answered is more likely misspelt than about to come back.
@@ -277,39 +304,10 @@ class Runner:
         message = message.partition(", last available logs")[0]  # The log is shown on its own.
         return message or "its process ended without an error (killed, out of memory, or its node was lost)"
 
-    def _failure(self, running: _Running, outcome: Outcome | None, reason: str) -> StageFailed:
-        stage = running.stage
-        causes = [reason]
-        if outcome is not None and outcome.why:
-            causes.append(outcome.why)
-        if outcome is None or not outcome.explained:
-            causes += ["The end of its log:", *(f"    {line}" for line in self._log_of(running))]
-        remedy = outcome.remedy if outcome is not None else ""
-        remedy = remedy or f"`casa logs {stage.name}` shows all of it; run again to resume."
-        attempts = self._lost[stage.name] + 1
-        tried = f" after {attempts} attempts" if attempts > 1 else ""
-        return StageFailed(f"Stage {stage.name} failed{tried}.", "\n".join(causes), remedy)
-
     def _log_of(self, running: _Running) -> list[str]:
         log = last_lines(self._records.log_path(running.job_id), LOG_LINES)
         # Without a log of its own, it failed before it began: Ray has what there is.
         return log or self._cluster.driver_log(running.job_id).splitlines()[-LOG_LINES:]
-
-
-def _run_stopped() -> ClusterError:
-    return ClusterError(
-        "The run was stopped.",
-        "`casa stop` ended its jobs, or its local Ray head.",
-        "`casa run` goes on from here; finished stages and checkpoints are kept.",
-    )
-
-
-def _stopped(stage: PlannedStage, message: str) -> StageFailed:
-    return StageFailed(
-        f"Stage {stage.name} was stopped.",
-        f"Its job was ended through Ray's job API or dashboard: {message.rstrip('.')}.",
-        "Run again to go on from here; finished stages and checkpoints are kept.",
-    )
 
 
 def held_state(stage: PlannedStage) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-PACKAGES = ("casa_core", "pipelines", "serve", "infra")
+from infra.code_package import PACKAGES
 
 
 @dataclass(frozen=True, slots=True)

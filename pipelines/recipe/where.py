@@ -6,8 +6,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from pipelines.dag.code_version import STAGE_MODULES
 from pipelines.recipe.fields import Count, Index, Port, Section
 from pipelines.storage.uri import open_folder
+from pipelines.text_format import parse_duration
 
 Device = Literal["auto", "cpu", "gpu"]
 TrackerName = Literal["tensorboard", "wandb", "mlflow"]
@@ -196,8 +198,27 @@ class Where(Section):
     serve: ServeAddress = Field(default_factory=ServeAddress, description="Address of the endpoint.")
     parallel_stages: Count = Field(default=2, description="Independent stages that may run side by side.")
     retries: Index = Field(
-        default=3, description="Further attempts at a stage whose process or node was lost."
+        default=3,
+        description="Further attempts at a stage that was lost, or whose store was out of reach; at one that "
+        "ran out of memory or time, one at most. A stage's own errors are not tried again.",
     )
+    timeouts: dict[str, str] = Field(
+        default={},
+        description="How long an attempt at a stage may take, by its name or kind: {train: 6h, clean-vqa: "
+        "30m}. One that takes longer is ended; a stage that is not named takes what it takes.",
+    )
+
+    @field_validator("timeouts")
+    @classmethod
+    def _name_stages_and_durations(cls, value: dict[str, str]) -> dict[str, str]:
+        for name, text in value.items():
+            if name.partition("-")[0] not in STAGE_MODULES:
+                kinds = ", ".join(STAGE_MODULES)
+                raise ValueError(
+                    f"no stage is called {name}; name a kind ({kinds}) or a stage, as train-blind"
+                )
+            parse_duration(text)
+        return value
 
     @field_validator("store", "data_store")
     @classmethod

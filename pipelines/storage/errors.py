@@ -113,6 +113,11 @@ _CAUSES = (
         "Check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (the hub: HF_TOKEN), and what they may do there.",
     ),
     (
+        {"RequestTimeTooSkewed", "RequestExpired", "REQUEST_TIME_TOO_SKEWED"},
+        "this machine's clock differs from the server's by more than it allows",
+        "Set this machine's clock (NTP), and run again.",
+    ),
+    (
         {"NoSuchUpload"},
         "its upload was ended from outside, most likely by another run that makes the same artifact",
         "Run again: what either run finished is kept.",

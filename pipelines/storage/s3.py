@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -26,6 +25,8 @@ from pipelines.storage.errors import attempt, explained
 from pipelines.storage.retry import ATTEMPTS
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from pyarrow import fs
 
 CONNECT_TIMEOUT_S = 5.0
@@ -151,6 +152,8 @@ class S3Upload:
     """
 
     def __init__(self, settings: S3Settings, bucket: str, key: str) -> None:
+        from concurrent.futures import ThreadPoolExecutor  # late: every job starts with this module
+
         self._target = settings, bucket, key
         self._buffer = bytearray()
         self._upload = ""

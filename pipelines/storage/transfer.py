@@ -7,15 +7,17 @@ import functools
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from pipelines.storage.atomic import create, remember, sync_tree
 from pipelines.storage.errors import attempt
 from pipelines.storage.remote_path import RemotePath
 from pipelines.storage.uri import Folder, filesystem_for
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 BLOCK = 8 << 20
 """Bytes of a file that are in memory at once."""
@@ -105,4 +107,6 @@ def side_by_side(function: Callable[[Work], Result], work: Sequence[Work], threa
 
 @lru_cache(maxsize=4)
 def _threads(name: str) -> ThreadPoolExecutor:
+    from concurrent.futures import ThreadPoolExecutor  # late: every job starts with this module
+
     return ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix=name)

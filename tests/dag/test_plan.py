@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ import pytest
 from casa_core.errors import ConfigError
 from pipelines.dag import artifact
 from pipelines.dag.plan import PlannedStage, StageSpec, plan
+from pipelines.dag.records import JobSpec
+from pipelines.text_format import parse_duration
 
 VERSIONS = {"number": "1"}
 
@@ -89,3 +92,28 @@ def test_planning_touches_nothing(tmp_path: Path):
 def test_a_plan_that_cannot_work_is_refused(tmp_path: Path, stages: list[StageSpec], says: str):
     with pytest.raises(ConfigError, match=says):
         plan(stages, tmp_path, VERSIONS)
+
+
+def test_a_time_out_is_a_stages_own_or_its_kinds_and_decides_nothing(tmp_path: Path):
+    def planned(**timeouts: str) -> list[PlannedStage]:
+        return plan(
+            [replace(stage(name), placement={"timeouts": timeouts}) for name in "ab"], tmp_path, VERSIONS
+        )
+
+    limited, free = planned(number="30m", b="1h 30m"), planned()
+    assert [JobSpec.of(each, tmp_path, 1).timeout_s for each in limited] == [1800, 5400]
+    assert [each.timeout_s for each in free] == [None, None]
+    assert [each.fingerprint for each in limited] == [each.fingerprint for each in free]
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90), ("1.5h", 5400), ("2 min", 120), ("1d 1h 1m 1s", 90061), ("30m", 1800)]
+)
+def test_durations_are_read_as_people_write_them(text: str, seconds: float):
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "6", "h", "6 hours", "-1h", "1h-30m", "0s", "1h 0x"])
+def test_what_is_no_duration_is_refused(text: str):
+    with pytest.raises(ValueError, match="no duration"):
+        parse_duration(text)

@@ -64,7 +64,7 @@ def test_a_killed_job_is_tried_again_and_finds_its_files(tmp_path: Path, ray_fol
     notes = Notes()
     manifest = make_runner([toy("mortal", "die_once")], tmp_path, ray_folder, notes).run()["mortal"]
     assert manifest["summary"] == {"resumed_from": "step 7"}
-    assert any(line.startswith("retrying mortal: ") and "-9" in line for line in notes.lines)
+    assert any(line.startswith("retrying mortal: ") and "signal 9 (SIGKILL)" in line for line in notes.lines)
     assert any(line.startswith("started mortal-") and line.endswith("-a2") for line in notes.lines)
 
 
@@ -257,7 +257,7 @@ def test_ray_knows_the_job_and_refuses_its_id_a_second_time(
     make_runner([toy("one", "write_number", number=5)], tmp_path, ray_folder, notes).run()
     job_id = notes.lines[0].split()[1]
     cluster = Cluster(remote(ray_head.address), ray_folder, tmp_path)
-    assert cluster.state(job_id) == "succeeded"
+    wait_until(lambda: cluster.state(job_id) == "succeeded", 30, "Ray's notice of its end")
     assert cluster.state("never-heard-of") is None
     import json
 

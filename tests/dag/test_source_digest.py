@@ -21,7 +21,8 @@ RECORDED = "3b8e8c7538fc3ba895eb4570b06f7d44969e893550e957a5223ea88e8278c9ad"
 ALL = """
 import hashlib, sys
 from pathlib import Path
-from pipelines.dag.source_digest import PACKAGES, read_source
+from infra.code_package import PACKAGES
+from pipelines.dag.source_digest import read_source
 paths = [Path(sys.argv[1]), *(path for package in PACKAGES for path in sorted(Path(package).rglob("*.py")))]
 print(sys.version_info[:2], file=sys.stderr)
 for path in paths:

@@ -12,10 +12,7 @@ import pytest
 
 from casa_core.errors import ConfigError
 from infra.code_package import KEPT_S, code_archive
-from pipelines.dag.source_digest import PACKAGES
 from tests.support.paths import ROOT
-
-OURS = [ROOT / package for package in PACKAGES]
 
 
 def names(archive: Path) -> set[str]:
@@ -45,7 +42,7 @@ def users_folder(tmp_path: Path) -> Path:
 
 
 def test_a_process_with_the_archive_alone_runs_this_project(tmp_path: Path):
-    archive = code_archive(OURS, None, tmp_path)
+    archive = code_archive(None, tmp_path)
     (tmp_path / "node").mkdir()
     with zipfile.ZipFile(archive) as file:
         file.extractall(tmp_path / "node")
@@ -72,26 +69,26 @@ def test_it_holds_what_git_keeps_of_the_packages(tmp_path: Path):
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
     tracked = {name for name in listed.stdout.split() if "/." not in name}
-    assert tracked <= names(code_archive(OURS, None, tmp_path))
+    assert tracked <= names(code_archive(None, tmp_path))
 
 
 def test_equal_code_makes_equal_bytes_and_other_code_another_name(tmp_path: Path, users_folder: Path):
-    first = code_archive(OURS, users_folder, tmp_path / "a")
+    first = code_archive(users_folder, tmp_path / "a")
     os.utime(users_folder / "mine" / "readers.py", (1, 1))
-    again = code_archive(OURS, users_folder, tmp_path / "b")
+    again = code_archive(users_folder, tmp_path / "b")
     assert (first.name, first.read_bytes()) == (again.name, again.read_bytes())
     (users_folder / "mine" / "readers.py").write_text("A = 2")
-    assert code_archive(OURS, users_folder, tmp_path / "a").name != first.name
+    assert code_archive(users_folder, tmp_path / "a").name != first.name
     assert first.is_file(), "another run may send it again"
     os.utime(first, (first.stat().st_mtime - KEPT_S - 1,) * 2)
-    code_archive(OURS, users_folder, tmp_path / "a")
+    code_archive(users_folder, tmp_path / "a")
     assert not first.exists()
 
 
 def test_a_users_folder_travels_without_stores_environments_and_hidden_files(
     tmp_path: Path, users_folder: Path
 ):
-    archive = code_archive(OURS, users_folder, tmp_path, (users_folder / "runs",))
+    archive = code_archive(users_folder, tmp_path, (users_folder / "runs",))
     own = {
         name for name in names(archive) if not name.startswith(("casa_core", "pipelines", "serve", "infra"))
     }
@@ -105,7 +102,7 @@ def test_over_100_mib_it_says_which_files_are_large(tmp_path: Path, users_folder
     with (users_folder / "mine" / "pictures.bin").open("wb") as file:
         file.truncate(150 << 20)
     with pytest.raises(ConfigError) as raised:
-        code_archive(OURS, users_folder, tmp_path / "code")
+        code_archive(users_folder, tmp_path / "code")
     assert "mine/pictures.bin (150 MiB)" in raised.value.why
     assert "where.ray.working_dir" in raised.value.remedy
     assert not (tmp_path / "code").exists()
@@ -113,4 +110,4 @@ def test_over_100_mib_it_says_which_files_are_large(tmp_path: Path, users_folder
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path):
     with pytest.raises(ConfigError, match="no folder"):
-        code_archive(OURS, tmp_path / "absent", tmp_path)
+        code_archive(tmp_path / "absent", tmp_path)

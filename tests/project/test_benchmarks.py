@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import decode, stream
+from benchmarks import dag_overhead, decode, stream
 from benchmarks.gpu import run as gpu
 from benchmarks.gpu.parity import FUSIONS
 from benchmarks.measure import resident_bytes, slope
@@ -152,3 +152,16 @@ def test_the_gpu_checks_run_at_toy_size_and_make_one_page(tmp_path: Path):
     assert page.count("TOY SIZES: no measurement") == 6
     for part in ("| both |", "| CASA-Qwen2_5-VL-3B |", "| Helium1-VL-2B |", "| CASA, parallel |"):
         assert part in page
+
+
+@pytest.mark.slow
+def test_the_engines_overhead_is_measured_beside_rays_own_part(tmp_path: Path):
+    dag_overhead.main(["--stages", "2", "--rounds", "1", "--results", str(tmp_path)])
+    found = json.loads((tmp_path / "dag_overhead.json").read_text())
+    assert {name: len(seconds) for name, seconds in found["seconds"].items()} == {
+        "ray": 1,
+        "jobs": 1,
+        "engine": 1,
+    }
+    assert found["stages_again"] == 2
+    assert "engine adds" in (tmp_path / "dag_overhead.md").read_text()

@@ -135,6 +135,10 @@ def test_a_misspelt_choice_is_refused_with_the_closest_one(override: str, path: 
         (["data.sources={live: {reader: live_whisperx, path: x}}"], "has any picture"),
         (["data.sources.train={reader: finevision, path: x}"], "cannot be called train"),
         (["train.image_video_ratio=[0, 0]"], "nothing to train on"),
+        (["where.timeouts.trian=6h"], "no stage is called trian"),
+        (["where.timeouts.train=6"], "expected string"),
+        (["where.timeouts.train=6 hours"], "no duration"),
+        (["where.timeouts.train=0s"], "no duration"),
     ],
 )
 def test_a_combination_that_cannot_work_is_refused_with_the_reason(overrides: list[str], says: str):

@@ -134,6 +134,8 @@ import sys, time
 from pipelines.storage import lock
 from pipelines.storage.uri import open_folder
 lock.BEAT_S = 0.1
+real, skew = time.time, float(sys.argv[2])
+time.time = lambda: real() + skew
 def lost():
     print("lost", flush=True)
 with lock.locked(open_folder(sys.argv[1]), wait_s=30, lost=lost):
@@ -143,10 +145,10 @@ with lock.locked(open_folder(sys.argv[1]), wait_s=30, lost=lost):
 
 
 @pytest.fixture
-def holder(s3_folder) -> Iterator[subprocess.Popen[str]]:
-    """Another process that holds the lease ``a.write``."""
+def holder(s3_folder, request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds the lease ``a.write``; its clock goes wrong by the parameter, seconds."""
     process = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(s3_folder / "a.write")],
+        [sys.executable, "-c", HOLDER, str(s3_folder / "a.write"), str(getattr(request, "param", 0))],
         stdout=subprocess.PIPE, text=True, cwd=ROOT,
     )  # fmt: skip
     assert process.stdout is not None
@@ -155,6 +157,17 @@ def holder(s3_folder) -> Iterator[subprocess.Popen[str]]:
     process.kill()
     process.wait()
     process.stdout.close()
+
+
+@pytest.mark.parametrize("holder", [-86400, 86400], ids=["a day behind", "a day ahead"], indirect=True)
+def test_a_lease_is_not_taken_from_a_holder_whose_clock_is_wrong(s3_folder, holder, monkeypatch):
+    monkeypatch.setattr(lock, "BEAT_S", 0.1)
+    monkeypatch.setattr(lock, "STALE_S", 1.0)
+    with pytest.raises(ClusterError), locked(s3_folder / "a.write", wait_s=2.0):
+        pytest.fail("it beats, so it is held")
+    holder.kill()
+    with locked(s3_folder / "a.write", wait_s=20):
+        pass
 
 
 def test_a_killed_holder_is_succeeded_and_a_suspended_one_is_told(s3_folder, holder, monkeypatch):

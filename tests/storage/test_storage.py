@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from botocore.exceptions import ClientError
 
 from casa_core.errors import ConfigError, StoreError
 from pipelines.storage import atomic, retry, s3, transfer
 from pipelines.storage.atomic import create, write_whole
+from pipelines.storage.errors import explained
 from pipelines.storage.remote_path import RemotePath
 from pipelines.storage.uri import data_store, filesystem_for, open_folder
 from tests.support.s3 import credentials, flaky, free_ports
@@ -282,6 +284,12 @@ def test_missing_credentials_are_named(s3_folder, monkeypatch, tmp_path):
             (s3_folder / "x").read_bytes()
     finally:
         s3._filesystem.cache_clear()
+
+
+def test_a_clock_that_the_server_refuses_is_named():
+    answer = {"Error": {"Code": "RequestTimeTooSkewed", "Message": "The difference is too large."}}
+    with pytest.raises(StoreError, match="this machine's clock differs"), explained("s3://bucket/runs"):
+        raise ClientError(answer, "PutObject")
 
 
 @pytest.mark.parametrize("action", ACTIONS)

@@ -237,7 +237,7 @@ def _stage_state(run: LatestRun, stage: dict[str, Any], active: set[str]) -> dic
     attempts = run.attempts(stage)
     job_id = f"{job_prefix(stage)}{attempts}"
     outcome = run.records.outcome(job_id)
-    if job_id in active:
+    if job_id in active and outcome is None:  # with one it has ended, which Ray has yet to notice
         state = "running"
     elif manifest is not None:
         state = "done"

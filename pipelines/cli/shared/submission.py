@@ -115,7 +115,7 @@ def _start(records: Records, cluster: Cluster, submission: Submission, attempt: 
         path = records.spec_path(job_id)
         write_whole(path, json.dumps(spec, indent=2))
         try:
-            cluster.start(job_id, RUNNER, path, {"run": submission.name})
+            cluster.start(job_id, [RUNNER, str(path)], {"run": submission.name})
         except JobExists:  # The store lost its records of it since: take the next one.
             path.unlink()
             attempt += 1

@@ -16,6 +16,7 @@ from rich.text import Text
 from casa_core.errors import CasaError
 from casa_core.printable import printable
 from pipelines.cli.show.format import headline, print_json_line
+from pipelines.dag.attempts.kinds import RETRIES, FailureKind
 from pipelines.dag.plan import PlannedStage
 from pipelines.dag.progress import Progress
 from pipelines.dag.run import Observer
@@ -71,11 +72,15 @@ class PlainWatcher(Watcher):
         took = "already done" if cached else f"done in {duration(self.seconds(stage))}"
         self._print(stage, f"{took}  {headline(manifest['summary'])}".rstrip())
 
-    def retrying(self, stage: PlannedStage, reason: str) -> None:
-        self._print(stage, f"lost, trying again: {reason}")
+    def retrying(self, stage: PlannedStage, reason: str, *, kind: FailureKind, wait_s: float) -> None:
+        self._print(stage, _again(reason, kind, wait_s))
 
     def failed(self, stage: PlannedStage, error: CasaError) -> None:
         self._print(stage, "failed")
+
+
+def _again(reason: str, kind: FailureKind, wait_s: float) -> str:
+    return f"{RETRIES[kind].name}, trying again in {wait_s:.0f} s: {reason}"
 
 
 class JsonWatcher(Watcher):
@@ -94,8 +99,8 @@ class JsonWatcher(Watcher):
     def finished(self, stage: PlannedStage, manifest: dict[str, Any], *, cached: bool) -> None:
         self._emit("finished", stage, cached=cached, summary=manifest["summary"])
 
-    def retrying(self, stage: PlannedStage, reason: str) -> None:
-        self._emit("retrying", stage, reason=reason)
+    def retrying(self, stage: PlannedStage, reason: str, *, kind: FailureKind, wait_s: float) -> None:
+        self._emit("retrying", stage, kind=kind, wait_s=wait_s, reason=reason)
 
     def failed(self, stage: PlannedStage, error: CasaError) -> None:
         self._emit("failed", stage, what=error.what, why=error.why, remedy=error.remedy)
@@ -158,8 +163,9 @@ class LiveWatcher(Watcher):
             self._bars.start_task(self._rows[stage.name])
         self._update(stage, completed=1, total=1, note=headline(manifest["summary"]), cached=cached)
 
-    def retrying(self, stage: PlannedStage, reason: str) -> None:
-        self._notes.append(f"{stage.name} was lost and is tried again: {reason}")
+    def retrying(self, stage: PlannedStage, reason: str, *, kind: FailureKind, wait_s: float) -> None:
+        self._update(stage, note=RETRIES[kind].name)
+        self._notes.append(f"{stage.name}: {_again(reason, kind, wait_s)}")
 
     def failed(self, stage: PlannedStage, error: CasaError) -> None:
         self._bars.stop_task(self._rows[stage.name])

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pipelines.dag.attempts.kinds import FailureKind
 from pipelines.dag.jobs import Cluster
 from pipelines.dag.plan import PlannedStage, StageSpec, plan
 from pipelines.dag.progress import Progress
@@ -29,6 +30,7 @@ class Notes:
     def __init__(self, echo: bool = False) -> None:
         self.lines: list[str] = []
         self.errors: list[Exception] = []
+        self.waits: list[tuple[FailureKind, float]] = []
         self._echo = echo
 
     def _note(self, line: str) -> None:
@@ -48,7 +50,8 @@ class Notes:
     def finished(self, stage: PlannedStage, manifest: dict[str, Any], *, cached: bool) -> None:
         self._note(f"{'cached' if cached else 'finished'} {stage.name}")
 
-    def retrying(self, stage: PlannedStage, reason: str) -> None:
+    def retrying(self, stage: PlannedStage, reason: str, *, kind: FailureKind, wait_s: float) -> None:
+        self.waits.append((kind, wait_s))
         self._note(f"retrying {stage.name}: {reason}")
 
     def failed(self, stage: PlannedStage, error: Exception) -> None:

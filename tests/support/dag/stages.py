@@ -149,3 +149,21 @@ def fill_disk(context: StageContext) -> dict[str, Any]:
     }
     writers[context.settings["writer"]]()
     return {}
+
+
+def hang(context: StageContext) -> dict[str, Any]:
+    """Hangs with Python's lock held, beside a process of its own, until ``where.gate`` is there."""
+    import re
+    import subprocess
+
+    if os.path.exists(context.placement["gate"]):
+        return {}
+    child = subprocess.Popen(["sleep", "600"])
+    Path(context.placement["pids"]).write_text(f"{os.getpid()} {child.pid}")
+    re.match("(a+)+$", "a" * 60 + "b")  # ends in some thousand years
+    return {}
+
+
+def eat_memory(context: StageContext) -> dict[str, Any]:
+    """Takes 500 MB."""
+    return {"bytes": len(b"x" * 500_000_000)}

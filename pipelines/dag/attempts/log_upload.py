@@ -1,6 +1,6 @@
 """Copies its input to its output and to a log on an object store, as ``tee -a`` does to one on a disk.
 
-python -m pipelines.dag.log_upload <URI of the log>
+python -m pipelines.dag.attempts.log_upload <URI of the log>
 """
 
 from __future__ import annotations

@@ -17,6 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from infra.local_ray import LONGEST_BASE, base_of_temporary_folder
+from infra.quota import memory_limit, usable_cpus
+
 Level = Literal["ok", "optional", "problem"]
 GIB = 2**30
 PYTHON = (3, 11)
@@ -122,11 +125,39 @@ def check_shared_memory(free_bytes: int | None) -> Check:
     return Check("shared memory", "optional", f"{free_bytes / GIB:.2f} GiB", cost, remedy)
 
 
-def check_temporary_folder(path: str) -> Check:
-    """Length of the temporary folder's path: Ray's sockets lie below it."""
-    fits = len(path) <= 22 or os.path.isdir("/tmp")
-    cost = "the paths of Ray's sockets would pass 107 characters"
-    return _check("temporary folder", fits, path, "problem", cost, "set TMPDIR to a shorter path")
+def check_temporary_folder(path: str, for_ray: str, is_writable: bool) -> Check:
+    """The temporary folder, and the one that Ray's sockets lie below: another where the path is long."""
+    found = path if path == for_ray else f"{path}, and {for_ray} for Ray"
+    cost = f"Ray cannot make its folder in {for_ray}, and the paths of its sockets may have 107 characters"
+    remedy = "set TMPDIR to a folder that can be written, with a path of at most 22 characters"
+    return _check("temporary folder", is_writable, found, "problem", cost, remedy)
+
+
+def check_ray_disk(folder: str, used_share: float, full_share: float) -> Check:
+    """The disk of Ray's temporary folder, where its logs and spilled objects lie.
+
+    Args:
+        used_share, full_share: Of the disk: how much is used, and from where on Ray counts it as full.
+    """
+    found = f"{used_share:.0%} used at {folder}"
+    cost = f"beyond {full_share:.0%} Ray spills no objects, and tasks whose objects do not fit memory fail"
+    remedy = "free some, set TMPDIR to another disk (22 characters), or raise RAY_local_fs_capacity_threshold"
+    return _check("disk of Ray", used_share < full_share, found, "optional", cost, remedy)
+
+
+def check_default_folder(folder: str, is_writable: bool) -> Check:
+    """Ray's own temporary folder: another user may have made it, or sockets' paths in it be too long."""
+    is_short = len(folder) <= LONGEST_BASE + len("/casa-0123456789ab")
+    cost = "`casa evaluate --workers` cannot start Ray; `casa run` can, as its head has a folder of its own"
+    remedy = "set RAY_TMPDIR to a folder of yours with a path of at most 22 characters"
+    return _check("Ray's folder", is_writable and is_short, folder, "optional", cost, remedy)
+
+
+def check_home(home: str, is_writable: bool) -> Check:
+    """The home folder, where caches and, for a store elsewhere, session files lie."""
+    cost = "there are no copies of models, files of the hub, or session files of a store on S3"
+    remedy = "set HOME, or XDG_CACHE_HOME, XDG_STATE_HOME and HF_HOME, to folders that can be written"
+    return _check("home folder", is_writable, home, "optional", cost, remedy)
 
 
 def check_port(port: int, is_free: bool) -> Check:
@@ -141,11 +172,12 @@ def run_checks(store: Path = Path("runs"), port: int = 8000) -> list[Check]:
     """Check this machine. Imports torch for the device, which takes seconds."""
     import psutil
 
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cpus, limit = usable_cpus(), memory_limit()
     memory = psutil.virtual_memory()
-    limit = _memory_limit()
-    nearest = next(folder for folder in [store.absolute(), *store.absolute().parents] if folder.is_dir())
-    shared = Path("/dev/shm")
+    nearest, default = _nearest(store), _default_folder()
+    shared, home = Path("/dev/shm"), os.path.expanduser("~")
+    temporary = base_of_temporary_folder()
+    disk = shutil.disk_usage(temporary)
     packages = [check_package(label, _version(name), cost) for label, name, cost in _NEEDED]
     return [
         check_python(sys.version_info[:3]),
@@ -155,7 +187,10 @@ def run_checks(store: Path = Path("runs"), port: int = 8000) -> list[Check]:
         check_memory(min(memory.total, limit), min(memory.available, limit)),
         check_disk(nearest, shutil.disk_usage(nearest).free),
         check_shared_memory(shutil.disk_usage(shared).free if shared.is_dir() else None),
-        check_temporary_folder(tempfile.gettempdir()),
+        check_temporary_folder(tempfile.gettempdir(), str(temporary), _can_write(str(temporary))),
+        check_ray_disk(str(temporary), disk.used / (disk.used + disk.free), full_share()),
+        check_default_folder(default, _can_write(_nearest(Path(default)))),
+        check_home(home, _can_write(home)),
         check_port(port, _is_free(port)),
         *(check_optional(label, find(), cost, remedy) for label, find, cost, remedy in _OPTIONAL),
     ]
@@ -214,13 +249,32 @@ def _gpus() -> list[str]:
     return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
 
 
-def _memory_limit() -> int:
-    """The container's memory limit, or something larger than any memory."""
+def full_share() -> float:
+    """Share of a disk from which Ray counts it as full; Ray's own default is 0.95.
+
+    Source: ``local_fs_capacity_threshold`` of Ray's configuration, which its processes read from the
+    environment.
+    """
+    return float(os.environ.get("RAY_local_fs_capacity_threshold", "0.95"))  # noqa: SIM112
+
+
+def _default_folder() -> str:
+    """Where Ray puts its files by default. Source: ``get_default_system_temp_dir`` of Ray 2.60."""
+    names = ("RAY_TMPDIR", "TMPDIR")
+    return os.path.join(next((os.environ[name] for name in names if name in os.environ), "/tmp"), "ray")
+
+
+def _nearest(folder: Path) -> Path:
+    """The folder, or the first above it that is there."""
+    return next(one for one in (folder.absolute(), *folder.absolute().parents) if one.is_dir())
+
+
+def _can_write(folder: str | Path) -> bool:
     try:
-        text = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        with tempfile.TemporaryFile(dir=folder):
+            return True
     except OSError:
-        return sys.maxsize
-    return int(text) if text.isdigit() else sys.maxsize
+        return False
 
 
 def _is_free(port: int) -> bool:

@@ -34,6 +34,8 @@ LOG_FILE = "ray.log"
 STOPPED_FILE = "stopped"
 START_TIMEOUT_S = 60.0
 log = logging.getLogger(__name__)
+LONGEST_BASE = 22
+"""Characters of a path to which a session's folder, of 18 with its slash, and Ray's 63 can be added."""
 BUSY_S = 30.0
 """Seconds without an answer after which a running head counts as hung, and another takes its place."""
 
@@ -231,15 +233,22 @@ def _await_ready(session: RaySession, head: subprocess.Popen[bytes], folder: Pat
 
 def _short_temporary_folder(session_id: str) -> Path:
     """A private folder for Ray. Its sockets lie 63 characters deeper and may not pass 107 in all."""
-    for folder in _temporary_folders(session_id):
-        if len(str(folder)) <= 40:
-            folder.mkdir(mode=0o700)
-            return folder
-    raise ClusterError(
-        f"No folder for Ray's sockets: {tempfile.gettempdir()} is too long a path.",
-        "A Unix socket's path may have 107 characters at most, and Ray adds 63.",
-        "Set TMPDIR to a folder with a path of at most 22 characters.",
-    )
+    folder = base_of_temporary_folder() / f"casa-{session_id}"
+    try:
+        folder.mkdir(mode=0o700)
+    except OSError as error:
+        raise ClusterError(
+            f"No folder for Ray's sockets can be made in {folder.parent}.",
+            f"{error}. A Unix socket's path may have 107 characters at most, and Ray adds 63.",
+            "Set TMPDIR to a folder that can be written, with a path of at most 22 characters.",
+        ) from error
+    return folder
+
+
+def base_of_temporary_folder() -> Path:
+    """Where sessions' temporary folders are made: ``TMPDIR``, or ``/tmp`` where that is too long a path."""
+    given = Path(tempfile.gettempdir())
+    return given if len(str(given)) <= LONGEST_BASE else Path("/tmp")
 
 
 def _temporary_folders(session_id: str) -> list[Path]:

@@ -36,8 +36,9 @@ from pipelines.cli import (
     verify,
 )
 from pipelines.cli.evaluations import compare, score
-from pipelines.cli.history import diff, gc, lineage
+from pipelines.cli.history import adopt, diff, gc, lineage, reproduce
 from pipelines.cli.submitting import submit
+from pipelines.cli.workflows import export_dag
 from pipelines.storage.errors import disk_error
 
 FAILED = 1
@@ -126,6 +127,7 @@ app.command("submit")(submit.submit)
 app.command("prepare")(prepare.prepare)
 app.command("train")(train.train)
 app.command("export")(export.export)
+app.command("export-dag")(export_dag.export_dag)
 app.command("sweep")(sweep.sweep)
 app.command("plan")(plan.plan)
 app.command("status")(status.status)
@@ -134,6 +136,8 @@ app.command("stop")(stop.stop)
 app.command("verify")(verify.verify)
 app.command("lineage")(lineage.lineage)
 app.command("diff")(diff.diff)
+app.command("reproduce")(reproduce.reproduce)
+app.command("adopt")(adopt.adopt)
 app.command("gc")(gc.gc)
 app.command("report")(report.report)
 app.command("serve")(serve.serve)

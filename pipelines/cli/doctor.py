@@ -7,7 +7,7 @@ import importlib.util
 import uuid
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
@@ -17,29 +17,47 @@ from pipelines.cli.show.format import print_json
 if TYPE_CHECKING:
     from infra.doctor import Check
     from pipelines.storage.remote_path import RemotePath
+    from pipelines.storage.uri import Folder
 
 MARKS = {"ok": "[green]✓", "optional": "[yellow]○", "problem": "[red]✗"}
 
 
-def doctor(store: StoreOption = DEFAULT_STORE, json_: JsonOption = False) -> None:
+def doctor(
+    cluster: Annotated[
+        bool, typer.Option("--cluster", help="Check a Ray cluster instead, with tasks on each of its nodes.")
+    ] = False,
+    address: Annotated[
+        str,
+        typer.Option(
+            help="The cluster: its dashboard, http://host:8265; `local` for the store's own head; `auto` for "
+            "the one that this machine belongs to.",
+        ),
+    ] = "auto",
+    store: StoreOption = DEFAULT_STORE,
+    json_: JsonOption = False,
+) -> None:
     """Check this machine, and say what each missing part costs you. Ends with 1 if a run cannot work.
+
+    With --cluster: versions and code on every node, GPUs, CPUs by quota, shared memory, Ray's disks, clocks,
+    the store from every node, and a sum over all nodes as training makes them. It takes a minute.
 
     Examples:
 
       casa doctor
 
+      casa doctor --cluster --address http://head:8265 --store s3://bucket/runs
+
       casa doctor --store s3://bucket/runs
 
       casa doctor --json | jq '.[] | select(.level != "ok")'
     """
-    from infra.doctor import run_checks
-    from pipelines.storage.host import session_folder
+    if cluster:
+        from pipelines.cluster.ask import ask_cluster
+        from pipelines.cluster.checks import cluster_checks
 
-    checks = run_checks(session_folder(store).parent)
-    if not isinstance(store, Path):
-        checks.append(_store(store))
-    after_device = next(index for index, check in enumerate(checks) if check.name == "device") + 1
-    checks[after_device:after_device] = _attention()
+        checks = cluster_checks(ask_cluster(address, store), str(store))
+    else:
+        checks = _machine_checks(store)
     if json_:
         print_json([asdict(check) for check in checks])
     else:
@@ -49,12 +67,24 @@ def doctor(store: StoreOption = DEFAULT_STORE, json_: JsonOption = False) -> Non
 
         table = Table(box=None, show_header=False)
         for check in checks:
-            table.add_row(MARKS[check.level], check.name, check.found, f"[dim]{escape(check.cost)}")
+            table.add_row(MARKS[check.level], check.name, escape(check.found), f"[dim]{escape(check.cost)}")
             if check.level != "ok" and check.remedy:
                 table.add_row("", "", "", f"[dim]→ {escape(check.remedy)}")
         Console().print(table)
     if any(check.level == "problem" for check in checks):
         raise typer.Exit(1)
+
+
+def _machine_checks(store: Folder) -> list[Check]:
+    from infra.doctor import run_checks
+    from pipelines.storage.host import session_folder
+
+    checks = run_checks(session_folder(store).parent)
+    if not isinstance(store, Path):
+        checks.append(_store(store))
+    after_device = next(index for index, check in enumerate(checks) if check.name == "device") + 1
+    checks[after_device:after_device] = _attention()
+    return checks
 
 
 def _store(store: RemotePath) -> Check:

@@ -27,9 +27,10 @@ def status(store: StoreOption = DEFAULT_STORE, json_: JsonOption = False) -> Non
     console = Console()
     table = Table(box=None, header_style="bold", title=found["recipe"], title_justify="left")
     for column in ("stage", "state", "attempts", "summary"):
-        table.add_column(column)
+        table.add_column(column, no_wrap=column == "stage")
     for stage in found["stages"]:
-        table.add_row(stage["stage"], stage["state"], str(stage["attempts"]), stage["headline"])
+        name = stage["alias"] or stage["stage"]  # one names the stage, the other what it has made
+        table.add_row(name, stage["state"], str(stage["attempts"]), stage["headline"])
     console.print(table)
     if (runner := found["runner"]) is not None:
         console.print(

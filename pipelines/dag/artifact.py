@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
-import subprocess
-import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from casa_core.errors import StoreError
+from infra.environment import environment
 from pipelines.dag.files import MANIFEST, forget_digests, list_files
 from pipelines.dag.fingerprint import canonical_json
 from pipelines.storage.atomic import sync, write_whole
@@ -31,7 +29,7 @@ UNCOUNTED: dict[str, frozenset[str]] = {
     "compare": frozenset({"comparison.json", "index.html", "table.md"}),
 }
 """Kind of stage → its files that hold times: in the manifest, and left out of the content digest."""
-PACKAGES = ("torch", "transformers", "ray", "deepspeed", "pyarrow", "tokenizers", "numpy", "av", "pillow")
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def read_manifest(folder: Folder) -> dict[str, Any] | None:
@@ -178,52 +176,6 @@ def _fault(name: str, recorded: dict[str, Any] | None, found: dict[str, Any] | N
     )
 
 
-def provenance() -> Callable[[], dict[str, Any]]:
-    """Begin to find out where and with what an artifact is made.
-
-    Returns:
-        Gives it, as it was at the beginning: the code that was loaded then makes the artifact.
-    """
-    git = _ask_git()
-    return lambda: {
-        "host": platform.node(),
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        "packages": _versions(),
-        "git_commit": _answer_of(git),
-    }
-
-
-def _versions() -> dict[str, str]:
-    """Versions of the packages that count, by the names of their folders, which takes a tenth of the time of
-    reading what these hold."""
-    found: dict[str, str] = {}
-    for folder in map(Path, sys.path):
-        for entry in folder.glob("*.dist-info"):
-            name, _, version = entry.stem.partition("-")
-            found.setdefault(name.lower(), version)
-    return {name: found[name] for name in PACKAGES if name in found}
-
-
-def _ask_git() -> subprocess.Popen[str] | None:
-    """Ask for the commit of the checkout this code runs from, with ``+`` for local changes."""
-    command = ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
-    root = Path(__file__).resolve().parents[2]
-    try:
-        return subprocess.Popen(
-            command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
-    except OSError:
-        return None  # there is no git
-
-
-def _answer_of(git: subprocess.Popen[str] | None) -> str | None:
-    """``None`` outside of git."""
-    if git is None:
-        return None
-    try:
-        answer, _ = git.communicate(timeout=10)
-    except subprocess.TimeoutExpired:
-        git.kill()
-        answer, _ = git.communicate()
-    return answer.strip() if git.returncode == 0 else None
+def provenance() -> dict[str, Any]:
+    """Where and with what an artifact was made; see :func:`infra.environment.environment`."""
+    return environment(ROOT)

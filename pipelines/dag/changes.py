@@ -60,6 +60,17 @@ def nearest(manifests: Iterable[Mapping[str, Any]], wanted: Mapping[str, Any]) -
     return min((one for one, _ in latest_first), key=len)
 
 
+def numbers(summary: Mapping[str, Any], above: str = "") -> dict[str, float]:
+    """Dotted name → value of every number of a summary."""
+    found: dict[str, float] = {}
+    for name, value in summary.items():
+        if isinstance(value, Mapping):
+            found |= numbers(value, f"{above}{name}.")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            found[f"{above}{name}"] = value
+    return found
+
+
 def _inputs(manifest: Mapping[str, Any]) -> dict[str, str]:
     return {f"{INPUTS} {role}": fingerprint[:12] for role, fingerprint in manifest["inputs"].items()}
 

@@ -17,12 +17,16 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import IO, Any, NoReturn, TypeVar
 
 from casa_core.errors import CasaError, ClusterError, ConfigError, StoreError, TransferError
 from infra.code_package import missing_package
+from infra.environment import topology
+from infra.quota import limit_threads
 from pipelines.dag import artifact
 from pipelines.dag.attempts.kinds import FailureKind
 from pipelines.dag.attempts.supervisor import Ending, run_supervised
@@ -36,6 +40,7 @@ from pipelines.storage.remote_path import RemotePath
 from pipelines.storage.uri import Folder, open_folder
 from pipelines.text_format import duration
 
+T = TypeVar("T")
 LOG_S = 10.0
 """Seconds that an ended job waits for its log to be whole."""
 
@@ -77,9 +82,9 @@ def _make(spec: JobSpec) -> None:
     _require_same_code(spec)
     inputs = {role: open_folder(folder) for role, folder in spec.inputs.items()}
     manifests = {role: _input_manifest(role, folder) for role, folder in inputs.items()}
+    environment = _beside(artifact.provenance)  # with the source as it is now
     function = load_function(spec.function)
     artifact.begin(output)
-    provenance = artifact.provenance()
     started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
     context = StageContext(
         name=spec.stage,
@@ -112,9 +117,19 @@ def _make(spec: JobSpec) -> None:
         "started": started.isoformat(timespec="seconds"),
         "seconds": round(time.monotonic() - clock, 3),
         "where": spec.placement,
-        **provenance(),
+        **environment.result(),
+        **topology(),  # of the cluster that the stage has joined
     }
     artifact.commit(output, identity, summary, made)
+
+
+def _beside(find: Callable[[], T]) -> Future[T]:
+    """What ``find`` finds while the stage begins its work."""
+    with_stage = ThreadPoolExecutor(max_workers=1)
+    try:
+        return with_stage.submit(find)
+    finally:
+        with_stage.shutdown(wait=False)
 
 
 def _require_same_code(spec: JobSpec) -> None:
@@ -281,6 +296,7 @@ def _timed_out(timeout_s: float) -> Outcome:
 
 def main() -> int:
     """Run the job whose spec is named on the command line; 0 when its artifact is whole."""
+    limit_threads()
     spec_path = open_folder(sys.argv[1])
     timeout_s = float(sys.argv[2]) if len(sys.argv) > 2 else None
     records, job_id = Records(spec_path.parent.parent), spec_path.name.removesuffix(".json")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
 import time
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from casa_core.errors import ConfigError
+from infra.quota import usable_cpus
 from pipelines.dag.fingerprint import canonical_json, file_digest
 from pipelines.storage.atomic import write_whole
 from pipelines.storage.json_files import read_json
@@ -25,7 +25,7 @@ from pipelines.storage.raw_listing import RawListing, list_raw
 from pipelines.storage.remote_path import Listed
 from pipelines.text_format import byte_size, duration
 
-HASHING_THREADS = min(32, 2 * (os.cpu_count() or 1))
+HASHING_THREADS = min(32, 2 * usable_cpus())
 """Hashing holds no lock of Python's, and on a shared folder it mostly waits."""
 _REPORT_AFTER_S, _REPORT_EVERY_S, _SAVE_EVERY_S = 2.0, 5.0, 30.0
 

@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from pipelines.dag.artifact import provenance
 from pipelines.dag.attempts.kinds import FailureKind
 from pipelines.dag.plan import PlannedStage
 from pipelines.storage.atomic import write_whole
@@ -172,12 +173,19 @@ class Records:
     def write_run(
         self, recipe: str, ray: dict[str, Any], endpoint: str, stages: list[PlannedStage], job: str = ""
     ) -> None:
-        """Record the latest run, for the commands after it; ``job`` is that of its runner, if any."""
+        """Record the latest run, and where it was started; ``job`` is that of its runner, if any."""
         listed = [
             {"name": s.name, "kind": s.spec.kind, "fingerprint": s.fingerprint, "folder": str(s.folder)}
             for s in stages
         ]
-        run = {"recipe": recipe, "ray": ray, "endpoint": endpoint, "stages": listed, "job": job}
+        run = {
+            "recipe": recipe,
+            "ray": ray,
+            "endpoint": endpoint,
+            "stages": listed,
+            "job": job,
+            "environment": provenance(),
+        }
         write_whole(self._latest_run, json.dumps(run, indent=2))
 
     def read_run(self) -> dict[str, Any] | None:

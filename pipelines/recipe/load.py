@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from casa_core.errors import ConfigError
 from pipelines.recipe.explain import explain
 from pipelines.recipe.model import Deploy, Recipe
+from pipelines.recipe.where import Where
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 
@@ -36,7 +37,7 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
             valid name.
     """
     path = _locate(name_or_path)
-    return _validated(recipe_values(path, overrides), f"recipe {path.stem}")
+    return _validated(_values(path, overrides), f"recipe {path.stem}")
 
 
 def load_deploy(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Deploy:
@@ -56,6 +57,31 @@ def load_deploy(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Dep
         return Deploy.model_validate(own)
     except ValidationError as error:
         raise explain(error, own, Deploy, "section deploy") from None
+
+
+def load_where(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Where:
+    """Validate a recipe's section ``where`` alone, as a manifest holds it.
+
+    Args:
+        values: Settings of the section; what no recipe knows (any more) is left out.
+        overrides: ``where.dotted.path=value``.
+
+    Raises:
+        ConfigError: As :func:`load_recipe`, and for an override of anything else.
+    """
+    own = {"where": {name: value for name, value in values.items() if name in Where.model_fields}}
+    for override in overrides:
+        if not override.startswith("where."):
+            raise ConfigError(
+                f"`--set {override}` would make it another run.",
+                "What is made again has the settings that it had; only where it runs can be another.",
+                "Use `casa run` for other settings, and `casa diff` to compare.",
+            )
+        _apply(own, override)
+    try:
+        return Where.model_validate(own["where"])
+    except ValidationError as error:
+        raise explain(error, own["where"], Where, "section where") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +113,7 @@ def load_sweep(name_or_path: str | Path, overrides: Sequence[str] = ()) -> tuple
         ConfigError: For a recipe without that section, or a variant that is no valid recipe.
     """
     path = _locate(name_or_path)
-    values = recipe_values(path, overrides)
+    values = _values(path, overrides)
     recipe = _validated(values, f"recipe {path.stem}")
     if recipe.sweep is None:
         raise ConfigError(
@@ -104,13 +130,8 @@ def load_sweep(name_or_path: str | Path, overrides: Sequence[str] = ()) -> tuple
     return recipe, members
 
 
-def recipe_values(name_or_path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """A recipe's settings, laid over those of its base, with the overrides; not validated.
-
-    Raises:
-        ConfigError: If there is no such file, or it is no mapping.
-    """
-    values = _with_base(_locate(name_or_path), ())
+def _values(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    values = _with_base(path, ())
     for override in overrides:
         _apply(values, override)
     return values

@@ -16,6 +16,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from casa_core.errors import StoreError
 from pipelines.storage.transfer import copy_tree
 from pipelines.storage.uri import Folder, open_folder
 
@@ -92,7 +93,16 @@ def _size(folder: Path) -> int:
 
 
 def _own_folder(variable: str, otherwise: str) -> Path:
-    return Path(os.environ.get(variable) or Path.home() / otherwise) / "casa"
+    if given := os.environ.get(variable):
+        return Path(given) / "casa"
+    try:
+        return Path.home() / otherwise / "casa"
+    except RuntimeError as error:  # as in a container, whose user has no entry in its list of users
+        raise StoreError(
+            "There is no home folder for what is kept on this machine.",
+            f"HOME is not set, and the user {os.getuid()} has no entry with one.",
+            f"Set HOME, or {variable}, to a folder that can be written.",
+        ) from error
 
 
 def _short_digest(text: str) -> str:

@@ -35,6 +35,21 @@ from pipelines.cli.app import app
         (doctor.check_shared_memory(64 * 2**20), "optional"),
         (doctor.check_shared_memory(None), "ok"),
         (doctor.check_port(8000, is_free=False), "optional"),
+        (doctor.check_ray_disk("/tmp", 0.90, 0.95), "ok"),
+        (doctor.check_ray_disk("/tmp", 0.96, 0.95), "optional"),
+        (doctor.check_home("/home/casa", is_writable=False), "optional"),
+        (doctor.check_default_folder("/tmp/ray", is_writable=True), "ok"),
+        (doctor.check_default_folder("/tmp/ray", is_writable=False), "optional"),
+        (doctor.check_default_folder("/scratch/allocations/of/somebody/ray", is_writable=True), "ok"),
+        (
+            doctor.check_default_folder("/scratch/allocations/of/somebody/else/ray", is_writable=True),
+            "optional",
+        ),
+        (doctor.check_temporary_folder("/tmp", "/tmp", is_writable=True), "ok"),
+        (
+            doctor.check_temporary_folder("/very/long/path/of/an/allocation", "/tmp", is_writable=False),
+            "problem",
+        ),
     ],
 )
 def test_a_fact_gets_its_verdict(check: Check, level: str):
@@ -56,6 +71,18 @@ def test_this_machine_can_be_checked(tmp_path: Path):
     assert checks["Python"].level == "ok"
     assert checks["Ray"].level == "ok"
     assert {"torch", "DeepSpeed", "device", "memory", "disk", "flash-attn", "PyAV (FFmpeg)"} <= checks.keys()
+
+
+def test_a_disk_that_ray_counts_as_full_and_a_home_that_cannot_be_written_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("RAY_local_fs_capacity_threshold", "0.01")
+    monkeypatch.setenv("HOME", "/proc/nobody")
+    monkeypatch.setenv("RAY_TMPDIR", "/proc/nobody")
+    checks = {check.name: check for check in doctor.run_checks(tmp_path)}
+    for name in ("disk of Ray", "home folder", "Ray's folder"):
+        assert checks[name].level == "optional"
+    assert "beyond 1%" in checks["disk of Ray"].cost
 
 
 def test_the_command_says_which_attention_runs_on_this_machine(tmp_path: Path):

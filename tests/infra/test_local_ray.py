@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,6 +53,19 @@ def busy(session: local_ray.RaySession) -> None:
 def test_a_second_start_finds_the_running_head(ray_folder: Path, ray_head: local_ray.RaySession):
     assert local_ray.start(ray_folder, num_cpus=4, object_store_mb=128) == ray_head
     assert local_ray.find(ray_folder) == ray_head
+
+
+@pytest.mark.slow
+def test_a_head_works_with_a_long_tmpdir_without_a_home_and_on_a_disk_that_ray_counts_as_full(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    long = tmp_path / ("x" * 80)
+    long.mkdir()
+    monkeypatch.setenv("TMPDIR", str(long))
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    monkeypatch.setenv("HOME", "/proc/nobody")
+    monkeypatch.setenv("RAY_local_fs_capacity_threshold", "0.01")
+    busy(start(folder))
 
 
 @pytest.mark.slow

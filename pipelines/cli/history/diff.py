@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +13,7 @@ from pipelines.cli.show.format import print_json
 if TYPE_CHECKING:
     from pipelines.dag.history.lineage import Made
 
-Named = "A stage of the latest run, a folder, an s3:// URI, or the beginning of a fingerprint."
+Named = "A stage of the latest run, a folder, an s3:// URI, the beginning of a fingerprint, or train@DATE."
 
 
 def diff(
@@ -32,6 +31,8 @@ def diff(
       casa diff 4a84d1 fb1adc          two models
 
       casa diff 9c01fe report          an earlier run, and the latest
+
+      casa diff train@2026-11-30 train@latest
 
       casa diff runs/train/4a84… s3://bucket/runs/train/fb1a… --json
     """
@@ -69,15 +70,7 @@ def diff(
 
 def _results(before: Made, after: Made) -> dict[str, tuple[Any, Any]]:
     """The numbers of both summaries that differ."""
-    left, right = (_numbers(one.manifest["summary"] if one.manifest else {}) for one in (before, after))
+    from pipelines.dag.changes import numbers
+
+    left, right = (numbers(one.manifest["summary"] if one.manifest else {}) for one in (before, after))
     return {name: (left[name], right[name]) for name in left if name in right and left[name] != right[name]}
-
-
-def _numbers(values: Mapping[str, Any], above: str = "") -> dict[str, float]:
-    found: dict[str, float] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            found |= _numbers(value, f"{above}{name}.")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            found[f"{above}{name}"] = value
-    return found

@@ -17,8 +17,8 @@ def gc(
     keep: Annotated[
         list[str] | None,
         typer.Option(
-            help="An artifact that stays, with all it was made of: a folder, or the beginning of a "
-            "fingerprint. May be repeated.",
+            help="An artifact that stays, with all it was made of: a folder, the beginning of a "
+            "fingerprint, or train@DATE. May be repeated.",
             metavar="ARTIFACT",
         ),
     ] = None,

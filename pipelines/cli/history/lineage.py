@@ -24,7 +24,8 @@ def lineage(
     artifact: Annotated[
         str,
         typer.Argument(
-            help="A stage of the latest run, a folder, an s3:// URI, or the beginning of a fingerprint.",
+            help="A stage of the latest run, a folder, an s3:// URI, the beginning of a fingerprint, or "
+            "train@DATE (UTC; train@latest).",
             metavar="ARTIFACT",
         ),
     ] = "deploy",
@@ -77,15 +78,22 @@ def _line(made: Made) -> str:
         return f"[yellow]{made.name}: no longer in the store[/]"
     from rich.markup import escape
 
-    date = made.manifest["provenance"].get("started", "")[:16].replace("T", " ")
-    return f"[bold]{made.name}[/]  [dim]{date}[/]  {escape(headline(made.manifest['summary']))}"
+    from pipelines.dag.history.aliases import alias_of
+
+    adopted = made.manifest["provenance"].get("adopted")
+    origin = f"  [yellow]adopted from {escape(adopted['from'])}[/]" if adopted else ""
+    line = escape(headline(made.manifest["summary"]))
+    return f"[bold]{made.name}[/]  [dim]{escape(alias_of(made.manifest))}[/]{origin}  {line}"
 
 
 def _as_json(made: Made) -> dict[str, Any]:
+    from pipelines.dag.history.aliases import alias_of
+
     manifest = json.loads(json.dumps(made.manifest)) or {}
     kept = ("kind", "what", "location", "code_version", "content_digest", "summary", "provenance")
     return {
         "fingerprint": made.fingerprint,
+        "alias": alias_of(manifest) if manifest else None,
         "folder": None if made.folder is None else str(made.folder),
         **{name: manifest[name] for name in kept if name in manifest},
         "inputs": {role: _as_json(own) for role, own in made.inputs.items()},

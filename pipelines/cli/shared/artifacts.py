@@ -9,6 +9,7 @@ from typing import Any
 from casa_core.errors import ConfigError
 from pipelines.cli.shared.run_handle import latest_run
 from pipelines.dag.artifact import read_manifest
+from pipelines.dag.history.aliases import find_by_alias, is_alias
 from pipelines.dag.history.lineage import SHORTEST, find_by_fingerprint
 from pipelines.storage.uri import Folder, open_folder
 
@@ -17,8 +18,8 @@ def find_artifact(artifact: str, store: Folder) -> Folder:
     """The folder of an artifact.
 
     Args:
-        artifact: A folder, an ``s3://`` URI, the name of a stage of the store's latest run, or the beginning
-            of a fingerprint in the store.
+        artifact: A folder, an ``s3://`` URI, the name of a stage of the store's latest run, the beginning of
+            a fingerprint in the store, or an alias (:mod:`pipelines.dag.history.aliases`).
 
     Raises:
         ConfigError: If it is none of these.
@@ -28,6 +29,8 @@ def find_artifact(artifact: str, store: Folder) -> Folder:
         return folder
     if len(artifact) >= SHORTEST and set(artifact) <= set(hexdigits.lower()):
         return find_by_fingerprint(artifact, store)
+    if is_alias(artifact):
+        return find_by_alias(artifact, store)
     if "/" in artifact:
         raise ConfigError(f"There is no folder {artifact}.", "", "`casa status --json` names each stage's.")
     return open_folder(latest_run(store).stage(artifact)["folder"])

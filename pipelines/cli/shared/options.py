@@ -10,7 +10,12 @@ import typer
 from pipelines.storage.uri import Folder, open_folder
 
 
-def _store(value: str | Folder) -> Folder:
+def parse_store(value: str | Folder) -> Folder:
+    """A store that an option names, as an absolute path or on S3.
+
+    Raises:
+        BadParameter: If it is a file.
+    """
     folder = open_folder(value).absolute()
     if isinstance(folder, Path) and folder.is_file():
         raise typer.BadParameter(f"{value} is a file.")
@@ -31,7 +36,7 @@ StoreOption = Annotated[
     typer.Option(
         "--store",
         help="where.store of the recipe: a folder, or s3://bucket/prefix.",
-        parser=_store,
+        parser=parse_store,
         metavar="FOLDER",
     ),
 ]

@@ -18,6 +18,7 @@ from pipelines.cli.shared.submission import runner_prefix, submitted_name
 from pipelines.cli.show.format import headline
 from pipelines.dag.artifact import read_manifest
 from pipelines.dag.code_version import current_versions
+from pipelines.dag.history.aliases import alias_of
 from pipelines.dag.jobs import Cluster
 from pipelines.dag.plan import PlannedStage, StageSpec, plan
 from pipelines.dag.records import Records
@@ -34,12 +35,18 @@ STOP_S = 30.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenRun:
-    """A recipe, planned in its store."""
+    """A recipe, planned in its store.
+
+    Attributes:
+        stages: What is to be run.
+        recorded: What is recorded as the store's latest run, where ``stages`` are part of it.
+    """
 
     recipe: Recipe
     stages: list[PlannedStage]
     records: Records
     cluster: Cluster
+    recorded: list[PlannedStage] | None = None
 
 
 def open_run(recipe: str, overrides: Sequence[str], kinds: frozenset[str] | None = None) -> OpenRun:
@@ -98,7 +105,7 @@ def run_stages(opened: OpenRun, command: str, *, as_json: bool, plain: bool) -> 
         opened.recipe.name,
         where.ray.model_dump(mode="json"),
         endpoint_url(opened.recipe),
-        opened.stages,
+        opened.recorded or opened.stages,
         runner_job(),
     )
     try:
@@ -253,6 +260,7 @@ def _stage_state(run: LatestRun, stage: dict[str, Any], active: set[str]) -> dic
         "attempts": attempts,
         "headline": headline(manifest["summary"]) if manifest else (outcome.what if outcome else ""),
         "artifact": str(folder) if manifest else None,
+        "alias": alias_of(manifest) if manifest else None,
     }
 
 

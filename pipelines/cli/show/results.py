@@ -42,11 +42,12 @@ def show_results(
             table.add_row(name.replace("_", " "), value if isinstance(value, str) else f"{value:.4g}")
         console.print(table)
     casa, store = _this_command(), _store_option(recipe)
+    running = bool(found["endpoint"])  # not where the run ended before its deploy stage
     lines = {
         "endpoint": found["endpoint"],
         "live page": found["live_page"],
-        "ask": f'{casa} ask PICTURE "what color is the shape?"{store}',
-        "caption": f"{casa} caption CLIP.mp4{store}",
+        "ask": f'{casa} ask PICTURE "what color is the shape?"{store}' if running else "",
+        "caption": f"{casa} caption CLIP.mp4{store}" if running else "",
         "report": f"{casa} report --open{store}" if "://" in found["report"] else "",
         "stop": f"{casa} stop{store}",
     }

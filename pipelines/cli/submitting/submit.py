@@ -110,7 +110,7 @@ def _asked(
         name=name or loaded.name,
         ray=loaded.where.ray.model_dump(mode="json"),
         command=command,
-        recipes=recipe_files(recipe, loaded, overrides),
+        recipes=recipe_files(loaded),
     )
     return submission, Records(store_folder(loaded))
 

@@ -1,8 +1,9 @@
 """The manifests, and what the tests know of KubeRay's kinds, against the resource definitions themselves.
 
 The definitions are megabytes of other projects and not kept here. `CASA_CRDS` names a folder with those of
-KubeRay (helm-chart/kuberay-operator/crds at v1.7.0) and of the Prometheus operator
-(example/prometheus-operator-crd at v0.93); without it the tests below are skipped.
+KubeRay (helm-chart/kuberay-operator/crds at v1.7.0), of the Prometheus operator
+(example/prometheus-operator-crd at v0.93) and of Argo's Workflow (manifests/base/crds/full/
+argoproj.io_workflows.yaml of August 2026); without it the tests below are skipped.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import typing
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,12 @@ import yaml
 from jsonschema import Draft4Validator
 
 pytest.importorskip("lightkube", reason="pip install -e '.[dev]' brings Kubernetes' types")
+from pipelines.recipe import build_stages, load_recipe
+from pipelines.workflows.argo import argo_workflow
+from pipelines.workflows.kuberay import ray_jobs, read_images
+from pipelines.workflows.steps import workflow_steps
 from tests.infra.kubernetes.test_manifests import OVERLAYS, RENDERED
-from tests.support.infra import kuberay
+from tests.support.infra import argo, kuberay
 
 CRDS = os.environ.get("CASA_CRDS")
 needs_definitions = pytest.mark.skipif(CRDS is None, reason="CASA_CRDS names no folder of definitions")
@@ -60,15 +66,31 @@ def test_every_object_meets_its_definition(overlay: str):
 
 
 @needs_definitions
-@pytest.mark.parametrize("kind", kuberay.KINDS)
+@pytest.mark.parametrize("write", [ray_jobs, argo_workflow])
+def test_every_object_of_an_exported_recipe_meets_its_definition(write: Callable[..., str]):
+    steps = workflow_steps(build_stages(load_recipe("quickstart")), with_endpoint=False)
+    found = list(yaml.safe_load_all(write("quickstart", steps, "name: quickstart", read_images())))
+    templates = [one for own in found if own["kind"] == "Workflow" for one in own["spec"]["templates"]]
+    found += [yaml.safe_load(one["resource"]["manifest"]) for one in templates if "resource" in one]
+    checked = [one for one in found if one["kind"] in definitions()]
+    assert {one["kind"] for one in checked} >= {"RayJob"}
+    for one in checked:
+        assert not [error.message for error in Draft4Validator(definitions()[one["kind"]]).iter_errors(one)]
+
+
+KINDS = kuberay.KINDS | argo.KINDS
+
+
+@needs_definitions
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_tests_know_no_field_that_the_definition_lacks(kind: str):
     if kind not in definitions():
         pytest.skip(f"{CRDS} has no definition of {kind}")
-    assert not list(missing(kuberay.KINDS[kind], definitions()[kind], kind))
+    assert not list(missing(KINDS[kind], definitions()[kind], kind))
 
 
 def missing(kind: Any, schema: dict[str, Any], where: str) -> typing.Iterator[str]:
-    if dataclasses.is_dataclass(kind) and kind.__module__ == kuberay.__name__:
+    if dataclasses.is_dataclass(kind) and kind.__module__ in (kuberay.__name__, argo.__name__):
         hints = typing.get_type_hints(kind)
         required = set()
         for field in dataclasses.fields(kind):

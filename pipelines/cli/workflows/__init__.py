@@ -1,0 +1,1 @@
+"""Commands that hand a recipe to other systems."""

@@ -1,0 +1,1 @@
+"""A Ray cluster checked before a run is spent on it."""

@@ -22,6 +22,7 @@ from casa_core.inputs import Packing
 from casa_core.param_groups import TrainingStage
 
 IntArray = NDArray[np.int64]
+_FROZEN = TrainingStage(language_model=False, vision_blocks=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,17 @@ class Load:
 
 def step_flops(config: CasaConfig, stage: TrainingStage, load: Load) -> float:
     """Operations of forward and backward; recomputation by checkpointing is not counted."""
+    language = _language(config, load) * (3 if stage.language_model else 2)
+    return language + _tower(config, stage, load)
+
+
+def forward_flops(config: CasaConfig, load: Load) -> float:
+    """Operations of a forward alone."""
+    return _language(config, load) + _tower(config, _FROZEN, load)
+
+
+def _language(config: CasaConfig, load: Load) -> float:
+    """Operations of the language model's forward, fusion layers included."""
     text, fusion = config.text_config, config.fusion_settings
     layers, width, ffn = text.num_hidden_layers, text.hidden_size, text.intermediate_size
     head = getattr(text, "head_dim", None) or width // text.num_attention_heads
@@ -85,9 +97,7 @@ def step_flops(config: CasaConfig, stage: TrainingStage, load: Load) -> float:
     forward += 4 * causal_pairs * queries * (layers - replaced)
     if fused:
         forward += fused * _fusion_layer(fusion, load, width, ffn, queries, keys)
-    forward += 2 * load.trained_tokens * width * text.vocab_size
-    language = forward * (3 if stage.language_model else 2)
-    return language + _tower(config, stage, load)
+    return forward + 2 * load.trained_tokens * width * text.vocab_size
 
 
 def _inserted(fusion: FusionConfig, load: Load) -> IntArray | int:

@@ -1,4 +1,4 @@
-"""GPUs by name: memory and bf16 throughput, from their makers' data sheets."""
+"""GPUs by name: memory, its bandwidth and bf16 throughput, from their makers' data sheets."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ class Gpu:
         name: As recipes and commands write it.
         memory_gib: Total memory.
         bf16_tflops: Dense products, without sparsity, in 10^12 operations per second.
+        bandwidth_gbs: Memory's, in 10^9 bytes per second.
     """
 
     name: str
     memory_gib: float
     bf16_tflops: float
+    bandwidth_gbs: float
 
     @property
     def usable_bytes(self) -> int:
@@ -34,12 +36,12 @@ class Gpu:
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        Gpu("A100-40", 40, 312),
-        Gpu("A100", 80, 312),
-        Gpu("L40S", 48, 362),
-        Gpu("H100", 80, 989),
-        Gpu("H200", 141, 989),
-        Gpu("B200", 180, 2250),
+        Gpu("A100-40", 40, 312, 1555),
+        Gpu("A100", 80, 312, 2039),
+        Gpu("L40S", 48, 362, 864),
+        Gpu("H100", 80, 989, 3350),
+        Gpu("H200", 141, 989, 4800),
+        Gpu("B200", 180, 2250, 8000),
     )
 }
 DEFAULT_GPU = "H100"

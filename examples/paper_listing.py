@@ -1,4 +1,4 @@
-"""Writes ``paper_listing.json``: the paper's mixture as a listing, to be planned without having it.
+"""Writes ``paper_listing.json`` and ``livecc_listing.json``: the paper's data, planned without having them.
 
     python examples/paper_listing.py
     casa data plan --listing examples/paper_listing.json --nodes 8 --cpus-per-node 64 --network-gbps 25
@@ -15,6 +15,7 @@ from pathlib import Path
 from pipelines.cost.listing import Listing, PictureSize, RawFile, SourceListing, write_listing
 
 OUTPUT = Path(__file__).with_suffix(".json")
+LIVE_OUTPUT = OUTPUT.with_name("livecc_listing.json")
 MILLION = 1_000_000
 
 ALL_IMAGES = 24 * MILLION
@@ -30,6 +31,9 @@ DOCMATIX_PASSES = 6
 VIDEOS, VIDEO_TURNS = 178_000, 1_300_000
 """Paper: LLaVA-Video-178K has 1.3 M question-answer pairs over 178 K videos of up to 3 minutes."""
 
+CLIPS = 526_000
+"""Paper: Live-WhisperX-526K, by its name."""
+
 QUESTION_TOKENS, TURN_TOKENS = 20, 6
 """Assumed: of a question, and of the template around a turn."""
 SHORT_ANSWER_TOKENS = 15
@@ -38,6 +42,8 @@ BYTES_PER_TOKEN = 4.2
 """Assumed: UTF-8 bytes of a text token."""
 VIDEO_FRAMES, VIDEO_BYTES = 120, 8_000_000
 """Assumed: a video of 60 s on average, at the paper's 2 frames a second, and its file."""
+SPOKEN_TOKENS_PER_SECOND = 3.5
+"""Assumed: speech of 150 words per minute."""
 PAGE_BYTES, PICTURE_BYTES = 250_000, 150_000
 """Assumed: a rendered page; a picture of LLaVA-OneVision-1.5."""
 SHARD_BYTES = 500_000_000
@@ -58,13 +64,14 @@ FRAME = (PictureSize(width=1280, height=720, share=1.0),)
 
 
 def main() -> None:
-    """Writes the listing beside this script."""
+    """Writes the listings beside this script."""
     write_listing(Listing(name="the paper's mixture, simulated", sources=tuple(sources())), OUTPUT)
-    print(f"wrote {OUTPUT.name}")
+    write_listing(Listing(name="LiveCC's clips, simulated", sources=(live_source(),)), LIVE_OUTPUT)
+    print(f"wrote {OUTPUT.name} and {LIVE_OUTPUT.name}")
 
 
 def sources() -> list[SourceListing]:
-    """The four corpora of the image and video stages."""
+    """The four corpora of the image and video stages, named as the recipes' sources."""
     # Assumed: Docling-matix, which Docmatix replaces, is as large as Docmatix.
     rest_images = FINEVISION_IMAGES - DOCMATIX_IMAGES
     rest_samples = FINEVISION_SAMPLES - DOCMATIX_DOCUMENTS
@@ -96,7 +103,7 @@ def sources() -> list[SourceListing]:
             basis="counts and dpi: Docmatix; passes: paper; lengths, page size and bytes: assumed",
         ),
         _source(
-            "llava-onevision-1.5",
+            "llava_onevision",
             rows=ALL_IMAGES - FINEVISION_IMAGES,
             images_per_row=1.0,
             text_tokens=300,
@@ -106,7 +113,7 @@ def sources() -> list[SourceListing]:
             basis="images: paper's 24 M less FineVision's; one image a record, everything else: assumed",
         ),
         _source(
-            "llava-video-178k",
+            "llava_video",
             rows=VIDEOS,
             images_per_row=VIDEO_FRAMES,
             text_tokens=VIDEO_TURNS / VIDEOS * (QUESTION_TOKENS + SHORT_ANSWER_TOKENS + TURN_TOKENS),
@@ -117,6 +124,21 @@ def sources() -> list[SourceListing]:
             basis="videos and pairs: paper; all pairs of a video in one record, lengths and bytes: assumed",
         ),
     ]
+
+
+def live_source() -> SourceListing:
+    """The corpus of live captions."""
+    return _source(
+        "live_whisperx",
+        rows=CLIPS,
+        images_per_row=VIDEO_FRAMES,
+        text_tokens=VIDEO_FRAMES / 2 * SPOKEN_TOKENS_PER_SECOND,
+        image_bytes=VIDEO_BYTES / VIDEO_FRAMES,
+        sizes=FRAME,
+        video=True,
+        uncertainty=0.5,
+        basis="clips: the corpus's name; lengths, words and bytes: assumed",
+    )
 
 
 def _source(

@@ -29,6 +29,7 @@ from pipelines.cli import (
     report,
     run,
     serve,
+    simulate,
     status,
     stop,
     sweep,
@@ -130,6 +131,7 @@ app.command("export")(export.export)
 app.command("export-dag")(export_dag.export_dag)
 app.command("sweep")(sweep.sweep)
 app.command("plan")(plan.plan)
+app.command("simulate")(simulate.simulate)
 app.command("status")(status.status)
 app.command("logs")(logs.logs)
 app.command("stop")(stop.stop)

@@ -73,7 +73,7 @@ def estimate(recipe: Recipe, gpu: Gpu, workers: int | None = None) -> TrainEstim
     train, placement = recipe.train, recipe.where.train
     workers = workers or placement.fewest
     stage = training_stage(train)
-    config = _config(recipe.model)
+    config = full_config(recipe.model)
     counts = count_parameters(config, stage)
     shapes = shapes_of(recipe)
     forwards = {kind: forwards_of(recipe, kind, workers) for kind in shapes}
@@ -159,13 +159,14 @@ def _yaml(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _config(model: Model) -> CasaConfig:
+def full_config(model: Model) -> CasaConfig:
+    """The configuration of a recipe's model at its real size, with a vocabulary of our tokenizers' size."""
     return model_config(model, vocab_size=512, pad_token_id=0, eos_token_id=1)
 
 
 def _activations(recipe: Recipe, placement: TrainWorkers, shape: SequenceShape, sequences: int) -> int:
     """Bytes that one forward keeps, with a recomputed layer if there is any, and the logits' gradient."""
-    config, train = _config(recipe.model), recipe.train
+    config, train = full_config(recipe.model), recipe.train
     sections = recipe.model.model_dump_json(), train.model_dump_json()
     kept = _model(*sections, placement.gradient_checkpointing)
     size = 2 if train.precision == "bf16" else 4
@@ -181,5 +182,5 @@ def _activations(recipe: Recipe, placement: TrainWorkers, shape: SequenceShape, 
 @lru_cache(maxsize=4)
 def _model(model: str, train: str, checkpointing: bool) -> ActivationModel:
     """Fitted once for all budgets and workers of a recipe; sections are JSON, because lists have no hash."""
-    config, settings = _config(Model.model_validate_json(model)), Train.model_validate_json(train)
+    config, settings = full_config(Model.model_validate_json(model)), Train.model_validate_json(train)
     return ActivationModel(config, training_stage(settings), settings.precision, checkpointing)

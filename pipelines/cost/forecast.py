@@ -100,12 +100,14 @@ class Cluster:
         cpus_per_node: Working cores per machine.
         network_gbps: Line rate of each machine to the store, gigabits per second each way.
         rates: Rates of one core.
+        store_gbps: Rate of the store to all machines together, where that is known.
     """
 
     nodes: int
     cpus_per_node: int
     network_gbps: float
     rates: Rates
+    store_gbps: float | None = None
 
     @property
     def cores(self) -> int:
@@ -115,7 +117,8 @@ class Cluster:
     @property
     def bytes_per_second(self) -> float:
         """Expected bytes per second to or from the store, over all machines."""
-        return self.nodes * self.network_gbps * GIGABIT * NETWORK_SHARE
+        links = self.nodes * self.network_gbps
+        return min(links, self.store_gbps or links) * GIGABIT * NETWORK_SHARE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,11 +155,13 @@ class StageTime:
     Attributes:
         seconds: Duration of the whole stage, s.
         compute, network: Duration that each alone would need, s.
+        serial: The part of ``compute`` that one core does for all, s.
     """
 
     seconds: Estimate
     compute: Estimate
     network: Estimate
+    serial: Estimate = NOTHING
 
     @property
     def bound_by(self) -> str:
@@ -277,15 +282,16 @@ def _pack_time(sources: Sequence[SourceForecast], cluster: Cluster) -> StageTime
     """Each row is encoded once, however often it is packed; the packer handles every occurrence."""
     once = _sum(s.text_tokens.times(s.rows / max(s.samples, 1)) for s in sources)
     encoded = once.times(1 / (cluster.cores * cluster.rates.encode_tokens.value))
-    placed = Estimate.exactly(sum(s.samples for s in sources if not s.video))
-    compute = encoded + placed.times(1 / cluster.rates.pack_samples.value)
+    placed = Estimate.exactly(
+        sum(s.samples for s in sources if not s.video) / cluster.rates.pack_samples.value
+    )
     # Encoded rows are written and read once more on the way; the clean artifact's media are not read.
     moved = _sum(s.pack_bytes for s in sources).times(2)
-    return _time(compute, moved.times(1 / cluster.bytes_per_second))
+    return _time(encoded + placed, moved.times(1 / cluster.bytes_per_second), placed)
 
 
-def _time(compute: Estimate, network: Estimate) -> StageTime:
-    return StageTime(seconds=_larger(compute, network), compute=compute, network=network)
+def _time(compute: Estimate, network: Estimate, serial: Estimate = NOTHING) -> StageTime:
+    return StageTime(seconds=_larger(compute, network), compute=compute, network=network, serial=serial)
 
 
 def _larger(one: Estimate, other: Estimate) -> Estimate:

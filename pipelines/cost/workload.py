@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,12 @@ from pipelines.cost.forecast import Budgets, Rate, Rates
 from pipelines.cost.listing import Listing, read_listing
 from pipelines.data.pack.processor import load_tokenizer
 from pipelines.data.read.source.splits import Inventory
+from pipelines.recipe.model import Recipe
 
 RATES = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "data_rates.json"
 """Measured by ``benchmarks/data_rates.py``."""
+PAPER_LISTINGS = tuple(RATES.parents[2] / "examples" / f"{name}_listing.json" for name in ("paper", "livecc"))
+"""Written by ``examples/paper_listing.py``."""
 RATE_NAMES = tuple(field.name for field in fields(Rates))
 LISTED_BACKBONE = "qwen2_5_vl"
 """A listing is planned for the vision tower of the paper's models."""
@@ -163,6 +166,47 @@ def workload_of_recipe(name: str | None, overrides: Sequence[str]) -> Workload:
         Budgets(text=pack.text_tokens, image=pack.image_tokens),
         images,
         inventories,
+    )
+
+
+def workload_to_simulate(
+    recipe: Recipe, overrides: Sequence[str], name: str, listing: Path | None
+) -> Workload:
+    """The data of a recipe's full run: of its own corpora where all lie on this machine, else of a listing.
+
+    Args:
+        recipe: The recipe, loaded from ``name`` with ``overrides``.
+        listing: A listing that has its sources by name; the paper's where it is ``None``.
+
+    Raises:
+        ConfigError: If the listing lacks a source.
+    """
+    from pipelines.data.pack.processor import image_settings
+    from pipelines.recipe.pack import frame_side
+
+    paths = [source.path for source in recipe.data.sources.values()]
+    if listing is None and all(
+        path and "://" not in path and Path(path).expanduser().exists() for path in paths
+    ):
+        return workload_of_recipe(name, overrides)
+    files = (listing,) if listing is not None else PAPER_LISTINGS
+    listed = {source.name: source for file in files for source in read_listing(file).sources}
+    missing = [name for name in recipe.data.sources if name not in listed]
+    if missing:
+        raise ConfigError(
+            f"The size of {', '.join(missing)} is not known.",
+            f"Not all corpora are folders on this machine, and {files[0].name} lists {', '.join(listed)}.",
+            "Give `--listing FILE.json` that lists them (`examples/paper_listing.py` writes one), or folders "
+            f"with `--set data.sources.{missing[0]}.path=…`.",
+        )
+    pack = recipe.pack
+    side = frame_side(pack.max_side, pack.max_frame_side)
+    passes = pack.mixture.passes
+    sources = tuple(replace(listed[name], passes=passes.get(name, 1.0)) for name in recipe.data.sources)
+    return Workload(
+        Listing(name=recipe.name, sources=sources),
+        Budgets(text=pack.text_tokens, image=pack.image_tokens),
+        image_settings(recipe.model.backbone, pack.max_side, side),
     )
 
 

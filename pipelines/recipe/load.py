@@ -173,7 +173,7 @@ def _with_base(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
             f"{' → '.join(step.name for step in (*above, path.resolve()))}.",
             "Remove `base` from one of them.",
         )
-    values = _parse(path.read_text(), f"recipe {path}")
+    values = parse_yaml(path.read_text(), f"recipe {path}")
     if not isinstance(values, dict):
         raise ConfigError(
             f"The recipe {path} is not a mapping of settings.",
@@ -226,7 +226,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
                 f"Its value is {section!r}.",
                 f"Set it with `--set {'.'.join(keys[:depth])}=…`.",
             )
-    section[keys[-1]] = _parse(text, f"the value of `--set {override}`")
+    section[keys[-1]] = parse_yaml(text, f"the value of `--set {override}`")
 
 
 class _Loader(yaml.SafeLoader):
@@ -253,7 +253,15 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _parse(text: str, what: str) -> Any:
+def parse_yaml(text: str, what: str) -> Any:
+    """A YAML text's value, with numbers as people write them (``1e-3``).
+
+    Args:
+        what: What the text is, for the error.
+
+    Raises:
+        ConfigError: If it is no YAML.
+    """
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:

@@ -85,7 +85,7 @@ def test_what_does_not_fit_is_refused_with_the_smallest_change_that_makes_it_fit
 @pytest.mark.usefixtures("large_activations")
 def test_where_nothing_helps_the_budgets_are_named():
     recipe = load_recipe("casa-helium1-before", ["where.train.gradient_checkpointing=true"])
-    tight = GPUS["A100-40"].__class__("small", 4, 100)
+    tight = GPUS["A100-40"].__class__("small", 4, 100, 1000)
     with pytest.raises(
         ConfigError, match=r"Lower pack\.image_tokens or pack\.text_tokens, or take a larger GPU"
     ):

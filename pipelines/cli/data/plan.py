@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from pipelines.cli.shared.options import JsonOption, SetOption
+from pipelines.cli.shared.options import JsonOption, RateOption, RatesOption, SetOption
 from pipelines.cli.show.format import print_json
 
-_CLUSTER = "The cluster"
+_CLUSTER = "The machines"
 
 
 def plan(
@@ -28,19 +28,8 @@ def plan(
     network_gbps: Annotated[
         float, typer.Option(help="Network of each, Gbit/s.", min=0.001, rich_help_panel=_CLUSTER)
     ] = 10.0,
-    rates: Annotated[
-        Path | None,
-        typer.Option(help="Measured rates as JSON.", dir_okay=False, rich_help_panel=_CLUSTER),
-    ] = None,
-    rate: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=NUMBER",
-            help="What a core does per second, instead of the measured rate: clean_megapixels, "
-            "video_megapixels (of frames used), encode_tokens, or pack_samples. May be repeated.",
-            rich_help_panel=_CLUSTER,
-        ),
-    ] = None,
+    rates: RatesOption = None,
+    rate: RateOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Forecast sequences, tokens, storage and time of preparing data, without reading it.

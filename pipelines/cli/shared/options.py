@@ -45,5 +45,18 @@ UrlOption = Annotated[
     str | None,
     typer.Option(help="The endpoint, http://host:port; by default that of the store's latest run."),
 ]
+RatesOption = Annotated[
+    Path | None,
+    typer.Option(help="Measured rates as JSON.", dir_okay=False, rich_help_panel="The machines"),
+]
+RateOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=NUMBER",
+        help="What a core does per second, instead of the measured rate: clean_megapixels, "
+        "video_megapixels (of frames used), encode_tokens, or pack_samples. May be repeated.",
+        rich_help_panel="The machines",
+    ),
+]
 DEFAULT_RECIPE = "quickstart"
 DEFAULT_STORE = Path("runs")

@@ -137,7 +137,7 @@ def check_ray_disk(folder: str, used_share: float, full_share: float) -> Check:
     """The disk of Ray's temporary folder, where its logs and spilled objects lie.
 
     Args:
-        used_share, full_share: Of the disk: how much is used, and from where on Ray counts it as full.
+        used_share, full_share: How much of the disk is used, and from where on Ray counts it as full.
     """
     found = f"{used_share:.0%} used at {folder}"
     cost = f"beyond {full_share:.0%} Ray spills no objects, and tasks whose objects do not fit memory fail"

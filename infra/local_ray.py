@@ -36,6 +36,8 @@ START_TIMEOUT_S = 60.0
 log = logging.getLogger(__name__)
 LONGEST_BASE = 22
 """Characters of a path to which a session's folder, of 18 with its slash, and Ray's 63 can be added."""
+LONGEST_SCRATCH = 70
+"""Characters of a TMPDIR in which multiprocessing's sockets, of 31 more, fit."""
 BUSY_S = 30.0
 """Seconds without an answer after which a running head counts as hung, and another takes its place."""
 
@@ -171,6 +173,8 @@ def _launch(folder: Path, num_cpus: int, object_store_mb: int, python_path: Path
     dashboard_port, client_port = _free_ports(2)
     marks = {MARK: session_id, FOLDER_MARK: str(folder)}
     scratch = _temporary_folders(session_id)[0] / "tmp"  # what killed jobs leave there goes with the session
+    if len(str(scratch)) > LONGEST_SCRATCH:
+        scratch = temporary / "tmp"
     scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
     environment = {
         **os.environ,

@@ -112,6 +112,6 @@ def _parsed(log: str, otherwise: str) -> dict[str, Any]:
             return json.loads(line.removeprefix(MARK))
     raise ClusterError(
         otherwise,
-        f"The end of its output: {log.strip()[-1000:]}",
+        f"The end of its output: {log.strip()[-1000:].rstrip('.')}.",
         "Name its dashboard, `--address http://head:8265`; this project is needed on all its nodes.",
     )

@@ -148,7 +148,7 @@ def _there(task: Any, node: str) -> Any:
 def _skews(ids: Sequence[str]) -> dict[str, float | None]:
     """Seconds by which each node's clock is ahead of the middle between question and answer here.
 
-    Of several answers the quickest counts. ``None`` where there is none.
+    The quickest of several answers counts. ``None`` where there is none.
     """
     import ray
     from ray.exceptions import RayError

@@ -78,6 +78,7 @@ def test_a_checkpoint_answers_and_ends_at_the_interrupt(checkpoint: Path, tmp_pa
     assert [one["status"] for one in asked] == [200, 200]
 
 
+@pytest.mark.slow
 def test_several_checkpoints_answer_by_their_names(checkpoint: Path):
     with served(checkpoint, f"second={checkpoint}", "--set", "max_new_tokens=4") as (process, line):
         url = line.split(" answers at ")[1].split(" ")[0]
@@ -105,6 +106,7 @@ def test_it_prints_where_it_answers_and_a_line_to_try(checkpoint: Path):
     assert '"model": "tiny"' in output
 
 
+@pytest.mark.slow
 def test_an_interrupt_while_it_loads_ends_it_as_quietly(checkpoint: Path):
     command = [sys.executable, "-c", PROGRAM, "serve", str(checkpoint), "--port", "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)

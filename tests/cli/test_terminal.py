@@ -40,7 +40,7 @@ def test_examples_of_the_quarantine_in_an_error():
 
     runner = CliRunner()
     with runner.isolation() as streams:
-        module._report(caught.value)
+        module.report_error(caught.value)
         assert_harmless(streams[1].getvalue().decode())
 
 

@@ -65,6 +65,7 @@ def test_a_compiled_copy_gives_what_the_model_gives():
     check(torch.compile(copy.deepcopy(eager), backend="eager"), eager, "tiny", 1e-5)
 
 
+@pytest.mark.slow
 def test_a_model_that_compiles_itself_gives_what_it_gave():
     eager = small_casa("qwen", tower="qwen")
     compiled = copy.deepcopy(eager)

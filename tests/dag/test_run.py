@@ -137,6 +137,7 @@ def test_a_killed_job_without_retries_left_fails(tmp_path: Path, ray_folder: Pat
     assert not list(tmp_path.glob("die_once/*/manifest.json"))
 
 
+@pytest.mark.slow
 def test_a_job_that_is_killed_again_and_again_is_made_by_one_command(tmp_path: Path, ray_folder: Path):
     stage = toy("mortal", "die_often", times=3)
     notes = Notes()
@@ -202,6 +203,7 @@ def test_two_runners_share_one_job(tmp_path: Path, ray_folder: Path):
     assert len(list(tmp_path.glob("meet/*/manifest.json"))) == 2
 
 
+@pytest.mark.slow
 def test_a_state_is_brought_about_once_and_again_when_it_is_gone(tmp_path: Path, ray_folder: Path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -80,6 +80,7 @@ def test_both_models_are_evaluated_on_everything_and_the_headlines_follow(evalua
     assert [len(clip["frames"]) for clip in captions["blind"]["live"]] == [FRAMES] * CLIPS
 
 
+@pytest.mark.slow
 def test_a_models_predictions_do_not_depend_on_the_number_of_actors(evaluated, inputs, tmp_path):
     """Evaluated alone, it gets both workers; beside its blind twin it had one."""
     alone = {role: folder for role, folder in inputs.items() if role != "blind"}
@@ -99,6 +100,7 @@ def test_a_models_predictions_do_not_depend_on_the_number_of_actors(evaluated, i
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_what_an_actor_refuses_reaches_the_user_in_its_own_words(inputs, tmp_path):
     with pytest.raises(StoreError) as refused:

@@ -105,6 +105,7 @@ def test_the_model_that_was_not_used_for_longest_makes_room_and_its_engine_is_go
     run(pool, scene)
 
 
+@pytest.mark.slow
 def test_the_memory_of_a_model_that_made_room_goes_back_to_the_system(loader: Loader):
     loader.bytes = 96 * MIB
     pool, process = EnginePool(loader, "ab"), psutil.Process()

@@ -69,6 +69,7 @@ def asking(url: str, stop: threading.Event, failed: list[str]) -> threading.Thre
     return thread
 
 
+@pytest.mark.slow
 def test_when_an_engine_is_killed_its_streams_go_on_without_the_client_sending_anything_again(
     url: str, cluster: ServeSubmissionClient, clients: list[LiveClient]
 ):

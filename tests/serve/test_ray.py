@@ -188,6 +188,7 @@ def test_wildcard_addresses_become_loopback_and_others_stay():
     assert to_loopback("10.1.2.3:81") == "10.1.2.3:81"
 
 
+@pytest.mark.slow
 def test_a_new_checkpoint_replaces_the_old_one_at_the_same_address(
     url: str, cluster: ServeSubmissionClient, address: dict[str, Any], arguments: dict[str, Any]
 ):

@@ -91,7 +91,7 @@ def test_a_stage_that_fills_its_disk_ends_with_a_sentence(small_disk, writer, ca
     (stage,) = plan([toy("numbers", "fill_disk", writer=writer)], small_disk, {"fill_disk": "1"})
     Records(small_disk).prepare()
     outcome = job_main.run_job(JobSpec.of(stage, small_disk, 1))
-    assert (outcome.ok, outcome.explained, outcome.retry) == (False, True, False)
+    assert (outcome.ok, outcome.explained, outcome.kind) == (False, True, "error")
     assert "the disk is full" in outcome.what
     said = capsys.readouterr().err
     assert "the disk is full" in said

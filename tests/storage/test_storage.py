@@ -292,7 +292,10 @@ def test_a_clock_that_the_server_refuses_is_named():
         raise ClientError(answer, "PutObject")
 
 
-@pytest.mark.parametrize("action", ACTIONS)
+@pytest.mark.parametrize(
+    "action",
+    [action if action == "read" else pytest.param(action, marks=pytest.mark.slow) for action in ACTIONS],
+)
 def test_a_server_that_does_not_answer_is_named(impatient, small_parts, action):
     (port,) = free_ports(1)
     folder = RemotePath("bucket", "runs", s3.S3Settings(f"http://127.0.0.1:{port}", "us-east-1"))

@@ -14,6 +14,7 @@ from tests.support.train.jobs import changed, make_job
 from tests.support.train.workers import Assignment, finish, start_workers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_two_trainings_take_different_times_and_have_one_content_digest(tmp_path: Path, workers: int):
     (tmp_path / "data").mkdir()

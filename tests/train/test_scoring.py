@@ -72,6 +72,7 @@ def test_copies_are_taken_every_so_many_steps_and_change_nothing(trained: TrainJ
     assert weights(output / "model") == weights(output.parent / "plain" / "model")
 
 
+@pytest.mark.slow
 def test_a_process_scores_each_copy_once_and_removes_it(trained: TrainJob, tmp_path: Path):
     write_clean(tmp_path / "vqa", vqa_rows(12))
     write_clean(tmp_path / "none", [])

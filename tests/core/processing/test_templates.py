@@ -190,7 +190,7 @@ def conversations(draw: st.DrawFn) -> list[Part]:
     return parts[: draw(st.integers(1, len(parts)))]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(parts=conversations(), prompt=st.booleans(), placement=st.sampled_from(["window_start", "in_place"]))
 def test_ids_are_those_of_qwens_rendered_template(parts: list[Part], prompt: bool, placement: ImagePlacement):
     tokenizer = qwen_tokenizer()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -15,6 +16,7 @@ from pipelines.cost import estimate as estimating
 from pipelines.cost.simulate.node import Node, read_node
 from pipelines.cost.simulate.plot import draw
 from pipelines.cost.simulate.simulation import Simulation, efficiency, over_nodes, simulate
+from pipelines.cost.simulate.stages import Resource
 from pipelines.cost.workload import PAPER_LISTINGS, Workload, read_rates, workload_to_simulate
 from pipelines.recipe import Recipe, load_recipe
 
@@ -35,9 +37,9 @@ def recipe_of(*overrides: str, name: str = "casa-helium1-before") -> tuple[Recip
     return recipe, workload_to_simulate(recipe, overrides, name, None)
 
 
-def run(*overrides: str, node: Node | None = None, nodes: int = 8, **given: str) -> Simulation:
+def run(*overrides: str, nodes: int = 8, **given: Any) -> Simulation:
     """The paper's run; settings of the machines by name."""
-    node = node or read_node(given=[f"{key}={value}" for key, value in given.items()])
+    node = read_node(given=[f"{key}={value}" for key, value in given.items()])
     return simulate(*recipe_of(*overrides), node, read_rates(None, ()), nodes)
 
 
@@ -131,7 +133,7 @@ def test_money_is_the_nodes_and_hours():
         ({"save_gbs": "0.00001", "copy_gbs": "0.000001"}, "train", "checkpoints"),
     ],
 )
-def test_the_slowest_resource_is_named(setting: dict[str, str], stage: str, bottleneck: str):
+def test_the_slowest_resource_is_named(setting: dict[str, Any], stage: str, bottleneck: Resource):
     found = run(**setting).stage(stage)
     assert found.bottleneck == bottleneck
     assert found.seconds.value >= 0.99 * found.loads[bottleneck]

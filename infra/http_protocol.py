@@ -102,11 +102,12 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Look whether the head is whole by now; the next one is waited for from its first byte on."""
+        in_body = self._in_message
         super().data_received(data)
         if self._unread or self.transport.is_closing() or not self._awaits_head():
             self._stop()
             return
-        if not self._in_message:
+        if not (in_body or self._in_message):  # else it is a body's, whose end may be in it
             self._arrived += len(data)
         if self._arrived > HEAD_BYTES:
             self._refuse("431 Request Header Fields Too Large")

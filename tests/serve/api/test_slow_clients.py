@@ -87,6 +87,19 @@ def test_a_large_body_that_was_refused_by_its_path_leaves_the_connection_as_it_i
             assert client.get(f"{url}/healthz").status_code == 200
 
 
+def test_the_end_of_a_body_that_was_answered_is_no_part_of_the_next_head(
+    url: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(http_protocol, "HEAD_BYTES", 1000)
+    with dial(
+        url, b"POST /nowhere HTTP/1.1\r\nhost: localhost\r\ncontent-length: 20001\r\n\r\nx"
+    ) as connection:
+        assert connection.recv(65536).startswith(b"HTTP/1.1 404")
+        connection.sendall(b"x" * 20_000)
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+
+
 def test_the_rest_of_a_body_that_was_answered_has_a_deadline(url: str):
     with dial(
         url, b"POST /nowhere HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000\r\n\r\nx"

@@ -20,11 +20,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from infra.code_package import PACKAGES
 from infra.quota import usable_cpus
 
 IMAGE = "CASA_IMAGE"
 """Environment variable that names the container's image: set by our Dockerfile and manifests."""
-SOURCE_FOLDERS = ("casa_core", "pipelines", "serve", "infra")
 DECISIVE_PACKAGES = frozenset(
     {"torch", "transformers", "ray", "deepspeed", "pyarrow", "tokenizers", "numpy", "av", "pillow"}
 )
@@ -75,7 +75,7 @@ def installed_packages() -> dict[str, str]:
 def source_digest(root: Path) -> str:
     """SHA-256 over the names and bytes of the project's files, as of this process's start."""
     digest = hashlib.sha256()
-    for top in SOURCE_FOLDERS:
+    for top in PACKAGES:
         for path in sorted((root / top).rglob("*")):
             if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".pyc":
                 own = hashlib.sha256(path.read_bytes()).hexdigest()

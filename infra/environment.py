@@ -46,6 +46,11 @@ def environment(root: Path) -> dict[str, Any]:
         files; ``image``; ``gpus``, ``driver`` and ``cuda``; ``nodes``: how many of which CPUs and GPUs, of
         the Ray cluster that this process has joined, else of this machine. ``None`` for what is not there.
     """
+    return {**software(root), **topology()}
+
+
+def software(root: Path) -> dict[str, Any]:
+    """The part of :func:`environment` that no cluster and no GPU is asked for: all before ``gpus``."""
     commit, diff = _git(root)
     return {
         "host": platform.node(),
@@ -56,7 +61,6 @@ def environment(root: Path) -> dict[str, Any]:
         "git_diff": diff,
         "source_digest": source_digest(root),
         "image": os.environ.get(IMAGE) or None,
-        **topology(),
     }
 
 

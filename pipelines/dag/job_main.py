@@ -25,7 +25,7 @@ from typing import IO, Any, NoReturn, TypeVar
 
 from casa_core.errors import CasaError, ClusterError, ConfigError, StoreError, TransferError
 from infra.code_package import missing_package
-from infra.environment import topology
+from infra.environment import software, topology
 from infra.quota import limit_threads
 from pipelines.dag import artifact
 from pipelines.dag.attempts.kinds import FailureKind
@@ -82,7 +82,7 @@ def _make(spec: JobSpec) -> None:
     _require_same_code(spec)
     inputs = {role: open_folder(folder) for role, folder in spec.inputs.items()}
     manifests = {role: _input_manifest(role, folder) for role, folder in inputs.items()}
-    environment = _beside(artifact.provenance)  # with the source as it is now
+    made_with = _beside(lambda: software(artifact.ROOT))  # the source as it is now
     function = load_function(spec.function)
     artifact.begin(output)
     started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
@@ -117,7 +117,7 @@ def _make(spec: JobSpec) -> None:
         "started": started.isoformat(timespec="seconds"),
         "seconds": round(time.monotonic() - clock, 3),
         "where": spec.placement,
-        **environment.result(),
+        **made_with.result(),
         **topology(),  # of the cluster that the stage has joined
     }
     artifact.commit(output, identity, summary, made)

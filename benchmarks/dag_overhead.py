@@ -26,7 +26,6 @@ from typing import Any
 from benchmarks.measure import publish, read_options, table
 from infra import local_ray
 from pipelines.cli.show.watch import Watcher
-from pipelines.dag.context import StageContext
 from pipelines.dag.jobs import ROOT, Cluster
 from pipelines.dag.plan import PlannedStage, StageSpec, plan
 from pipelines.dag.records import JobSpec, Records
@@ -37,12 +36,6 @@ SIGN_S = 0.005
 LONGEST_S = 120.0
 
 
-def trivial(context: StageContext) -> dict[str, Any]:
-    """A stage that writes one small file."""
-    (context.output / "number.txt").write_text(str(context.settings["number"]))
-    return {}
-
-
 def specs(names: str, count: int, parallel: int) -> list[StageSpec]:
     """Stages in ``parallel`` chains."""
     return [
@@ -50,7 +43,7 @@ def specs(names: str, count: int, parallel: int) -> list[StageSpec]:
             name=f"{names}-{number}",
             kind="trivial",
             settings={"number": number, "of": names},
-            function="benchmarks.dag_overhead:trivial",
+            function="benchmarks.trivial_stage:trivial",
             inputs={"before": f"{names}-{number - parallel}"} if number >= parallel else {},
         )
         for number in range(count)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,13 +15,15 @@ from pipelines.cli.show.format import print_json
 if TYPE_CHECKING:
     from pipelines.dag.plan import PlannedStage
 
-MARKS = {"done": "[green]✓ done", "run": "[yellow]→ run", "check": "[cyan]? check"}
-
 
 def plan(
     recipe: RecipeArgument = DEFAULT_RECIPE,
     set_: SetOption = None,
     json_: JsonOption = False,
+    tree: Annotated[
+        bool, typer.Option("--tree", help="As a tree: under each stage what it is made from.")
+    ] = False,
+    svg: Annotated[Path | None, typer.Option(help="Draw it into this file too.", metavar="FILE")] = None,
     training: Annotated[
         bool,
         typer.Option("--training", help="What training takes instead: memory of a GPU by part, and time."),
@@ -42,28 +45,22 @@ def plan(
 
       casa plan my.yaml --json
 
+      casa plan --tree --svg plan.svg
+
       casa plan casa-qwen-image --training --gpu H100 --gpus 64
     """
     if training:
         _plan_training(recipe, set_ or (), gpu, gpus, as_json=json_)
         return
     from pipelines.cli.shared.run_handle import open_run
+    from pipelines.cli.show.plan import drawing, show_plan
+    from pipelines.storage.atomic import write_whole
 
-    stages = [_with_state(stage) for stage in open_run(recipe, set_ or ()).stages]
-    if json_:
-        print_json([_as_json(stage) for stage in stages])
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, header_style="bold")
-    for column in ("stage", "fingerprint", "code", "", "why"):
-        table.add_column(column, no_wrap=column != "why")
-    for stage in stages:
-        table.add_row(
-            stage.name, stage.fingerprint[:12], stage.code_version, MARKS[stage.status], stage.reason
-        )
-    Console().print(table)
+    opened = open_run(recipe, set_ or ())
+    stages = [_with_state(stage) for stage in opened.stages]
+    if svg is not None:
+        write_whole(svg.absolute(), drawing(stages, opened.recipe.name) + "\n")
+    show_plan(stages, as_json=json_, tree=tree)
 
 
 def _plan_training(
@@ -92,17 +89,3 @@ def _with_state(stage: PlannedStage) -> PlannedStage:
     if held_state(stage) is not None:
         return replace(stage, status="done", reason="running, and as asked for")
     return replace(stage, status="run", reason="not running, or not as asked for")
-
-
-def _as_json(stage: PlannedStage) -> dict[str, Any]:
-    return {
-        "stage": stage.name,
-        "kind": stage.spec.kind,
-        "fingerprint": stage.fingerprint,
-        "code_version": stage.code_version,
-        "status": stage.status,
-        "reason": stage.reason,
-        "changes": [asdict(change) for change in stage.changes],
-        "inputs": stage.spec.inputs,
-        "artifact": str(stage.folder),
-    }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +35,8 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
         ConfigError: For a wrong key, type or combination: names its path, what was expected, and the closest
             valid name.
     """
-    path = _locate(name_or_path)
-    return _validated(_values(path, overrides), f"recipe {path.stem}")
+    path = locate(name_or_path)
+    return validated(read_values(path, overrides), f"recipe {path.stem}")
 
 
 def load_deploy(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Deploy:
@@ -52,7 +51,7 @@ def load_deploy(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Dep
     """
     own = dict(values)
     for override in overrides:
-        _apply(own, override)
+        apply_override(own, override)
     try:
         return Deploy.model_validate(own)
     except ValidationError as error:
@@ -77,74 +76,31 @@ def load_where(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Wher
                 "What is made again has the settings that it had; only where it runs can be another.",
                 "Use `casa run` for other settings, and `casa diff` to compare.",
             )
-        _apply(own, override)
+        apply_override(own, override)
     try:
         return Where.model_validate(own["where"])
     except ValidationError as error:
         raise explain(error, own["where"], Where, "section where") from None
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
-    """One training of a sweep.
-
-    Attributes:
-        variant: Its name in ``sweep.variants``.
-        seed: Seed of its weights and sample order.
-    """
-
-    variant: str
-    seed: int
-    recipe: Recipe
-
-    @property
-    def name(self) -> str:
-        """End of the names of its stages."""
-        return f"{self.variant}-{self.seed}"
-
-
-def load_sweep(name_or_path: str | Path, overrides: Sequence[str] = ()) -> tuple[Recipe, list[Member]]:
-    """Read a recipe with a ``sweep`` section, and what it compares, variant by variant.
-
-    Args:
-        name_or_path, overrides: As for :func:`load_recipe`; variants are laid over the overridden recipe.
-
-    Raises:
-        ConfigError: For a recipe without that section, or a variant that is no valid recipe.
-    """
-    path = _locate(name_or_path)
-    values = _values(path, overrides)
-    recipe = _validated(values, f"recipe {path.stem}")
-    if recipe.sweep is None:
-        raise ConfigError(
-            f"The recipe {path.stem} has nothing to sweep.",
-            "`casa sweep` trains the variants of its section `sweep`, and there is none.",
-            f"Add sweep.variants and sweep.seeds ({RECIPES / 'ablation.yaml'} has them), or `casa run` it.",
-        )
-    common = {key: value for key, value in values.items() if key != "sweep"}
-    members = []
-    for variant, changes in recipe.sweep.variants.items():
-        for seed in recipe.sweep.seeds:
-            own = _laid_over(common, {**changes, "train": {**changes.get("train", {}), "seed": seed}})
-            members.append(Member(variant, seed, _validated(own, f"variant {variant} of {path.stem}")))
-    return recipe, members
-
-
-def _values(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
+def read_values(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """A recipe's settings as its file, its base and ``overrides`` have them."""
     values = _with_base(path, ())
     for override in overrides:
-        _apply(values, override)
+        apply_override(values, override)
     return values
 
 
-def _validated(values: dict[str, Any], what: str) -> Recipe:
+def validated(values: dict[str, Any], what: str) -> Recipe:
+    """The recipe of ``values``; errors name it as ``what``."""
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
         raise explain(error, values, Recipe, what) from None
 
 
-def _locate(name_or_path: str | Path) -> Path:
+def locate(name_or_path: str | Path) -> Path:
+    """The YAML file of a recipe."""
     path = Path(name_or_path)
     if path.suffix in (".yaml", ".yml") or path.is_file():
         if path.is_file():
@@ -184,11 +140,11 @@ def _with_base(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     if base is None:
         return values
     beside = path.parent / str(base)
-    found = beside if beside.is_file() else _locate(str(base))
-    return _laid_over(_with_base(found, (*above, path.resolve())), values)
+    found = beside if beside.is_file() else locate(str(base))
+    return laid_over(_with_base(found, (*above, path.resolve())), values)
 
 
-def _laid_over(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+def laid_over(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
     """Sections merge, other values replace; ``null`` removes a section that the base has.
 
     In the place of a value it stays: a setting that knows no ``null`` is refused, and does not silently fall
@@ -199,13 +155,13 @@ def _laid_over(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
         if value is None and isinstance(merged.get(key), dict):
             del merged[key]
         elif isinstance(value, dict) and isinstance(merged.get(key), dict):
-            merged[key] = _laid_over(merged[key], value)
+            merged[key] = laid_over(merged[key], value)
         else:
             merged[key] = value
     return merged
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
+def apply_override(values: dict[str, Any], override: str) -> None:
     """Set one ``dotted.path=value`` in place. The validation checks that the path exists."""
     path, separator, text = override.partition("=")
     keys = path.strip().split(".")

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from pipelines.dag.plan import StageSpec
-from pipelines.recipe.load import Member
 from pipelines.recipe.model import Recipe
 from pipelines.recipe.stages import evaluated_stages, stage_spec, where_of
+from pipelines.recipe.sweep_members import Member
 
 
 def build_sweep(recipe: Recipe, members: Sequence[Member]) -> list[StageSpec]:

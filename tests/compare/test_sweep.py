@@ -22,7 +22,8 @@ from pipelines.compare.plot import draw
 from pipelines.compare.run import page
 from pipelines.compare.statistics import T_95, paired_difference, t_interval
 from pipelines.dag.plan import StageSpec
-from pipelines.recipe.load import load_recipe, load_sweep
+from pipelines.recipe.load import load_recipe
+from pipelines.recipe.sweep_members import combinations, load_sweep
 from pipelines.recipe.sweep_stages import build_sweep
 
 VARIANTS = [
@@ -85,6 +86,49 @@ def test_a_variant_that_changes_the_data_has_its_own_pack_and_shares_what_comes_
     assert found["train-c-4"].settings["train"]["steps"] == 80
 
 
+def test_values_given_on_the_command_line_are_variants_in_all_combinations():
+    over = ["train.learning_rate=[1e-3, 3e-3]", "evaluate.batch_size=[8, 16]"]
+    found = {stage.name: stage for stage in build_sweep(*load_sweep("quickstart", ["sweep.seeds=[5]"], over))}
+    trained = {name: stage for name, stage in found.items() if stage.kind == "train"}
+    # The batch of evaluation decides no training.
+    assert {stage.settings["train"]["learning_rate"] for stage in trained.values()} == {1e-3, 3e-3}
+    assert len(trained) == 4, "each with its blind twin"
+    evaluated = {name: stage for name, stage in found.items() if stage.kind == "evaluate"}
+    assert set(evaluated) == {
+        f"evaluate-learning-rate-{rate}-batch-size-{size}-5" for rate in ("1e-3", "3e-3") for size in (8, 16)
+    }
+    assert {(e.settings["evaluate"]["batch_size"], e.inputs["train"]) for e in evaluated.values()} == {
+        (size, f"train-learning-rate-{rate}-batch-size-8-5") for rate in ("1e-3", "3e-3") for size in (8, 16)
+    }
+
+
+def test_values_that_are_lists_or_long_or_alike_have_names_too():
+    assert list(combinations(["train.image_video_ratio=[[1, 0], [1, 1]]"])) == [
+        "image-video-ratio-1", "image-video-ratio-2",
+    ]  # fmt: skip
+    alike = combinations(["model.template=[a_b, a-b, A B]", f"x.y=[{'q' * 60}]"])
+    assert len(alike) == 3
+    assert all(len(name) <= 40 for name in alike)
+    assert list(alike.values())[2] == {"model": {"template": "A B"}, "x": {"y": "q" * 60}}
+
+
+@pytest.mark.parametrize(
+    ("over", "message"),
+    [
+        (["train.steps=200"], "names no values"),
+        (["train.steps"], "names no values"),
+        (["train.steps=[200"], "as YAML"),
+        (["train.steps=[200]"], "leaves nothing to compare"),
+        (["train.seed=[0, 1]"], r"(?s)sweeps seeds.*--set sweep\.seeds"),
+        (["where.store=[a, b]"], "changes where"),
+        (["train.step=[1, 2]"], r"variant step-1 of quickstart"),
+    ],
+)
+def test_values_that_cannot_be_swept_are_refused(over: list[str], message: str):
+    with pytest.raises(ConfigError, match=message):
+        load_sweep("quickstart", (), over)
+
+
 def test_a_member_is_the_same_work_as_the_recipe_that_says_so_itself():
     from pipelines.recipe.stages import build_stages
 
@@ -107,7 +151,7 @@ def test_a_new_seed_changes_no_other_member():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["sweep=null"], r"(?s)nothing to sweep.*Add sweep\.variants"),
+        (["sweep=null"], r"(?s)nothing to sweep.*add sweep\.variants"),
         (["sweep.seeds=[1, 1]"], "names one twice"),
         (["sweep.variants={a: {}}"], "variants"),
         (["sweep.variants={a: {}, b: {where: {store: x}}}"], "variant b changes where"),

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 
 from pipelines.data.store.quarantine import Rejected, write_quarantine
 from pipelines.html.charts import Bar, grouped_bars, moving_mean
+from pipelines.html.graph import columns, direct_edges
 from pipelines.html.scale import linear, log_ticks, logarithmic, ticks
 from pipelines.html.tags import Html, escape, join, tag
 from pipelines.report.page import SECTIONS, render
 from pipelines.report.run import run_stage
-from pipelines.report.sections.lineage import columns, direct_edges, nodes
+from pipelines.report.sections.lineage import nodes
 from pipelines.report.sections.run_artifacts import gather
 from pipelines.text_format import byte_size, duration, number
 from tests.support.evaluate.run import make_run

@@ -23,8 +23,8 @@ from pipelines.dag.jobs import Cluster
 from pipelines.dag.plan import PlannedStage, StageSpec, plan
 from pipelines.dag.records import Records
 from pipelines.recipe import Recipe, build_stages, load_recipe
-from pipelines.recipe.load import load_sweep
 from pipelines.recipe.stages import endpoint_url, store_folder
+from pipelines.recipe.sweep_members import load_sweep
 from pipelines.recipe.sweep_stages import build_sweep
 from pipelines.storage.uri import Folder, open_folder
 
@@ -60,13 +60,13 @@ def open_run(recipe: str, overrides: Sequence[str], kinds: frozenset[str] | None
     return replace(opened, stages=[s for s in opened.stages if kinds is None or s.spec.kind in kinds])
 
 
-def open_sweep(recipe: str, overrides: Sequence[str]) -> OpenRun:
+def open_sweep(recipe: str, overrides: Sequence[str], over: Sequence[str] = ()) -> OpenRun:
     """Load a recipe's sweep and plan it.
 
     Raises:
         ConfigError: If the recipe is wrong, or has no sweep.
     """
-    loaded, members = load_sweep(recipe, overrides)
+    loaded, members = load_sweep(recipe, overrides, over)
     return _open(loaded, build_sweep(loaded, members))
 
 

@@ -49,6 +49,9 @@ LOOPBACK_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Each worker started in advance would cost 80 MB, whether or not the driver uses it.
     "RAY_prestart_worker_first_driver": "0",
+    # A job whose process is killed while it starts would be pending for Ray's 15 minutes, which are meant for
+    # nodes that have yet to be bought.
+    "RAY_JOB_START_TIMEOUT_SECONDS": "90",
     # torch.distributed's gloo otherwise picks the interface of the host's name.
     "GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo",
 }

@@ -26,11 +26,11 @@ def status(store: StoreOption = DEFAULT_STORE, json_: JsonOption = False) -> Non
 
     console = Console()
     table = Table(box=None, header_style="bold", title=found["recipe"], title_justify="left")
-    for column in ("stage", "state", "attempts", "summary"):
-        table.add_column(column, no_wrap=column == "stage")
+    for column in ("stage", "state", "attempts", "made", "summary"):
+        table.add_column(column, no_wrap=column in ("stage", "made"))
     for stage in found["stages"]:
-        name = stage["alias"] or stage["stage"]  # one names the stage, the other what it has made
-        table.add_row(name, stage["state"], str(stage["attempts"]), stage["headline"])
+        made = (stage["alias"] or "").partition("@")[2]  # stage@made names the artifact, in all commands
+        table.add_row(stage["stage"], stage["state"], str(stage["attempts"]), made, stage["headline"])
     console.print(table)
     if (runner := found["runner"]) is not None:
         console.print(

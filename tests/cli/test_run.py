@@ -64,6 +64,9 @@ def test_a_run_prints_what_happens_and_a_second_one_does_nothing(store: Path):
     status = json.loads(output)
     assert [stage["state"] for stage in status["stages"]] == ["done", "done"]
     assert status["ray"].startswith("http://127.0.0.1:")
+    made = status["stages"][1]["alias"].removeprefix("two@")
+    shown = casa("chain", "status", "--store", str(store))[0].splitlines()
+    assert shown[3].split()[:4] == ["two", "done", "1", made]
 
     output, _ = casa("chain", "logs", "two", "--store", str(store), "--follow")
     assert output.splitlines() == ["the number is 111"]

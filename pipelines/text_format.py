@@ -1,8 +1,10 @@
-"""Numbers, byte counts and durations as short text for people, and durations that people write."""
+"""Numbers, byte counts and durations as short text for people; durations and names as people write them."""
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Iterable
 
 _SECONDS = {"d": 86400, "h": 3600, "m": 60, "min": 60, "s": 1}
 
@@ -52,3 +54,9 @@ def parse_duration(text: str) -> float:
     if re.sub(r"\s", "", text) != "".join(map("".join, parts)) or not seconds:
         raise ValueError(f"{text!r} is no duration; expected for example 90s, 30m, 6h or 1h 30m")
     return seconds
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:
+    """An error's remedy: the known name that a wrong one is closest to, or ``otherwise`` if none is close."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"Did you mean `{close[0]}`?" if close else otherwise

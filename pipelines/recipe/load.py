@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from casa_core.errors import ConfigError
 from pipelines.recipe.explain import explain
 from pipelines.recipe.model import Deploy, Recipe
 from pipelines.recipe.where import Where
+from pipelines.text_format import did_you_mean
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 
@@ -113,11 +113,10 @@ def locate(name_or_path: str | Path) -> Path:
     embedded = RECIPES / f"{path}.yaml"
     if embedded.is_file():
         return embedded
-    close = difflib.get_close_matches(str(path), list_recipes(), n=1, cutoff=0.5)
     raise ConfigError(
         f"There is no recipe called {path}.",
         f"Recipes that come with the project: {', '.join(list_recipes())}.",
-        f"Did you mean `{close[0]}`?" if close else "Give one of these names, or the path of a YAML file.",
+        did_you_mean(str(path), list_recipes(), "Give one of these names, or the path of a YAML file."),
     )
 
 

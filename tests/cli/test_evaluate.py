@@ -90,7 +90,7 @@ def test_without_a_checkpoint_the_benchmarks_are_listed():
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--benchmarks", "chartq"], "Did you mean 'chartqa'?"),
+        (["--benchmarks", "chartq"], "Did you mean `chartqa`?"),
         (["--benchmarks", "mme,mme"], "named twice"),
         (["--benchmarks", "mme", "--data", "gqa=x"], "not evaluated"),
         (["--benchmarks", "mme", "--data", "mme=/nowhere"], "no files of mme in /nowhere"),

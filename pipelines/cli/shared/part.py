@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 import time
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from casa_core.errors import ClusterError, ConfigError
 from pipelines.dag.artifact import read_manifest
+from pipelines.text_format import did_you_mean
 
 if TYPE_CHECKING:
     from pipelines.cli.shared.run_handle import OpenRun
@@ -27,11 +27,10 @@ def up_to(opened: OpenRun, name: str) -> OpenRun:
     """
     by_name = {stage.name: stage for stage in opened.stages}
     if name not in by_name:
-        close = difflib.get_close_matches(name, by_name, n=1)
         raise ConfigError(
             f"The recipe {opened.recipe.name} has no stage {name}.",
             f"Its stages are {', '.join(by_name)}.",
-            f"Did you mean `{close[0]}`?" if close else "`casa plan` lists them.",
+            did_you_mean(name, by_name, "`casa plan` lists them."),
         )
     needed, waiting = {name}, [name]
     while waiting:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 import time
 from collections.abc import Sequence
@@ -27,6 +26,7 @@ from pipelines.recipe.stages import endpoint_url, store_folder
 from pipelines.recipe.sweep_members import load_sweep
 from pipelines.recipe.sweep_stages import build_sweep
 from pipelines.storage.uri import Folder, open_folder
+from pipelines.text_format import did_you_mean
 
 INTERRUPTED = 130
 HEALTH_CHECK_S = 3.0
@@ -152,11 +152,10 @@ class LatestRun:
         """
         by_name = {stage["name"]: stage for stage in self.stages}
         if name not in by_name:
-            close = difflib.get_close_matches(name, by_name, n=1)
             raise ConfigError(
                 f"The latest run in {self.records.store} has no stage {name}.",
                 f"It is a run of {self.recipe}.",
-                f"Did you mean `{close[0]}`?" if close else f"Its stages are {', '.join(by_name)}.",
+                did_you_mean(name, by_name, f"Its stages are {', '.join(by_name)}."),
             )
         return by_name[name]
 

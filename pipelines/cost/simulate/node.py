@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from casa_core.hardware import GPUS, Gpu, find_gpu
 from pipelines.recipe.explain import explain
 from pipelines.recipe.fields import Count, NonNegative, Positive, Section
 from pipelines.recipe.load import parse_yaml
+from pipelines.text_format import did_you_mean
 
 DEFAULT_NODE = Path(__file__).with_name("h100.yaml")
 _OF_THE_GPU = {
@@ -86,11 +86,10 @@ def read_node(file: Path | None = None, given: Sequence[str] = ()) -> Node:
         changes[name], sources[name] = value, "as given"
     values |= changes
     for name in (name for name in values if name not in Node.model_fields):
-        close = difflib.get_close_matches(name, Node.model_fields, n=1)
         raise ConfigError(
             f"A machine has no setting `{name}`.",
             f"It has {', '.join(Node.model_fields)}.",
-            f"Did you mean `{close[0]}`?" if close else "Leave it out.",
+            did_you_mean(name, Node.model_fields, "Leave it out."),
         )
     if isinstance(values["gpu"], str):
         sources |= _fill_from_table(values)

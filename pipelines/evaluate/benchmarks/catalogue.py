@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
-
 from casa_core.errors import ConfigError
 from pipelines.evaluate.benchmarks.layout.benchmark import Benchmark
 from pipelines.evaluate.benchmarks.pictures import PICTURES
 from pipelines.evaluate.benchmarks.streams import STREAMS
 from pipelines.evaluate.benchmarks.videos import VIDEOS
+from pipelines.text_format import did_you_mean
 
 CATALOGUE: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in (*PICTURES, *VIDEOS, *STREAMS)}
 
@@ -21,9 +20,8 @@ def benchmark_named(name: str) -> Benchmark:
     """
     if name in CATALOGUE:
         return CATALOGUE[name]
-    close = difflib.get_close_matches(name, CATALOGUE, n=1)
     raise ConfigError(
         f"There is no benchmark {name!r}.",
         f"There are {', '.join(CATALOGUE)}.",
-        f"Did you mean {close[0]!r}?" if close else "Take one of these, or the YAML file of one of your own.",
+        did_you_mean(name, CATALOGUE, "Take one of these, or the YAML file of one of your own."),
     )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-
 from casa_core.errors import ConfigError
 from pipelines.evaluate.metrics.anls import Anls, AnlsStar
 from pipelines.evaluate.metrics.base import Metric
@@ -16,6 +14,7 @@ from pipelines.evaluate.metrics.ovobench import OvoBench
 from pipelines.evaluate.metrics.relaxed import RelaxedAccuracy
 from pipelines.evaluate.metrics.vqa_accuracy import VqaAccuracy
 from pipelines.evaluate.metrics.win_rate import WinRate
+from pipelines.text_format import did_you_mean
 
 METRICS: dict[str, Metric] = {
     metric.name: metric
@@ -47,9 +46,8 @@ def metric_named(name: str) -> Metric:
     """
     if name in METRICS:
         return METRICS[name]
-    close = difflib.get_close_matches(name, METRICS, n=1)
     raise ConfigError(
         f"There is no metric {name!r}.",
         f"There are {', '.join(METRICS)}.",
-        f"Did you mean {close[0]!r}?" if close else "Take one of these.",
+        did_you_mean(name, METRICS, "Take one of these."),
     )

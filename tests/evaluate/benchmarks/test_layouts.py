@@ -381,7 +381,7 @@ def test_files_lie_in_the_folder_of_their_configuration():
 
 
 def test_an_unknown_benchmark_is_refused_with_the_closest_name():
-    with pytest.raises(ConfigError, match=r"no benchmark 'chart_qa'(.|\n)*mean 'chartqa'"):
+    with pytest.raises(ConfigError, match=r"no benchmark 'chart_qa'(.|\n)*mean `chartqa`"):
         benchmark_named("chart_qa")
 
 

@@ -165,7 +165,7 @@ def test_all_wrong_settings_are_named_at_once(tmp_path):
 
 
 def test_an_unknown_metric_is_refused_with_the_closest(tmp_path):
-    with pytest.raises(ConfigError, match="mean 'anls'"):
+    with pytest.raises(ConfigError, match="mean `anls`"):
         own_benchmark(write(tmp_path, SIGNS.replace("metric: anls", "metric: anlz")))
 
 

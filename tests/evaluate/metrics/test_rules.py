@@ -162,7 +162,7 @@ def test_every_metric_names_its_source_and_travels_between_processes(name):
 
 def test_a_metric_there_is_not_is_refused_with_the_closest_name():
     assert metric_named("anls") is METRICS["anls"]
-    with pytest.raises(ConfigError, match=r"no metric 'anls_stra'(.|\n)*mean 'anls_star'"):
+    with pytest.raises(ConfigError, match=r"no metric 'anls_stra'(.|\n)*mean `anls_star`"):
         metric_named("anls_stra")
 
 

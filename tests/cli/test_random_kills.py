@@ -24,7 +24,8 @@ from tests.support.dag import quickstart
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(6000)]
 KILLS = int(os.environ.get("CASA_TEST_KILLS", "60"))
 KILLS_OF_A_STORE = 6
-BETWEEN_S = (0.0, 20.0)
+BETWEEN_S = (0.0, 40.0)
+"""Seconds from one kill to the next: six of them reach from the first stage to the last."""
 FIND_S = 30.0
 SERVED = {"where.serve.port": "18235"}
 MARKS = {
@@ -66,7 +67,7 @@ class Run:
 
     def say(self, line: str) -> None:
         with self.log.open("a") as log:
-            log.write(f"--- {line}\n")
+            log.write(f"--- {time.strftime('%H:%M:%S')} {line}\n")
 
     def victims(self, kind: str) -> list[psutil.Process]:
         """Processes of a kind, as of now."""
@@ -177,6 +178,7 @@ def test_one_command_ends_a_run_whatever_of_it_was_killed_and_all_it_made_is_the
         assert_same(store, undisturbed)
         killed.update(run.killed)
         commands += run.commands
+        assert run.commands <= 1 + len(run.killed), "one command for each kill, at most"
         print(f"{store.name}: {run.commands} commands, killed {', '.join(run.killed)}", flush=True)
     print(f"{commands} commands for {len(runs)} runs; killed {dict(killed)}")
     assert killed.keys() == set(KINDS) or KILLS < 60

@@ -25,6 +25,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import psutil
+
 from casa_core.errors import ClusterError
 from infra import request_ids
 from infra.processes import FOLDER_MARK, MARK, end_session, is_alive, sessions_of, start_mark
@@ -91,10 +93,24 @@ def read_session(folder: Path) -> RaySession | None:
 
 
 def is_healthy(session: RaySession, timeout_s: float = 5.0) -> bool:
-    """Whether the head's process is running and its job API answers."""
+    """Whether the head is running and its job API answers."""
+    return is_running(session) and answers(f"{session.address}/api/version", timeout_s)
+
+
+def is_running(session: RaySession) -> bool:
+    """Whether the head and its raylet are running, without which no job ever starts.
+
+    A raylet ends itself when its agent is killed, as for want of memory. The head takes it for one that was
+    asked to, goes on without it, and its job API answers as before.
+    """
     if not is_alive(session.pid, session.started):
         return False
-    return answers(f"{session.address}/api/version", timeout_s)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(session.pid).children():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if child.name() == "raylet" and child.status() != psutil.STATUS_ZOMBIE:
+                    return True
+    return False
 
 
 def answers(url: str, timeout_s: float) -> bool:

@@ -139,9 +139,24 @@ class Cluster:
         return self._code
 
     def state(self, job_id: str) -> JobState | None:
-        """State of a job; ``None`` if this cluster has no record of it (a head started since then)."""
+        """State of a job; ``None`` if this cluster has no record of it (a head started since then).
+
+        Raises:
+            Unreachable: If there is no answer, or a local head answers that can run no job.
+        """
         details = self._info(job_id)
-        return None if details is None else _state(details.status.value)
+        found = None if details is None else _state(details.status.value)
+        if found == "active" and self.is_local and not self._runs_jobs():
+            raise Unreachable(
+                "The local Ray head runs no jobs.",
+                "Its raylet has ended, as when a process of Ray's is killed for want of memory.",
+                "Run again: another head takes its place. `casa doctor` shows the machine's memory.",
+            )
+        return found
+
+    def _runs_jobs(self) -> bool:
+        session = local_ray.read_session(self._session)
+        return session is not None and local_ray.is_running(session)
 
     def message(self, job_id: str) -> str:
         """Ray's message about a job: why it failed to start, the code it ended with."""

@@ -31,6 +31,7 @@ SERVED = {"where.serve.port": "18235"}
 MARKS = {
     "job": "pipelines.dag.job_main",
     "worker": "ray::",
+    "agent": "ray::DashboardAgent",
     "raylet": "/raylet/raylet",
     "gcs": "gcs_server",
     "dashboard": "dashboard/dashboard.py",

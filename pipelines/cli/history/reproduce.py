@@ -210,7 +210,9 @@ def _make(
     live = not (as_json or plain) and sys.stdout.isatty()
     watcher = (LiveWatcher if live else JsonWatcher if as_json else PlainWatcher)(stages)
     records.prepare()
-    records.write_run("reproduce", ray, endpoint_url(where.model_dump(mode="json")), stages)
+    records.write_run(
+        "reproduce", ray, endpoint_url(where.serve.model_dump(mode="json"), where.ray.address), stages
+    )
     cluster = Cluster(ray, records.session, store)
     limits = {"parallel": where.parallel_stages, "retries": where.retries}
     with watcher:

@@ -54,6 +54,8 @@ LOOPBACK_ENVIRONMENT = {
     # A job whose process is killed while it starts would be pending for Ray's 15 minutes, which are meant for
     # nodes that have yet to be bought.
     "RAY_JOB_START_TIMEOUT_SECONDS": "90",
+    # Three checks that fail in a row replace a killed HTTP proxy of Ray Serve: by default they take 30 s.
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
     # torch.distributed's gloo otherwise picks the interface of the host's name.
     "GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo",
 }

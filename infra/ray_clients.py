@@ -112,6 +112,19 @@ class JobsClient(_BoundedClient, JobSubmissionClient):
         SubmissionClient.__init__(self, address)
         self._require_ray("2.0")
 
+    def node_states(self) -> dict[str, str]:
+        """State of each of the cluster's nodes, ``ALIVE`` or ``DEAD`` and why, by address and id."""
+        answer = self._do_request("GET", "/api/v0/nodes?limit=10000")
+        if answer.status_code != 200:
+            self._raise_error(answer)
+        listed = answer.json()["data"]["result"]["result"]
+        return {
+            f"{node['node_ip']} ({node['node_id'][:8]})": " ".join(
+                filter(None, [node["state"], node["state_message"]])
+            )
+            for node in listed
+        }
+
 
 class ServeClient(_BoundedClient, ServeSubmissionClient):
     """Ray's client of Serve.

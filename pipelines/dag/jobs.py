@@ -158,6 +158,27 @@ class Cluster:
         session = local_ray.read_session(self._session)
         return session is not None and local_ray.is_running(session)
 
+    def waits_for(self, job_id: str) -> str:
+        """Why a job has not begun, in Ray's words; empty once it has, or where it was lost."""
+        details = self._info(job_id)
+        if details is None or details.status.value != "PENDING":
+            return ""
+        return str(details.message)
+
+    def require_node(self) -> None:
+        """Check that a node of the cluster can run jobs at all.
+
+        Raises:
+            ClusterError: If none is alive: a head answers without, and has its jobs wait for ever.
+        """
+        nodes = self._call(lambda client: client.node_states())
+        if not any(state.startswith("ALIVE") for state in nodes.values()):
+            raise ClusterError(
+                "No node of the Ray cluster is alive, its head's neither.",
+                "; ".join(f"{node}: {state}" for node, state in nodes.items()) or "It has none.",
+                "Start Ray there again (`ray stop`, `ray start`), and run again to resume.",
+            )
+
     def message(self, job_id: str) -> str:
         """Ray's message about a job: why it failed to start, the code it ended with."""
         details = self._info(job_id)

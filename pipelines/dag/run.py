@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,6 +33,8 @@ UNREACHABLE_S = 60.0
 """Seconds without the cluster, or the store, after which a run ends."""
 BUSY_S = 120.0
 """The same where the cluster answers, with a server's errors only."""
+WAIT_SHOWN_S = 10.0
+"""Seconds between two looks at why a job has not begun, which are shown."""
 LONGEST_PAUSE_S = 5.0
 LOG_LINES = 20
 
@@ -66,6 +68,9 @@ class _Running:
     stage: PlannedStage
     job_id: str
     tail: Follower
+    since: float = field(default_factory=time.monotonic)
+    begun: bool = False
+    asked: int = 0
 
 
 class Runner:
@@ -203,6 +208,8 @@ class Runner:
         for running in list(self._running.values()):
             state = self._state(running, ask=ask)
             self._pass_on_output(running, now=state != "active")
+            if ask and state == "active" and not running.begun:
+                self._show_wait(running)
             if state != "active":
                 self._settle(running, state)
                 del self._running[running.stage.name]
@@ -264,12 +271,31 @@ class Runner:
     def _pass_on_output(self, running: _Running, *, now: bool = True) -> None:
         latest = None
         for line in printed_lines(running.tail, now=now):
+            running.begun = True
             if progress := parse_progress(line):
                 latest = progress
             else:
                 self._observer.printed(running.stage, line)
         if latest is not None:
             self._observer.progressed(running.stage, latest)
+
+    def _show_wait(self, running: _Running) -> None:
+        """Show, now and then, why a job has not begun.
+
+        Raises:
+            ClusterError: If it never will: no node of the cluster is alive.
+        """
+        waited_s = time.monotonic() - running.since
+        if waited_s < (running.asked + 1) * WAIT_SHOWN_S:
+            return
+        running.asked += 1
+        why = self._cluster.waits_for(running.job_id)
+        running.begun = not why
+        if why:
+            note = Progress(0, 0, f"has not begun after {waited_s:.0f} s: {why}")
+            self._observer.progressed(running.stage, note)
+            if waited_s >= UNREACHABLE_S and not self._cluster.is_local:
+                self._cluster.require_node()
 
     def _reach(self) -> None:
         self._reached, self._silent_since, self._pause_s = True, None, POLL_S

@@ -89,6 +89,17 @@ def test_a_head_that_takes_no_jobs_at_all_ends_the_run_with_what_to_do(
         make_runner([toy("one", "write_number", number=1)], tmp_path, ray_folder, Notes()).run()
 
 
+def test_a_job_that_waits_to_begin_is_shown_with_rays_reason(
+    tmp_path: Path, ray_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("pipelines.dag.run.WAIT_SHOWN_S", 0.0)
+    notes = Notes()
+    make_runner([toy("one", "write_number", number=1)], tmp_path, ray_folder, notes).run()
+    waits = [line for line in notes.lines if "has not begun after 0 s: Job has not started yet." in line]
+    assert waits
+    assert notes.lines[-1] == "finished one"
+
+
 def test_a_job_whose_submission_was_answered_with_an_error_is_not_submitted_twice(
     tmp_path: Path, ray_folder: Path, monkeypatch: pytest.MonkeyPatch
 ):

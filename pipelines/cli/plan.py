@@ -88,4 +88,4 @@ def _with_state(stage: PlannedStage) -> PlannedStage:
         return stage
     if held_state(stage) is not None:
         return replace(stage, status="done", reason="running, and as asked for")
-    return replace(stage, status="run", reason="not running, or not as asked for")
+    return replace(stage, status="run", reason="not running, not as asked for, or not recorded")

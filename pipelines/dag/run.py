@@ -180,7 +180,12 @@ class Runner:
             self._require_wanted()
             attempt = self._records.latest_attempt(stage.job_prefix)
             job_id = f"{stage.job_prefix}{attempt}"
-            attached = attempt > 0 and self._cluster.state(job_id) == "active"
+            # One that has written its outcome has ended, though the cluster may take a second to notice.
+            attached = (
+                attempt > 0
+                and self._records.outcome(job_id) is None
+                and self._cluster.state(job_id) == "active"
+            )
             if not attached:
                 job_id = self._submit(stage, attempt + 1)
         self._reach()
@@ -337,9 +342,13 @@ class Runner:
 
 
 def held_state(stage: PlannedStage) -> dict[str, Any] | None:
-    """Manifest of a state stage whose state holds right now, with a fresh summary; None if it does not."""
-    summary = load_function(stage.spec.check)(stage.spec.placement, stage.spec.settings, stage.fingerprint)
-    if summary is None:
+    """Manifest of a state stage whose state holds right now, with a fresh summary; None if it does not.
+
+    A job that was killed after it brought the state about left no manifest, without which the store knows no
+    more of it than a lost one's: its next attempt finds the state, and records it.
+    """
+    manifest = read_manifest(stage.folder)
+    if manifest is None:
         return None
-    manifest = read_manifest(stage.folder) or {"kind": stage.spec.kind, "fingerprint": stage.fingerprint}
-    return {**manifest, "summary": summary}
+    summary = load_function(stage.spec.check)(stage.spec.placement, stage.spec.settings, stage.fingerprint)
+    return None if summary is None else {**manifest, "summary": summary}

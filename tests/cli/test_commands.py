@@ -72,7 +72,7 @@ def test_a_plan_as_json_is_for_scripts(tmp_path: Path):
     stages = {stage["stage"]: stage for stage in planned}
     assert stages["clean-vqa"]["inputs"] == {"corpus": "corpus-vqa"}
     assert stages["train"]["status"] == "run"
-    assert stages["deploy"]["reason"] == "not running, or not as asked for"
+    assert stages["deploy"]["reason"] == "not running, not as asked for, or not recorded"
 
 
 @pytest.mark.parametrize(

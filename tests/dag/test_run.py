@@ -235,6 +235,14 @@ def test_a_state_is_brought_about_once_and_again_when_it_is_gone(tmp_path: Path,
     assert summary == {"port": port}
     assert second.lines == ["cached answer"]
 
+    (manifest,) = tmp_path.glob("answer/*/manifest.json")
+    manifest.unlink()  # as where the job was killed before it recorded what it had brought about
+    recording = Notes()
+    summary = make_runner([stage], tmp_path, ray_folder, recording).run()["answer"]["summary"]
+    assert summary == {"port": port}
+    assert [line.split()[0] for line in recording.lines] == ["started", "finished"]
+    assert manifest.exists()
+
     os.kill(pid, signal.SIGKILL)
     third = Notes()
     pid = make_runner([stage], tmp_path, ray_folder, third).run()["answer"]["summary"]["pid"]

@@ -107,6 +107,8 @@ def answer(context: StageContext) -> dict[str, Any]:
     import subprocess
     import sys
 
+    if (held := check_answer(context.placement, context.settings, context.fingerprint)) is not None:
+        return held
     (context.output / context.fingerprint).write_text("here")
     server = [sys.executable, "-m", "http.server", "--bind", "127.0.0.1", str(context.placement["port"])]
     process = subprocess.Popen(server, start_new_session=True, cwd=context.output)

@@ -84,7 +84,7 @@ def endpoint(options: argparse.Namespace) -> Iterator[tuple[str, ServeSubmission
     os.environ["OMP_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory(prefix="casa-soak-") as folder, socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        address = {"host": "127.0.0.1", "port": free.getsockname()[1]}
+        port = free.getsockname()[1]
         free.close()
         head = local_ray.start(Path(folder), num_cpus=4, object_store_mb=512)
         cluster = ServeSubmissionClient(head.address)
@@ -104,8 +104,8 @@ def endpoint(options: argparse.Namespace) -> Iterator[tuple[str, ServeSubmission
             },
         }
         try:
-            ray_serve.start(cluster, address, settings, {}, APPLICATION)
-            yield endpoint_url({"serve": address}), cluster
+            ray_serve.start(cluster, {"host": "127.0.0.1", "port": port}, settings, {}, APPLICATION)
+            yield endpoint_url("127.0.0.1", port), cluster
         finally:
             local_ray.stop(Path(folder))
 

@@ -106,8 +106,13 @@ def check_memory(total_bytes: int, available_bytes: int) -> Check:
     return _check("memory", available_bytes >= MEMORY_GIB * GIB, found, "optional", cost, remedy)
 
 
-def check_disk(folder: Path, free_bytes: int) -> Check:
-    """Free disk where artifacts go."""
+def check_disk(folder: Path, free_bytes: int, is_writable: bool) -> Check:
+    """Free disk where artifacts go, and whether they may."""
+    if not is_writable:
+        remedy = "make it writable, or --set where.store=/another/folder"
+        return Check(
+            "disk", "problem", f"{folder} cannot be written", "every stage keeps its artifact there", remedy
+        )
     found = f"{free_bytes / GIB:.1f} GiB free at {folder}"
     cost = f"a run keeps up to {DISK_GIB:.0f} GiB of artifacts, checkpoints and logs"
     remedy = "free some, or --set where.store=/another/disk"
@@ -185,7 +190,7 @@ def run_checks(store: Path = Path("runs"), port: int = 8000) -> list[Check]:
         check_device(_gpus(), cpus),
         check_cpus(cpus),
         check_memory(min(memory.total, limit), min(memory.available, limit)),
-        check_disk(nearest, shutil.disk_usage(nearest).free),
+        check_disk(nearest, shutil.disk_usage(nearest).free, _can_write(nearest)),
         check_shared_memory(shutil.disk_usage(shared).free if shared.is_dir() else None),
         check_temporary_folder(tempfile.gettempdir(), str(temporary), _can_write(str(temporary))),
         check_ray_disk(str(temporary), disk.used / (disk.used + disk.free), full_share()),

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import urlsplit
 
 import httpx
@@ -16,15 +15,14 @@ PROBE_TIMEOUT_S = 3.0
 Health = Literal["absent", "foreign", "different", "same"]
 
 
-def endpoint_url(serve: Mapping[str, Any], ray_address: str = "local") -> str:
+def endpoint_url(host: str, port: int, ray_address: str = "local") -> str:
     """URL under which a client reaches the endpoint.
 
     Args:
-        serve: The recipe's ``where.serve``.
+        host, port: Where the recipe has it listen.
         ray_address: The address of the cluster that serves, as the client reaches it; ``local`` for a client
             on the node. An endpoint that listens on loopback is reached from its node alone.
     """
-    host, port = serve["host"], serve["port"]
     if host in ("0.0.0.0", "::"):  # every interface: loopback is one of them, and that of the dashboard
         loopback = "127.0.0.1" if host == "0.0.0.0" else "::1"
         host = loopback if ray_address == "local" else urlsplit(ray_address).hostname or loopback

@@ -53,7 +53,7 @@ def start(
     Raises:
         ClusterError: As ``run_stage``.
     """
-    url = endpoint_url(address)
+    url = endpoint_url(address["host"], address["port"])
     details = cluster.get_serve_details()
     others = _other_applications(details, name)
     _require_free_root(others, url)

@@ -128,7 +128,8 @@ def check(
 
 def _answers_here(placement: Mapping[str, Any], fingerprint: str) -> bool:
     """Whether the endpoint answers on this machine, which is its cluster's head."""
-    return endpoint_health(endpoint_url(placement["serve"]), fingerprint) == "same"
+    serve = placement["serve"]
+    return endpoint_health(endpoint_url(serve["host"], serve["port"]), fingerprint) == "same"
 
 
 def _is_deployed(placement: Mapping[str, Any], fingerprint: str) -> bool:
@@ -142,7 +143,8 @@ def _is_deployed(placement: Mapping[str, Any], fingerprint: str) -> bool:
 
 
 def _summary(placement: Mapping[str, Any], settings: Mapping[str, Any], fingerprint: str) -> dict[str, Any]:
-    url = endpoint_url(placement["serve"], placement["ray"]["address"])
+    serve = placement["serve"]
+    url = endpoint_url(serve["host"], serve["port"], placement["ray"]["address"])
     return {
         "url": url,
         "live_page": f"{url}/",

@@ -18,6 +18,7 @@ from pipelines.dag.plan import StageSpec
 from pipelines.dag.raw_inputs import identify, identify_remote, local_folder
 from pipelines.recipe.data import DEFAULT_VIDEO_FPS, Source
 from pipelines.recipe.model import Recipe
+from pipelines.recipe.where import Where
 from pipelines.storage.host import session_folder
 from pipelines.storage.uri import Folder, recipe_folder
 
@@ -284,12 +285,12 @@ def _identity(checkpoint: Folder, cache: Path) -> dict[str, str]:
     return {"fingerprint": digest, "digest": digest}
 
 
-def endpoint_url(recipe: Recipe) -> str:
+def endpoint_of(where: Where) -> str:
     """Where the endpoint of a run answers, as seen from this machine, or from the cluster's head if it
     listens on loopback."""
-    from pipelines.deploy import endpoint  # late: only some commands need an HTTP client
+    from pipelines.deploy.endpoint import endpoint_url  # late: only some commands need an HTTP client
 
-    return endpoint.endpoint_url(_json(recipe.where.serve), recipe.where.ray.address)
+    return endpoint_url(where.serve.host, where.serve.port, where.ray.address)
 
 
 def stage_spec(

@@ -8,7 +8,9 @@ from pydantic import Field, field_validator, model_validator
 
 from pipelines.recipe.fields import Index, Section
 
-Variant = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$", max_length=40)]
+LONGEST_NAME = 40
+"""Characters that a variant's name may have."""
+Variant = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$", max_length=LONGEST_NAME)]
 OWN = ("name", "sweep", "where", "seed")
 """Settings that a variant cannot change: it would be another sweep."""
 

@@ -21,9 +21,7 @@ from pipelines.recipe.load import (
     validated,
 )
 from pipelines.recipe.model import Recipe
-
-LONGEST_NAME = 40
-"""Characters that a variant's name may have."""
+from pipelines.recipe.sweep import LONGEST_NAME
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +112,13 @@ def _axis(text: str) -> list[tuple[str, str]]:
             f"`--over {text}` names no values.",
             "It has the form `dotted.path=[value,value]`.",
             "For example `--over train.learning_rate=[1e-3,3e-3]`.",
+        )
+    twice = [value for number, value in enumerate(values) if value in values[:number]]
+    if twice:
+        raise ConfigError(
+            f"`--over {text}` has {json.dumps(twice[0])} twice.",
+            "Both variants would be the same.",
+            "Give each value once.",
         )
     if path.strip() in ("seed", "train.seed"):
         raise ConfigError(

@@ -118,6 +118,7 @@ def test_values_that_are_lists_or_long_or_alike_have_names_too():
         (["train.steps=200"], "names no values"),
         (["train.steps"], "names no values"),
         (["train.steps=[200"], "as YAML"),
+        (["train.learning_rate=[1e-3, 3e-3, 0.001]"], "has 0.001 twice"),
         (["train.steps=[200]"], "leaves nothing to compare"),
         (["train.seed=[0, 1]"], r"(?s)sweeps seeds.*--set sweep\.seeds"),
         (["where.store=[a, b]"], "changes where"),

@@ -250,7 +250,7 @@ def test_addresses_are_understood():
         "0.0.0.0": "http://127.0.0.1:8000",
         "::1": "http://[::1]:8000",
     }.items():
-        assert endpoint.endpoint_url({"host": host, "port": 8000}) == url
+        assert endpoint.endpoint_url(host, 8000) == url
 
 
 @pytest.mark.parametrize(
@@ -262,7 +262,7 @@ def test_addresses_are_understood():
     ],
 )
 def test_another_clusters_endpoint_is_at_its_head(host: str, url: str):
-    assert endpoint.endpoint_url({"host": host, "port": 8000}, "https://head.example:8265") == url
+    assert endpoint.endpoint_url(host, 8000, "https://head.example:8265") == url
 
 
 @pytest.mark.parametrize(

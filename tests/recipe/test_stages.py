@@ -12,7 +12,7 @@ from casa_core.errors import ConfigError, StoreError
 from pipelines.dag.code_version import STAGE_MODULES
 from pipelines.dag.plan import plan
 from pipelines.recipe import build_stages, load_recipe
-from pipelines.recipe.stages import MODEL_FOLDERS, endpoint_url
+from pipelines.recipe.stages import MODEL_FOLDERS, endpoint_of
 
 VERSIONS = dict.fromkeys(STAGE_MODULES, "1")
 TRAINED = {"train", "train-blind", "evaluate", "deploy", "report"}
@@ -168,4 +168,4 @@ def test_a_further_checkpoint_that_is_none_or_has_the_models_own_name_is_refused
 )
 def test_the_endpoint_is_where_the_deploy_stage_looks_for_it(host: str, url: str):
     recipe = load_recipe("quickstart", [f"where.serve.host='{host}'"])
-    assert endpoint_url(recipe) == url
+    assert endpoint_of(recipe.where) == url

@@ -30,5 +30,5 @@ def address() -> dict[str, Any]:
 def url(cluster: ServeSubmissionClient, address: dict[str, Any], arguments: dict[str, Any]) -> Iterator[str]:
     """The URL of the endpoint that the module's `arguments` describe."""
     ray_serve.start(cluster, address, arguments, {}, APPLICATION)
-    yield endpoint.endpoint_url(address)
+    yield endpoint.endpoint_url(**address)
     cluster.delete_applications()  # the head is shared with other tests

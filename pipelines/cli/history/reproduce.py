@@ -203,16 +203,14 @@ def _make(
     from pipelines.dag.plan import plan
     from pipelines.dag.records import Records
     from pipelines.dag.run import Runner
-    from pipelines.deploy.endpoint import endpoint_url
+    from pipelines.recipe.stages import endpoint_of
 
     records, ray = Records(store), where.ray.model_dump(mode="json")
     stages = plan(specs, store, current_versions())
     live = not (as_json or plain) and sys.stdout.isatty()
     watcher = (LiveWatcher if live else JsonWatcher if as_json else PlainWatcher)(stages)
     records.prepare()
-    records.write_run(
-        "reproduce", ray, endpoint_url(where.serve.model_dump(mode="json"), where.ray.address), stages
-    )
+    records.write_run("reproduce", ray, endpoint_of(where), stages)
     cluster = Cluster(ray, records.session, store)
     limits = {"parallel": where.parallel_stages, "retries": where.retries}
     with watcher:

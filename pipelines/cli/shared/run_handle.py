@@ -22,7 +22,7 @@ from pipelines.dag.jobs import Cluster
 from pipelines.dag.plan import PlannedStage, StageSpec, plan
 from pipelines.dag.records import Records
 from pipelines.recipe import Recipe, build_stages, load_recipe
-from pipelines.recipe.stages import endpoint_url, store_folder
+from pipelines.recipe.stages import endpoint_of, store_folder
 from pipelines.recipe.sweep_members import load_sweep
 from pipelines.recipe.sweep_stages import build_sweep
 from pipelines.storage.uri import Folder, open_folder
@@ -104,7 +104,7 @@ def run_stages(opened: OpenRun, command: str, *, as_json: bool, plain: bool) -> 
     opened.records.write_run(
         opened.recipe.name,
         where.ray.model_dump(mode="json"),
-        endpoint_url(opened.recipe),
+        endpoint_of(where),
         opened.recorded or opened.stages,
         runner_job(),
     )

@@ -17,7 +17,7 @@ from rich.text import Text
 from pipelines.cli.show.format import headline, nearby, print_json_line
 from pipelines.dag.plan import PlannedStage
 from pipelines.recipe import Recipe
-from pipelines.recipe.stages import endpoint_url, store_folder
+from pipelines.recipe.stages import endpoint_of, store_folder
 
 
 def show_results(
@@ -67,7 +67,7 @@ def collect(
     kinds = {stage.spec.kind: stage.name for stage in stages}
     evaluate = manifests[kinds["evaluate"]]["summary"] if "evaluate" in kinds else {}
     report = manifests[kinds["report"]]["summary"].get("path", "") if "report" in kinds else ""
-    endpoint = endpoint_url(recipe) if "deploy" in kinds else ""
+    endpoint = endpoint_of(recipe.where) if "deploy" in kinds else ""
     return {
         "recipe": recipe.name,
         "results": {name: value for name, value in evaluate.items() if isinstance(value, int | float | str)},

@@ -129,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         __doc__,
         arguments,
         store=("", "folder that keeps the runs"),
-        scale=(1, "factor on all sizes; noise weighs less in larger ones"),
+        scale=(1, "factor on all sizes, at most 3; noise weighs less in larger ones"),
     )
     os.environ |= ENVIRONMENT
     with tempfile.TemporaryDirectory(prefix="casa-") as folder:

@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python -m benchmarks.data_rates
 
 Each part of the work runs alone, on one thread, in rounds that take turns; the median of its processor time
-counts, which other programs do not stretch. Writes ``results/data_rates.json``.
+counts, which other programs do not stretch. Writes ``pipelines/cost/data_rates.json``, which plans read.
 
 * ``clean_megapixels``: ``clean_record`` over JPEG pictures in memory and their rows into an Arrow shard.
 * ``video_megapixels``: the same over H.264 clips at 25 frames a second, of which 2 a second are used; counted
@@ -25,10 +25,11 @@ import av
 import numpy as np
 from PIL import Image as PILImage
 
-from benchmarks.measure import interleaved, machine, stamp, table, write_result
+from benchmarks.measure import RESULTS, interleaved, machine, stamp, table, write_result
 from casa_core.processing.processor import CasaProcessor
 from casa_core.processing.tokenizer import build_tokenizer
 from casa_core.types import Image, Sample, Text
+from pipelines.cost.workload import RATES
 from pipelines.data.clean.records import clean_record
 from pipelines.data.pack.budgets import Budget, Limits
 from pipelines.data.pack.encode import encode_sample
@@ -80,6 +81,7 @@ def main() -> None:
     )
     print(text)
     write_result("data_rates", about | {"rates": rounded, "spread": spread}, text)
+    (RESULTS / RATES.name).replace(RATES)
 
 
 def clean(records: list[Record], shard: Path) -> None:

@@ -1,7 +1,7 @@
-"""Writes ``paper_listing.json`` and ``livecc_listing.json``: the paper's data, planned without having them.
+"""Writes the listings ``paper`` and ``livecc``: the paper's data, planned without having them.
 
     python examples/paper_listing.py
-    casa data plan --listing examples/paper_listing.json --nodes 8 --cpus-per-node 64 --network-gbps 25
+    casa data plan --listing paper --nodes 8 --cpus-per-node 64 --network-gbps 25
 
 Each number says where it comes from. *Paper* is the CASA paper, appendix B.1 (arXiv 2512.19535, version 1);
 *FineVision* and *Docmatix* are the announcements of those corpora. What none of them states is *assumed*, and
@@ -10,12 +10,9 @@ its uncertainty is set accordingly: the plan is as good as these assumptions.
 
 from __future__ import annotations
 
-from pathlib import Path
+from pipelines.cost.listing import LISTINGS, Listing, PictureSize, RawFile, SourceListing, write_listing
 
-from pipelines.cost.listing import Listing, PictureSize, RawFile, SourceListing, write_listing
-
-OUTPUT = Path(__file__).with_suffix(".json")
-LIVE_OUTPUT = OUTPUT.with_name("livecc_listing.json")
+OUTPUT, LIVE_OUTPUT = LISTINGS / "paper.json", LISTINGS / "livecc.json"
 MILLION = 1_000_000
 
 ALL_IMAGES = 24 * MILLION

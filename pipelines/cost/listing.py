@@ -9,6 +9,9 @@ from typing import Any
 
 from casa_core.errors import ConfigError
 
+LISTINGS = Path(__file__).with_name("listings")
+"""Those of the paper's data, by name; ``examples/paper_listing.py`` writes them."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PictureSize:
@@ -93,15 +96,22 @@ class Listing:
 def read_listing(path: Path) -> Listing:
     """A listing from JSON, as ``write_listing`` writes it.
 
+    Args:
+        path: The file; or the name of one of ``LISTINGS``, where there is no such file.
+
     Raises:
         ConfigError: For a file that is missing, or not a listing: names the source and the field.
     """
+    named = LISTINGS / f"{path}.json"
+    path = named if named.is_file() and not path.exists() else path
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         sources = tuple(_source(entry) for entry in values["sources"])
         listing = Listing(name=values["name"], sources=sources)
     except FileNotFoundError as error:
-        raise ConfigError(f"There is no listing {path}.", "", "Give the path of a JSON file.") from error
+        raise ConfigError(
+            f"There is no listing {path}.", "", f"Give the path of a JSON file, or one of {_names()}."
+        ) from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ConfigError(
             f"{path} is not a listing.",
@@ -110,6 +120,10 @@ def read_listing(path: Path) -> Listing:
         ) from error
     _check(listing, path)
     return listing
+
+
+def _names() -> str:
+    return ", ".join(sorted(file.stem for file in LISTINGS.glob("*.json")))
 
 
 def write_listing(listing: Listing, path: Path) -> None:

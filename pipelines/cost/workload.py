@@ -13,15 +13,14 @@ from typing import Any
 from casa_core.errors import ConfigError
 from casa_core.media.images import ImageSettings
 from pipelines.cost.forecast import Budgets, Rate, Rates
-from pipelines.cost.listing import Listing, read_listing
+from pipelines.cost.listing import LISTINGS, Listing, read_listing
 from pipelines.data.pack.processor import load_tokenizer
 from pipelines.data.read.source.splits import Inventory
 from pipelines.recipe.model import Recipe
 
-RATES = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "data_rates.json"
+RATES = Path(__file__).with_name("data_rates.json")
 """Measured by ``benchmarks/data_rates.py``."""
-PAPER_LISTINGS = tuple(RATES.parents[2] / "examples" / f"{name}_listing.json" for name in ("paper", "livecc"))
-"""Written by ``examples/paper_listing.py``."""
+PAPER_LISTINGS = tuple(LISTINGS / f"{name}.json" for name in ("paper", "livecc"))
 RATE_NAMES = tuple(field.name for field in fields(Rates))
 LISTED_BACKBONE = "qwen2_5_vl"
 """A listing is planned for the vision tower of the paper's models."""

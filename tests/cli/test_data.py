@@ -18,6 +18,7 @@ from pipelines.cli.app import app
 from pipelines.cli.shared import run_handle
 from pipelines.cli.show.prepared import collect, show_prepared
 from pipelines.cost import workload
+from pipelines.cost.listing import LISTINGS
 from pipelines.dag import artifact
 from pipelines.dag.plan import PlannedStage, StageSpec
 from pipelines.data.filter.hash_lists import known_pictures
@@ -30,7 +31,7 @@ from tests.support.data.prepared import PACK, make_store, write_photos
 from tests.support.naive.windows import naive_windows
 from tests.support.paths import ROOT
 
-PAPER = ROOT / "examples" / "paper_listing.json"
+PAPER = LISTINGS / "paper.json"
 RATES = ["clean_megapixels=50", "video_megapixels=20", "encode_tokens=200000", "pack_samples=20000"]
 GIVEN = [part for rate in RATES for part in ("--rate", rate)]
 

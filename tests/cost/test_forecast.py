@@ -371,9 +371,9 @@ def test_the_papers_listing_is_what_its_script_writes_and_has_24_million_picture
     assert spec.loader is not None
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
-    written = read_listing(ROOT / "examples" / "paper_listing.json")
+    written = read_listing(Path("paper"))
     assert written.sources == tuple(script.sources())
-    assert read_listing(ROOT / "examples" / "livecc_listing.json").sources == (script.live_source(),)
+    assert read_listing(Path("livecc")).sources == (script.live_source(),)
     found = forecast(written, PAPER, IMAGES, cluster())
     pictures = sum(own.images.value for own in found.sources if not own.video)
     assert pictures == pytest.approx(24e6, rel=1e-3)

@@ -17,7 +17,11 @@ def plan(
     recipe: Annotated[str | None, typer.Argument(help="A recipe whose corpora are there.")] = None,
     set_: SetOption = None,
     listing: Annotated[
-        Path | None, typer.Option(help="A listing of corpora as JSON, instead of a recipe.", dir_okay=False)
+        Path | None,
+        typer.Option(
+            help="A listing of corpora as JSON, instead of a recipe: a file, or paper or livecc.",
+            dir_okay=False,
+        ),
     ] = None,
     text_tokens: Annotated[int, typer.Option(help="Text budget, with --listing.", min=1)] = 2048,
     image_tokens: Annotated[int, typer.Option(help="Image budget, with --listing.", min=1)] = 20_480,
@@ -41,7 +45,7 @@ def plan(
 
       casa data plan my.yaml --nodes 8 --cpus-per-node 64 --network-gbps 25
 
-      casa data plan --listing examples/paper_listing.json --nodes 8 --cpus-per-node 64
+      casa data plan --listing paper --nodes 8 --cpus-per-node 64
     """
     from pipelines.cli.show.forecast import forecast_as_json, show_forecast
     from pipelines.cost.forecast import Cluster, forecast

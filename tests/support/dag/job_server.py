@@ -121,7 +121,9 @@ class Server:
     def submit(self, job_id: str, words: list[str]) -> bool:
         if job_id in self._jobs:
             return False
-        self._jobs[job_id] = self._fork(job_main.main, words, self._folder / f"{job_id}.out")
+        output = self._folder / f"{job_id}.out"
+        output.touch()  # before its process, which may be killed at once
+        self._jobs[job_id] = self._fork(job_main.main, words, output)
         return True
 
     def output(self, job_id: str) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from infra import local_ray
 from pipelines.dag import artifact
 from tests.support.dag import quickstart
 from tests.support.paths import ROOT
@@ -68,8 +69,17 @@ def confined(tmp_path: Path, groups: list[Path]) -> list[str]:
     return ["unshare", "--mount", "bash", str(script)]
 
 
-def test_it_runs_there_and_makes_the_same_as_anywhere(tmp_path: Path, confined: list[str]):
-    store, elsewhere = tmp_path / "store", tmp_path / "elsewhere"
+@pytest.fixture
+def stores(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
+    """Two stores, whose heads are ended whatever comes of their runs."""
+    both = tmp_path / "store", tmp_path / "elsewhere"
+    yield both
+    for store in both:
+        local_ray.stop(store / "session")
+
+
+def test_it_runs_there_and_makes_the_same_as_anywhere(confined: list[str], stores: tuple[Path, Path]):
+    store, elsewhere = stores
     store.mkdir()
     os.chown(store, NOBODY, NOBODY)
     casa = quickstart.command(store, "run", {"where.serve.port": "18236"})
@@ -80,7 +90,6 @@ def test_it_runs_there_and_makes_the_same_as_anywhere(tmp_path: Path, confined: 
     assert "Traceback" not in done.stdout + done.stderr
 
     quickstart.run(elsewhere, {"where.serve.port": "18236"})
-    quickstart.casa("stop", "--store", str(elsewhere))
     ours, theirs = quickstart.manifests(store), quickstart.manifests(elsewhere)
     assert ours.keys() == theirs.keys()
     for stage, manifest in ours.items():

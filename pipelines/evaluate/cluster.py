@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import ray
-
 from casa_core.errors import ClusterError
 from infra.local_ray import LOOPBACK_ENVIRONMENT
 
@@ -23,6 +21,8 @@ def joined_cluster(address: str | None, workers: int) -> Iterator[None]:
     """Join a Ray cluster, or have one of this process on loopback."""
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address is None:
+        # Ray keeps RAY_AUTH_MODE as it is when ray is imported: workers that take part under another mode
+        # than this process end before they start.
         os.environ.update(LOOPBACK_ENVIRONMENT)
         quiet |= {
             "num_cpus": workers,
@@ -30,6 +30,8 @@ def joined_cluster(address: str | None, workers: int) -> Iterator[None]:
             "object_store_memory": 256 * 2**20,
             "_node_ip_address": "127.0.0.1",
         }
+    import ray
+
     try:
         _check_reachable(address or "")
         ray.init(address=address or "local", **quiet)

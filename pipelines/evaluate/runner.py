@@ -15,6 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from casa_core.errors import ClusterError
 from pipelines.evaluate.kept.answers import Answer, AnswerStore, answer_of_row
 from pipelines.evaluate.model_engine import Model
 from pipelines.evaluate.worker import AT_A_TIME, CHUNKS, AnswerWorker, QuestionSource, chunk_table
@@ -128,7 +129,7 @@ def _on_ray(
 ) -> Generator[pa.Table]:
     import ray.data
     from ray.data import ActorPoolStrategy
-    from ray.exceptions import RayTaskError
+    from ray.exceptions import RayError, RayTaskError
 
     from pipelines.data.store.ray_data import original_error, quiet_context
 
@@ -150,3 +151,10 @@ def _on_ray(
             yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow")
     except RayTaskError as error:
         raise original_error(error.cause) from error
+    except RayError as error:
+        raise ClusterError(
+            "Ray could not go on with the evaluation.",
+            f"It says: {' '.join(str(error).split())}",
+            "Run the command again: the answers so far are kept. Where it happens again, free memory or ask "
+            "for fewer --workers.",
+        ) from error

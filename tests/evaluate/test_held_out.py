@@ -142,10 +142,27 @@ def test_headlines_are_named_after_the_source(boards):
     numbers = summary(boards)
     assert numbers.keys() == {
         "vqa_accuracy", "vqa_blind_accuracy", "vqa_chance", "live_f1", "live_blind_f1", "live_silent_f1",
-        "headline",
+        "headline", "vqa_not_above_blind",
     }  # fmt: skip
     assert numbers["headline"].startswith("vqa accuracy ")
     assert "silent 0.0 %" in numbers["headline"]
+
+
+def test_a_type_that_the_blind_twin_answers_as_well_is_named(sources, predictions, capsys):
+    guessed = {"model": predictions["vqa"]["model"], "blind": predictions["vqa"]["model"]}
+    board = boards_of({"vqa": sources["vqa"]}, {"vqa": guessed}, SETTINGS)["vqa"]
+    assert board.not_above_blind == ("color", "shape", "yes_no")
+    assert summary({"vqa": board})["vqa_not_above_blind"] == "color, shape, yes_no"
+    print_board("vqa", board)
+    assert "not above the blind twin: color, shape, yes_no" in capsys.readouterr().out
+
+
+def test_a_type_is_named_where_the_intervals_overlap(boards):
+    for name, columns in (("vqa", ("color", "shape", "yes_no")), ("live", ("F1",))):
+        model, blind = (line.cells for line in boards[name].lines[:2])
+        apart = {column for column in columns if model[column].low > blind[column].high}
+        assert {*columns} - {*boards[name].not_above_blind} == apart
+    assert boards["live"].not_above_blind == ()
 
 
 def test_without_a_blind_model_there_is_no_blind_line(sources, predictions):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -136,6 +137,18 @@ def test_absent_parts_are_said_to_be_absent(finished):
         tuple(context.inputs): "The report was made from no artifact at all",
     }.items():
         assert sentence in Outline(render(without(context, *absent))).words
+
+
+def test_types_that_the_blind_twin_answers_as_well_are_flagged(finished, tmp_path):
+    folder = shutil.copytree(finished[0].inputs["evaluate"], tmp_path / "evaluate")
+    boards = json.loads((folder / "metrics.json").read_text())
+    context = replace(finished[0], inputs={**finished[0].inputs, "evaluate": folder})
+    for alike, said in ((["shape", "yes_no"], "Not above the blind twin: shape, yes/no."), ([], "")):
+        boards["vqa"]["not_above_blind"] = alike
+        (folder / "metrics.json").write_text(json.dumps(boards))
+        words = Outline(render(gather(context))).words
+        assert said in words
+        assert ("Not above the blind twin" in words) == bool(alike)
 
 
 def test_hostile_words_stay_words(finished, tmp_path):

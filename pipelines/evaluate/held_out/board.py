@@ -7,7 +7,7 @@ One kind is one small file. A new one subclasses nothing: it has the members of 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from casa_core.types import Sample
@@ -97,6 +97,8 @@ class Scoreboard:
         headline: The column that stands for the whole.
         lines: The model first, baselines after it.
         notes: Further counts, as text.
+        not_above_blind: Columns in which the model's interval is not above its blind twin's, so that nothing
+            shows that it looks at the pictures.
     """
 
     benchmark: str
@@ -106,6 +108,16 @@ class Scoreboard:
     headline: str
     lines: tuple[ScoreRow, ...]
     notes: tuple[str, ...] = ()
+    not_above_blind: tuple[str, ...] = ()
+
+    def compared(self, *columns: str) -> Scoreboard:
+        """The board with ``not_above_blind`` out of these columns, where a blind twin was evaluated."""
+        model, *others = self.lines
+        twin = next((line for line in others if line.name == BLIND), None)
+        if twin is None:
+            return self
+        alike = tuple(name for name in columns if model.cells[name].low <= twin.cells[name].high)
+        return replace(self, not_above_blind=alike)
 
     def headlines(self) -> dict[str, float]:
         """Each line's headline value under its summary key."""

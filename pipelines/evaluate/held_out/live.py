@@ -72,7 +72,7 @@ class Live:
                 f"{len(clips)} held-out clips, {len(frames)} frames, {silent.true} words to say",
                 f"{cut} frames ended by the token limit instead of the model's own stop",
             ),
-        )
+        ).compared("F1")
 
 
 def live_frames(sample: Sample) -> list[tuple[Image, str]]:

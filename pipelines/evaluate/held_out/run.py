@@ -145,7 +145,12 @@ def _answer(
 def summary(boards: Mapping[str, Scoreboard]) -> dict[str, Any]:
     """Headline numbers as shares of 1, and the same in one line."""
     line = " · ".join(f"{source} {_one_line(board)}" for source, board in boards.items())
-    return {"headline": line, **rounded(headlines_of(boards))}
+    alike = {f"{source}_not_above_blind": ", ".join(b.not_above_blind) for source, b in boards.items()}
+    return {
+        "headline": line,
+        **rounded(headlines_of(boards)),
+        **{name: columns for name, columns in alike.items() if columns},
+    }
 
 
 def _one_line(board: Scoreboard) -> str:
@@ -207,6 +212,8 @@ def print_board(source: str, board: Scoreboard) -> None:
     console.print(table)
     for note in board.notes:
         console.print(f"  {note}", style="dim")
+    if board.not_above_blind:
+        console.print(f"  not above the blind twin: {', '.join(board.not_above_blind)}", style="yellow")
 
 
 def _percent(estimate: Estimate | None) -> str:

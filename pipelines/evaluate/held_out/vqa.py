@@ -65,4 +65,4 @@ class Vqa:
             headline=ALL_TYPES,
             lines=(*lines, ScoreRow(name="chance", key="chance", cells=cells)),
             notes=(f"{len(truths)} held-out questions; chance always gives a type's most frequent answer",),
-        )
+        ).compared(*chance)

@@ -71,7 +71,18 @@ def _chart(source: str, board: Mapping[str, Any], model_name: str) -> Html:
     ]
     numbers = table(["", *map(_column, columns)], rows, numeric=range(1, len(columns) + 1))
     note = "; ".join(board["notes"]) + "."
-    return figure(title, tag("div", chart, class_="scroll"), keys, numbers, note=note)
+    return figure(title, tag("div", chart, class_="scroll"), keys, numbers, _warning(board), note=note)
+
+
+def _warning(board: Mapping[str, Any]) -> Html:
+    """Names what the model may answer without looking."""
+    columns = [_column(name) for name in board.get("not_above_blind", ())]
+    if not columns:
+        return Html()
+    text = (
+        f"Not above the blind twin: {', '.join(columns)}. Nothing shows that the model looks at the pictures."
+    )
+    return tag("p", text, class_="warning")
 
 
 def _column(name: str) -> str:

@@ -65,7 +65,7 @@ class Size:
     """A size of the run.
 
     Attributes:
-        rows, clips: To train on; a tenth as many are held out.
+        rows, clips: To train on; a tenth as many are held out. Rows are a multiple of 240.
         workers: Training workers.
         stages: Stages that are compared.
     """
@@ -97,8 +97,8 @@ class Size:
 
 SIZES = {
     "warm-up": Size(rows=240, clips=20, steps=20),
-    "short": Size(rows=600, clips=30, steps=20),
-    "medium": Size(rows=1800, clips=90, steps=50),
+    "short": Size(rows=720, clips=30, steps=20),
+    "medium": Size(rows=1920, clips=90, steps=50),
     "long": Size(rows=4800, clips=240, steps=120),
     "one worker": Size(rows=4800, clips=240, steps=60, workers=1, stages=("train",)),
 }

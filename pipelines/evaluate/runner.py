@@ -154,7 +154,7 @@ def _on_ray(
     except RayError as error:
         raise ClusterError(
             "Ray could not go on with the evaluation.",
-            f"It says: {' '.join(str(error).split())}",
+            f"Its reason: {' '.join(str(error).split()).rstrip('.')}.",
             "Run the command again: the answers so far are kept. Where it happens again, free memory or ask "
             "for fewer --workers.",
         ) from error

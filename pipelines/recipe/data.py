@@ -18,9 +18,9 @@ class EasyVqaCorpus(Section):
     """Real 64-pixel pictures and questions from the easy-vqa package, in FineVision's parquet layout."""
 
     generator: Literal["easy_vqa"] = Field(description="Which generator writes the corpus.")
-    train_rows: Count = Field(default=12000, description="Questions with answers to train on.")
+    train_rows: Count = Field(default=9600, description="Pictures to train on, with three questions each.")
     test_rows: Count = Field(
-        default=900, description="Held-out pairs, about pictures that training never sees."
+        default=1200, description="Held-out questions, about pictures that training never sees."
     )
 
 

@@ -155,6 +155,11 @@ def _at_random(model: TrainedModel, processor: CasaProcessor) -> CasaForConditio
     )
     built = CasaForConditionalGeneration(config)
     built.initialize_fusion()
+    # A word must weigh as much as what attention adds to it. At the other weights' scale it is a tenth of
+    # that, and whether the picture shows what a word names is not learned in a thousand steps.
+    table = built.get_input_embeddings().weight
+    assert isinstance(table, torch.Tensor)
+    nn.init.normal_(table)
     return built
 
 

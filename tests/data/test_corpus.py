@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from casa_core.errors import ConfigError
 from casa_core.media.decode import VideoFrames, decode_image
 from casa_core.types import Image, Text
 from pipelines.dag.context import StageContext
-from pipelines.data.generate.easy_vqa import FINEVISION_SCHEMA
+from pipelines.data.generate.easy_vqa import FINEVISION_SCHEMA, _load
 from pipelines.data.generate.moving_shapes import make_clip
 from pipelines.data.generate.run import generate, run_stage
 from pipelines.data.generate.shapes import COLORS, SHAPES
@@ -24,7 +24,7 @@ from pipelines.data.read.corpora.finevision import FineVisionReader
 from pipelines.data.read.corpora.live_whisperx import LiveWhisperXReader
 from tests.support.data.corpus import read_all, reasons
 
-VQA = {"generator": "easy_vqa", "train_rows": 600, "test_rows": 96}
+VQA = {"generator": "easy_vqa", "train_rows": 640, "test_rows": 96}
 LIVE = {"generator": "moving_shapes", "train_clips": 8, "test_clips": 3, "seconds": 8.0, "fps": 10}
 
 
@@ -51,40 +51,124 @@ def good_records(folder: Path, split: str) -> list[Record]:
     return [r for r in found if isinstance(r, Record) and r.media[0].name != "train/truncated.png"]
 
 
-def test_easy_vqa_has_finevisions_schema_and_every_kind_of_question_equally(vqa):
+def turns(record: Record) -> list[tuple[str, str]]:
+    """The questions of a record, as the package words them, and their answers."""
+    texts = [part.text for part in record.sample.parts if isinstance(part, Text)]
+    return [(plain(text), answer) for text, answer in zip(texts[::2], texts[1::2], strict=True)]
+
+
+def plain(text: str) -> str:
+    """A question as the package asks it."""
+    return text.lower().replace("colour", "color").removesuffix("?") + "?"
+
+
+def kind_of(answer: str) -> str:
+    return "color" if answer in COLORS else "shape" if answer in SHAPES else "yes_no"
+
+
+def topic(text: str) -> str:
+    return "shape" if any(shape in text for shape in SHAPES) else "color"
+
+
+def balance(asked: list[tuple[str, str]]) -> dict[str, Counter[str]]:
+    """Yes/no question → how often each answer is right."""
+    answers: dict[str, Counter[str]] = defaultdict(Counter)
+    for text, answer in asked:
+        if kind_of(answer) == "yes_no":
+            answers[text][answer] += 1
+    return answers
+
+
+def test_easy_vqa_has_finevisions_schema_and_holds_out_every_kind_equally(vqa):
     (name,) = json.loads((vqa / "README.json").read_text())["splits"]["test"]
     assert pq.read_schema(vqa / name).equals(FINEVISION_SCHEMA)
-    for split, count in (("train", 600), ("test", 96)):
-        good = good_records(vqa, split)
-        answers = Counter((record.meta["question_type"], record.sample.parts[-1].text) for record in good)
-        kinds = Counter()
-        for (kind, answer), times in answers.items():
-            kinds[kind] += times
-            valid = {"color": COLORS, "shape": SHAPES, "yes_no": ("yes", "no")}[kind]
-            assert answer in valid
-        assert set(kinds.values()) == {count // 3}
-        assert answers["yes_no", "yes"] == answers["yes_no", "no"] == count // 6
+    kinds = Counter()
+    for record in good_records(vqa, "test"):
+        ((_, answer),) = turns(record)
+        kind = record.meta["question_type"]
+        kinds[kind] += 1
+        assert kind in (kind_of(answer), "reworded")
+    assert kinds == dict.fromkeys(("color", "shape", "yes_no", "reworded"), 96 // 4)
 
 
-def test_easy_vqa_draws_each_question_once_and_holds_its_test_pictures_out(vqa):
+def test_a_training_row_of_easy_vqa_asks_three_things_about_its_picture(vqa):
+    """Whether it shows a colour, whether it shows a shape, and which colour or shape it has."""
+    places = Counter()
+    for record in good_records(vqa, "train"):
+        asked = turns(record)
+        assert Counter(topic(text) for text, answer in asked if kind_of(answer) == "yes_no") == {
+            "color": 1,
+            "shape": 1,
+        }
+        (place,) = (at for at, (_, answer) in enumerate(asked) if kind_of(answer) != "yes_no")
+        places[place] += 1
+        answers = {kind_of(answer): answer for _, answer in asked}
+        for text, answer in asked:  # what one answer says, no other denies
+            if kind_of(answer) == "yes_no" and topic(text) in answers:
+                shown = answers[topic(text)] in text.rstrip("?").split()
+                negated = " no " in text or " not " in text
+                assert (answer == "yes") == (shown != negated)
+    assert min(places.values()) > 640 / 4
+
+
+def test_no_yes_no_question_of_easy_vqa_can_be_answered_by_its_words_alone(vqa):
+    for split in ("train", "test"):
+        asked = [turn for record in good_records(vqa, split) for turn in turns(record)]
+        answers = balance(asked)
+        assert all(counts["yes"] == counts["no"] for counts in answers.values())
+        assert len(answers) > 10
+
+
+def test_easy_vqa_asks_some_held_out_questions_again_in_other_words(vqa):
+    asked = defaultdict(set)
+    for record in good_records(vqa, "test"):
+        text = record.sample.parts[1].text
+        asked[record.media[0].name, plain(text)].add((record.meta["question_type"], text))
+    again = [kinds for kinds in asked.values() if len(kinds) > 1]
+    assert len(again) == 96 // 4
+    for kinds in again:
+        assert len(kinds) == 2
+        assert "reworded" in dict(kinds)
+        assert len(set(dict(kinds).values())) == 2, "in other words"
+
+
+def test_of_easy_vqas_training_questions_about_a_third_is_in_other_words(vqa):
+    texts = [part.text for record in good_records(vqa, "train") for part in record.sample.parts[1::2]]
+    assert len(texts) == 3 * 640
+    assert 0.28 < sum(text != plain(text) for text in texts) / len(texts) < 0.38
+
+
+def test_easy_vqas_training_answers_are_those_of_the_package(vqa):
+    """Where a question is in the package's own list, its answer is the same."""
+    listed = {(f"train/{q.image_id}.png", q.text): q.answer for q in _load("train")[0]}
+    rows = good_records(vqa, "train")
+    found = [
+        (listed.get((row.media[0].name or "", text)), answer) for row in rows for text, answer in turns(row)
+    ]
+    known = [(theirs, ours) for theirs, ours in found if theirs is not None]
+    assert len(known) > 100
+    assert all(theirs == ours for theirs, ours in known)
+
+
+def test_easy_vqa_draws_each_row_once_and_holds_its_test_pictures_out(vqa):
     for split in ("train", "test"):
         rows = good_records(vqa, split)
-        keys = [(row.media[0].name, row.sample.parts[1].text) for row in rows]
-        assert {name.split("/")[0] for name, _ in keys} == {split}
+        keys = [(row.media[0].name, *(part.text for part in row.sample.parts[1::2])) for row in rows]
+        assert {key[0].split("/")[0] for key in keys} == {split}
         assert len(set(keys)) == len(keys)
 
 
 def test_easy_vqa_has_two_broken_records_among_its_training_rows(vqa):
     found = Counter(reasons(read_all(FineVisionReader, vqa)))
-    assert found == {None: 601, "missing_image": 1}  # the truncated picture shows when it is decoded
+    assert found == {None: 641, "missing_image": 1}  # the truncated picture shows when it is decoded
     assert Counter(reasons(read_all(FineVisionReader, vqa, "test"))) == {None: 96}
 
 
 def test_easy_vqa_refuses_what_it_cannot_draw(tmp_path):
-    with pytest.raises(ConfigError, match="multiple of 12"):
+    with pytest.raises(ConfigError, match="multiple of 16"):
         generate(tmp_path, VQA | {"train_rows": 100}, seed=0)
     with pytest.raises(ConfigError, match="at most"):
-        generate(tmp_path, VQA | {"train_rows": 60_000}, seed=0)
+        generate(tmp_path, VQA | {"test_rows": 24_000}, seed=0)
 
 
 def seen_color(picture: np.ndarray) -> str | None:
@@ -220,7 +304,7 @@ def test_the_stage_clears_what_a_killed_attempt_left(tmp_path):
     ]
     assert summary["files"] == 3
     assert summary["splits"] == {"train": 1, "test": 1}
-    assert steps[-1][0] == steps[-1][1] == 696
+    assert steps[-1][0] == steps[-1][1] == 736
 
 
 def test_an_unknown_generator_is_refused(tmp_path):

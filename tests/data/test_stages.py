@@ -27,7 +27,7 @@ from pipelines.recipe.pack import Pack
 from tests.support.own_ray import own_ray
 
 MAKE = {
-    "vqa": {"generator": "easy_vqa", "train_rows": 240, "test_rows": 36},
+    "vqa": {"generator": "easy_vqa", "train_rows": 240, "test_rows": 48},
     "live": {"generator": "moving_shapes", "train_clips": 12, "test_clips": 2, "seconds": 4.0, "fps": 10},
 }
 READ = {"vqa": {"reader": "finevision"}, "live": {"reader": "live_whisperx", "fps": 2.0}}
@@ -39,7 +39,7 @@ PACK = {
     "image_placement": "window_start",
     "filters": {},
     "max_failures": 0.5,
-    **Pack(text_tokens=200, image_tokens=160, max_side=64).model_dump(mode="json"),
+    **Pack(text_tokens=400, image_tokens=160, max_side=64).model_dump(mode="json"),
     "seed": 0,
 }
 
@@ -114,7 +114,7 @@ def test_the_three_broken_records_are_listed_and_all_others_written(cleaned):
         ("vqa", "vqa/train-00000-of-00001.parquet", 160, "missing_image"),
         ("live", "train.jsonl", 6, "empty_file"),
     ]
-    for name, train, test in (("vqa", 240, 36), ("live", 12, 2)):
+    for name, train, test in (("vqa", 240, 48), ("live", 12, 2)):
         card = json.loads((cleaned[name] / "card.json").read_text())
         assert len(CleanReader(cleaned[name], "train")) == card["splits"]["train"]["rows"] == train
         assert len(CleanReader(cleaned[name], "test")) == card["splits"]["test"]["rows"] == test
@@ -170,7 +170,7 @@ def test_a_killed_cleaning_goes_on_with_the_missing_shards(corpora, tmp_path, mo
 
 
 def test_a_source_that_is_mostly_broken_stops_the_run_and_says_why(corpora, tmp_path):
-    with pytest.raises(DataError, match="2 of 278") as caught:
+    with pytest.raises(DataError, match="2 of 290") as caught:
         run_clean("vqa", corpora, tmp_path / "out", max_failures=0.001)
     assert "1 x missing_image, 1 x truncated_image" in caught.value.why
     assert len(read_quarantine(tmp_path / "out" / "quarantine.parquet")) == 2
@@ -306,7 +306,7 @@ def test_samples_over_a_budget_are_cut_or_quarantined_with_their_reason(cleaned,
     assert (entry.source, entry.sample_id) == ("live", "train/0")
     assert entry.detail == "The sample has 128 image tokens; a sequence holds 127."
     own = {"tokenizer": {"path": str(tmp_path / "image" / "tokenizer")}, "split": False}
-    what = PACK | {"text_tokens": 24, "max_failures": 1.0, **own}
+    what = PACK | {"text_tokens": 36, "max_failures": 1.0, **own}
     summary = run(pack, tmp_path / "text", what, cleaned)
     assert summary["quarantine"]["over_text_budget"] >= 12
     packed = sum(len(sequence["documents"]) for sequence in PackReader(tmp_path / "text"))

@@ -1,10 +1,17 @@
 """easy-vqa (5,000 real 64-pixel pictures, 48,000 questions) written in FineVision's parquet layout.
 
-The raw questions are three quarters yes/no. Each split is drawn so that colour, shape and yes/no questions
-are equally frequent, and "yes" as frequent as "no": a metric over all rows weighs the three kinds equally.
-Training yes/no questions are half about colours and half about shapes; the package asks three times as often
-about colours, which are learned in a hundred steps. Held-out ones stay as the package asks them.
-One row holds one question; the ``source`` column names its kind: ``easy-vqa/color``, ``/shape``, ``/yes_no``.
+The raw questions are three quarters yes/no, and six of seven of these can be answered without the picture:
+"is there a red shape?" by no, "is there no red shape?" by yes. So each is drawn as often with the one answer
+as with the other.
+
+A training row is a picture with three questions in one conversation, in any order: whether it shows a
+colour, whether it shows a shape, and which colour or shape it has. They are in the package's wordings about
+the package's pictures, but not all of them in its list, which asks too few that are to be answered by what a
+picture shows. Three of four yes/no questions are plain and one is negated ("is there not a circle?"), which
+is learned once the plain ones are; each third question is put in other words. Held-out rows are questions of
+the package's list, one each: a quarter about the colour, about the shape, of yes/no, and some of these in
+other words. The ``source`` column names their kind, ``easy-vqa/color``, ``/shape``, ``/yes_no`` or
+``/reworded``; it is ``easy-vqa/mixed`` for training.
 """
 
 from __future__ import annotations
@@ -12,7 +19,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from casa_core.errors import ConfigError
+from pipelines.data.generate.shapes import COLORS, SHAPES
 
 Split = Literal["train", "test"]
 RATINGS = ("relevance", "image_correspondence", "visual_dependency", "formatting")
@@ -36,7 +44,8 @@ FINEVISION_SCHEMA = pa.schema(
     ]
 )
 
-_SHAPES = frozenset({"circle", "rectangle", "triangle"})
+TOPICS = ("color", "shape")
+NAMES = frozenset({*COLORS, *SHAPES})
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +59,31 @@ class Question:
     @property
     def kind(self) -> str:
         if self.answer in ("yes", "no"):
-            return self.answer
-        return "shape" if self.answer in _SHAPES else "color"
+            return "yes_no"
+        return "shape" if self.answer in SHAPES else "color"
 
     @property
-    def about_shape(self) -> bool:
-        """Whether a yes/no question names a shape."""
-        return any(shape in self.text for shape in _SHAPES)
+    def topic(self) -> str:
+        """What a yes/no question names: a ``color`` or a ``shape``."""
+        return "shape" if words_of(self.text) & {*SHAPES} else "color"
+
+    @property
+    def negated(self) -> bool:
+        """Whether a yes/no question asks for what is not there."""
+        return " no " in self.text or " not " in self.text
+
+    def reworded(self, rng: random.Random) -> Question:
+        """The same question as other people would type it."""
+        ways: list[Callable[[str], str]] = [
+            lambda text: text.removesuffix("?"),
+            str.capitalize,
+            *(str.upper, str.upper),  # twice as often, as it changes every token
+            lambda text: text.replace("color", "colour"),
+        ]
+        text = self.text
+        for way in rng.sample(ways if "color" in text else ways[:-1], rng.choice((1, 2))):
+            text = way(text)
+        return replace(self, text=text)
 
 
 def write_easy_vqa(
@@ -72,8 +99,8 @@ def write_easy_vqa(
 
     Args:
         seed: Decides which questions are drawn, and their order.
-        train_rows: Rows from the package's training pictures; a multiple of 12.
-        test_rows: Rows from its held-out pictures; a multiple of 12.
+        train_rows: Rows from the package's training pictures; a multiple of 16.
+        test_rows: Rows from its held-out pictures; a multiple of 24.
         faults: Adds to the training rows one truncated picture and one record whose picture is missing.
         progress: Called as ``(done, total, message)``.
 
@@ -100,48 +127,131 @@ def write_easy_vqa(
 def _rows(split: Split, count: int, seed: int) -> Iterator[dict[str, Any]]:
     questions, image_paths = _load(split)
     rng = random.Random(f"easy-vqa/{split}/{seed}")
-    for question in _draw_balanced(questions, count, rng, topics=split == "train"):
-        kind = "yes_no" if question.kind in ("yes", "no") else question.kind
-        data = image_paths[question.image_id].read_bytes()
+    for kind, asked in (_training if split == "train" else _held_out)(questions, count, rng):
+        image_id = asked[0].image_id
+        data = image_paths[image_id].read_bytes()
         yield {
-            "images": [{"bytes": data, "path": f"{split}/{question.image_id}.png"}],
-            "texts": [{"user": question.text, "assistant": question.answer}],
+            "images": [{"bytes": data, "path": f"{split}/{image_id}.png"}],
+            "texts": [{"user": question.text, "assistant": question.answer} for question in asked],
             "source": f"easy-vqa/{kind}",
-            **draw_ratings(rng),
+            **draw_ratings(rng, len(asked)),
         }
 
 
-def _draw_balanced(
-    questions: list[Question], count: int, rng: random.Random, *, topics: bool
-) -> list[Question]:
-    """``count`` distinct questions: a third colour, a third shape, a sixth "yes", a sixth "no", shuffled.
+Look = tuple[str, str]
+"""A picture's colour and shape."""
+Conversation = tuple[str, list[Question]]
+"""The kind of a row, and its questions, all about one picture."""
 
-    Args:
-        topics: Halve "yes" and "no" further, between questions about shapes and about colours.
-    """
-    if count % 12:
-        raise ConfigError(
-            f"The generator easy_vqa cannot draw {count} rows.",
-            "Rows are shared equally between colour, shape and yes/no questions, yes as often as no, "
-            "and these between both topics.",
-            f"Ask for a multiple of 12, for example {round(count / 12) * 12 or 12}.",
-        )
-    pools: dict[tuple[str, bool], list[Question]] = {}
-    for question in questions:
-        halved = topics and question.kind in ("yes", "no")
-        pools.setdefault((question.kind, halved and question.about_shape), []).append(question)
+
+def _training(questions: list[Question], count: int, rng: random.Random) -> list[Conversation]:
+    """``count`` pictures with three questions each, in the package's wordings."""
+    _require_multiple(count, 16, "plain and negated questions, yes as often as no")
+    pictures = _by_look(questions)
+    openly = [sorted({q.text for q in questions if q.kind == topic}) for topic in TOPICS]
+    drawn: list[Conversation] = []
+    for pair in zip(*(_yes_or_no(questions, topic, count, rng) for topic in TOPICS), strict=True):
+        look = rng.choice([look for look in pictures if all(is_right(question, look) for question in pair)])
+        image_id, topic = rng.choice(pictures[look]), rng.randrange(2)
+        fitting = [text for text in openly[topic] if words_of(text) & NAMES <= {*look}]
+        row = rng.sample([*pair, Question(rng.choice(fitting), look[topic], image_id)], 3)
+        row = [replace(question, image_id=image_id) for question in row]
+        drawn.append(("mixed", [q.reworded(rng) if rng.random() < 1 / 3 else q for q in row]))
+    return drawn
+
+
+def _yes_or_no(questions: list[Question], topic: str, count: int, rng: random.Random) -> list[Question]:
+    """``count`` yes/no questions, each text as often with yes as with no; their pictures are still open."""
     drawn: list[Question] = []
-    for (kind, _), pool in sorted(pools.items()):
-        share = 3 if kind in ("color", "shape") else 12 if topics else 6
-        if len(pool) < count // share:
-            raise ConfigError(
-                f"The package easy_vqa has {len(pool)} questions with a {kind} answer, not {count // share}.",
-                "Every row is a different question.",
-                f"Ask for at most {len(pool) * share // 12 * 12} rows.",
-            )
-        drawn += rng.sample(pool, count // share)
+    for negated, share in ((False, 3), (True, 1)):
+        texts = {
+            q.text for q in questions if q.kind == "yes_no" and q.topic == topic and q.negated == negated
+        }
+        halves = [Question(text, answer, -1) for text in sorted(texts) for answer in ("yes", "no")]
+        drawn += [halves[number % len(halves)] for number in range(count * share // 4)]
     rng.shuffle(drawn)
     return drawn
+
+
+def is_right(question: Question, look: Look) -> bool:
+    """Whether a yes/no question's answer is right for a picture that looks like this."""
+    shown = not words_of(question.text).isdisjoint(look)
+    return (question.answer == "yes") == (shown != question.negated)
+
+
+def words_of(text: str) -> set[str]:
+    """The words of a question as the package asks it."""
+    return set(text.removesuffix("?").split())
+
+
+def _by_look(questions: list[Question]) -> dict[Look, list[int]]:
+    """Look → pictures whose questions say both."""
+    found: dict[int, dict[str, str]] = {}
+    for question in questions:
+        own = found.setdefault(question.image_id, {})
+        if question.kind != "yes_no":
+            own[question.kind] = question.answer
+        elif (question.answer == "yes") != question.negated:
+            (own[question.topic],) = words_of(question.text) & NAMES
+    pictures: dict[Look, list[int]] = {}
+    for image_id, own in found.items():
+        if len(own) == 2:
+            pictures.setdefault((own["color"], own["shape"]), []).append(image_id)
+    return pictures
+
+
+def _held_out(questions: list[Question], count: int, rng: random.Random) -> list[Conversation]:
+    """``count`` questions: a quarter of each kind as the package asks them, and a third of these reworded."""
+    _require_multiple(count, 24, "colour, shape, yes/no and reworded questions, and yes as often as no")
+    kinds = [
+        _sample([q for q in questions if q.kind == "color"], count // 4, rng),
+        _sample([q for q in questions if q.kind == "shape"], count // 4, rng),
+        _pairs([q for q in questions if q.kind == "yes_no"], count // 4, rng),
+    ]
+    drawn = [(question.kind, [question]) for kind in kinds for question in kind]
+    drawn += [("reworded", [q.reworded(rng)]) for kind in kinds for q in kind[: count // 12]]
+    rng.shuffle(drawn)
+    return drawn
+
+
+def _require_multiple(count: int, factor: int, shared: str) -> None:
+    if count % factor:
+        raise ConfigError(
+            f"The generator easy_vqa cannot draw {count} rows.",
+            f"Rows are shared equally between {shared}.",
+            f"Ask for a multiple of {factor}, for example {round(count / factor) * factor or factor}.",
+        )
+
+
+def _sample(pool: list[Question], count: int, rng: random.Random) -> list[Question]:
+    if count > len(pool):
+        raise _too_few(pool, count, len(pool))
+    return rng.sample(pool, count)
+
+
+def _pairs(pool: list[Question], count: int, rng: random.Random) -> list[Question]:
+    """``count`` yes/no questions: each text as often with one answer as with the other."""
+    answers: dict[str, dict[str, list[Question]]] = {}
+    for question in rng.sample(pool, len(pool)):
+        answers.setdefault(question.text, {"yes": [], "no": []})[question.answer].append(question)
+    pairs = {text: list(zip(each["yes"], each["no"], strict=False)) for text, each in answers.items()}
+    most = 2 * sum(map(len, pairs.values()))
+    if count > most:
+        raise _too_few(pool, count, most)
+    drawn: list[Question] = []
+    while len(drawn) < count:
+        for text in rng.sample(sorted(pairs), len(pairs)):
+            if pairs[text] and len(drawn) < count:
+                drawn += pairs[text].pop()
+    return drawn
+
+
+def _too_few(pool: list[Question], count: int, most: int) -> ConfigError:
+    return ConfigError(
+        f"The package easy_vqa has {most} {pool[0].kind} questions, not {count}.",
+        "Every held-out row is a different question, and yes/no ones are drawn with both answers.",
+        "Ask for at most 5,016 held-out rows.",
+    )
 
 
 def _load(split: Split) -> tuple[list[Question], dict[int, Path]]:
@@ -160,12 +270,12 @@ def _load(split: Split) -> tuple[list[Question], dict[int, Path]]:
     }
 
 
-def draw_ratings(rng: random.Random) -> dict[str, Any]:
+def draw_ratings(rng: random.Random, turns: int = 1) -> dict[str, Any]:
     """The four rating lists (one entry per turn) and their minima; now and then null, as in FineVision."""
     columns: dict[str, Any] = {}
     for name in RATINGS:
         rating = None if rng.random() < 0.05 else rng.choice((4, 5))
-        columns[f"{name}_ratings"] = None if rating is None else [rating]
+        columns[f"{name}_ratings"] = None if rating is None else [rating] * turns
         columns[f"{name}_min"] = rating
     return columns
 

@@ -19,6 +19,7 @@ from casa_core.decoding.kv_batch import KVBatch, TokenChunk
 from casa_core.errors import StoreError
 from casa_core.hf_batch import read_padded
 from casa_core.inputs import IMAGE_INPUTS
+from casa_core.model import CasaForConditionalGeneration
 from casa_core.types import Sample, Text
 from casa_core.weights.checkpoint import load_checkpoint, save_checkpoint
 from tests.support.paths import ROOT
@@ -51,7 +52,10 @@ def test_weights_settings_and_tokens_come_back_as_they_were(tiny_checkpoint: Pat
 def test_the_tied_head_is_stored_once_and_stays_tied(tmp_path: Path, tiny_checkpoint: Path):
     from tests.support.evaluate.checkpoint import write_checkpoint
 
-    model, _ = load_checkpoint(write_checkpoint(tmp_path / "tied", blind=False))
+    untied, processor = load_checkpoint(write_checkpoint(tmp_path / "untied", blind=False))
+    untied.config.tie_word_embeddings = untied.config.text_config.tie_word_embeddings = True
+    save_checkpoint(tmp_path / "tied", CasaForConditionalGeneration(untied.config), processor)
+    model, _ = load_checkpoint(tmp_path / "tied")
     assert model.config.text_config.tie_word_embeddings
     assert model.lm_head.weight is model.language_model.embed_tokens.weight
     assert "lm_head.weight" not in load_file(tmp_path / "tied" / "model.safetensors")

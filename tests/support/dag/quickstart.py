@@ -21,7 +21,7 @@ from pipelines.train.metrics import read_lines
 
 SMALL = {
     "data.sources.vqa.make.train_rows": "1200",
-    "data.sources.vqa.make.test_rows": "60",
+    "data.sources.vqa.make.test_rows": "72",
     "data.sources.live.make.train_clips": "60",
     "data.sources.live.make.test_clips": "4",
     "data.max_failures": "0.1",

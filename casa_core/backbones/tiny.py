@@ -169,8 +169,8 @@ def tiny_config(
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=hidden_size // 4,
-        initializer_range=hidden_size
-        ** -0.5,  # keeps a layer's variance: at 0.02 hundreds of steps learn nothing
+        # Keeps a layer's variance: at 0.02 hundreds of steps learn nothing.
+        initializer_range=hidden_size**-0.5,
         max_position_embeddings=4096,
         tie_word_embeddings=False,  # as Helium1-2B
         pad_token_id=pad_token_id,

@@ -50,7 +50,7 @@ NAMES = frozenset({*COLORS, *SHAPES})
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One question of the package: ``kind`` is ``color``, ``shape``, ``yes`` or ``no``."""
+    """One question of the package: ``kind`` is ``color``, ``shape`` or ``yes_no``."""
 
     text: str
     answer: str

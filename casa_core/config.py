@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -13,6 +14,7 @@ from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import (
 )
 
 from casa_core.errors import ConfigError
+from casa_core.folder_code import CONFIG_AUTO_MAP, write_code
 from casa_core.fusion.config import FusionConfig, fusion_config
 
 
@@ -89,8 +91,23 @@ class CasaConfig(PreTrainedConfig):
         fields = dataclasses.asdict(fusion) if isinstance(fusion, FusionConfig) else dict(fusion or {})
         self.fusion = dataclasses.asdict(fusion_config(fields))
         self.images_withheld = images_withheld
+        kwargs.pop("auto_map", None)  # only the file has it: no part of what the model is
         kwargs.setdefault("tie_word_embeddings", getattr(self.text_config, "tie_word_embeddings", False))
         super().__init__(**kwargs)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = "AutoConfig") -> None:
+        """Does nothing: a checkpoint folder imports this package, instead of holding a copy of a module."""
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """What ``config.json`` holds: the settings, and where transformers finds the classes."""
+        return {**super().to_diff_dict(), "auto_map": dict(CONFIG_AUTO_MAP)}
+
+    def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """Write ``config.json``, and the module by which transformers finds the classes."""
+        Path(save_directory).mkdir(parents=True, exist_ok=True)
+        write_code(save_directory)
+        super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
     @property
     def position_axes(self) -> int:

@@ -4,8 +4,8 @@ The loops are transformers' own. What they call ``cache`` (``past_key_values`` b
 :class:`CasaCache`: cached sequences with a length for each row, so that padding is neither stored nor
 attended to.
 
-Shape suffixes: B rows, A those with new tokens, K kept columns, V vocabulary, I images, P patches, E values
-of a patch.
+Shape suffixes: B rows, A those with new tokens, L columns of a padded row, K kept columns, V vocabulary, I
+images, P patches, E values of a patch.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
+from torch.nn.functional import pad
 from transformers import GenerationMixin
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.utils.generic import ModelOutput
@@ -22,12 +22,16 @@ from transformers.utils.generic import ModelOutput
 from casa_core.compiling import on_host
 from casa_core.decoding.kv_batch import KVBatch
 from casa_core.errors import ConfigError, DataError
-from casa_core.hf_batch import PaddedBatch, check_lengths, kept_columns, read_padded
+from casa_core.hf_batch import PaddedBatch, check_lengths, image_places, kept_columns, read_padded
 from casa_core.inputs import IMAGE_INPUTS, CasaOutput
-from casa_core.pretrained import CACHE_ARGUMENT
+from casa_core.pretrained import CACHE_ARGUMENT, refuse_arguments
 
 if TYPE_CHECKING:
     from casa_core.model import CasaForConditionalGeneration
+
+
+_FOR_LOOPS = ("tokenizer", "assistant_tokenizer")
+"""Arguments of ``generate()`` that transformers' loops pass on to every forward."""
 
 
 class CasaCache:
@@ -177,6 +181,12 @@ class CasaGenerationMixin(GenerationMixin):
                 "Tokens it rejects would have to be taken out of the window's cache again.",
                 "Generate without it.",
             )
+        if getattr(generation_config, "token_healing", False):
+            raise ConfigError(
+                "`token_healing = True` is not available.",
+                "It rewrites the prompt's tokens, and images have positions among them.",
+                "End the prompt with a user's turn, as CasaProcessor does; nothing needs healing there.",
+            )
         for name, allowed in (("cache_implementation", (None, "dynamic")), ("prefill_chunk_size", (None,))):
             value = getattr(generation_config, name, None)
             if value not in allowed:
@@ -187,6 +197,18 @@ class CasaGenerationMixin(GenerationMixin):
                 )
         theirs: Any = super()
         theirs._validate_generation_mode(generation_mode, generation_config, generation_mode_kwargs)
+
+    def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
+        """Refuse by its own reason what the model's forward would refuse, or could not continue from."""
+        if model_kwargs.get("inputs_embeds") is not None:
+            raise ConfigError(
+                "`inputs_embeds` is not available in generate().",
+                "Generated tokens continue a prompt of token ids, which the model's cache reads in pieces.",
+                "Pass input_ids; a plain forward takes inputs_embeds.",
+            )
+        refuse_arguments(model_kwargs)
+        theirs: Any = super()
+        theirs._validate_model_kwargs(model_kwargs)
 
     def _update_model_kwargs_for_generation(
         self, outputs: ModelOutput, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
@@ -213,11 +235,12 @@ class CasaGenerationMixin(GenerationMixin):
             **kwargs,
         )
         images = {name: kwargs.get(name) for name in IMAGE_INPUTS}
-        inputs = {name: value for name, value in inputs.items() if name not in images}
-        known = input_ids.shape[1] - inputs["input_ids"].shape[1]
+        inputs = {name: value for name, value in inputs.items() if name not in (*images, *_FOR_LOOPS)}
+        columns = input_ids.shape[1]
+        known = columns - inputs["input_ids"].shape[1]
         if known and not is_first_iteration:  # a generated token: every image came before it
             return inputs
-        return inputs | later_images(images, known)
+        return inputs | later_images(images, known, columns)
 
     def _expand_inputs_for_generation(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -238,38 +261,45 @@ class CasaGenerationMixin(GenerationMixin):
         return input_ids, model_kwargs | repeated_images(images, expand_size)
 
 
-def later_images(images: dict[str, Any], first_column: int) -> dict[str, Any]:
-    """The images from a column on, their positions counted from it; the others are cached."""
-    if first_column == 0 or any(value is None for value in images.values()):
+def later_images(images: dict[str, Any], known: int, columns: int) -> dict[str, Any]:
+    """The images before tokens that a cache has not read.
+
+    Args:
+        images: The values of :data:`IMAGE_INPUTS`, their counts from the first column on.
+        known: Columns that the cache has read.
+        columns: Columns of the rows by now; no image stands before those that were generated.
+    """
+    if any(value is None for value in images.values()):
         return {name: value for name, value in images.items() if value is not None}
-    new = [n for n, column in enumerate(images["image_positions"].tolist()) if column >= first_column]
-    if not new:
-        return {}
-    chosen = _chosen_images(images, new)
-    return chosen | {"image_positions": chosen["image_positions"] - first_column}
+    counts_BL = images["image_counts"]
+    counts_BL = pad(counts_BL, (0, max(0, columns - counts_BL.shape[1])))
+    if known == 0:
+        return images | {"image_counts": counts_BL}
+    _, column_I = image_places(counts_BL.cpu().numpy())
+    new = (column_I >= known).nonzero()[0].tolist()
+    return _chosen_images(images, new) | {"image_counts": counts_BL[:, known:]} if new else {}
 
 
 def repeated_images(images: dict[str, Any], times: int) -> dict[str, Any]:
     """The images of a batch whose rows are each repeated ``times`` in place."""
     if times == 1 or any(images.get(name) is None for name in IMAGE_INPUTS):
         return images
-    row_I = np.asarray(images["image_rows"].tolist())
+    counts_BL = images["image_counts"].repeat_interleave(times, dim=0)
     order: list[int] = []
-    rows: list[int] = []
-    for row in np.unique(row_I).tolist():
-        own = np.flatnonzero(row_I == row).tolist()
-        for copy in range(times):
-            order += own
-            rows += [row * times + copy] * len(own)
-    image_rows = torch.tensor(rows, dtype=images["image_rows"].dtype, device=images["image_rows"].device)
-    return _chosen_images(images, order) | {"image_rows": image_rows}
+    first = 0
+    for count in images["image_counts"].sum(dim=1).tolist():
+        order += list(range(first, first + count)) * times
+        first += count
+    chosen = _chosen_images(images, order) if order else images
+    return chosen | {"image_counts": counts_BL}
 
 
 def _chosen_images(images: dict[str, Any], order: Sequence[int]) -> dict[str, Any]:
-    """Some images of a batch, with all that describes them."""
-    each_PE = images["pixel_values"].split(images["image_grid_thw"].prod(dim=1).tolist())
-    chosen = {"pixel_values": torch.cat([each_PE[n] for n in order])}
-    for name in IMAGE_INPUTS[1:]:
-        index = torch.tensor(order, dtype=torch.long, device=images[name].device)
-        chosen[name] = images[name].index_select(0, index)
-    return chosen
+    """Patches and grids of some images of a batch."""
+    grids = images["image_grid_thw"]
+    each_PE = images["pixel_values"].split(grids.prod(dim=1).tolist())
+    index = torch.tensor(order, dtype=torch.long, device=grids.device)
+    return {
+        "pixel_values": torch.cat([each_PE[n] for n in order]),
+        "image_grid_thw": grids.index_select(0, index),
+    }

@@ -4,7 +4,7 @@ Padding never reaches the model: real tokens of all rows become packed documents
 chunks of cached sequences. All of this is computed on the host.
 
 Shape suffixes: B rows, L columns of a padded row, K kept columns, T real tokens of all rows, I images, P
-patches, E values of a patch, V vocabulary.
+patches, E values of a patch, C width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from casa_core.decoding.plan import TokenChunk
 from casa_core.errors import DataError
 from casa_core.inputs import IMAGE_INPUTS, Packing, merged_grids
 
-_FROM_PROCESSOR = "Take the image inputs from one call of CasaProcessor, all four together."
+_FROM_PROCESSOR = "Take the image inputs from one call of CasaProcessor, all three together."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +64,7 @@ class PaddedBatch:
     """Rows of text, padded to one length, and their images.
 
     Attributes:
-        input_ids: (B, L), padding of any value.
+        input_ids: (B, L), padding of any value; or the embeddings of tokens, (B, L, C).
         real_BL: True where a token is; padding may stand anywhere.
         images: ``None`` without any.
     """
@@ -89,13 +89,36 @@ class PaddedBatch:
         flat_BL = (lengths.cumsum() - lengths)[:, None] + read_BL - 1
         return np.where(read_BL > 0, flat_BL, lengths.sum())
 
-    def predicted(self) -> NDArray[np.bool_]:
-        """(B, L): the real tokens that follow another of their row, which are those a model predicts."""
-        return self.real_BL & (self.real_BL.cumsum(axis=1) > 1)
+    @on_host
+    def own_tokens(self) -> NDArray[np.int64]:
+        """(B, L): the flat index of each real token; T in padding."""
+        index_BL = self.real_BL.cumsum().reshape(self.real_BL.shape) - 1
+        return np.where(self.real_BL, index_BL, self.real_BL.sum())
+
+    @on_host
+    def checked_labels(self, labels: torch.Tensor, columns: int) -> torch.Tensor:
+        """(B, L) labels of the real tokens that follow another of their row; -100 for all others.
+
+        Args:
+            columns: Columns whose logits are computed.
+
+        Raises:
+            DataError: If there is not a label for each column of each row.
+        """
+        if labels.shape != self.real_BL.shape or columns != labels.shape[1]:
+            raise DataError(
+                f"Labels of shape {tuple(labels.shape)} for {columns} columns of logits and input_ids "
+                f"of shape {self.real_BL.shape}.",
+                "Every token has a label, -100 where it is not to be predicted.",
+                "Pass labels shaped like input_ids, and leave logits_to_keep at 0.",
+            )
+        predicted_BL = torch.from_numpy(self.real_BL & (self.real_BL.cumsum(axis=1) > 1))
+        return labels.masked_fill(~predicted_BL.to(labels.device), -100)
 
     @on_host
     def packed(self, device: torch.device) -> tuple[torch.Tensor, Packing]:
-        """(1, T) real tokens of all rows, a document each, and where their images stand.
+        """(1, T) real tokens of all rows, or their embeddings (1, T, C), a document per row, and where their
+        images stand.
 
         Raises:
             DataError: If a row has no token at all.
@@ -104,7 +127,7 @@ class PaddedBatch:
         check_lengths(lengths)
         starts = np.concatenate([[0], np.cumsum(lengths)])[:-1]
         index_T = torch.from_numpy(np.flatnonzero(self.real_BL)).to(device)
-        ids_1T = self.input_ids.to(device).flatten().index_select(0, index_T)[None]
+        ids_1T = self.input_ids.to(device).flatten(0, 1).index_select(0, index_T)[None]
         if self.images is None:
             return ids_1T, Packing(document_starts=starts.tolist())
         token_BL = self.latest_tokens()
@@ -155,6 +178,7 @@ def read_padded(
     attention_mask: torch.Tensor | None,
     images: Mapping[str, torch.Tensor | None],
     past_columns: int = 0,
+    inputs_embeds: torch.Tensor | None = None,
 ) -> PaddedBatch:
     """Check a batch as transformers passes it, and read it.
 
@@ -162,33 +186,43 @@ def read_padded(
         input_ids: (B, L).
         attention_mask: (B, L), or (B, past_columns + L): 1 where a token is, 0 for padding.
         images: The values of :data:`IMAGE_INPUTS`: ``pixel_values`` (P, E) in reading order,
-            ``image_grid_thw`` (I, 3) patches, ``image_rows`` (I,), ``image_positions`` (I,): columns of
-            ``input_ids``.
+            ``image_grid_thw`` (I, 3) patches, ``image_counts`` (B, L): the images right before each token.
         past_columns: Columns that a cache has read before these.
+        inputs_embeds: (B, L, C) in the place of ``input_ids``.
 
     Raises:
         DataError: Naming the input that does not fit, its value, and what to do.
     """
-    if input_ids is None or input_ids.ndim != 2 or not input_ids.numel() or input_ids.is_floating_point():
-        raise DataError(
-            f"`input_ids` is {_described(input_ids)}.",
-            "The model reads token ids of shape (rows, tokens).",
-            "Pass the processor's input_ids.",
-        )
-    real_BL = _real(input_ids, attention_mask, past_columns)
+    tokens = _tokens(config, input_ids, inputs_embeds)
+    real_BL = _real(tokens, attention_mask, past_columns)
     given = {name: value for name, value in images.items() if value is not None}
     if not given:
-        return PaddedBatch(input_ids, real_BL)
+        return PaddedBatch(tokens, real_BL)
     missing = [name for name in IMAGE_INPUTS if name not in given]
     if missing:
         raise DataError(
             f"{', '.join(given)} came without {', '.join(missing)}.",
-            "An image needs its patches, its grid, its row and its position in the row.",
+            "An image needs its patches, its grid and its place among the tokens.",
             _FROM_PROCESSOR,
         )
     read = _read_images(config, real_BL, **given)
     # The blind baseline was trained on the same tokens with every image left out.
-    return PaddedBatch(input_ids, real_BL, None if config.images_withheld else read)
+    return PaddedBatch(tokens, real_BL, None if config.images_withheld else read)
+
+
+def image_places(counts_BL: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(I,) rows and (I,) columns of a batch's images, in reading order, from the images before each token."""
+    rows, columns = np.nonzero(counts_BL)
+    images = counts_BL[rows, columns]
+    return rows.repeat(images), columns.repeat(images)
+
+
+@on_host
+def states_at(hidden_TC: torch.Tensor, index_BL: NDArray[np.int64]) -> torch.Tensor:
+    """(B, L, C) states of the tokens at these flat indices; zeros for the index T."""
+    index = torch.from_numpy(index_BL).to(hidden_TC.device)
+    padded_TC = torch.cat([hidden_TC, hidden_TC.new_zeros(1, hidden_TC.shape[1])])
+    return padded_TC.index_select(0, index.flatten()).view(*index.shape, -1)
 
 
 def check_lengths(lengths: Sequence[int]) -> None:
@@ -223,10 +257,37 @@ def kept_columns(logits_to_keep: int | torch.Tensor, length: int) -> NDArray[np.
     return columns_K % length
 
 
-def _real(
-    input_ids: torch.Tensor, attention_mask: torch.Tensor | None, past_columns: int
-) -> NDArray[np.bool_]:
-    rows, columns = input_ids.shape
+def _tokens(
+    config: CasaConfig, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None
+) -> torch.Tensor:
+    """The one of the two that was given, checked."""
+    if inputs_embeds is None:
+        if input_ids is None or input_ids.ndim != 2 or not input_ids.numel() or input_ids.is_floating_point():
+            raise DataError(
+                f"`input_ids` is {_described(input_ids)}.",
+                "The model reads token ids of shape (rows, tokens).",
+                "Pass the processor's input_ids.",
+            )
+        return input_ids
+    if input_ids is not None:
+        raise DataError(
+            "Both input_ids and inputs_embeds were passed.",
+            "Embeddings stand in the place of token ids.",
+            "Pass one of them.",
+        )
+    width = config.text_config.hidden_size
+    floating = inputs_embeds.is_floating_point() and inputs_embeds.numel() > 0
+    if inputs_embeds.ndim != 3 or inputs_embeds.shape[2] != width or not floating:
+        raise DataError(
+            f"`inputs_embeds` is {_described(inputs_embeds)}.",
+            f"The model reads floating point of shape (rows, tokens, {width}).",
+            "Take them from model.get_input_embeddings().",
+        )
+    return inputs_embeds
+
+
+def _real(tokens: torch.Tensor, attention_mask: torch.Tensor | None, past_columns: int) -> NDArray[np.bool_]:
+    rows, columns = tokens.shape[:2]
     if attention_mask is None:
         return np.ones((rows, columns), dtype=bool)
     fitting = [(rows, columns), (rows, past_columns + columns)]
@@ -245,22 +306,19 @@ def _read_images(
     real_BL: NDArray[np.bool_],
     pixel_values: torch.Tensor,
     image_grid_thw: torch.Tensor,
-    image_rows: torch.Tensor,
-    image_positions: torch.Tensor,
-) -> PaddedImages:
+    image_counts: torch.Tensor,
+) -> PaddedImages | None:
     vision = config.vision_config
     merge = vision.spatial_merge_size
-    for name, value, shape in (
-        ("image_grid_thw", image_grid_thw, (len(image_rows), 3)),
-        ("image_positions", image_positions, (len(image_rows),)),
-        ("image_rows", image_rows, (len(image_rows),)),
-    ):
-        if tuple(value.shape) != shape or value.is_floating_point():
-            raise DataError(
-                f"`{name}` is {_described(value)}.",
-                f"With {len(image_rows)} image_rows it is expected as integers of shape {shape}.",
-                _FROM_PROCESSOR,
-            )
+    counts_BL = _checked_counts(image_counts, real_BL)
+    rows, columns = image_places(counts_BL)
+    shape = (len(rows), 3)
+    if tuple(image_grid_thw.shape) != shape or image_grid_thw.is_floating_point():
+        raise DataError(
+            f"`image_grid_thw` is {_described(image_grid_thw)}.",
+            f"With {len(rows)} images in image_counts it is expected as integers of shape {shape}.",
+            _FROM_PROCESSOR,
+        )
     grids = [(int(t), int(h), int(w)) for t, h, w in image_grid_thw.tolist()]
     for number, (time, height, width) in enumerate(grids):
         if time != 1 or min(height, width) < 1 or height % merge or width % merge:
@@ -278,39 +336,34 @@ def _read_images(
             f"{expected}.",
             _FROM_PROCESSOR,
         )
-    positions = list(zip(image_rows.tolist(), image_positions.tolist(), strict=True))
-    _check_positions(positions, real_BL)
+    if not grids:
+        return None
     return PaddedImages(
         patches_PE=pixel_values,
         grids=[(h, w) for _, h, w in grids],
-        rows=[row for row, _ in positions],
-        columns=[column for _, column in positions],
+        rows=rows.tolist(),
+        columns=columns.tolist(),
         merge=merge,
     )
 
 
-def _check_positions(positions: Sequence[tuple[int, int]], real_BL: NDArray[np.bool_]) -> None:
-    rows, columns = real_BL.shape
-    for number, (row, column) in enumerate(positions):
-        if not 0 <= row < rows:
-            raise DataError(
-                f"`image_rows[{number}] = {row}` does not exist.",
-                f"The batch has rows 0 to {rows - 1}.",
-                _FROM_PROCESSOR,
-            )
-        if not (0 <= column < columns and real_BL[row, column]):
-            raise DataError(
-                f"`image_positions[{number}] = {column}` is no token of row {row}.",
-                f"It is the index, padding counted, of the token after the image, in a row of {columns}.",
-                "Take it from CasaProcessor, and add what you padded on the left yourself.",
-            )
-        if number and (row, column) < positions[number - 1]:
-            raise DataError(
-                f"Image {number} at (row, position) = {(row, column)} comes after one at "
-                f"{positions[number - 1]}.",
-                "Images are passed in reading order.",
-                "Order the images by row and position, their patches and grids with them.",
-            )
+def _checked_counts(image_counts: torch.Tensor, real_BL: NDArray[np.bool_]) -> NDArray[np.int64]:
+    if tuple(image_counts.shape) != real_BL.shape or image_counts.is_floating_point():
+        raise DataError(
+            f"`image_counts` is {_described(image_counts)}.",
+            f"It holds the images right before each token: integers shaped like input_ids, {real_BL.shape}.",
+            "Take it from CasaProcessor, and pad it with 0 where you pad input_ids.",
+        )
+    counts_BL = image_counts.cpu().numpy().astype(np.int64)
+    wrong = np.argwhere((counts_BL < 0) | ((counts_BL != 0) & ~real_BL))
+    if len(wrong):
+        row, column = wrong[0].tolist()
+        raise DataError(
+            f"`image_counts[{row}, {column}] = {counts_BL[row, column]}` does not fit.",
+            "There is a number of images, 0 or more, before each token, and none before padding.",
+            "Take it from CasaProcessor, and pad it with 0 where you pad input_ids.",
+        )
+    return counts_BL
 
 
 def _described(value: object) -> str:

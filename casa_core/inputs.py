@@ -1,14 +1,14 @@
 """What goes into a forward of the model, and what comes out: packing, images, output.
 
-Shape suffixes: P patches, E values of a patch, N image tokens, C width, A trained (answer) tokens, B rows,
-V vocabulary.
+Shape suffixes: P patches, E values of a patch, N image tokens, I images, C width, A trained (answer) tokens,
+B rows, L columns of a padded row, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers.utils.generic import ModelOutput
@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from casa_core.generation import CasaCache
 
 
-IMAGE_INPUTS = ("pixel_values", "image_grid_thw", "image_rows", "image_positions")
-"""The image tensors of a batch in transformers' form, as :class:`CasaProcessor` returns them."""
+IMAGE_INPUTS = ("pixel_values", "image_grid_thw", "image_counts")
+"""The image tensors of a batch in transformers' form, as :class:`CasaProcessor` returns them: patches (P, E),
+grids (I, 3), and how many images stand right before each token (B, L)."""
 
 
 def merged_grids(grids: Sequence[tuple[int, int]], merge: int) -> list[tuple[int, int]]:
@@ -84,6 +85,8 @@ class CasaOutput(ModelOutput):
         trained_tokens: Number of answer tokens A.
         token_losses_A: (A,) loss of each answer token, float32, detached.
         logits: (B, kept, V), or (A, V) where a loss mask was given.
+        hidden_states: (B, L, C) of the embeddings, and after each layer, the last one after the final norm;
+            zeros in padding. Where they were asked for.
         cache: Keys and values of the rows, where a cache was asked for.
     """
 
@@ -92,9 +95,14 @@ class CasaOutput(ModelOutput):
     trained_tokens: int | None = None
     token_losses_A: torch.Tensor | None = None
     logits: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
     cache: CasaCache | None = None
 
     @property
     def past_key_values(self) -> CasaCache | None:  # pyright: ignore[reportIncompatibleVariableOverride]
         """``cache`` by the name it had in transformers before 5.24."""
         return self.cache
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """A field by its name, the cache by either of its own: loops of transformers ask so."""
+        return super().get("cache" if key == "past_key_values" else key, default)

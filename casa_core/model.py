@@ -34,16 +34,9 @@ from casa_core.fusion.qformer import QFormer
 from casa_core.fusion.segments import to_device
 from casa_core.fusion.windows import Windows
 from casa_core.generation import CasaCache, CasaGenerationMixin, forward_with_cache
-from casa_core.hf_batch import PaddedBatch, kept_columns, read_padded
-from casa_core.inputs import (
-    IMAGE_INPUTS,
-    CasaOutput,
-    EmbeddedImages,
-    ImageInputs,
-    Packing,
-    merged_grids,
-)
-from casa_core.pretrained import CACHE_ARGUMENT, CasaPreTrainedModel
+from casa_core.hf_batch import PaddedBatch, kept_columns, read_padded, states_at
+from casa_core.inputs import IMAGE_INPUTS, CasaOutput, EmbeddedImages, ImageInputs, Packing, merged_grids
+from casa_core.pretrained import CACHE_ARGUMENT, CasaPreTrainedModel, refuse_arguments, refuse_beside_cache
 
 _PLANNED = {"packing", "layout", "images", "text_cache", "window_cache", "loss_mask", "last_tokens"}
 
@@ -112,14 +105,15 @@ class CasaForConditionalGeneration(CasaPreTrainedModel, CasaGenerationMixin):
         *,
         pixel_values: torch.Tensor | None = None,
         image_grid_thw: torch.Tensor | None = None,
-        image_rows: torch.Tensor | None = None,
-        image_positions: torch.Tensor | None = None,
+        image_counts: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         num_items_in_batch: int | torch.Tensor | None = None,
         cache: CasaCache | None = None,
         past_key_values: CasaCache | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         **planned: Any,
     ) -> CasaOutput | tuple[Any, ...]:
@@ -131,8 +125,8 @@ class CasaForConditionalGeneration(CasaPreTrainedModel, CasaGenerationMixin):
                 stand before.
             pixel_values: (P, E) patches of all images, row by row in reading order.
             image_grid_thw: (I, 3) frames (1), rows and columns of patches of each image.
-            image_rows: (I,) the row each image is in.
-            image_positions: (I,) the index in ``input_ids``, padding counted, of the token that follows it.
+            image_counts: (B, L) how many of the images stand right before each token; 0 in padding.
+            inputs_embeds: (B, L, C) embedded tokens in the place of ``input_ids``; without a cache only.
             labels: (B, L), -100 where a token is not to be predicted. Padding and the first token of a row
                 never are.
             num_items_in_batch: Divides the summed loss instead of the labels' number.
@@ -141,6 +135,7 @@ class CasaForConditionalGeneration(CasaPreTrainedModel, CasaGenerationMixin):
             use_cache: Make a cache where there is none. Its forward has no gradient.
             logits_to_keep: Compute the logits of so many last columns (0: all), or of these columns. With a
                 cache each one costs a forward: keep 1.
+            output_hidden_states: Return them too: see :class:`CasaOutput`. Without a cache only.
             return_dict: ``False`` returns a tuple.
             planned: Arguments of :meth:`forward_planned`, in place of all others but ``input_ids``.
 
@@ -149,22 +144,23 @@ class CasaForConditionalGeneration(CasaPreTrainedModel, CasaGenerationMixin):
         """
         planned = self._check_call(planned)
         cache = cache if past_key_values is None else past_key_values
-        given = (pixel_values, image_grid_thw, image_rows, image_positions)
-        image_inputs: dict[str, Any] = dict(zip(IMAGE_INPUTS, given, strict=True))
+        image_inputs: dict[str, Any] = dict(
+            zip(IMAGE_INPUTS, (pixel_values, image_grid_thw, image_counts), strict=True)
+        )
         if planned:
             assert input_ids is not None, "planned batches bring their ids"
             output = self.forward_planned(input_ids, **planned)
         elif use_cache or cache is not None:
-            if labels is not None:
-                raise DataError(
-                    "Labels were passed together with a cache.",
-                    "A cached forward keeps no gradients.",
-                    "Train with use_cache=False and without a cache.",
-                )
+            refuse_beside_cache(labels, inputs_embeds, output_hidden_states)
             output = forward_with_cache(self, input_ids, attention_mask, image_inputs, cache, logits_to_keep)
         else:
-            batch = read_padded(self.config, input_ids, attention_mask, image_inputs)
-            output = self._forward_padded(batch, labels, num_items_in_batch, logits_to_keep)
+            batch = read_padded(
+                self.config, input_ids, attention_mask, image_inputs, inputs_embeds=inputs_embeds
+            )
+            wanted = (
+                self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+            )
+            output = self._forward_padded(batch, labels, num_items_in_batch, logits_to_keep, bool(wanted))
         return output.to_tuple() if return_dict is False else output
 
     def forward_planned(
@@ -194,7 +190,7 @@ class CasaForConditionalGeneration(CasaPreTrainedModel, CasaGenerationMixin):
             last_tokens: (B,) compute only the logits after these tokens.
         """
         if layout is None:
-            layout = self._packed_layout(input_ids, packing, images)
+            layout = self._packed_layout(input_ids.numel(), input_ids.device, packing, images)
         hidden_BLC = self._run(
             self.language_model.embed_tokens(input_ids), layout, images, text_cache, window_cache
         )
@@ -210,13 +206,7 @@ class CasaForConditionalGeneration(CasaPreTrainedModel, CasaGenerationMixin):
         """The arguments of a planned batch that were given; unknown ones are refused."""
         self._check_placement()
         given = {name: value for name, value in planned.items() if value is not None and value is not False}
-        unknown = sorted(given.keys() - _PLANNED)
-        if unknown:
-            raise DataError(
-                f"The model takes no argument {unknown[0]!r}.",
-                "Images have positions among token ids; RoPE positions and masks follow from both.",
-                "Pass what CasaProcessor returns.",
-            )
+        refuse_arguments(given, given.keys() - _PLANNED)
         attention = self.config.text_config._attn_implementation
         if attention != TEXT_ATTENTION:
             raise ConfigError(
@@ -233,38 +223,36 @@ class CasaForConditionalGeneration(CasaPreTrainedModel, CasaGenerationMixin):
         labels: torch.Tensor | None,
         num_items_in_batch: int | torch.Tensor | None,
         logits_to_keep: int | torch.Tensor,
+        output_hidden_states: bool,
     ) -> CasaOutput:
         """A padded batch without a cache: its real tokens as packed documents of one row."""
-        ids_1T, packing = batch.packed(self.device)
+        tokens, packing = batch.packed(self.device)
         images = batch.images and ImageInputs(batch.images.patches_PE, batch.images.grids)
-        layout = self._packed_layout(ids_1T, packing, images)
-        hidden_TC = self._run(self.language_model.embed_tokens(ids_1T), layout, images, None, None)[0]
-        columns_K = kept_columns(logits_to_keep, batch.input_ids.shape[1])
-        token_BK = torch.from_numpy(batch.latest_tokens()[:, columns_K]).to(hidden_TC.device)
-        padded_XC = torch.cat([hidden_TC, hidden_TC.new_zeros(1, hidden_TC.shape[1])])
-        logits_BKV = self.lm_head(padded_XC.index_select(0, token_BK.flatten()).view(*token_BK.shape, -1))
+        text_1TC = tokens if tokens.is_floating_point() else self.language_model.embed_tokens(tokens)
+        layout = self._packed_layout(text_1TC.shape[1], text_1TC.device, packing, images)
+        kept: list[torch.Tensor] | None = [] if output_hidden_states else None
+        hidden_TC = self._run(text_1TC, layout, images, None, None, kept)[0]
+        columns_K = kept_columns(logits_to_keep, batch.real_BL.shape[1])
+        logits_BKV = self.lm_head(states_at(hidden_TC, batch.latest_tokens()[:, columns_K]))
+        hidden_states = None if kept is None else tuple(states_at(x[0], batch.own_tokens()) for x in kept)
         if labels is None:
-            return CasaOutput(logits=logits_BKV)
-        if labels.shape != batch.input_ids.shape or len(columns_K) != labels.shape[1]:
-            raise DataError(
-                f"Labels of shape {tuple(labels.shape)} for {len(columns_K)} columns of logits and input_ids "
-                f"of shape {tuple(batch.input_ids.shape)}.",
-                "Every token has a label, -100 where it is not to be predicted.",
-                "Pass labels shaped like input_ids, and leave logits_to_keep at 0.",
-            )
-        predicted_BL = torch.from_numpy(batch.predicted()).to(logits_BKV.device)
-        labels = labels.to(logits_BKV.device).masked_fill(~predicted_BL, -100)
+            return CasaOutput(logits=logits_BKV, hidden_states=hidden_states)
+        labels = batch.checked_labels(labels, len(columns_K)).to(logits_BKV.device)
         loss = self.loss_function(
             logits=logits_BKV,
             labels=labels,
             vocab_size=logits_BKV.shape[-1],
             num_items_in_batch=num_items_in_batch,
         )
-        return CasaOutput(loss=loss, logits=logits_BKV)
+        return CasaOutput(loss=loss, logits=logits_BKV, hidden_states=hidden_states)
 
     @on_host
     def _packed_layout(
-        self, input_ids: torch.Tensor, packing: Packing | None, images: ImageInputs | EmbeddedImages | None
+        self,
+        tokens: int,
+        device: torch.device,
+        packing: Packing | None,
+        images: ImageInputs | EmbeddedImages | None,
     ) -> Layout:
         packing = packing or Packing(document_starts=[0])
         shown = 0 if images is None else len(images.grids)
@@ -274,7 +262,7 @@ class CasaForConditionalGeneration(CasaPreTrainedModel, CasaGenerationMixin):
                 "Each image needs its position in the text.",
                 "Pass one position for each image.",
             )
-        return packed_layout(self.rules, input_ids.numel(), packing, input_ids.device)
+        return packed_layout(self.rules, tokens, packing, device)
 
     def _run(
         self,
@@ -283,8 +271,9 @@ class CasaForConditionalGeneration(CasaPreTrainedModel, CasaGenerationMixin):
         images: ImageInputs | EmbeddedImages | None,
         text_cache: TextCache | None,
         window_cache: WindowCache | None,
+        kept: list[torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        """Embedded text → its last hidden states, (B, L, C)."""
+        """Embedded text → its last hidden states, (B, L, C); ``kept`` gets each layer's input, and these."""
         image_NC = self.embed_images(images, text_BLC.dtype)
         stream = layout.stream
         hidden_BSC = text_BLC if stream is None else stream.join(text_BLC, image_NC)
@@ -294,6 +283,8 @@ class CasaForConditionalGeneration(CasaPreTrainedModel, CasaGenerationMixin):
         rope = self.family.text_rope(self.language_model, layout.position_ABS, hidden_BSC)
         last_fused = max(self.rules.fusion.layer_indices(len(self.language_model.layers)), default=-1)
         for index, layer in enumerate(self.language_model.layers):
+            if kept is not None:
+                kept.append(hidden_BSC if stream is None else stream.text(hidden_BSC))
             extra: dict[str, Any] = {CACHE_ARGUMENT: text_cache}
             if isinstance(layer, FusedBlock):
                 extra["fusion_state"] = state
@@ -308,7 +299,10 @@ class CasaForConditionalGeneration(CasaPreTrainedModel, CasaGenerationMixin):
             if self.rules.fusion.image_ffn and index < last_fused and state and state.image_NC is not None:
                 state = replace(state, image_NC=self._recomputed(partial(_image_ffn, layer), state.image_NC))
         hidden_BSC = self.language_model.norm(hidden_BSC)
-        return hidden_BSC if stream is None else stream.text(hidden_BSC)
+        hidden_BLC = hidden_BSC if stream is None else stream.text(hidden_BSC)
+        if kept is not None:
+            kept.append(hidden_BLC)
+        return hidden_BLC
 
     def embed_images(
         self,

@@ -1,10 +1,10 @@
 """What transformers expects of a model beside its forward: initial weights, attention by name, gradient
-checkpointing.
+checkpointing, reasons for arguments that the model does not take.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
@@ -19,7 +19,7 @@ from transformers.utils.generic import ModelOutput
 
 from casa_core.backbones.text_attention import TEXT_ATTENTION
 from casa_core.config import CasaConfig
-from casa_core.errors import ConfigError
+from casa_core.errors import ConfigError, DataError
 from casa_core.fusion.layers import FusionLayer
 from casa_core.fusion.qformer import QFormer
 
@@ -28,6 +28,77 @@ CACHE_ARGUMENT = "cache" if hasattr(ModelOutput, "cache_params") else "past_key_
 
 ATTENTION_BACKENDS = {"eager": "reference", "sdpa": "auto", "flash_attention_2": "flash"}
 """transformers' names of attention implementations → the backend of every attention in the model."""
+
+
+_POSITIONS = ("Positions follow from the text and from where its images stand.", "Leave it out.")
+_ALL_TEXT = ("Every token is text; image_counts tells where images stand between them.", "Leave it out.")
+_FRAMES = (
+    "A frame of a video is an image of its own.",
+    "Pass a Sample with an Image per frame to CasaProcessor, which makes pixel_values of them.",
+)
+_ONE_STACK = ("The model is one decoder.", "Pass input_ids, attention_mask and labels.")
+_COUNTS = ("image_counts holds what it held, and survives padding.", "Pass what CasaProcessor returns.")
+_UNKNOWN = (
+    "Images have positions among token ids; RoPE positions and masks follow from both.",
+    "Pass what CasaProcessor returns.",
+)
+ARGUMENT_REASONS: dict[str, tuple[str, str]] = {
+    "output_attentions": (
+        "Attention runs over packed rows and windows and never forms that matrix.",
+        "Use `casa inspect` or casa_core.analysis, which measure it.",
+    ),
+    "head_mask": (
+        "Attention runs in kernels that compute all heads together.",
+        "Leave it out, or zero the head's columns of o_proj.",
+    ),
+    "output_router_logits": ("No layer is a mixture of experts.", "Leave it out."),
+    **dict.fromkeys(("position_ids", "cache_position", "rope_deltas"), _POSITIONS),
+    **dict.fromkeys(("token_type_ids", "mm_token_type_ids"), _ALL_TEXT),
+    **dict.fromkeys(("pixel_values_videos", "video_grid_thw", "second_per_grid_ts"), _FRAMES),
+    **dict.fromkeys(("decoder_input_ids", "decoder_attention_mask", "encoder_outputs"), _ONE_STACK),
+    **dict.fromkeys(("image_rows", "image_positions"), _COUNTS),
+}
+"""Arguments that models of transformers take and this one does not → why, and what to do."""
+
+
+def refuse_arguments(given: Mapping[str, Any], names: Iterable[str] = ARGUMENT_REASONS) -> None:
+    """Refuse arguments of those names; ``None`` and ``False`` ask for nothing.
+
+    Raises:
+        DataError: Naming the first, with the reason that is its own.
+    """
+    for name in sorted(names):
+        if given.get(name) is not None and given[name] is not False:
+            why, remedy = ARGUMENT_REASONS.get(name, _UNKNOWN)
+            raise DataError(f"The model takes no argument {name!r}.", why, remedy)
+
+
+def refuse_beside_cache(
+    labels: torch.Tensor | None, inputs_embeds: torch.Tensor | None, output_hidden_states: bool | None
+) -> None:
+    """Refuse what a forward with a cache cannot take or give.
+
+    Raises:
+        DataError: Naming it.
+    """
+    if labels is not None:
+        raise DataError(
+            "Labels were passed together with a cache.",
+            "A cached forward keeps no gradients.",
+            "Train with use_cache=False and without a cache.",
+        )
+    if inputs_embeds is not None:
+        raise DataError(
+            "`inputs_embeds` was passed together with a cache.",
+            "A cached forward reads each row's token ids in pieces, and embeds them itself.",
+            "Pass input_ids, or leave the cache and use_cache out.",
+        )
+    if output_hidden_states:
+        raise DataError(
+            "`output_hidden_states = True` was passed together with a cache.",
+            "A cached forward keeps the states of each row's last token only.",
+            "Pass use_cache=False, to generate() too, or run the finished tokens through the model once.",
+        )
 
 
 class CasaPreTrainedModel(PreTrainedModel):
@@ -161,6 +232,10 @@ class CasaPreTrainedModel(PreTrainedModel):
                     own, exact[name].to(buffer.device), persistent=False
                 )
         return self
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = "AutoModel") -> None:
+        """Does nothing: a checkpoint folder imports this package, instead of holding a copy of a module."""
 
     def recompute_activations(self) -> None:
         """Turn gradient checkpointing on, by the name that it has in this version of transformers."""

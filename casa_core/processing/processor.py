@@ -13,6 +13,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -22,8 +23,11 @@ from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, P
 
 from casa_core.config import CasaConfig
 from casa_core.errors import ConfigError, DataError
+from casa_core.folder_code import PROCESSOR_AUTO_MAP, write_code
 from casa_core.inputs import IMAGE_INPUTS
 from casa_core.media.images import MAX_ASPECT_RATIO, ImageSettings, VideoOverBudget
+from casa_core.processing.call_options import CallOptions
+from casa_core.processing.image_processor import CasaImageProcessor, image_tensors
 from casa_core.processing.prepare import prepare_images
 from casa_core.processing.processor_inputs import Conversation, Row, read_rows
 from casa_core.processing.templates import WRITERS, ImagePlacement, special_ids
@@ -97,7 +101,9 @@ class CasaProcessor(ProcessorMixin):
         self.image_std = list(image_std)
         self.resample = resample
         self._writer = WRITERS[template]
+        self.auto_map = dict(PROCESSOR_AUTO_MAP)  # of processor_config.json
         super().__init__(tokenizer, **kwargs)
+        tokenizer.padding_side = "left"  # a pipeline pads batches by it, and answers follow at the right
         _ = self.image_settings  # refuses what cannot work
 
     @classmethod
@@ -129,6 +135,21 @@ class CasaProcessor(ProcessorMixin):
         """How pictures become patches, from the attributes as they are now."""
         names = [setting.name for setting in dataclasses.fields(ImageSettings)]
         return ImageSettings(**{name: getattr(self, name) for name in names})
+
+    @property
+    def image_processor(self) -> CasaImageProcessor:
+        """The image side alone: pipelines look for it, to make batches."""
+        return CasaImageProcessor(self)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = "AutoProcessor") -> None:
+        """Does nothing: a checkpoint folder imports this package, instead of holding a copy of a module."""
+
+    def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> Any:
+        """Write tokenizer, settings, and the module by which transformers finds this class."""
+        Path(save_directory).mkdir(parents=True, exist_ok=True)
+        write_code(save_directory)
+        return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
     @property
     def model_input_names(self) -> list[str]:
@@ -262,8 +283,9 @@ class CasaProcessor(ProcessorMixin):
         images: Any = None,
         *,
         add_generation_prompt: bool = True,
-        padding: bool = True,
+        padding: bool | str = True,
         return_tensors: str = "pt",
+        **options: Any,
     ) -> BatchFeature:
         """Conversations and their pictures → tensors, as transformers' processors are called.
 
@@ -271,28 +293,26 @@ class CasaProcessor(ProcessorMixin):
             text: One conversation or several: a :class:`Sample`, a list of messages with
                 ``{"type": "text", "text": …}`` and ``{"type": "image"}`` parts, or a string: one user turn
                 with its images before the text.
-            images: Pictures of the image parts that bring none, in order: encoded bytes, Pillow images or
-                (height, width, 3) uint8 arrays. For several conversations flat, or a list for each.
+            images: Pictures of the image parts that bring none, in order, in any spelling of
+                :mod:`casa_core.processing.picture_sources`. For several conversations flat, or a list for
+                each.
             add_generation_prompt: End every conversation with what the assistant's answer follows.
             padding: Fill shorter rows up on the left; ``False`` refuses rows of different length.
             return_tensors: ``pt``.
+            options: ``return_assistant_tokens_mask``; others of transformers are refused with their reason.
 
         Returns:
-            ``input_ids`` and ``attention_mask`` (B, L); where there are images also ``pixel_values`` (P, E),
-            ``image_grid_thw`` (I, 3) patches, ``image_rows`` (I,) the row each image is in, and
-            ``image_positions`` (I,) the index, in that padded row, of the token that follows it.
+            ``input_ids`` and ``attention_mask`` (B, L), ``pixel_values`` (P, E), ``image_grid_thw`` (I, 3)
+            patches, and ``image_counts`` (B, L): how many images stand right before each token; with the mask
+            asked for, ``assistant_masks`` (B, L): 1 for tokens of answers.
 
         Raises:
+            ConfigError: For an option that is not available.
             DataError: If a conversation is not understood, or pictures and image parts do not match.
             MediaError: If a picture cannot be read or resized.
         """
-        if return_tensors != "pt":
-            raise ConfigError(
-                f"`return_tensors = {return_tensors!r}` is not available.",
-                "The model takes torch tensors.",
-                'Leave it at "pt".',
-            )
-        return self._batch(read_rows(text, images), add_generation_prompt, padding)
+        given = {"padding": padding, "return_tensors": return_tensors, **options}
+        return self._batch(read_rows(text, images), add_generation_prompt, CallOptions.read(given))
 
     def apply_chat_template(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -300,18 +320,19 @@ class CasaProcessor(ProcessorMixin):
         images: Any = None,
         *,
         add_generation_prompt: bool = False,
-        continue_final_message: bool = False,
+        continue_final_message: bool | str = False,
         tokenize: bool = True,
         return_dict: bool = True,
-        return_tensors: str = "pt",
         processor_kwargs: dict[str, Any] | None = None,
+        **options: Any,
     ) -> BatchFeature:
         """The same as a call, under the name and with the arguments of transformers and its pipelines.
 
         Raises:
             ConfigError: Where the rendered text is asked for: an image has a position among the tokens and no
-                token of its own, so a text could not say where it is. And where an answer is to be continued:
-                the template closes every turn.
+                token of its own, so a text could not say where it is. Where an answer is to be continued: the
+                template closes every turn. And for an option that is not available.
+            DataError, MediaError: As a call does.
         """
         if not tokenize or not return_dict:
             raise ConfigError(
@@ -321,19 +342,14 @@ class CasaProcessor(ProcessorMixin):
             )
         if continue_final_message:
             raise ConfigError(
-                "`continue_final_message = True` is not available.",
+                f"`continue_final_message = {continue_final_message!r}` is not available.",
                 "The template closes every turn, an answer's too.",
                 "End the conversation with a user's message.",
             )
-        return self(
-            conversation,
-            images,
-            add_generation_prompt=add_generation_prompt,
-            return_tensors=return_tensors,
-            **processor_kwargs or {},
-        )
+        call: dict[str, Any] = {"images": images, "add_generation_prompt": add_generation_prompt}
+        return self(conversation, **{**call, **options, **(processor_kwargs or {})})
 
-    def _batch(self, rows: list[Row], add_generation_prompt: bool, padding: bool) -> BatchFeature:
+    def _batch(self, rows: list[Row], add_generation_prompt: bool, options: CallOptions) -> BatchFeature:
         settings = self.image_settings
         encoded: list[EncodedSample] = []
         patches_PE: list[torch.Tensor] = []
@@ -345,29 +361,24 @@ class CasaProcessor(ProcessorMixin):
             )
         longest = max(len(row.input_ids) for row in encoded)
         gaps = [longest - len(row.input_ids) for row in encoded]
-        if any(gaps) and not padding:
+        if any(gaps) and not options.padding:
             raise DataError(
                 f"The conversations have {longest - max(gaps)} to {longest} tokens.",
                 "Without padding the rows of a batch are of one length.",
                 "Set padding=True, or pass one conversation at a time.",
             )
-        pad = self._padding_id() if any(gaps) else 0
+        fill = lambda values, with_: torch.tensor(  # noqa: E731
+            [[with_] * (longest - len(own)) + list(own) for own in values], dtype=torch.long
+        )
+        before = [np.bincount(row.image_positions, minlength=len(row.input_ids)) for row in encoded]
         data = {
-            "input_ids": torch.tensor(
-                [[pad] * gap + list(row.input_ids) for gap, row in zip(gaps, encoded, strict=True)]
-            ),
-            "attention_mask": torch.tensor([[0] * gap + [1] * (longest - gap) for gap in gaps]),
+            "input_ids": fill([row.input_ids for row in encoded], self._padding_id() if any(gaps) else 0),
+            "attention_mask": fill([[1] * len(row.input_ids) for row in encoded], 0),
+            **image_tensors(settings, patches_PE, [size for row in encoded for size in row.images]),
+            "image_counts": fill([counts.tolist() for counts in before], 0),
         }
-        if patches_PE:
-            grids = [(1, *settings.grid(size)) for row in encoded for size in row.images]
-            row_positions = [
-                (number, gap + position)
-                for number, (gap, row) in enumerate(zip(gaps, encoded, strict=True))
-                for position in row.image_positions
-            ]
-            image_rows, image_positions = torch.tensor(row_positions).unbind(dim=1)
-            values = (torch.cat(patches_PE), torch.tensor(grids), image_rows, image_positions)
-            data |= dict(zip(IMAGE_INPUTS, values, strict=True))
+        if options.assistant_masks:
+            data["assistant_masks"] = fill([row.loss_mask for row in encoded], 0)
         return BatchFeature(data)
 
     def _padding_id(self) -> int:

@@ -2,7 +2,8 @@
 
 Three spellings of a conversation: a :class:`Sample`; a list of messages as OpenAI's and transformers' chat
 calls have them, with ``{"type": "text", "text": …}`` and ``{"type": "image"}`` parts; a plain string, which
-is one user turn with its images before the text.
+is one user turn with its images before the text. What a picture may be:
+:mod:`casa_core.processing.picture_sources`.
 """
 
 from __future__ import annotations
@@ -12,17 +13,13 @@ from dataclasses import dataclass
 from typing import Any, cast, get_args
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image as PILImage
 
 from casa_core.errors import DataError
-from casa_core.media.decode import decode_image, decode_pictures, pillow_to_rgb
-from casa_core.media.images import check_pixels
+from casa_core.media.decode import decode_pictures
 from casa_core.processing.arrangement import Content, arrange, role_of
+from casa_core.processing.picture_sources import Rgb, picture_of_part, picture_to_rgb
 from casa_core.types import Image, Role, Sample
 
-Rgb = NDArray[np.uint8]
-Picture = bytes | Rgb | PILImage.Image
 Message = Mapping[str, Any]
 Conversation = Sample | str | Sequence[Message]
 
@@ -62,21 +59,6 @@ def read_rows(text: Conversation | Sequence[Conversation], images: Any = None) -
     return [Row(draft.sample, draft.fill(share)) for draft, share in zip(drafts, shares, strict=True)]
 
 
-def to_rgb(picture: Any, name: str) -> Rgb:
-    """Pixels of an encoded file, a Pillow image or an array; errors call it ``name``.
-
-    Raises:
-        DataError: If it is something else, or an array that is not (height, width, 3) of uint8.
-        MediaError: If a file cannot be decoded.
-    """
-    if isinstance(picture, bytes):
-        return decode_image(picture)
-    if isinstance(picture, PILImage.Image):
-        return pillow_to_rgb(picture)
-    check_pixels(picture, name)
-    return picture
-
-
 def _as_list(text: Any) -> list[Conversation]:
     """One conversation is a list of one. A list of messages is one conversation."""
     if isinstance(text, (Sample, str)):
@@ -111,7 +93,7 @@ def _read_strings(conversations: list[Conversation], images: Any) -> list[Row]:
         parts = arrange([("user", [*(Image() for _ in pictures), cast(str, words)])])
         sample = Sample(source="call", sample_id=str(row), parts=parts)
         named = [(f"images[{row}][{n}]", picture) for n, picture in enumerate(pictures)]
-        rows.append(Row(sample, (to_rgb(picture, name) for name, picture in named)))
+        rows.append(Row(sample, (picture_to_rgb(picture, name) for name, picture in named)))
     return rows
 
 
@@ -151,7 +133,7 @@ class _Draft:
                 yield next(decoded)
                 continue
             name, picture = next(given) if own is None else (f"Image {number} of the conversation", own)
-            yield to_rgb(picture, name)
+            yield picture_to_rgb(picture, name)
 
 
 def _turn(message: Any, name: str, own: list[Any]) -> tuple[Role, Content]:
@@ -173,10 +155,16 @@ def _piece(part: Any, role: Role, name: str, own: list[Any]) -> str | Image:
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind == "text" and isinstance(part.get("text"), str):
         return part["text"]
-    if kind == "image" and role == "user":
-        own.append(part.get("image"))
+    if kind in ("image", "image_url") and role == "user":
+        own.append(picture_of_part(part, name))
         return Image()
-    if kind == "image":
+    if kind == "video":
+        raise DataError(
+            f"{name} is a video.",
+            "A message does not say which of its frames are shown, and when; a Sample does.",
+            "Pass a Sample with an Image per frame (data: the video's bytes, timestamp: seconds into it).",
+        )
+    if kind in ("image", "image_url"):
         raise DataError(
             f"{name} is an image in the {role}'s turn.",
             "In a list of messages only users show images.",
@@ -184,8 +172,8 @@ def _piece(part: Any, role: Role, name: str, own: list[Any]) -> str | Image:
         )
     raise DataError(
         f"{name} is {part!r:.80}.",
-        'Expected {"type": "text", "text": …} or {"type": "image"}.',
-        'Pass encoded bytes, an array or a Pillow image as images= or as the part\'s "image".',
+        'Expected {"type": "text", "text": …}, {"type": "image"} or {"type": "image_url"}.',
+        "Pass a picture as images=, or as the part's own image, url, path or base64.",
     )
 
 
@@ -225,6 +213,6 @@ def _check_count(given: int, wanted: int, name: str, where: str) -> None:
     if given != wanted:
         raise DataError(
             f"{name} has {given} pictures; {where} has {wanted} image parts without one.",
-            'Each {"type": "image"} part without an "image" of its own takes one, in order.',
+            'Each {"type": "image"} part without a picture of its own takes one, in order.',
             "Pass as many pictures as there are such parts.",
         )

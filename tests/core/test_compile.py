@@ -32,8 +32,7 @@ def check(compiled: Any, eager: CasaForConditionalGeneration, tower: TowerKind, 
         "attention_mask": torch.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]]),
         "pixel_values": patches_PE,
         "image_grid_thw": torch.tensor([[1, 2, 2], [1, 4, 2]]),
-        "image_rows": torch.tensor([0, 1]),
-        "image_positions": torch.tensor([2, 3]),
+        "image_counts": torch.tensor([[0, 0, 1, 0, 0], [0, 0, 0, 1, 0]]),
     }
     outputs = [model(**padded, labels=padded["input_ids"]) for model in (compiled, eager)]
     torch.testing.assert_close(outputs[0].logits, outputs[1].logits, rtol=0, atol=tolerance)

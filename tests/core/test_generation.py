@@ -165,6 +165,7 @@ def test_a_cache_may_be_passed_by_either_of_its_names():
     with torch.no_grad():
         first, second = (model(**padded(three_rows()), use_cache=True, logits_to_keep=1) for _ in range(2))
         assert first.past_key_values is first.cache
+        assert first.get("past_key_values") is first.get("cache") is first.cache
         by_old_name = model(next_ids, past_key_values=first.cache)
         by_new_name = model(next_ids, cache=second.cache)
     assert by_old_name.cache is first.cache

@@ -54,18 +54,18 @@ def test_a_cache_that_reads_columns_piece_by_piece_gives_the_same_logits(fusion:
     torch.testing.assert_close(at_once.logits, whole, rtol=0, atol=2e-5)
 
     patches = inputs["pixel_values"].split(inputs["image_grid_thw"].prod(dim=1).tolist())
-    later = inputs["image_positions"] >= cut
-    assert later.tolist() == [True, False, True, True]
+    counts = inputs["image_counts"]
+    later = torch.tensor([True, False, True, True])  # rows of 9, 8 and 12 columns, padded on the left
+    assert (counts[:, :cut].sum(), counts[:, cut:].sum()) == ((~later).sum(), later.sum())
 
-    def images(chosen: torch.Tensor) -> dict[str, torch.Tensor]:
-        named = {name: inputs[name][chosen] for name in ("image_grid_thw", "image_rows", "image_positions")}
+    def images(chosen: torch.Tensor, columns: slice) -> dict[str, torch.Tensor]:
+        named = {"image_grid_thw": inputs["image_grid_thw"][chosen], "image_counts": counts[:, columns]}
         return named | {"pixel_values": torch.cat([patches[n] for n in chosen.nonzero().flatten().tolist()])}
 
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
-    rest = images(later)
-    rest["image_positions"] -= cut
+    first, rest = images(~later, slice(0, cut)), images(later, slice(cut, None))
     for shown in (mask, mask[:, cut:]):  # with the columns read before, or without
-        read = model(ids[:, :cut], mask[:, :cut], **images(~later), use_cache=True)
+        read = model(ids[:, :cut], mask[:, :cut], **first, use_cache=True)
         went_on = model(ids[:, cut:], shown, **rest, past_key_values=read.past_key_values)
         torch.testing.assert_close(torch.cat([read.logits, went_on.logits], dim=1), whole, rtol=0, atol=2e-5)
         assert went_on.past_key_values.get_seq_length() == ids.shape[1]
@@ -173,7 +173,8 @@ def changed(**changes: Any) -> dict[str, Any]:
             {"attention_mask": lambda mask: mask * torch.tensor([[1], [0], [1]])},
             "Row 1 of the batch has no token",
         ),
-        ({"image_rows": None}, "came without image_rows"),
+        ({"image_counts": None}, "came without image_counts"),
+        ({"image_grid_thw": None}, "came without image_grid_thw"),
         ({"pixel_values": None}, "came without pixel_values"),
         ({"pixel_values": lambda p: p.mul(9).to(torch.uint8)}, "`pixel_values` is torch.uint8 of shape"),
         ({"pixel_values": lambda p: p[:-1]}, r"`pixel_values` is torch.float32 of shape \(31, 48\)"),
@@ -182,17 +183,28 @@ def changed(**changes: Any) -> dict[str, Any]:
         ({"image_grid_thw": lambda g: g.float()}, "`image_grid_thw` is torch.float32"),
         ({"image_grid_thw": lambda g: g + torch.tensor([1, 0, 0])}, r"`image_grid_thw\[0\] = \(2, 2, 4\)`"),
         ({"image_grid_thw": lambda g: g + torch.tensor([0, 0, 1])}, r"`image_grid_thw\[0\] = \(1, 2, 5\)`"),
-        ({"image_positions": lambda p: p[:2]}, r"`image_positions` is torch.int64 of shape \(2,\)"),
-        ({"image_positions": lambda p: p - 6}, r"`image_positions\[0\] = 0` is no token of row 0"),
-        ({"image_positions": lambda p: p + 6}, r"`image_positions\[0\] = 12` is no token of row 0"),
-        ({"image_rows": lambda r: r * 2}, r"`image_rows\[1\] = 4` does not exist"),
-        ({"image_positions": torch.tensor([6, 6, 0, 6])}, "Image 2 at"),
+        ({"image_counts": lambda c: c[:2]}, r"`image_counts` is torch.int64 of shape \(2, 12\)"),
+        ({"image_counts": lambda c: c[:, :-1]}, r"`image_counts` is torch.int64 of shape \(3, 11\)"),
+        ({"image_counts": lambda c: c.float()}, "`image_counts` is torch.float32"),
+        ({"image_counts": lambda c: c.roll(-6, 1)}, r"`image_counts\[0, 0\] = 1` does not fit"),
+        ({"image_counts": lambda c: -c}, r"`image_counts\[0, 6\] = -1` does not fit"),
+        ({"image_counts": lambda c: c * 2}, r"`image_grid_thw` is torch.int64 of shape \(4, 3\)"),
+        ({"image_rows": torch.tensor([0])}, "takes no argument 'image_rows'"),
         ({"labels": torch.zeros(3, 4, dtype=torch.long)}, r"Labels of shape \(3, 4\)"),
         ({"labels": torch.zeros(3, 12, dtype=torch.long), "logits_to_keep": 1}, "for 1 columns of logits"),
         ({"labels": torch.zeros(3, 12, dtype=torch.long), "use_cache": True}, "together with a cache"),
         ({"logits_to_keep": -1}, "`logits_to_keep = -1` does"),
         ({"logits_to_keep": torch.tensor([12])}, "`logits_to_keep = tensor"),
-        ({"inputs_embeds": torch.zeros(3, 12, 32)}, "takes no argument 'inputs_embeds'"),
+        ({"inputs_embeds": torch.zeros(3, 12, 32)}, "Both input_ids and inputs_embeds"),
+        ({"input_ids": None, "inputs_embeds": torch.zeros(3, 12, 31)}, r"of shape \(3, 12, 31\)"),
+        ({"input_ids": None, "inputs_embeds": torch.zeros(3, 12)}, r"`inputs_embeds` is torch.float32 of"),
+        ({"inputs_embeds": torch.zeros(3, 12, 32), "use_cache": True}, "`inputs_embeds` was passed together"),
+        ({"output_hidden_states": True, "use_cache": True}, "`output_hidden_states = True` was passed"),
+        ({"position_ids": torch.zeros(3, 12)}, "takes no argument 'position_ids'"),
+        ({"head_mask": torch.ones(3, 2)}, "takes no argument 'head_mask'"),
+        ({"token_type_ids": torch.zeros(3, 12)}, "takes no argument 'token_type_ids'"),
+        ({"pixel_values_videos": torch.zeros(4, 48)}, "takes no argument 'pixel_values_videos'"),
+        ({"colour": 3}, "takes no argument 'colour'"),
         ({"output_attentions": True}, "takes no argument 'output_attentions'"),
     ],
 )

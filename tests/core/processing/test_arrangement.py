@@ -157,7 +157,8 @@ def test_training_and_the_endpoint_make_the_same_ids_and_image_positions(
     ]
     batch = processor(called, images=[PICTURE] * expected.count("i"))
     assert batch["input_ids"][0].tolist() == list(prompt.input_ids)
-    assert batch["image_positions"].tolist() == list(prompt.image_positions)
+    counts = batch["image_counts"][0].tolist()
+    assert [place for place, count in enumerate(counts) for _ in range(count)] == list(prompt.image_positions)
 
 
 @pytest.mark.parametrize("template", ["casa-1", "qwen-1"])

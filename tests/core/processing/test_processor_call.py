@@ -59,14 +59,14 @@ def test_rows_are_padded_on_the_left_and_positions_counted_in_the_padded_row(pro
     width = batch["input_ids"].shape[1]
     assert width == max(lengths)
     assert len(set(lengths)) == 3
-    assert batch["image_rows"].tolist() == [0, 2, 2]
+    assert batch["image_counts"].sum(dim=1).tolist() == [1, 0, 2]
     for row, length in enumerate(lengths):
         assert batch["attention_mask"][row].tolist() == [0] * (width - length) + [1] * length
         padding, real = batch["input_ids"][row].split([width - length, length])
         assert set(padding.tolist()) <= {processor.tokenizer.pad_token_id}
         assert processor.tokenizer.decode(real).endswith("<|end|><|assistant|>")
-    for row, place in zip(batch["image_rows"], batch["image_positions"], strict=True):
-        assert batch["input_ids"][row, place] == processor.image_id
+    assert set(batch["input_ids"][batch["image_counts"] > 0].tolist()) == {processor.image_id}
+    assert batch["image_counts"].max() == 1
     assert batch["image_grid_thw"].tolist() == [[1, 6, 8], [1, 2, 2], [1, 4, 8]]
     assert batch["pixel_values"].shape == (48 + 4 + 32, 3 * 8 * 8)
     size = processor.image_size(16, 16)
@@ -123,8 +123,13 @@ def test_pictures_of_every_kind_become_the_same_pixels_as_their_files(processor:
         assert torch.equal(one, other), mode
 
 
-def test_without_pictures_there_are_no_picture_inputs(processor: CasaProcessor):
-    assert set(processor("what").keys()) == {"input_ids", "attention_mask"}
+def test_without_pictures_the_picture_inputs_are_empty(processor: CasaProcessor):
+    batch = processor("what")
+    assert list(batch.keys()) == processor.model_input_names
+    assert batch["pixel_values"].shape == (0, 3 * 8 * 8)
+    assert batch["image_grid_thw"].shape == (0, 3)
+    assert batch["image_counts"].shape == batch["input_ids"].shape
+    assert not batch["image_counts"].any()
 
 
 def test_an_answered_conversation_needs_no_prompt(processor: CasaProcessor):
@@ -141,8 +146,7 @@ def test_an_answered_conversation_needs_no_prompt(processor: CasaProcessor):
 
 def test_strings_of_a_batch_take_a_list_of_pictures_each(processor: CasaProcessor):
     batch = processor(["what", "this", "that"], images=[[picture(0)], [], [picture(1), picture(2)]])
-    assert batch["image_rows"].tolist() == [0, 2, 2]
-    assert batch["image_positions"][1] == batch["image_positions"][2]
+    assert [[count for count in row if count] for row in batch["image_counts"].tolist()] == [[1], [], [2]]
 
 
 def test_qwens_settings_follow_from_the_models_configuration(qwen: CasaProcessor):
@@ -203,7 +207,8 @@ REFUSED: dict[str, tuple[Any, Any, str]] = {
         None,
         r"Image 0 of the conversation is an array of uint8 of shape \(16, 16\)",
     ),
-    "an address": (IMAGE_AND_WORDS, ["http://x/y.png"], r"images\[0\] is of type str"),
+    "an address": (IMAGE_AND_WORDS, ["http://127.0.0.1:9/y.png"], r"images\[0\]: http://127.0.0.1:9/y.png"),
+    "a number": (IMAGE_AND_WORDS, [3], r"images\[0\] is of type int"),
 }
 
 

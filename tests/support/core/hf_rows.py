@@ -75,7 +75,6 @@ def padded(rows: Sequence[Row], side: Side = "left") -> dict[str, Any]:
     fill = lambda values, gap, with_: (  # noqa: E731
         [with_] * gap + values if side == "left" else values + [with_] * gap
     )
-    shift = [gap if side == "left" else 0 for gap in gaps]
     batch = {
         "input_ids": torch.tensor([fill(one.ids, gap, PAD) for one, gap in zip(rows, gaps, strict=True)]),
         "attention_mask": torch.tensor(
@@ -84,12 +83,11 @@ def padded(rows: Sequence[Row], side: Side = "left") -> dict[str, Any]:
     }
     if not any(one.grids for one in rows):
         return batch
-    places = [(n, shift[n] + place) for n, one in enumerate(rows) for place in one.positions]
+    counts = [[one.positions.count(place) for place in range(len(one.ids))] for one in rows]
     return batch | {
         "pixel_values": torch.cat([patches for one in rows for patches in one.patches]),
         "image_grid_thw": torch.tensor([(1, *grid) for one in rows for grid in one.grids]),
-        "image_rows": torch.tensor([n for n, _ in places]),
-        "image_positions": torch.tensor([place for _, place in places]),
+        "image_counts": torch.tensor([fill(own, gap, 0) for own, gap in zip(counts, gaps, strict=True)]),
     }
 
 

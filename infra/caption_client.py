@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from casa_core.errors import ClusterError, MediaError
+from casa_core.media.video import LIVE_FPS
 from infra.endpoint_client import (
     ANSWER_S,
     CONNECT_S,
+    START_S,
     authorization,
     encoded_frames,
     endpoint_error,
@@ -38,7 +40,7 @@ def caption(
     *,
     query: str = "",
     model: str | None = None,
-    fps: float = 2.0,
+    fps: float = LIVE_FPS,
     realtime: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Stream a video's frames and yield the endpoint's caption events in order, one per frame.
@@ -141,10 +143,12 @@ class _Session:
 
         try:
             self._connect({"type": "session.start", **asked})
-            started = self._receive(ANSWER_S)
+            started = self._receive(START_S)
         except (OSError, TimeoutError, InvalidHandshake) as error:
             raise unreachable(self._url, error) from error
         except ConnectionClosed as closed:
+            if self._socket is None:  # during the handshake
+                raise unreachable(self._url, closed) from closed
             self._raise_the_reason()
             raise self._broken(closed) from closed
         self._id, self.window = started["session_id"], started["limits"]["queued_frames"]

@@ -12,7 +12,7 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -44,6 +44,9 @@ class Check:
     remedy: str = ""
 
 
+PACKAGES = ("casa", "casa_core", "pipelines", "serve", "infra")
+
+
 def _check(name: str, is_ok: bool, found: str, level: Level, cost: str, remedy: str) -> Check:
     """``ok``, or ``level`` with its cost and remedy."""
     return Check(name, "ok", found) if is_ok else Check(name, level, found, cost, remedy)
@@ -65,6 +68,19 @@ def check_package(name: str, version: str | None, cost: str) -> Check:
 def check_optional(name: str, version: str | None, cost: str, remedy: str) -> Check:
     """A package or program that only some things need."""
     return _check(name, version is not None, version or "missing", "optional", cost, remedy)
+
+
+def check_names(owners: Mapping[str, Sequence[str]]) -> Check:
+    """This project's packages against other distributions that hold one of the same name.
+
+    Args:
+        owners: Package → the distributions that hold files of it.
+    """
+    shared = {name: sorted(each) for name, each in owners.items() if len(set(each)) > 1}
+    found = "; ".join(f"{name}: {', '.join(each)}" for name, each in shared.items()) or "casa's alone"
+    cost = "the one installed last has overwritten files of the other, and removing either removes them"
+    remedy = "install casa into a virtual environment of its own"
+    return _check("package names", not shared, found, "problem", cost, remedy)
 
 
 def check_device(gpus: list[str], cpus: int) -> Check:
@@ -187,6 +203,7 @@ def run_checks(store: Path = Path("runs"), port: int = 8000) -> list[Check]:
     return [
         check_python(sys.version_info[:3]),
         *packages,
+        check_names(_owners()),
         check_device(_gpus(), cpus),
         check_cpus(cpus),
         check_memory(min(memory.total, limit), min(memory.available, limit)),
@@ -209,6 +226,12 @@ _NEEDED = [
     ("PyArrow", "pyarrow", "datasets are Arrow and Parquet files"),
     ("PyAV (FFmpeg)", "av", "videos cannot be read; it brings FFmpeg along"),
 ]
+
+
+def _owners() -> dict[str, list[str]]:
+    """Which distributions hold files of packages that are called as this project's."""
+    found = importlib.metadata.packages_distributions()
+    return {name: found.get(name, []) for name in PACKAGES}
 
 
 def _version(package: str) -> str | None:

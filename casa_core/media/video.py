@@ -47,6 +47,9 @@ _HD_LINES = 720
 _BT601_UNLESS_STATED = frozenset({"vp8", "vp9", "av1"})
 _WIDEST_PIXEL = 10.0
 
+LIVE_FPS = 2.0
+"""Frames of a video per second that a model is shown live, as in its training."""
+
 
 def frame_times(start: float, end: float, fps: float) -> list[float]:
     """The grid on which videos are sampled: ``start + n / fps`` for each n before ``end``, at least one.

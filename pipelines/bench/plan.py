@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from casa_core.media.data_uri import to_data_uri
 from casa_core.media.decode import encode_jpeg
+from casa_core.media.video import LIVE_FPS
 
 PICTURES = 64
 SIDE = 224
@@ -33,7 +34,7 @@ class Load:
     streams: float = 0.0
     seconds: float = 30.0
     stream_seconds: float = 15.0
-    fps: float = 2.0
+    fps: float = LIVE_FPS
     deadline: float = 0.5
     tokens: int = 32
     drain: float = 60.0

@@ -22,6 +22,8 @@ from pipelines.cli.app import app
         (doctor.check_package("torch", "2.13.0", "no model"), "ok"),
         (doctor.check_package("torch", None, "no model"), "problem"),
         (doctor.check_optional("flash-attn", None, "slower", "install it"), "optional"),
+        (doctor.check_names({"casa": ["casa"], "serve": ["casa", "casa"], "infra": []}), "ok"),
+        (doctor.check_names({"casa": ["casa"], "serve": ["casa", "serve"]}), "problem"),
         (doctor.check_device([], 2), "optional"),
         (doctor.check_device(["H200", "H200"], 2), "ok"),
         (doctor.check_attention("padded", "fp32 on cpu", {"padded": None, "flash": "no GPU"}, False), "ok"),

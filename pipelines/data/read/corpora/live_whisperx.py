@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from casa_core.media.video import frame_times
+from casa_core.media.video import LIVE_FPS, frame_times
 from casa_core.types import Image, Part, Text
 from pipelines.data.read.corpora.base import CorpusReader
 from pipelines.data.read.corpora.video import cut_clip
@@ -51,7 +51,7 @@ class LiveWhisperXReader(CorpusReader):
     suffixes = (".jsonl",)
     media = VIDEO_SUFFIXES
 
-    fps: float = 2.0
+    fps: float = LIVE_FPS
     context: tuple[str, ...] = ()
 
     def spans(self, split: str) -> list[Span]:

@@ -10,16 +10,28 @@ export OMP_NUM_THREADS ?= 1
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
+# Without a GPU the CPU build of torch is enough, a third of the size. PyTorch's own index has it; where pip
+# was given another one, as behind a mirror, or that one is out of reach, what pip finds is taken.
+CPU_TORCH := https://download.pytorch.org/whl/cpu
+define cpu_torch
+	@if [ "$$(uname)" = Linux ] && ! command -v nvidia-smi >/dev/null && ! $(BIN)/python -m pip show -q torch 2>/dev/null \
+		&& ! $(BIN)/python -m pip config list | grep -qE 'index-url|find-links|no-index'; then \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --retries 1 --timeout 10 -c constraints.txt \
+			--index-url $(CPU_TORCH) torch || echo "$(CPU_TORCH) cannot be used; torch comes from pip's usual index."; fi
+endef
+
 # A stamp per set of extras: installed again only when what is declared changes.
 $(VENV)/.demo: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV) (about two minutes the first time) …"
+	$(cpu_torch)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV) (about two minutes the first time) …"
+	$(cpu_torch)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $(VENV)/.demo $@
 

@@ -18,6 +18,8 @@ from casa_core.media.video import VideoFrames, frame_times
 
 CONNECT_S = 5.0
 ANSWER_S = 300.0
+START_S = 30.0
+"""Seconds for the first answer of an endpoint: one that was scaled down to nothing loads its model first."""
 _TIMEOUT = httpx.Timeout(ANSWER_S, connect=CONNECT_S)
 
 
@@ -90,7 +92,8 @@ def served_model(url: str) -> str:
         ClusterError: Nothing listens there, or it is something else.
     """
     try:
-        answer = httpx.get(f"{url}/v1/models", headers=authorization(), timeout=_TIMEOUT, trust_env=False)
+        limits = httpx.Timeout(START_S, connect=CONNECT_S)
+        answer = httpx.get(f"{url}/v1/models", headers=authorization(), timeout=limits, trust_env=False)
         return answer.raise_for_status().json()["data"][0]["id"]
     except httpx.HTTPStatusError as error:
         raise _refusal(url, error.response) from error

@@ -156,13 +156,26 @@ def stop(folder: Path) -> list[int]:
     """End the session of ``folder`` with all its processes, if there are any; returns the ids of these."""
     if not folder.is_dir() and not sessions_of(folder):
         return []
-    with _locked(folder):
+    with contextlib.ExitStack() as held:
+        # A disk that is full or read-only by now does not keep what runs from being ended.
+        with _noted("the session is ended without a lock"):
+            held.enter_context(_locked(folder))
         session = read_session(folder)
         session_id = session.session_id if session else next(iter(sessions_of(folder)), None)
         if session_id is not None:
             # Written before anything ends, so that a stop can be distinguished from a crash.
-            (folder / STOPPED_FILE).write_text(session_id)
+            with _noted("a run that watches may take the stop for a crash"):
+                (folder / STOPPED_FILE).write_text(session_id)
         return _end(folder)
+
+
+@contextlib.contextmanager
+def _noted(consequence: str) -> Iterator[None]:
+    """Warns of a disk's error, and goes on."""
+    try:
+        yield
+    except OSError as error:
+        log.warning("%s; %s", error, consequence)
 
 
 def was_stopped(folder: Path, session_id: str) -> bool:
@@ -179,7 +192,8 @@ def _end(folder: Path) -> list[int]:
         ended += end_session(session.session_id, Path(session.folder), head=head)
         for temporary in (session.folder, *_temporary_folders(session.session_id)):
             shutil.rmtree(temporary, ignore_errors=True)
-    (folder / SESSION_FILE).unlink(missing_ok=True)
+    with _noted("the session file stays, and counts as that of a head that is gone"):
+        (folder / SESSION_FILE).unlink(missing_ok=True)
     # The store may have been removed while its head was running, and the session file with it.
     for session_id in sessions_of(folder):
         for temporary in _temporary_folders(session_id):

@@ -5,16 +5,20 @@ After ``import casa_core.auto`` transformers' auto classes load such a folder to
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import errno
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
+from safetensors import SafetensorError
 from transformers import GenerationConfig
 
 from casa_core.atomic import replacing
 from casa_core.config import CasaConfig
-from casa_core.errors import StoreError
+from casa_core.errors import CasaError, StoreError, cause
 from casa_core.model import CasaForConditionalGeneration
 from casa_core.processing.processor import CasaProcessor
 
@@ -74,14 +78,19 @@ def load_checkpoint(folder: str | Path) -> tuple[CasaForConditionalGeneration, C
             f"It has no {MANIFEST}, which is written last.",
             "Point at the model/ folder of a finished train stage.",
         )
-    config = CasaConfig.from_pretrained(folder)
-    model, report = cast(
-        tuple[CasaForConditionalGeneration, dict[str, Any]],
-        CasaForConditionalGeneration.from_pretrained(folder, config=config, output_loading_info=True),
-    )
+    with _reading(folder, "config.json"):
+        config = CasaConfig.from_pretrained(folder)
+    with _reading(folder, "the weights (*.safetensors, generation_config.json)"):
+        model, report = cast(
+            tuple[CasaForConditionalGeneration, dict[str, Any]],
+            CasaForConditionalGeneration.from_pretrained(folder, config=config, output_loading_info=True),
+        )
     _check_complete(folder, report)
-    processor = cast(CasaProcessor, CasaProcessor.from_pretrained(folder))
-    stored = json.loads((folder / MANIFEST).read_text())["template_hash"]
+    with _reading(folder, "the processor (processor_config.json, tokenizer.json, tokenizer_config.json)"):
+        (folder / "processor_config.json").stat()  # without it transformers takes every default
+        processor = cast(CasaProcessor, CasaProcessor.from_pretrained(folder))
+    with _reading(folder, MANIFEST):
+        stored = json.loads((folder / MANIFEST).read_text())["template_hash"]
     if stored != processor.template_hash():
         raise StoreError(
             f"The chat template {processor.template!r} of {folder} has changed since it was trained.",
@@ -89,6 +98,26 @@ def load_checkpoint(folder: str | Path) -> tuple[CasaForConditionalGeneration, C
             "Load it with the version of this package that trained it.",
         )
     return model.eval(), processor
+
+
+@contextlib.contextmanager
+def _reading(folder: Path, files: str) -> Iterator[None]:
+    """What transformers raises for a damaged file, as a sentence that names it.
+
+    A disk's own errors (permission, input/output) stay what they are.
+    """
+    try:
+        yield
+    except CasaError:
+        raise
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, SafetensorError) as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
+            raise
+        raise StoreError(
+            f"The checkpoint {folder} cannot be loaded: {files} cannot be read.",
+            f"{cause(error).splitlines()[0].rstrip('.')}.",
+            "Copy it again from where it was made; `casa verify` names what differs from a run's artifact.",
+        ) from error
 
 
 def _check_complete(folder: Path, report: dict[str, Any]) -> None:

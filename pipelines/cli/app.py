@@ -6,13 +6,14 @@ Nothing heavy is imported before a command needs it: ``casa --help`` answers at 
 from __future__ import annotations
 
 import os
+import sys
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from casa_core.errors import CasaError, ClusterError
-from casa_core.printable import printable
+from casa_core.printable import printable, spell_out
 from pipelines.cli import (
     ask,
     bench,
@@ -40,7 +41,7 @@ from pipelines.cli.evaluations import compare, score
 from pipelines.cli.history import adopt, diff, gc, lineage, reproduce
 from pipelines.cli.submitting import submit
 from pipelines.cli.workflows import export_dag
-from pipelines.storage.errors import disk_error
+from pipelines.storage.errors import disk_error, name_error
 
 FAILED = 1
 USER_ERROR = 2
@@ -50,11 +51,13 @@ class CasaGroup(TyperGroup):
     """Prints this project's errors as what, why and what to try, without a traceback."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run a command; a ``CasaError``, or a disk's error, ends the process with :func:`exit_code`."""
+        """Run a command; a ``CasaError``, or a disk's or path's error, ends it with :func:`exit_code`."""
+        for stream in (sys.stdout, sys.stderr):
+            spell_out(stream)
         try:
             return super().invoke(ctx)
         except Exception as error:
-            said = error if isinstance(error, CasaError) else disk_error(error)
+            said = error if isinstance(error, CasaError) else disk_error(error) or name_error(error)
             if said is None:
                 raise
         report_error(said)

@@ -78,7 +78,7 @@ def caption(
             raise
         damage = error  # what there is, is kept
     if subtitles is not None:
-        write_whole(subtitles, subtitle_files.FORMATS[subtitles.suffix.lower()](said))
+        write_whole(subtitles, subtitle_files.FORMATS[subtitles.suffix.lower()](said), parents=True)
         print(f"The captions are in {subtitles}.", file=sys.stderr)
     if damage is not None:
         raise damage

@@ -133,7 +133,13 @@ def _name(folder: Folder) -> str:
 def _ask(inspector: Inspector, picture: Path | None, question: str) -> InspectedSample:
     if picture is None:
         return inspector.question(_drawn(), question, "a drawn picture")
-    return inspector.question(picture.read_bytes(), question, picture.name)
+    from casa_core.errors import MediaError
+
+    try:
+        return inspector.question(picture.read_bytes(), question, picture.name)
+    except MediaError as error:
+        why = f"{error.what} {error.why}"
+        raise MediaError(error.reason, f"{picture} cannot be shown.", why, error.remedy) from error
 
 
 def _drawn() -> bytes:
@@ -194,8 +200,7 @@ def _present(inspection: Inspection, page: Path, *, as_json: bool) -> None:
     from pipelines.cli.show.inspection import inspection_as_json, show_inspection
     from pipelines.storage.atomic import write_whole
 
-    page.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(page, render(inspection))
+    write_whole(page, render(inspection), parents=True)
     if as_json:
         print_json(inspection_as_json(inspection, page))
     else:

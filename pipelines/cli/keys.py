@@ -119,4 +119,4 @@ def _write(file: Path, keys: list[ApiKey]) -> None:
     from infra.api_keys import as_text
     from pipelines.storage.atomic import write_whole
 
-    write_whole(file, as_text(keys))
+    write_whole(file, as_text(keys), parents=True)

@@ -59,7 +59,7 @@ def plan(
     opened = open_run(recipe, set_ or ())
     stages = [_with_state(stage) for stage in opened.stages]
     if svg is not None:
-        write_whole(svg.absolute(), drawing(stages, opened.recipe.name) + "\n")
+        write_whole(svg.absolute(), drawing(stages, opened.recipe.name) + "\n", parents=True)
     show_plan(stages, as_json=json_, tree=tree)
 
 

@@ -112,7 +112,7 @@ def simulate(
     else:
         show_simulation(chosen, found, loaded, basis)
     if plot is not None:
-        write_whole(plot.absolute(), draw(found, loaded.name))
+        write_whole(plot.absolute(), draw(found, loaded.name), parents=True)
         if not json_:
             print(f"drawn in {plot}")
     check_fits(chosen.training, loaded)

@@ -53,6 +53,8 @@ def verify(
             ]
         )
     else:
+        if not found:
+            print("Nothing to verify: the latest run has made no artifact yet.")
         for name, faults in found.items():
             print(f"{name}: {' '.join(fault.detail for fault in faults) or 'intact'}")
     if any(found.values()):

@@ -112,6 +112,13 @@ def _parsed(log: str, otherwise: str) -> dict[str, Any]:
             return json.loads(line.removeprefix(MARK))
     raise ClusterError(
         otherwise,
-        f"The end of its output: {log.strip()[-1000:].rstrip('.')}.",
+        f"The end of its output: {_last_words(log)[-1000:].rstrip('.')}.",
         "Name its dashboard, `--address http://head:8265`; this project is needed on all its nodes.",
     )
+
+
+def _last_words(log: str) -> str:
+    """The end of a log, of a traceback its error alone."""
+    lines = log.strip().splitlines()
+    frames = [number for number, line in enumerate(lines) if line.startswith(("Traceback (", "  "))]
+    return "\n".join(lines[frames[-1] + 1 :] or lines[-1:] if frames else lines)

@@ -7,8 +7,10 @@ coefficients, which hold at any size. So the estimate follows the code.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import weakref
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,10 +50,11 @@ class ActivationModel:
         self._precision, self._checkpointing = precision, checkpointing
         rng = np.random.default_rng(0)
         rows, kept = [], []
-        for _ in range(PROBES):
-            small, shape = _probe(config, stage, rng)
-            rows.append(features(small, stage, shape))
-            kept.append(count_kept(small, stage, shape, precision, checkpointing))
+        with _one_thread():
+            for _ in range(PROBES):
+                small, shape = _probe(config, stage, rng)
+                rows.append(features(small, stage, shape))
+                kept.append(count_kept(small, stage, shape, precision, checkpointing))
         table, bytes_kept = np.array(rows), np.array(kept, dtype=np.float64)
         # Probes of every size have equal weight.
         self._coefficients = np.linalg.lstsq(table / bytes_kept[:, None], np.ones(PROBES), rcond=None)[0]
@@ -60,6 +63,17 @@ class ActivationModel:
     def __call__(self, config: CasaConfig, shape: SequenceShape) -> int:
         """Bytes kept by a forward over one packed sequence of ``shape``."""
         return max(0, int(features(config, self._stage, shape) @ self._coefficients))
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """For products this small, threads wait for each other: with two, 90 probes take 44 s instead of 5."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def features(config: CasaConfig, stage: TrainingStage, shape: SequenceShape) -> NDArray[np.float64]:

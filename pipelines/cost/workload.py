@@ -10,7 +10,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from casa_core.errors import ConfigError
+from casa_core.errors import ConfigError, cause
 from casa_core.media.images import ImageSettings
 from pipelines.cost.forecast import Budgets, Rate, Rates
 from pipelines.cost.listing import LISTINGS, Listing, read_listing
@@ -72,6 +72,22 @@ def workload_of_listing(
     return Workload(read_listing(path), Budgets(text=text_tokens, image=image_tokens), images)
 
 
+def _measured(path: Path) -> dict[str, Any]:
+    """What a file of rates holds; nothing where there is no such file."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if isinstance(values, dict) and isinstance(values.get("rates", {}), dict):
+            return values
+        why = 'it holds no object {"rates": {name: number}}'
+    except (OSError, ValueError) as error:
+        why = cause(error)
+    raise ConfigError(
+        f"{path} holds no rates.",
+        f"{why}.",
+        "`python -m benchmarks.data_rates` writes such a file; or give each rate, `--rate name=number`.",
+    )
+
+
 def read_rates(path: Path | None, given: Sequence[str]) -> Rates:
     """Rates of one core: as given, otherwise as measured.
 
@@ -83,7 +99,7 @@ def read_rates(path: Path | None, given: Sequence[str]) -> Rates:
         ConfigError: If a rate is neither given nor measured, or a given one is not a positive number.
     """
     path = path or RATES
-    measured = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    measured = _measured(path)
     origin = f"{path.name}, {measured.get('date', 'undated')}, {measured.get('machine', 'unknown machine')}"
     found = {name: Rate(value=value, source="as given") for name, value in map(_typed_rate, given)}
     for name in RATE_NAMES:

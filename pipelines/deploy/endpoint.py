@@ -8,6 +8,8 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from casa_core.errors import ClusterError
+
 SERVICE = "casa"
 """Name that an endpoint of this project gives of itself."""
 PROBE_TIMEOUT_S = 3.0
@@ -40,8 +42,26 @@ def endpoint_health(url: str, expected_fingerprint: str) -> Health:
         return "foreign"
     if not isinstance(health, dict) or health.get("service") != SERVICE:
         return "foreign"
-    same = answer.status_code == 200 and health["fingerprint"] == expected_fingerprint
+    same = answer.status_code == 200 and health.get("fingerprint") == expected_fingerprint
     return "same" if same else "different"
+
+
+def require_free_port(host: str, port: int) -> None:
+    """Refuse a port of this machine on which something answers.
+
+    Raises:
+        ClusterError: Another endpoint does, or another program.
+    """
+    url = endpoint_url(host, port)
+    health = endpoint_health(url, "")
+    if health == "absent":
+        return
+    what = "Another endpoint of this project" if health in ("same", "different") else "Another program"
+    raise ClusterError(
+        f"Port {port} on {host} is taken.",
+        f"{what} answers at {url}.",
+        f"Stop it, or choose another port: `--set where.serve.port={port + 1}`.",
+    )
 
 
 def is_loopback(host: str) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from casa_core.errors import ClusterError
 from infra.ray_errors import Busy
-from pipelines.deploy.endpoint import endpoint_health, endpoint_url, is_loopback
+from pipelines.deploy.endpoint import endpoint_health, endpoint_url, is_loopback, require_free_port
 
 IMPORT_PATH = "serve.app:build"
 START_TIMEOUT_S = 180.0
@@ -63,7 +63,7 @@ def start(
         address["port"],
     )
     if not ours:
-        _require_free_port(url, address)
+        require_free_port(address["host"], address["port"])
         if listening is not None:
             _stop_serve(cluster, listening, others)
     application = {
@@ -126,18 +126,6 @@ def _is_settled(application: Mapping[str, Any]) -> bool:
         if states != ["RUNNING"] * deployment["target_num_replicas"]:
             return False
     return bool(deployments)
-
-
-def _require_free_port(url: str, address: dict[str, Any]) -> None:
-    health = endpoint_health(url, "")
-    if health == "absent":
-        return
-    what = "Another endpoint of this project" if health in ("same", "different") else "Another program"
-    raise ClusterError(
-        f"Port {address['port']} on {address['host']} is taken.",
-        f"{what} answers at {url}.",
-        "Stop it, or choose another port: `--set where.serve.port=8001`.",
-    )
 
 
 def _require_free_root(others: list[dict[str, Any]], url: str) -> None:

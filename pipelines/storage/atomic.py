@@ -30,11 +30,18 @@ LEFTOVERS_AFTER = timedelta(days=1)
 """Age from which an unfinished upload counts as abandoned: a younger one may be another run's."""
 
 
-def write_whole(path: Folder, data: bytes | str) -> None:
+def write_whole(path: Folder, data: bytes | str, *, parents: bool = False) -> None:
     """Replaces a file or an object in one step: readers see the old one or the new one, whole.
 
-    Text is encoded as UTF-8.
+    Args:
+        path: Where it goes.
+        data: What it holds; text is encoded as UTF-8.
+        parents: Make the folders above it. For files that a user names: a store's folders that are gone stay
+            gone, so that no artifact comes back with its last file alone.
     """
+    if parents and isinstance(path, Path):
+        with explained(str(path)):
+            path.parent.mkdir(parents=True, exist_ok=True)
     content = data.encode("utf-8") if isinstance(data, str) else data
     with create(path) as output:
         output.write(content)

@@ -118,6 +118,11 @@ _CAUSES = (
         "Set this machine's clock (NTP), and run again.",
     ),
     (
+        {"RepositoryNotFoundError", "GatedRepoError", "RevisionNotFoundError", "DisabledRepoError"},
+        "the hub has nothing of this name, or does not show it without leave",
+        "Check the name and the revision; where its page asks for consent, give it, and set HF_TOKEN.",
+    ),
+    (
         {"NoSuchUpload"},
         "its upload was ended from outside, most likely by another run that makes the same artifact",
         "Run again: what either run finished is kept.",
@@ -163,6 +168,33 @@ def disk_error(error: BaseException, place: object = None) -> StoreError | None:
             f"{remedy}, and run again: finished work is kept.",
         )
     return None
+
+
+_NAMES = {
+    errno.ENOENT: "nothing of this name is there",
+    errno.ENOTDIR: "a part of its path is a file, and no folder",
+    errno.EISDIR: "it is a folder, and no file",
+    errno.EEXIST: "something of this name is there already",
+    errno.ENOTEMPTY: "the folder is not empty",
+    errno.ENAMETOOLONG: "the name is longer than this disk allows",
+    errno.ELOOP: "its links lead in a circle",
+}
+
+
+def name_error(error: BaseException) -> StoreError | None:
+    """An error about a path, as a sentence; ``None`` for any other.
+
+    For the outermost caller only: inside, code expects ``FileNotFoundError`` and the like.
+    """
+    if not isinstance(error, OSError) or error.errno not in _NAMES or error.filename is None:
+        return None
+    named = error.filename2 or error.filename
+    return StoreError(
+        f"{os.fsdecode(named) if isinstance(named, str | bytes) else named} cannot be used: "
+        f"{_NAMES[error.errno]}.",
+        f"{cause(error)}.",
+        "Correct the path, or make the folder; a store is named by where.store or --store.",
+    )
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -12,8 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from infra import local_ray
+from pipelines.cli.app import app
+from tests.support.http_servers import answering
 from tests.support.paths import ROOT
 
 
@@ -122,3 +125,25 @@ def test_stopping_ends_everything_and_keeps_what_is_done(tmp_path: Path):
     output, _ = casa("chain", "status", "--store", str(tmp_path), "--json")
     assert json.loads(output)["ray"] is None
     assert [stage["state"] for stage in json.loads(output)["stages"]] == ["done", "done"]
+
+
+def test_a_port_that_is_taken_is_found_before_anything_starts(tmp_path: Path):
+    with answering(lambda method, path: (200, "<html>Another service</html>")) as (url, _):
+        port = url.rpartition(":")[2]
+        result = CliRunner().invoke(
+            app,
+            [
+                "run",
+                "quickstart",
+                "--plain",
+                "--set",
+                f"where.store={tmp_path}",
+                "--set",
+                f"where.serve.port={port}",
+            ],
+        )
+        assert result.exit_code == 1
+        assert f"Port {port} on 127.0.0.1 is taken." in result.output
+        assert "where.serve.port=" in result.output
+        assert local_ray.find(tmp_path / "session") is None
+        assert not (tmp_path / "jobs").exists()

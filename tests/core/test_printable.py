@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import pytest
 
-from casa_core.printable import printable
+from casa_core.printable import printable, spell_out
+from tests.support.paths import ROOT
 
 ATTACKS = {
     "clear the screen": ("a\x1b[2Jb", "a\\u001b[2Jb"),
@@ -34,3 +36,30 @@ def test_json_keeps_its_content():
 
 def test_a_programs_log_may_keep_its_colours_and_nothing_else():
     assert printable("\x1b[1;31mred\x1b[0m\x1b[2J", colours=True) == "\x1b[1;31mred\x1b[0m\\u001b[2J"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"),
+    [
+        ("ascii", "a -> b, e, ? ?, x"),
+        ("latin-1", "a -> b, é, ? ?, \u00d7"),
+        ("utf-8", "a → b, é, 漢 🙂, \u00d7"),
+    ],
+)
+def test_a_terminal_of_another_encoding_shows_what_it_can(encoding: str, shown: str):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    spell_out(stream)
+    stream.write("a → b, é, 漢 🙂, \u00d7")
+    stream.flush()
+    assert stream.buffer.getvalue().decode(encoding) == shown
+
+
+def test_every_character_that_the_commands_print_has_a_spelling():
+    texts = "".join(path.read_text() for path in (ROOT / "pipelines" / "cli").rglob("*.py"))
+    others = {character for character in texts if ord(character) > 127}
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    spell_out(stream)
+    stream.write("".join(sorted(others)))
+    stream.flush()
+    assert others
+    assert b"?" not in stream.buffer.getvalue()

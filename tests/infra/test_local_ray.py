@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import shutil
@@ -109,6 +110,15 @@ def test_a_head_whose_session_file_was_removed_can_still_be_ended(folder: Path):
     shutil.rmtree(folder)
     assert session.pid in local_ray.stop(folder)
     assert processes(session) == []
+
+
+def test_a_head_is_ended_though_its_disk_is_full(small_disk: Path):
+    session = start(small_disk)
+    with (small_disk / "rest").open("wb", buffering=0) as rest, contextlib.suppress(OSError):
+        while rest.write(bytes(4096)):
+            pass
+    assert session.pid in local_ray.stop(small_disk)
+    assert not local_ray.is_running(session)
 
 
 @pytest.mark.parametrize("torn", [b"", bytes(300), b'{"session_id": "a1b2', b"[]", b'{"pid": 1}'])

@@ -42,6 +42,5 @@ def card(
     folder, manifest = find_data_artifact(artifact, store)
     clean = clean_folders(folder, manifest) if manifest["kind"] == "pack" else {}
     output = output or Path(f"{manifest.get('provenance', {}).get('stage', manifest['kind'])}.card.html")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(output, card_page(folder, clean))
+    write_whole(output, card_page(folder, clean), parents=True)
     print(f"card: {output}")

@@ -40,6 +40,7 @@ def hash_pictures(
     """
     from pipelines.data.filter.hash_lists import write_hash_list
 
+    output.parent.mkdir(parents=True, exist_ok=True)
     count = write_hash_list(pictures, output, reader=reader)
     if json_:
         print_json({"pictures": count, "list": str(output)})

@@ -94,7 +94,7 @@ def _inspect_sequence(
         from pipelines.cards.sequence import sequence_page
 
         clean = {name: CleanReader(own, "train") for name, own in clean_folders(folder, manifest).items()}
-        write_whole(page, sequence_page(view, clean))
+        write_whole(page, sequence_page(view, clean), parents=True)
     if as_json:
         print_json(asdict(view))
         return

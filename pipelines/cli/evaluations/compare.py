@@ -45,7 +45,7 @@ def compare(
     found, others = compare_folders(first, second)
     names = _names(found[0], a, b)
     page = open_folder(output).absolute() if output else first / f"against-{second.name}.html"
-    write_whole(page, render(found, names))
+    write_whole(page, render(found, names), parents=True)
     if json_:
         print_json(
             {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -10,9 +11,10 @@ from typing import Any
 
 import typer
 
-from casa_core.errors import ClusterError, ConfigError
+from casa_core.errors import ClusterError, ConfigError, StoreError
 from infra import local_ray
 from infra.inside import runner_job
+from pipelines.cli.shared.options import DEFAULT_STORE
 from pipelines.cli.shared.submission import runner_prefix, submitted_name
 from pipelines.cli.show.format import headline
 from pipelines.dag.artifact import read_manifest
@@ -57,7 +59,10 @@ def open_run(recipe: str, overrides: Sequence[str], kinds: frozenset[str] | None
     """
     loaded = load_recipe(recipe, overrides)
     opened = _open(loaded, build_stages(loaded))
-    return replace(opened, stages=[s for s in opened.stages if kinds is None or s.spec.kind in kinds])
+    if kinds is None:
+        return opened
+    part = [stage for stage in opened.stages if stage.spec.kind in kinds]
+    return replace(opened, stages=part, recorded=opened.stages)
 
 
 def open_sweep(recipe: str, overrides: Sequence[str], over: Sequence[str] = ()) -> OpenRun:
@@ -100,6 +105,7 @@ def run_stages(opened: OpenRun, command: str, *, as_json: bool, plain: bool) -> 
     where = opened.recipe.where
     limits = {"parallel": where.parallel_stages, "retries": where.retries}
     runner = Runner(opened.stages, opened.records, opened.cluster, watcher, **limits)
+    _require_port(opened)
     opened.records.prepare()
     opened.records.write_run(
         opened.recipe.name,
@@ -112,13 +118,28 @@ def run_stages(opened: OpenRun, command: str, *, as_json: bool, plain: bool) -> 
         with watcher:
             return runner.run()
     except KeyboardInterrupt:
-        _explain_interrupt(runner.active, command)
+        _explain_interrupt(runner.active, command, opened.records.store)
         raise typer.Exit(INTERRUPTED) from None
 
 
-def _explain_interrupt(active: list[str], command: str) -> None:
+def _require_port(opened: OpenRun) -> None:
+    """Refuse a port that is taken before anything starts, and not after training.
+
+    Where this store's own head runs, its endpoint may be what answers: then the stage looks.
+    """
+    deploys = any(stage.spec.kind == "deploy" and stage.status != "done" for stage in opened.stages)
+    if deploys and opened.cluster.is_local and local_ray.find(opened.records.session) is None:
+        from pipelines.deploy.endpoint import (
+            require_free_port,
+        )  # late: only some commands need an HTTP client
+
+        require_free_port(opened.recipe.where.serve.host, opened.recipe.where.serve.port)
+
+
+def _explain_interrupt(active: list[str], command: str, store: Folder) -> None:
     going_on = f"Still running in Ray: {', '.join(active)}." if active else "No stage was running."
-    stop = "casa stop"
+    usual = store == DEFAULT_STORE.absolute()
+    stop = "casa stop" if usual else f"casa stop --store {shlex.quote(str(store))}"
     width = max(len(command), len(stop))
     print(
         f"\nInterrupted. {going_on}\n"
@@ -270,13 +291,24 @@ def stop_run(store: Folder) -> dict[str, Any]:
         ``processes``: ids of the local head's ended processes. ``jobs``: ids of ended jobs elsewhere.
 
     Raises:
+        StoreError: If the store takes no record of the stop; the local head has ended.
         ClusterError: If the run's cluster does not answer, or a job there does not end; the local head has.
     """
     records = Records(store)
     run = latest_run(store) if records.read_run() is not None else None
+    unrecorded: StoreError | None = None
     if run is not None:
-        records.record_stop()  # first: a runner that sees its jobs end must not take that for a loss
+        try:  # first: a runner that sees its jobs end must not take that for a loss
+            records.record_stop()
+        except StoreError as error:  # as where the disk is full: what runs there is to end all the same
+            unrecorded = error
     processes = local_ray.stop(records.session)
+    if unrecorded is not None:
+        raise StoreError(
+            f"{len(processes)} processes were ended, but the stop could not be recorded.",
+            f"The store takes no record: {unrecorded.what.rstrip('.')}.",
+            "A run that is still being watched may start again: end it too (Ctrl-C).",
+        ) from unrecorded
     return {"processes": processes, "jobs": [] if run is None or run.cluster.is_local else _stop_remote(run)}
 
 

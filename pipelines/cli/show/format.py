@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from casa_core.printable import printable
+from casa_core.printable import is_unicode, printable
 
 SHOWN = 4
 """Numbers of a summary that its line shows."""
@@ -15,12 +16,18 @@ SHOWN = 4
 
 def print_json(value: Any) -> None:
     """Print one indented JSON document."""
-    print(printable(json.dumps(value, indent=2, ensure_ascii=False, default=str)), flush=True)
+    print(_as_json(value, indent=2), flush=True)
 
 
 def print_json_line(value: Any) -> None:
     """Print one JSON object on one line: an event of a stream that scripts read line by line."""
-    print(printable(json.dumps(value, ensure_ascii=False, default=str)), flush=True)
+    print(_as_json(value), flush=True)
+
+
+def _as_json(value: Any, indent: int | None = None) -> str:
+    """Characters that the output has not are escaped: nothing of the content is lost."""
+    escaped = not is_unicode(sys.stdout)
+    return printable(json.dumps(value, indent=indent, ensure_ascii=escaped, default=str))
 
 
 def headline(summary: Mapping[str, Any], shown: int = SHOWN) -> str:

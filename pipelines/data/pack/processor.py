@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from casa_core.errors import ConfigError
+from casa_core.errors import ConfigError, TransferError
+from pipelines.storage.errors import attempt
 from pipelines.storage.transfer import local_copy
 from pipelines.storage.uri import open_folder
 
@@ -129,13 +132,33 @@ def load_tokenizer(path: str, revision: str | None = None) -> Any:
     Raises:
         ConfigError: Where there is none, or the hub does not answer.
     """
+    from huggingface_hub import constants
     from transformers import AutoTokenizer
 
+    wanted: dict[str, Any] = {"revision": revision or "main"}
     try:
-        return AutoTokenizer.from_pretrained(path, revision=revision or "main")
+        if not Path(path).exists() and not constants.is_offline_mode():
+            _ask_the_hub(path, wanted["revision"])
+    except TransferError:
+        with contextlib.suppress(OSError, ValueError):
+            return AutoTokenizer.from_pretrained(path, local_files_only=True, **wanted)  # of an earlier run
+        raise
+    try:
+        return AutoTokenizer.from_pretrained(path, **wanted)
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"No tokenizer can be loaded from {path!r}.",
             str(error).partition("\n")[0],
             "Set model.tokenizer.path to a folder with tokenizer.json, or to a repository's name on the hub.",
         ) from error
+
+
+def _ask_the_hub(repository: str, revision: str) -> None:
+    """Raises a sentence where the hub does not answer or does not show a repository.
+
+    Its own client would try for three quarters of a minute, file by file, and print each attempt.
+    """
+    from huggingface_hub import HfApi
+
+    hub = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=os.environ.get("HF_TOKEN"))
+    attempt(f"hf://{repository}", lambda: hub.model_info(repository, revision=revision, timeout=10))

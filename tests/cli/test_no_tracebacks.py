@@ -17,8 +17,8 @@ from tests.support.paths import ROOT
 
 ALONE = ["unshare", "--mount"]
 NEEDS_MOUNTS = ("store_on_a_full_disk", "store_that_cannot_be_written", "temporary_folder_that_is_full")
-WORKS = {"export-dag", "data hash", "doctor"}
-"""Commands that need neither store nor network: they work under every condition but of their own disk."""
+FAST = "store_on_a_full_disk"
+"""A walk takes half a minute: one is among the fast tests."""
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,10 @@ def test_the_walk_leaves_no_command_out():
     assert [leaf for leaf in leaves() if not any(f"{each} ".startswith(f"{leaf} ") for each in words)] == []
 
 
-@pytest.mark.parametrize("condition", CONDITIONS)
+@pytest.mark.parametrize(
+    "condition",
+    [pytest.param(name, marks=() if name == FAST else pytest.mark.slow) for name in CONDITIONS],
+)
 def test_no_command_ends_in_a_traceback(condition: str, store: Path, tiny_checkpoint: Path, tmp_path: Path):
     if shutil.which("unshare") is None or subprocess.run([*ALONE, "true"], check=False).returncode:
         if condition in NEEDS_MOUNTS:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT = ROOT / "docs" / "modules.md"
-PACKAGES = ("casa_core", "pipelines", "serve", "infra")
+PACKAGES = ("casa", "casa_core", "pipelines", "serve", "infra")
 BEGIN, END = "<!-- modules: begin -->", "<!-- modules: end -->"
 
 

@@ -52,6 +52,13 @@ class _BoundedClient(SubmissionClient):
             time.sleep(pause_s)
             pause_s *= 2
 
+    def _open(self, address: str) -> None:
+        """What Ray's client does first; it looks for the token that the environment asks for."""
+        try:
+            SubmissionClient.__init__(self, address)
+        except AuthenticationError as error:
+            raise _refused(address, error) from None
+
     def _request_once(self, method: str, endpoint: str, **arguments: Any) -> requests.Response:
         # `requests` bounds the sending of a body by the time-out to connect.
         sending_s = UPLOAD_S if arguments.get("data") is not None else CONNECT_S
@@ -62,11 +69,7 @@ class _BoundedClient(SubmissionClient):
         except requests.exceptions.RequestException as error:
             raise self._unreachable(error) from None
         except AuthenticationError as error:
-            raise ClusterError(
-                f"The Ray cluster at {self._address} refused its token.",
-                str(error).splitlines()[0],
-                "Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to the cluster's.",
-            ) from None
+            raise _refused(self._address, error) from None
         # A head answers 500, too, where its agent refused a request with a 4xx: that is no passing state.
         if response.status_code >= 500 and "status code 4" not in response.text:
             raise Busy(
@@ -99,6 +102,14 @@ class _BoundedClient(SubmissionClient):
         )
 
 
+def _refused(address: str, error: AuthenticationError) -> ClusterError:
+    return ClusterError(
+        f"The Ray cluster at {address} refused its token, or there is none.",
+        f"{str(error).splitlines()[0].rstrip('.')}.",
+        "Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to the cluster's.",
+    )
+
+
 class JobsClient(_BoundedClient, JobSubmissionClient):
     """Ray's client of jobs.
 
@@ -109,7 +120,7 @@ class JobsClient(_BoundedClient, JobSubmissionClient):
     def __init__(self, address: str) -> None:
         self._client_ray_version = ray.__version__
         # JobSubmissionClient's own would put the environment's address in the place of this one.
-        SubmissionClient.__init__(self, address)
+        self._open(address)
         self._require_ray("2.0")
 
     def node_states(self) -> dict[str, str]:
@@ -134,5 +145,5 @@ class ServeClient(_BoundedClient, ServeSubmissionClient):
     """
 
     def __init__(self, address: str) -> None:
-        SubmissionClient.__init__(self, address)
+        self._open(address)
         self._require_ray("2.0")

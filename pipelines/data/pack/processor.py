@@ -139,12 +139,11 @@ def load_tokenizer(path: str, revision: str | None = None) -> Any:
     try:
         if not Path(path).exists() and not constants.is_offline_mode():
             _ask_the_hub(path, wanted["revision"])
+        return AutoTokenizer.from_pretrained(path, **wanted)
     except TransferError:
         with contextlib.suppress(OSError, ValueError):
             return AutoTokenizer.from_pretrained(path, local_files_only=True, **wanted)  # of an earlier run
         raise
-    try:
-        return AutoTokenizer.from_pretrained(path, **wanted)
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"No tokenizer can be loaded from {path!r}.",

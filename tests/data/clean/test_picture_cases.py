@@ -18,7 +18,7 @@ from PIL import Image, ImageCms
 from casa_core.errors import MediaError
 from casa_core.media.data_uri import from_data_uri, to_data_uri
 from casa_core.media.decode import decode_image, decode_images, verify_image
-from casa_core.processing.processor_inputs import to_rgb
+from casa_core.processing.picture_sources import picture_to_rgb
 from pipelines.data.clean.records import clean_record
 from pipelines.data.read import Record
 from pipelines.data.read.corpora.image_text import ImageTextReader
@@ -369,4 +369,4 @@ def test_a_pillow_image_gives_the_pixels_of_its_file():
     exif = Image.Exif()
     exif[0x0112] = 6
     data = encode(picture, "JPEG", icc_profile=profile, exif=exif, quality=100)
-    np.testing.assert_array_equal(to_rgb(Image.open(io.BytesIO(data)), "a"), decode_image(data))
+    np.testing.assert_array_equal(picture_to_rgb(Image.open(io.BytesIO(data)), "a"), decode_image(data))

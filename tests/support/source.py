@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.support.paths import ROOT
 
-OURS = ("casa_core", "pipelines", "serve", "infra")
+OURS = ("casa", "casa_core", "pipelines", "serve", "infra")
 
 
 def sources(*packages: str) -> list[Path]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
+from typing import Any
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -119,3 +122,20 @@ def test_a_broken_picture_raises_in_its_turn():
     assert next(decoded).shape == scene().shape
     with pytest.raises(MediaError):
         next(decoded)
+
+
+def test_a_title_in_any_encoding_does_not_keep_a_video_from_being_read(tmp_path: Path):
+    path = tmp_path / "clip.mkv"
+    with av.open(str(path), "w", format="matroska") as container:
+        container.metadata["title"] = "XXXXtitle"
+        stream: Any = container.add_stream("mpeg4", rate=5)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        for number in range(5):
+            grey = np.full((64, 64, 3), 40 * number, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")))
+        container.mux(stream.encode())
+    written = path.read_bytes()
+    assert b"XXXXtitle" in written
+    path.write_bytes(written.replace(b"XXXX", b"\xe4\xff\xfe\x80"))  # no UTF-8
+    with VideoFrames(path) as frames:
+        assert len(list(frames.at([0.0, 0.5]))) == 2

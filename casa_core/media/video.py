@@ -297,12 +297,8 @@ def open_container(data: bytes | Path, containers: str = CONTAINERS) -> InputCon
 
     file = str(data) if isinstance(data, Path) else io.BytesIO(data)
     options = {"format_whitelist": containers, "protocol_whitelist": "file"}
-    # Titles may be in any encoding. PyAV 19 reads them all; before, it was to be asked.
-    titles: dict[str, Any] = (
-        {} if int(av.__version__.partition(".")[0]) >= 19 else {"metadata_errors": "replace"}
-    )
     try:
-        return av.open(file, "r", options=options, **titles)
+        return av.open(file, "r", options=options, metadata_errors="replace")  # titles in any encoding
     except FFmpegError as error:
         raise MediaError(
             "not_a_video",

@@ -36,6 +36,7 @@ IN_SMALL = {
     'TrainingArguments("out",': 'TrainingArguments("out", max_steps=1, report_to="none", use_cpu=True,',
     "recent=1024, slack=128": "recent=64, slack=32",
     "layers[3]": "layers[0]",
+    '"/dev/video0", format="v4l2"': '"testsrc=size=64x64:rate=10:duration=2", format="lavfi"',
 }
 """As written → as the test has it: names, devices, and sizes that the small model has not."""
 

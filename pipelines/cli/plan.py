@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -66,6 +67,7 @@ def plan(
 def _plan_training(
     recipe: str, overrides: Sequence[str], gpu: str, gpus: int | None, *, as_json: bool
 ) -> None:
+    print("Counting what small models of its layers keep: some seconds …", file=sys.stderr, flush=True)
     from casa_core.hardware import find_gpu
     from pipelines.cli.show.training import estimate_json, show_estimate
     from pipelines.cost.estimate import check_fits, estimate

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated
 
 import typer
@@ -35,8 +35,9 @@ def report(
 
     run = latest_run(store)
     pages = [stage for stage in run.stages if stage["kind"] in ("report", "compare")]
-    manifest = read_manifest(open_folder(pages[-1]["folder"])) if pages else None
-    if manifest is None:
+    folder = open_folder(pages[-1]["folder"]) if pages else None
+    manifest = None if folder is None else read_manifest(folder)
+    if folder is None or manifest is None:
         raise ConfigError(
             f"The latest run in {store} has no report.",
             "Its report stage has not ended."
@@ -44,7 +45,7 @@ def report(
             else f"It is a run of {run.recipe}, without such a stage.",
             "`casa status` shows its stages; `casa run` goes on.",
         )
-    page = open_folder(manifest["summary"]["path"])
+    page = folder / PurePath(manifest["summary"]["path"]).name  # in a store that was moved, too
     if not isinstance(page, Path):
         copy_tree(page.parent, output)
         page = output.absolute() / page.name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from enum import StrEnum
 from typing import Annotated, Any
@@ -70,6 +71,8 @@ def train(
 
 def _dry_run(recipe: str, overrides: Sequence[str], scale: str, *, as_json: bool) -> None:
     import os
+
+    print("Taking two steps on random data: half a minute …", file=sys.stderr, flush=True)
     from dataclasses import asdict
     from typing import cast
 

@@ -10,7 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from pipelines.cli.app import app
 from tests.support.cli.store import prepare_small
 from tests.support.cli.walk import CONDITIONS, Place, commands, leaves
 from tests.support.paths import ROOT
@@ -32,6 +34,20 @@ def test_the_walk_leaves_no_command_out():
     place = Place(store="s", folder=Path("f"), checkpoint="c")
     words = [" ".join(each) for each in commands(place).values()]
     assert [leaf for leaf in leaves() if not any(f"{each} ".startswith(f"{leaf} ") for each in words)] == []
+
+
+def test_a_store_that_was_moved_has_its_artifacts_with_it(store: Path, tmp_path: Path):
+    before = tmp_path / "before"
+    shutil.copytree(store, before)
+    record = before / "session" / "run.json"
+    record.write_text(record.read_text().replace(str(store), str(before)))
+    before.rename(tmp_path / "now")
+    for words in (["verify"], ["data", "inspect", "pack", "--sequence", "0"], ["lineage", "pack"]):
+        result = CliRunner().invoke(app, [*words, "--store", str(tmp_path / "now")])
+        assert result.exit_code == 0, result.output
+    verified = CliRunner().invoke(app, ["verify", "--store", str(tmp_path / "now")]).output
+    assert [line for line in verified.splitlines() if line.endswith(": intact")] == verified.splitlines()
+    assert len(verified.splitlines()) == 5
 
 
 @pytest.mark.parametrize(

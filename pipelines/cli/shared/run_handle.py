@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -203,10 +204,18 @@ def latest_run(store: Folder) -> LatestRun:
         recipe=run["recipe"],
         endpoint=run["endpoint"],
         job=_latest_job(records, run.get("job", "")),
-        stages=run["stages"],
+        stages=[{**stage, "folder": _folder_now(stage, store)} for stage in run["stages"]],
         records=records,
         cluster=Cluster(run["ray"], records.session, store),
     )
+
+
+def _folder_now(stage: dict[str, Any], store: Folder) -> str:
+    """Where a recorded stage's artifact is: a store that was moved takes its artifacts along."""
+    here = store / stage["kind"] / stage["fingerprint"]
+    recorded = stage["folder"]
+    moved = isinstance(here, Path) and "://" not in recorded and not Path(recorded).exists() and here.exists()
+    return str(here) if moved else recorded
 
 
 def _latest_job(records: Records, job_id: str) -> str:

@@ -37,7 +37,7 @@ NOT_HERE: tuple[tuple[str, str], ...] = (
     (r"fusion\.kind|train\.steps=600|sweep ablation", "a training of several minutes, or hours"),
     (r"/mnt/|my-model|evaluations/[ab]|9c01fe|2026-11-29|before\.png", "artifacts of the reader's own"),
     (
-        r"ours\.yaml|my\.yaml|mine\.yaml|data/pictures|prepare RECIPE|plan RECIPE|FILE\.json",
+        r"(ours|my|mine|shapes)\.yaml|score results|data/pictures|prepare RECIPE|plan RECIPE|FILE\.json",
         "the reader's own files",
     ),
     (r"casa reproduce$", "the time of a whole run"),

@@ -23,6 +23,7 @@ from casa_core.engine.requests import GenerationDelta, GenerationRequest, Genera
 from casa_core.engine.saved_session import SavedSession, Transcript
 from serve.departures import on_departure, replicas
 from serve.moving_stream import GONE, MovingStream, detached, streaming
+from serve.own_calls import call_apart
 from serve.routing import MODEL_PREFIX
 
 logger = logging.getLogger("casa.serve")
@@ -52,7 +53,7 @@ class Engines:
         """Answer a request; as ``EngineCalls.generate``."""
         request = _repeatable(request)
         for attempt in range(1, ATTEMPTS + 1):
-            response = self._handle_for(request.model).generate.remote(request)
+            response = call_apart(self._handle_for(request.model).generate, request)
             try:
                 return _value(await response)
             except GONE as error:
@@ -66,7 +67,7 @@ class Engines:
         """Answer a request piece by piece; as ``EngineCalls.stream``."""
         request, given = _repeatable(request), _Given()
         for attempt in range(1, ATTEMPTS + 1):
-            response = streaming(self._handle_for(request.model)).stream.remote(request)
+            response = call_apart(streaming(self._handle_for(request.model)).stream, request)
             given.again()
             try:
                 async for batch in response:
@@ -101,7 +102,7 @@ class Engines:
 
     async def load(self) -> LoadSnapshot:
         """What the engines hold together; the shares of time are the busiest's."""
-        asked = [self._handle.options(session_id=one).load.remote() for one in replicas()]
+        asked = [call_apart(self._handle.options(session_id=one).load) for one in replicas()]
         loads = [one for one in await asyncio.gather(*asked, return_exceptions=True) if _answered(one)]
         if not loads:
             loads = [await self._handle.load.remote()]

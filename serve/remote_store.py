@@ -11,6 +11,7 @@ from ray.serve.handle import DeploymentHandle
 
 from serve.files.store import StoredFile
 from serve.moving_stream import GONE
+from serve.own_calls import call_apart
 from serve.session_table import Stored, Update, Verdict
 
 logger = logging.getLogger("casa.serve")
@@ -53,7 +54,7 @@ class RemoteStore:
     async def _call(self, method: str, *arguments: Any) -> Any:
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                return await getattr(self._handle, method).remote(*arguments)
+                return await call_apart(getattr(self._handle, method), *arguments)
             except GONE as error:
                 if attempt == ATTEMPTS:
                     raise

@@ -162,6 +162,17 @@ def test_an_uploaded_picture_is_there_at_both_endpoints(url: str):
     assert {httpx.get(f"{url}/v1/files/{file['id']}").status_code for _ in range(4)} == {404}
 
 
+def test_a_message_may_show_several_uploaded_pictures(url: str):
+    send = {"content": picture("red"), "headers": {"content-type": "image/png"}}
+    files = [httpx.post(f"{url}/v1/files", **send).json()["id"] for _ in range(3)]
+    parts = [{**image_part(b""), "image_url": {"url": file}} for file in files]
+    content = [*parts, {"type": "text", "text": "ok"}]
+    call = {"model": MODEL, "messages": [{"role": "user", "content": content}]}
+    for _ in range(8):  # all are fetched at once
+        answer = httpx.post(f"{url}/v1/chat/completions", json=call, timeout=20)
+        assert answer.json()["choices"][0]["message"]["content"].endswith("ok"), answer.text
+
+
 def test_a_video_is_captioned_whole_though_its_endpoint_is_killed(
     url: str, cluster: ServeSubmissionClient, tmp_path: Path
 ):

@@ -64,6 +64,19 @@ def test_the_openai_client_gets_plain_and_streamed_answers(url: str):
     assert [model.id for model in client.models.list()] == [MODEL]
 
 
+def test_several_choices_of_one_call_are_all_answered_plain_and_streamed(url: str):
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0, timeout=20)
+    messages = question("what is this", picture("red"))
+    for _ in range(10):  # before, a call in two never ended
+        plain = client.chat.completions.create(model=MODEL, messages=messages, n=3)
+        assert [choice.message.content for choice in plain.choices] == ["red what is this"] * 3
+        said = ["", "", ""]
+        for chunk in client.chat.completions.create(model=MODEL, messages=messages, n=3, stream=True):
+            for choice in chunk.choices:
+                said[choice.index] += choice.delta.content or ""
+        assert said == ["red what is this"] * 3
+
+
 def test_a_websocket_client_streams_a_clip_and_gets_a_caption_for_each_frame(
     url: str, arguments: dict[str, Any]
 ):

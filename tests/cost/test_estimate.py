@@ -17,6 +17,7 @@ from casa_core.hardware import GPUS, find_gpu, peak_tflops
 from pipelines.cli.app import app
 from pipelines.cost import estimate as estimating
 from pipelines.cost.estimate import check_fits, estimate
+from pipelines.cost.workload import read_rates
 from pipelines.recipe.load import load_recipe
 from pipelines.recipe.where import TrainWorkers
 from tests.support.paths import ROOT
@@ -186,3 +187,12 @@ def test_every_published_recipe_fits_an_h100_by_the_estimate(recipe: str):
     assert found["fits"]
     assert found["workers"] == 64
     assert 10 * GIB < found["memory_bytes"]["total"] < 74 * GIB
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1, 2]", '{"rates": 3}'])
+def test_a_file_that_holds_no_rates_is_refused_with_the_way_to_one(tmp_path: Path, content: str):
+    file = tmp_path / "rates.json"
+    file.write_text(content)
+    with pytest.raises(ConfigError, match=r"rates\.json holds no rates") as caught:
+        read_rates(file, ())
+    assert "benchmarks.data_rates" in caught.value.remedy

@@ -130,9 +130,7 @@ def _require_port(opened: OpenRun) -> None:
     """
     deploys = any(stage.spec.kind == "deploy" and stage.status != "done" for stage in opened.stages)
     if deploys and opened.cluster.is_local and local_ray.find(opened.records.session) is None:
-        from pipelines.deploy.endpoint import (
-            require_free_port,
-        )  # late: only some commands need an HTTP client
+        from pipelines.deploy.endpoint import require_free_port  # late: it needs an HTTP client
 
         require_free_port(opened.recipe.where.serve.host, opened.recipe.where.serve.port)
 

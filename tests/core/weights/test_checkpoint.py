@@ -172,3 +172,32 @@ def test_nothing_is_finished_before_everything_is_written(tiny_checkpoint: Path,
         save_checkpoint(tmp_path / "model", model, processor)
     with pytest.raises(StoreError, match="is not a finished checkpoint"):
         load_checkpoint(tmp_path / "model")
+
+
+@pytest.mark.parametrize("damage", ["half", "empty", "zeros", "another"])
+@pytest.mark.parametrize(
+    "name",
+    ["config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "manifest.json"],
+)
+def test_a_damaged_file_of_a_checkpoint_is_named(
+    tiny_checkpoint: Path, tmp_path: Path, name: str, damage: str
+):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_checkpoint, folder)
+    whole = (folder / name).read_bytes()
+    left = {"half": whole[: len(whole) // 2], "empty": b"", "zeros": bytes(len(whole)), "another": b"[1, 2]"}
+    (folder / name).write_bytes(left[damage])
+    with pytest.raises(StoreError) as caught:
+        load_checkpoint(folder)
+    named = "*.safetensors" if name.endswith("safetensors") else name
+    assert named in caught.value.what
+    assert "casa verify" in caught.value.remedy
+
+
+def test_a_checkpoint_without_its_image_settings_is_not_loaded_with_others(
+    tiny_checkpoint: Path, tmp_path: Path
+):
+    shutil.copytree(tiny_checkpoint, tmp_path / "model")
+    (tmp_path / "model" / "processor_config.json").unlink()
+    with pytest.raises(StoreError, match=r"processor_config\.json"):
+        load_checkpoint(tmp_path / "model")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -45,7 +45,7 @@ def report(
             else f"It is a run of {run.recipe}, without such a stage.",
             "`casa status` shows its stages; `casa run` goes on.",
         )
-    page = folder / PurePath(manifest["summary"]["path"]).name  # in a store that was moved, too
+    page = folder / open_folder(manifest["summary"]["path"]).name  # in a store that was moved, too
     if not isinstance(page, Path):
         copy_tree(page.parent, output)
         page = output.absolute() / page.name

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from infra.code_package import PACKAGES
 from infra.local_ray import LONGEST_BASE, base_of_temporary_folder
 from infra.quota import memory_limit, usable_cpus
 
@@ -42,9 +43,6 @@ class Check:
     found: str
     cost: str = ""
     remedy: str = ""
-
-
-PACKAGES = ("casa", "casa_core", "pipelines", "serve", "infra")
 
 
 def _check(name: str, is_ok: bool, found: str, level: Level, cost: str, remedy: str) -> Check:
@@ -231,7 +229,7 @@ _NEEDED = [
 def _owners() -> dict[str, list[str]]:
     """Which distributions hold files of packages that are called as this project's."""
     found = importlib.metadata.packages_distributions()
-    return {name: found.get(name, []) for name in PACKAGES}
+    return {name: found.get(name, []) for name in ("casa", *PACKAGES)}
 
 
 def _version(package: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,22 +32,8 @@ def prepare_small(store: Path) -> None:
     for stage in opened.stages:
         if stage.spec.kind not in ("corpus", *HERE):
             continue
-        spec = JobSpec(
-            job_id=f"{stage.job_prefix}1",
-            stage=stage.name,
-            kind=stage.spec.kind,
-            function=HERE.get(stage.spec.kind, stage.spec.function),
-            fingerprint=stage.fingerprint,
-            code_version=stage.code_version,
-            state=False,
-            settings=stage.spec.settings,
-            location=stage.spec.location,
-            placement=stage.spec.placement,
-            inputs={role: str(folder) for role, folder in stage.inputs.items()},
-            output=str(stage.folder),
-            store=str(store),
-            timeout_s=None,
-        )
+        asked = JobSpec.of(stage, store, attempt=1)
+        spec = replace(asked, function=HERE.get(stage.spec.kind, asked.function))
         opened.records.write_spec(spec)
         outcome = run_job(spec)
         assert outcome.ok, outcome

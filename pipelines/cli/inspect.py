@@ -149,7 +149,7 @@ def _drawn() -> bytes:
 
     side = 256
     circle = Shape("circle", "red", 0.36 * side, 0.36 * side)
-    return encode_png(render(side, (238, 243, 250), circle, (0.64 * side, 0.36 * side)))
+    return encode_png(render(side, (238, 243, 250), (circle, (0.64 * side, 0.36 * side))))
 
 
 def _frames(clip: Path, most: int) -> list[bytes]:

@@ -18,7 +18,7 @@ class EasyVqaCorpus(Section):
     """Real 64-pixel pictures and questions from the easy-vqa package, in FineVision's parquet layout."""
 
     generator: Literal["easy_vqa"] = Field(description="Which generator writes the corpus.")
-    train_rows: Count = Field(default=9600, description="Pictures to train on, with three questions each.")
+    train_rows: Count = Field(default=9600, description="Pictures to train on, with five questions each.")
     test_rows: Count = Field(
         default=1200, description="Held-out questions, about pictures that training never sees."
     )

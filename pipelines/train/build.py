@@ -156,10 +156,13 @@ def _at_random(model: TrainedModel, processor: CasaProcessor) -> CasaForConditio
     built = CasaForConditionalGeneration(config)
     built.initialize_fusion()
     # A word must weigh as much as what attention adds to it. At the other weights' scale it is a tenth of
-    # that, and whether the picture shows what a word names is not learned in a thousand steps.
-    table = built.get_input_embeddings().weight
+    # that, and whether the picture shows what a word names is not learned in a thousand steps. A word is also
+    # read and written in one direction: what the picture is learned to be called then meets what is asked.
+    table, head = built.get_input_embeddings().weight, built.get_output_embeddings().weight
     assert isinstance(table, torch.Tensor)
     nn.init.normal_(table)
+    with torch.no_grad():
+        head.copy_(table * config.text_config.initializer_range)
     return built
 
 

@@ -249,7 +249,7 @@ def test_a_recipes_corpora_are_planned_from_their_files(tmp_path):
     mine = recipe_of(tmp_path, "finevision", tmp_path / "photos")
     shown = json.loads(casa("data", "plan", mine, *GIVEN, "--json"))
     assert [own["rows"] for own in shown["sources"]] == [60]
-    assert shown["budgets"] == {"text": 768, "image": 512}
+    assert shown["budgets"] == {"text": 1152, "image": 320}
     twice = ["--set", "pack.mixture.passes={mine: 2}"]
     shown = json.loads(casa("data", "plan", mine, *twice, *GIVEN, "--json"))
     assert [own["samples"] for own in shown["sources"]] == [120]

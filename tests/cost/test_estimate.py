@@ -155,12 +155,12 @@ def test_a_dry_run_takes_a_step_of_each_kind_with_the_recipes_budgets():
     whole = dry_run("quickstart", "train.sequences_per_step=4", "where.train.workers=2")
     image, video = whole["steps"]
     assert (image["kind"], video["kind"]) == ("image", "video")
-    assert (image["text_tokens"], image["image_tokens"]) == (2 * 768, 2 * 512)
-    assert (video["text_tokens"], video["image_tokens"]) == (4 * 768, 4 * 512)
+    assert (image["text_tokens"], image["image_tokens"]) == (2 * 1152, 2 * 320)
+    assert (video["text_tokens"], video["image_tokens"]) == (4 * 1152, 4 * 320)
     assert image["rates"]["new"] == pytest.approx(1.5e-3 / 40)
     assert video["rates"]["new"] == pytest.approx(1.5e-3 / 20)
-    assert set(whole["schedule"]) == {"1", "40", "600", "1040", "1200"}
-    assert whole["schedule"]["600"]["new"] == 1.5e-3
+    assert set(whole["schedule"]) == {"1", "40", "450", "780", "900"}
+    assert whole["schedule"]["450"]["new"] == 1.5e-3
 
 
 @pytest.mark.slow

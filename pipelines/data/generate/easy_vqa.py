@@ -4,14 +4,14 @@ The raw questions are three quarters yes/no, and six of seven of these can be an
 "is there a red shape?" by no, "is there no red shape?" by yes. So each is drawn as often with the one answer
 as with the other.
 
-A training row is a picture with three questions in one conversation, in any order: whether it shows a
-colour, whether it shows a shape, and which colour or shape it has. They are in the package's wordings about
-the package's pictures, but not all of them in its list, which asks too few that are to be answered by what a
-picture shows. Three of four yes/no questions are plain and one is negated ("is there not a circle?"), which
-is learned once the plain ones are; each third question is put in other words. Held-out rows are questions of
-the package's list, one each: a quarter about the colour, about the shape, of yes/no, and some of these in
-other words. The ``source`` column names their kind, ``easy-vqa/color``, ``/shape``, ``/yes_no`` or
-``/reworded``; it is ``easy-vqa/mixed`` for training.
+A training row is a picture with five questions in one conversation, in any order: which colour it has, which
+shape, and three times whether it shows something, yes as often as no. They are in the package's wordings
+about the package's pictures, but not all of them in its list, which asks too few that are to be answered by
+what a picture shows. One of eight yes/no questions is negated ("is there not a circle?"), which is learned
+once the plain ones are; half of all are put in other words. Held-out rows are questions of the package's
+list, one each: a quarter about the colour, about the shape, of yes/no, and some of these in other words. The
+``source`` column names their kind, ``easy-vqa/color``, ``/shape``, ``/yes_no`` or ``/reworded``; it is
+``easy-vqa/mixed`` for training.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def write_easy_vqa(
 
     Args:
         seed: Decides which questions are drawn, and their order.
-        train_rows: Rows from the package's training pictures; a multiple of 16.
+        train_rows: Rows from the package's training pictures.
         test_rows: Rows from its held-out pictures; a multiple of 24.
         faults: Adds to the training rows one truncated picture and one record whose picture is missing.
         progress: Called as ``(done, total, message)``.
@@ -145,38 +145,30 @@ Conversation = tuple[str, list[Question]]
 
 
 def _training(questions: list[Question], count: int, rng: random.Random) -> list[Conversation]:
-    """``count`` pictures with three questions each, in the package's wordings."""
-    _require_multiple(count, 16, "plain and negated questions, yes as often as no")
-    pictures = _by_look(questions)
+    """``count`` pictures with five questions each, in the package's wordings."""
+    pictures = sorted(_by_look(questions).items())
     openly = [sorted({q.text for q in questions if q.kind == topic}) for topic in TOPICS]
+    yes_no = sorted({(q.negated, q.text) for q in questions if q.kind == "yes_no"})
     drawn: list[Conversation] = []
-    for pair in zip(*(_yes_or_no(questions, topic, count, rng) for topic in TOPICS), strict=True):
-        look = rng.choice([look for look in pictures if all(is_right(question, look) for question in pair)])
-        image_id, topic = rng.choice(pictures[look]), rng.randrange(2)
-        fitting = [text for text in openly[topic] if words_of(text) & NAMES <= {*look}]
-        row = rng.sample([*pair, Question(rng.choice(fitting), look[topic], image_id)], 3)
-        row = [replace(question, image_id=image_id) for question in row]
-        drawn.append(("mixed", [q.reworded(rng) if rng.random() < 1 / 3 else q for q in row]))
+    for _ in range(count):
+        look, images = rng.choice(pictures)
+        image_id = rng.choice(images)
+        row = [_yes_or_no(yes_no, look, image_id, rng) for _ in range(3)]
+        for texts, answer in zip(openly, look, strict=True):
+            fitting = [text for text in texts if words_of(text) & NAMES <= {*look}]
+            row.append(Question(rng.choice(fitting), answer, image_id))
+        rng.shuffle(row)
+        drawn.append(("mixed", [q.reworded(rng) if rng.random() < 0.5 else q for q in row]))
     return drawn
 
 
-def _yes_or_no(questions: list[Question], topic: str, count: int, rng: random.Random) -> list[Question]:
-    """``count`` yes/no questions, each text as often with yes as with no; their pictures are still open."""
-    drawn: list[Question] = []
-    for negated, share in ((False, 3), (True, 1)):
-        texts = {
-            q.text for q in questions if q.kind == "yes_no" and q.topic == topic and q.negated == negated
-        }
-        halves = [Question(text, answer, -1) for text in sorted(texts) for answer in ("yes", "no")]
-        drawn += [halves[number % len(halves)] for number in range(count * share // 4)]
-    rng.shuffle(drawn)
-    return drawn
-
-
-def is_right(question: Question, look: Look) -> bool:
-    """Whether a yes/no question's answer is right for a picture that looks like this."""
-    shown = not words_of(question.text).isdisjoint(look)
-    return (question.answer == "yes") == (shown != question.negated)
+def _yes_or_no(wordings: list[tuple[bool, str]], look: Look, image_id: int, rng: random.Random) -> Question:
+    """Whether a picture shows a colour or a shape: as often what it shows as anything else of its kind."""
+    negated, shown, topic = rng.random() < 1 / 8, rng.random() < 1 / 2, rng.randrange(2)
+    others = [name for name in (COLORS, SHAPES)[topic] if name != look[topic]]
+    name = look[topic] if shown else rng.choice(others)
+    fitting = [text for negates, text in wordings if negates == negated and name in words_of(text)]
+    return Question(rng.choice(fitting), "yes" if shown != negated else "no", image_id)
 
 
 def words_of(text: str) -> set[str]:
@@ -202,7 +194,12 @@ def _by_look(questions: list[Question]) -> dict[Look, list[int]]:
 
 def _held_out(questions: list[Question], count: int, rng: random.Random) -> list[Conversation]:
     """``count`` questions: a quarter of each kind as the package asks them, and a third of these reworded."""
-    _require_multiple(count, 24, "colour, shape, yes/no and reworded questions, and yes as often as no")
+    if count % 24:
+        raise ConfigError(
+            f"The generator easy_vqa cannot draw {count} held-out rows.",
+            "A quarter each are about colour, about shape, yes/no and reworded, yes as often as no.",
+            f"Ask for a multiple of 24, for example {round(count / 24) * 24 or 24}.",
+        )
     kinds = [
         _sample([q for q in questions if q.kind == "color"], count // 4, rng),
         _sample([q for q in questions if q.kind == "shape"], count // 4, rng),
@@ -212,15 +209,6 @@ def _held_out(questions: list[Question], count: int, rng: random.Random) -> list
     drawn += [("reworded", [q.reworded(rng)]) for kind in kinds for q in kind[: count // 12]]
     rng.shuffle(drawn)
     return drawn
-
-
-def _require_multiple(count: int, factor: int, shared: str) -> None:
-    if count % factor:
-        raise ConfigError(
-            f"The generator easy_vqa cannot draw {count} rows.",
-            f"Rows are shared equally between {shared}.",
-            f"Ask for a multiple of {factor}, for example {round(count / factor) * factor or factor}.",
-        )
 
 
 def _sample(pool: list[Question], count: int, rng: random.Random) -> list[Question]:

@@ -1,6 +1,7 @@
 """Short clips of moving shapes with a spoken commentary, written in Live-WhisperX's layout.
 
-A shape drifts over a pale ground and is replaced every 1.5 to 3 seconds by one of another colour and name.
+A shape drifts over a pale ground and is replaced every 1.5 to 3 seconds by one of another colour and name. In
+half of the clips it stays, and goes when the second after it appears: two are on screen, one in each half.
 The commentary names each shape as it appears ("a red circle") and is silent otherwise. Its timing can be
 learnt from frames sampled at 2 fps from ``video_start`` on: a shape appears 0.05 to 0.2 s *before* a sampling
 time, and its first two words start right *after* it, so the frame that "a red" belongs to already shows the
@@ -15,7 +16,6 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,12 @@ import av
 from av.video.stream import VideoStream
 
 from casa_core.errors import ConfigError
-from pipelines.data.generate.shapes import Rgb, Shape, draw_ground, draw_shape, render
+from pipelines.data.generate.shapes import SIZES, Rgb, Shape, draw_ground, draw_shape, render
 
 SIDE = 64
 """Pixels of the square picture."""
+SIZES_OF_TWO = (SIZES[0], 0.42)
+"""Range of a shape's width as a share of the side where half of the picture is its own."""
 GRID = 0.5
 """Seconds between sampled frames (2 fps)."""
 QUERIES = ("describe what you see live", "comment on the video as it plays", "say what appears")
@@ -129,33 +131,30 @@ def make_clip(rng: random.Random, seconds: float) -> Clip:
     previous = ""
     if start > 0:  # what came before the clip: a shape already commented on and gone
         earlier = draw_shape(rng, SIDE)
-        appearances.append(_appear(rng, earlier, 0.1, start - rng.uniform(0.25, 0.45)))
+        appearances.append(_appear(rng, earlier, 0.1, start - rng.uniform(0.25, 0.45), (0, SIDE)))
         previous = earlier.caption
     marks = [rng.randint(0, 2)]
     while (following := marks[-1] + rng.randint(3, 6)) <= steps - 2:
         marks.append(following)
     words: list[tuple[float, float, str]] = []
-    shape = appearances[-1].shape if appearances else None
+    together = rng.choice((1, 2))
+    halves = ((0, SIDE // 2), (SIDE // 2, SIDE)) if together == 2 else ((0, SIDE),)
     begins = [max(0.0, start + mark * GRID - rng.uniform(0.05, 0.2)) for mark in marks]
-    for mark, (begin, end) in zip(marks, pairwise([*begins, start + seconds + 1.0]), strict=True):
-        shape = draw_shape(rng, SIDE, shape)
-        appearances.append(_appear(rng, shape, begin, end))
+    ends = [*begins[together:], *[start + seconds + 1.0] * together]
+    for number, (mark, begin, end) in enumerate(zip(marks, begins, ends, strict=False)):
+        others = [appearance.shape for appearance in appearances[-together:]]
+        shape = draw_shape(rng, SIDE, others, SIZES if together == 1 else SIZES_OF_TWO)
+        appearances.append(_appear(rng, shape, begin, end, halves[number % together]))
         words += _speak(rng, shape, start + mark * GRID)
     return Clip(start, start + seconds, draw_ground(rng), tuple(appearances), tuple(words), previous)
 
 
 def frames(clip: Clip, fps: int) -> Iterator[Rgb]:
     """Every picture of the video, from 0 to the clip's end; (64, 64, 3) each."""
-    remaining = list(clip.appearances)
     for number in range(round(clip.end * fps)):
         time = number / fps
-        while remaining and remaining[0].end <= time:
-            remaining.pop(0)
-        shown = remaining[0] if remaining and remaining[0].begin <= time else None
-        if shown is None:
-            yield render(SIDE, clip.ground, None, (0.0, 0.0))
-        else:
-            yield render(SIDE, clip.ground, shown.shape, shown.center(time))
+        shown = [each for each in clip.appearances if each.begin <= time < each.end]
+        yield render(SIDE, clip.ground, *((each.shape, each.center(time)) for each in shown))
 
 
 def pick_codec() -> str:
@@ -209,10 +208,17 @@ def _check_grid(seconds: float, fps: int) -> None:
         )
 
 
-def _appear(rng: random.Random, shape: Shape, begin: float, end: float) -> Appearance:
+def _appear(
+    rng: random.Random, shape: Shape, begin: float, end: float, columns: tuple[int, int]
+) -> Appearance:
+    """A shape that drifts between two places inside ``columns``."""
+
     def place() -> tuple[float, float]:
         half_width, half_height = shape.width / 2 + 1, shape.height / 2 + 1
-        return rng.uniform(half_width, SIDE - half_width), rng.uniform(half_height, SIDE - half_height)
+        left, right = columns
+        return rng.uniform(left + half_width, right - half_width), rng.uniform(
+            half_height, SIDE - half_height
+        )
 
     return Appearance(shape, begin, end, place(), place())
 

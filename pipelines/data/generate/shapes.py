@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -46,12 +47,15 @@ class Shape:
         return f"a {self.color} {self.name}"
 
 
-def draw_shape(rng: random.Random, side: int, previous: Shape | None = None) -> Shape:
-    """A random shape for a square picture of ``side`` pixels; ``previous``'s colour and name are avoided."""
-    color = rng.choice([name for name in COLORS if previous is None or name != previous.color])
-    shape: ShapeName = rng.choice([name for name in SHAPES if previous is None or name != previous.name])
-    width = rng.uniform(*SIZES) * side
-    height = {"circle": width, "triangle": width * 0.87, "rectangle": rng.uniform(*SIZES) * side}[shape]
+def draw_shape(
+    rng: random.Random, side: int, others: Sequence[Shape] = (), sizes: tuple[float, float] = SIZES
+) -> Shape:
+    """A random shape for a square picture of ``side`` pixels, of another colour than all ``others`` and of
+    another name than the last of them."""
+    color = rng.choice([name for name in COLORS if all(name != other.color for other in others)])
+    shape: ShapeName = rng.choice([name for name in SHAPES if not others or name != others[-1].name])
+    width = rng.uniform(*sizes) * side
+    height = {"circle": width, "triangle": width * 0.87, "rectangle": rng.uniform(*sizes) * side}[shape]
     return Shape(shape, color, width, height)
 
 
@@ -60,12 +64,17 @@ def draw_ground(rng: random.Random) -> tuple[int, int, int]:
     return rng.randint(*PALE), rng.randint(*PALE), rng.randint(*PALE)
 
 
-def render(side: int, ground: tuple[int, int, int], shape: Shape | None, center: tuple[float, float]) -> Rgb:
-    """Paints ``shape`` with its centre at ``center`` = (x, y) pixels; returns RGB of (side, side, 3)."""
+def render(side: int, ground: tuple[int, int, int], *shown: tuple[Shape, tuple[float, float]]) -> Rgb:
+    """Paints each shape with its centre at (x, y) pixels; returns RGB of (side, side, 3)."""
     picture = np.empty((side, side, 3), np.uint8)
     picture[:] = ground
-    if shape is None:
-        return picture
+    for shape, center in shown:
+        _paint(picture, ground, shape, center)
+    return picture
+
+
+def _paint(picture: Rgb, ground: tuple[int, int, int], shape: Shape, center: tuple[float, float]) -> None:
+    side = len(picture)
     # Only the box around the shape is painted: most of a picture is ground.
     box = tuple(
         slice(max(0, int(middle - length / 2) - 1), min(side, int(middle + length / 2) + 3))
@@ -75,7 +84,6 @@ def render(side: int, ground: tuple[int, int, int], shape: Shape | None, center:
     coverage_HW1 = np.clip(0.5 - distance_HW, 0.0, 1.0)[..., None]
     ground_C, color_C = np.asarray(ground, np.float32), np.asarray(COLORS[shape.color], np.float32)
     picture[box] = ground_C + coverage_HW1 * (color_C - ground_C) + 0.5
-    return picture
 
 
 def _distance(shape: Shape, x_W: NDArray[np.float32], y_H1: NDArray[np.float32]) -> NDArray[np.float32]:

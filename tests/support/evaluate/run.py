@@ -74,7 +74,7 @@ def vqa_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
     for number in range(count):
         shape = draw_shape(rng, SIDE)
         buffer = io.BytesIO()
-        PILImage.fromarray(render(SIDE, draw_ground(rng), shape, (32.0, 32.0))).save(buffer, "PNG")
+        PILImage.fromarray(render(SIDE, draw_ground(rng), (shape, (32.0, 32.0)))).save(buffer, "PNG")
         kind, question, answer = [
             ("color", "what color does it have?", shape.color),
             ("shape", "what shape is it?", shape.name),

@@ -8,7 +8,7 @@ INSTALL := $(PIP) install --quiet --no-compile
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format clean
+.PHONY: help demo test test-slow lint format docs clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -60,10 +60,20 @@ test-slow: $(VENV)/.slow-data ## Soaks, kill tests and the quickstart end to end
 lint: $(VENV)/.dev ## ruff and pyright
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright --pythonpath $(BIN)/python
 
+# In an environment of its own: reading the documents needs neither torch nor Ray, and their versions stay free.
+$(VENV)-docs/.docs: pyproject.toml
+	@test -x $(VENV)-docs/bin/python || $(PYTHON) -m venv $(VENV)-docs
+	@$(PYTHON) -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['docs'], sep='\n')" \
+		| $(VENV)-docs/bin/python -m pip install --quiet --disable-pip-version-check -r /dev/stdin
+	@touch $@
+
+docs: $(VENV)-docs/.docs ## The documentation as a site, in build/site; fails where a link leads nowhere
+	@$(VENV)-docs/bin/python -m docs.build_site
+
 format: $(VENV)/.dev ## Let ruff format the code
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
 clean: ## Stop what runs, and remove everything that was made here
 	@if [ -x $(BIN)/casa ] && [ -d runs ]; then $(BIN)/casa stop; fi
-	@rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) $(VENV)-docs runs build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -27,6 +27,7 @@ def test_a_change_is_linted_tested_and_built_and_slow_tests_run_at_night():
     assert change["lint"] == ["make lint"]
     assert change["test"] == ["make test"]
     assert change["wheel"] == ["python -m pip wheel --no-deps --wheel-dir dist ."]
+    assert change["docs"] == ["make docs"]
     assert commands(jobs("nightly.yml")["slow"]) == ["make test-slow"]
 
 

@@ -14,6 +14,7 @@ from PIL import Image as PILImage
 from casa_core.engine.engine import Engine
 from casa_core.engine.requests import GenerationRequest, SamplingParams
 from casa_core.types import Image, Sample, Text
+from pipelines.data.read.source.files import Files
 from tests.support.core.engine import picture, png
 from tests.support.data.media import counting_video
 from tests.support.paths import ROOT
@@ -36,6 +37,9 @@ IN_SMALL = {
     'TrainingArguments("out",': 'TrainingArguments("out", max_steps=1, report_to="none", use_cpu=True,',
     "recent=1024, slack=128": "recent=64, slack=32",
     "layers[3]": "layers[0]",
+    'open_reader("csv_captions", str(tmp_path), "photos", {})': (  # none of the tree's own readers
+        'CsvCaptionReader(files=Files(str(tmp_path)), source="photos")'
+    ),
     '"/dev/video0", format="v4l2"': '"testsrc=size=64x64:rate=10:duration=2", format="lavfi"',
 }
 """As written → as the test has it: names, devices, and sizes that the small model has not."""
@@ -92,6 +96,7 @@ def names_of(document: str, checkpoint: Path) -> dict[str, Any]:
             "samples": [sample()],
             "requests": [request_()],
         },
+        "docs/guides/own_corpus.md": lambda: {"Files": Files},
         "docs/models.md": lambda: {"torch": torch},
         "docs/streaming.md": lambda: {
             "frames": [picture(1), picture(2)],
@@ -120,6 +125,8 @@ def test_the_python_blocks_of_a_document_run(
         if "images=[picture]" in block:  # the reader's own picture
             names["picture"] = PILImage.open(folder / "picture.png")
         exec(compile(block, f"{document}, block {number}", "exec"), names)
+    for name in [name for name in names if name.startswith("test_")]:  # tests that a document shows
+        names[name](folder)
 
 
 def full_size_without_weights() -> Any:

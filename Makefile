@@ -18,7 +18,7 @@ help: ## Show this list
 CPU_TORCH := https://download.pytorch.org/whl/cpu
 define cpu_torch
 	@if [ "$$(uname)" = Linux ] && ! command -v nvidia-smi >/dev/null && ! $(PIP) show --quiet torch 2>/dev/null \
-		&& ! $(PIP) config list | grep -qE 'index-url|find-links|no-index'; then \
+		&& ! $(PIP) config list | grep -E 'index-url|find-links|no-index' >/dev/null; then \
 		$(INSTALL) --retries 1 --timeout 10 -c constraints.txt --index-url $(CPU_TORCH) torch \
 			|| echo "$(CPU_TORCH) cannot be used; torch comes from pip's usual index."; fi
 endef

@@ -35,9 +35,9 @@ from pipelines.cost.synthetic import SequenceShape, random_batch
 from pipelines.recipe.model import Train
 from pipelines.recipe.where import TrainWorkers
 from pipelines.train import zero
-from pipelines.train.build import training_stage
 from pipelines.train.loop import take_step
 from pipelines.train.loss_guard import LossGuard
+from pipelines.train.model_config import training_stage
 
 TRAIN = Train(steps=1, sequences_per_step=1, learning_rate=1e-4)
 STAGE = training_stage(TRAIN)

@@ -1,10 +1,10 @@
-"""Configuration of a fused model: the text backbone, the vision tower and the fusion between them."""
+"""Configuration of a fused model (backbone, vision tower, fusion), and what a stage of training trains."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.helium import HeliumConfig
@@ -137,6 +137,43 @@ def _sub_config(name: str, value: Any, known: dict[str, Any], default: type[PreT
         f"Supported types: {', '.join(sorted(known))}.",
         f"Use one of them as {name}.",
     )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingStage:
+    """What a stage of training trains.
+
+    Attributes:
+        language_model: Train the whole language model, embeddings and head included.
+        vision_blocks: Train so many of the vision tower's last blocks; ``"all"``: the whole tower.
+        fusion: Train what the fusion added: its layers' own projections, norms and gates, or the Q-Former.
+        new_learning_rate: For what the fusion added.
+        existing_learning_rate: For the language model and the vision tower.
+    """
+
+    language_model: bool
+    vision_blocks: int | Literal["all"]
+    fusion: bool = True
+    new_learning_rate: float = 1e-4
+    existing_learning_rate: float = 1e-5
+
+    def __post_init__(self) -> None:
+        for name in ("new_learning_rate", "existing_learning_rate"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(
+                    f"`{name} = {getattr(self, name)!r}` is no learning rate.",
+                    "It must be above zero.",
+                    "To freeze a part, leave it out of the stage.",
+                )
+
+
+STAGES = {
+    "helium-image": TrainingStage(language_model=True, vision_blocks=4),
+    "qwen-image": TrainingStage(language_model=False, vision_blocks=4),
+    "qwen-image-video": TrainingStage(language_model=False, vision_blocks=0),
+    "qwen-livecc": TrainingStage(language_model=False, vision_blocks=0),
+}
+"""The rows of Table 10."""
 
 
 AutoConfig.register("casa_tiny_vision", TinyVisionConfig)

@@ -16,10 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from casa_core.batch import PackedBatch
-from casa_core.config import CasaConfig, TinyVisionConfig
+from casa_core.config import CasaConfig, TinyVisionConfig, TrainingStage
 from casa_core.fusion.config import FusionConfig
 from casa_core.inputs import Packing
-from casa_core.param_groups import TrainingStage
 
 IntArray = NDArray[np.int64]
 _FROZEN = TrainingStage(language_model=False, vision_blocks=0)

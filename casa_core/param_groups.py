@@ -21,48 +21,12 @@ from typing import Any, Literal
 from torch import nn
 
 from casa_core.backbones.vision import last_blocks
+from casa_core.config import TrainingStage
 from casa_core.errors import ConfigError
 from casa_core.fusion.layers import PROJECTIONS
 from casa_core.model import CasaForConditionalGeneration
 
 Kind = Literal["new", "existing"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingStage:
-    """What a stage of training trains.
-
-    Attributes:
-        language_model: Train the whole language model, embeddings and head included.
-        vision_blocks: Train so many of the vision tower's last blocks; ``"all"``: the whole tower.
-        fusion: Train what the fusion added: its layers' own projections, norms and gates, or the Q-Former.
-        new_learning_rate: For what the fusion added.
-        existing_learning_rate: For the language model and the vision tower.
-    """
-
-    language_model: bool
-    vision_blocks: int | Literal["all"]
-    fusion: bool = True
-    new_learning_rate: float = 1e-4
-    existing_learning_rate: float = 1e-5
-
-    def __post_init__(self) -> None:
-        for name in ("new_learning_rate", "existing_learning_rate"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(
-                    f"`{name} = {getattr(self, name)!r}` is no learning rate.",
-                    "It must be above zero.",
-                    "To freeze a part, leave it out of the stage.",
-                )
-
-
-STAGES = {
-    "helium-image": TrainingStage(language_model=True, vision_blocks=4),
-    "qwen-image": TrainingStage(language_model=False, vision_blocks=4),
-    "qwen-image-video": TrainingStage(language_model=False, vision_blocks=0),
-    "qwen-livecc": TrainingStage(language_model=False, vision_blocks=0),
-}
-"""The rows of Table 10."""
 
 
 @dataclass(frozen=True, slots=True)

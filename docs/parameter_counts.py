@@ -16,10 +16,10 @@ from casa_core.backbones.published import (
     qwen2_5_vl_3b_text,
     qwen2_5_vl_3b_vision,
 )
-from casa_core.config import CasaConfig, TextConfig
+from casa_core.config import STAGES, CasaConfig, TextConfig, TrainingStage
 from casa_core.errors import ConfigError
 from casa_core.model import CasaForConditionalGeneration
-from casa_core.param_groups import STAGES, TrainingStage, parameter_groups
+from casa_core.param_groups import parameter_groups
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT = ROOT / "docs" / "models.md"

@@ -2,7 +2,8 @@
 
 For a given family, fusion and precision they are linear in products of tokens, layers and widths. Small
 models of the same layers run forward on the CPU, the bytes they keep are counted, and least squares gives the
-coefficients, which hold at any size. So the estimate follows the code.
+coefficients, which hold at any size. So the estimate follows the code. The coefficients are remembered: the
+models are imported and run where a family, fusion or setting is new.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import copy
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,10 +23,12 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
 from casa_core.batch import collate
-from casa_core.config import CasaConfig, TinyVisionConfig
-from casa_core.model import CasaForConditionalGeneration
-from casa_core.param_groups import TrainingStage, parameter_groups
-from pipelines.cost.synthetic import SequenceShape, random_sequence
+from casa_core.config import CasaConfig, TinyVisionConfig, TrainingStage
+from pipelines.cost.remembered import remembered
+from pipelines.cost.synthetic import SequenceShape, blank_sequence
+
+if TYPE_CHECKING:
+    from casa_core.model import CasaForConditionalGeneration
 
 PROBES = 90
 TOLERANCE = 0.02
@@ -48,17 +51,23 @@ class ActivationModel:
     def __init__(self, config: CasaConfig, stage: TrainingStage, precision: str, checkpointing: bool) -> None:
         self._config, self._stage = config, stage
         self._precision, self._checkpointing = precision, checkpointing
+        settings = [config.to_json_string(), repr(stage), precision, str(checkpointing)]
+        *coefficients, self.error = remembered("activations", settings, self._fit)
+        self._coefficients = np.array(coefficients)
+
+    def _fit(self) -> list[float]:
+        """The coefficients, and the largest relative error on a probe."""
         rng = np.random.default_rng(0)
         rows, kept = [], []
         with _one_thread():
             for _ in range(PROBES):
-                small, shape = _probe(config, stage, rng)
-                rows.append(features(small, stage, shape))
-                kept.append(count_kept(small, stage, shape, precision, checkpointing))
+                small, shape = _probe(self._config, self._stage, rng)
+                rows.append(features(small, self._stage, shape))
+                kept.append(count_kept(small, self._stage, shape, self._precision, self._checkpointing))
         table, bytes_kept = np.array(rows), np.array(kept, dtype=np.float64)
         # Probes of every size have equal weight.
-        self._coefficients = np.linalg.lstsq(table / bytes_kept[:, None], np.ones(PROBES), rcond=None)[0]
-        self.error = float(np.abs(table @ self._coefficients / bytes_kept - 1).max())
+        coefficients = np.linalg.lstsq(table / bytes_kept[:, None], np.ones(PROBES), rcond=None)[0]
+        return [*map(float, coefficients), float(np.abs(table @ coefficients / bytes_kept - 1).max())]
 
     def __call__(self, config: CasaConfig, shape: SequenceShape) -> int:
         """Bytes kept by a forward over one packed sequence of ``shape``."""
@@ -113,18 +122,24 @@ def features(config: CasaConfig, stage: TrainingStage, shape: SequenceShape) -> 
 def count_kept(
     config: CasaConfig, stage: TrainingStage, shape: SequenceShape, precision: str, checkpointing: bool
 ) -> int:
-    """Run one forward of a new model, and count the bytes that it keeps (:func:`kept_by_forward`)."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    """Run one forward of a new model, and count the bytes that it keeps (:func:`kept_by_forward`).
+
+    Sizes decide that, and not values: weights are what the memory held, tokens and patches are blank.
+    """
+    # late: to import the model takes as long as half of the rest of a plan
+    from transformers.initialization import no_init_weights
+
+    from casa_core.model import CasaForConditionalGeneration
+    from casa_core.param_groups import parameter_groups
+
+    with no_init_weights():
         model = CasaForConditionalGeneration(config).train()
-        parameter_groups(model, stage)
-        if precision == "bf16":
-            model = model.bfloat16()
-        if checkpointing:
-            model.recompute_activations()
-        generator = torch.Generator().manual_seed(0)
-        batch = collate([random_sequence(shape, config.text_config.vocab_size, generator)])
-    return kept_by_forward(model, batch.inputs())
+    parameter_groups(model, stage)
+    if precision == "bf16":
+        model = model.bfloat16()
+    if checkpointing:
+        model.recompute_activations()
+    return kept_by_forward(model, collate([blank_sequence(shape)]).inputs())
 
 
 def kept_by_forward(model: CasaForConditionalGeneration, inputs: dict[str, Any]) -> int:

@@ -24,10 +24,10 @@ from casa_core.param_groups import describe, parameter_groups
 from pipelines.cost.synthetic import SequenceShape, forwards_of, random_batch, shapes_of
 from pipelines.recipe.model import Recipe
 from pipelines.train import zero
-from pipelines.train.build import Scale, model_config, training_stage
 from pipelines.train.loader import MicroBatch
 from pipelines.train.loop import learning_rate_factor, peak_memory_gib, take_step
 from pipelines.train.loss_guard import LossGuard
+from pipelines.train.model_config import Scale, model_config, training_stage
 
 SMALL_VOCABULARY = 512
 STEPS = 2

@@ -14,7 +14,7 @@ from pipelines.cost.memory import Memory, ParameterCounts, count_parameters, sta
 from pipelines.cost.synthetic import SequenceShape, forwards_of, shapes_of
 from pipelines.recipe.model import Model, Recipe, Train
 from pipelines.recipe.where import TrainWorkers
-from pipelines.train.build import model_config, training_stage
+from pipelines.train.model_config import model_config, training_stage
 
 MFU = 0.14
 MFU_RANGE = (0.10, 0.35)

@@ -9,10 +9,9 @@ from dataclasses import dataclass, fields
 
 import torch
 
-from casa_core.config import CasaConfig
-from casa_core.model import CasaForConditionalGeneration
-from casa_core.param_groups import TrainingStage, parameter_groups
-from pipelines.train.zero import LIVE_PARAMETERS, PERSISTENT, REDUCE_BUCKET
+from casa_core.config import CasaConfig, TrainingStage
+from pipelines.cost.remembered import remembered
+from pipelines.train.zero_sizes import LIVE_PARAMETERS, PERSISTENT, REDUCE_BUCKET
 
 GIB = 2**30
 
@@ -60,15 +59,24 @@ class ParameterCounts:
 
 def count_parameters(config: CasaConfig, stage: TrainingStage) -> ParameterCounts:
     """Count the parameters of a model of that configuration, without allocating them."""
+    settings = [config.to_json_string(), repr(stage)]
+    return ParameterCounts(*map(int, remembered("parameters", settings, lambda: _count(config, stage))))
+
+
+def _count(config: CasaConfig, stage: TrainingStage) -> list[int]:
+    """All parameters, those trained, those of small tensors."""
+    from casa_core.model import CasaForConditionalGeneration  # late, as the probes' import of it
+    from casa_core.param_groups import parameter_groups
+
     with torch.device("meta"):
         model = CasaForConditionalGeneration(config)
     groups = parameter_groups(model, stage)
     sizes = [parameter.numel() for parameter in model.parameters()]
-    return ParameterCounts(
+    return [
         sum(sizes),
         sum(parameter.numel() for group in groups for parameter in group["params"]),
         sum(size for size in sizes if size < PERSISTENT),
-    )
+    ]
 
 
 def state_memory(

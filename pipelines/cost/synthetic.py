@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -12,7 +13,10 @@ from casa_core.flops import Load
 from casa_core.inputs import Packing
 from pipelines.recipe.model import Recipe
 from pipelines.recipe.pack import IMAGE_TOKEN_SIDES, frame_side
-from pipelines.train.loader import Document, MicroBatch, Share
+from pipelines.train.sampler import Share
+
+if TYPE_CHECKING:
+    from pipelines.train.loader import MicroBatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,20 +100,29 @@ def forwards_of(recipe: Recipe, kind: str, workers: int) -> list[int]:
 def random_sequence(shape: SequenceShape, vocab_size: int, generator: torch.Generator) -> PackedSequence:
     """A packed sequence of random tokens and patches, of that shape."""
     ids = torch.randint(2, vocab_size, (shape.text_tokens,), generator=generator)
+    patches_IPE = torch.randn(shape.images, 4 * shape.side**2, shape.patch_values, generator=generator)
+    return _sequence(shape, ids.tolist(), patches_IPE)
+
+
+def blank_sequence(shape: SequenceShape) -> PackedSequence:
+    """A packed sequence of that shape, of one token and of patches that are zero."""
+    patches_IPE = torch.zeros(shape.images, 4 * shape.side**2, shape.patch_values)
+    return _sequence(shape, [2] * shape.text_tokens, patches_IPE)
+
+
+def _sequence(shape: SequenceShape, ids: list[int], patches_IPE: torch.Tensor) -> PackedSequence:
     starts = shape.document_starts
-    grid = (2 * shape.side, 2 * shape.side)
-    patches = torch.randn(shape.images, grid[0] * grid[1], shape.patch_values, generator=generator)
     mask = torch.zeros(shape.text_tokens, dtype=torch.bool)
     for start, end in pairwise([*starts, shape.text_tokens]):
         mask[start + 1 : end : 2] = True
     return PackedSequence(
-        input_ids=ids.tolist(),
+        input_ids=ids,
         loss_mask=mask.tolist(),
         document_starts=starts,
         image_positions=shape.image_positions,
         image_tokens=[shape.side**2] * shape.images,
-        image_grids=[grid] * shape.images,
-        patches_PE=list(patches),
+        image_grids=[(2 * shape.side, 2 * shape.side)] * shape.images,
+        patches_PE=list(patches_IPE),
     )
 
 
@@ -117,6 +130,8 @@ def random_batch(
     shape: SequenceShape, sequences: int, vocab_size: int, generator: torch.Generator
 ) -> MicroBatch:
     """One forward's batch of random sequences."""
+    from pipelines.train.loader import Document, MicroBatch  # late: it imports the processor
+
     packed = [random_sequence(shape, vocab_size, generator) for _ in range(sequences)]
     trained = sum(sum(sequence.loss_mask) for sequence in packed)
     return MicroBatch(collate(packed), (Document("random", "random", trained),))

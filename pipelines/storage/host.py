@@ -1,4 +1,4 @@
-"""What this machine keeps for a store that lies elsewhere: session files, and copies of models.
+"""What this machine keeps outside stores: session files of a store that lies elsewhere, copies of models.
 
 Session files are those of the local Ray head and of the runner (``$XDG_STATE_HOME/casa``, else
 ``~/.local/state/casa``). Copies are made for what reads local files only, once per machine
@@ -47,7 +47,7 @@ def cached_copy(folder: str | Folder, digest: str) -> Iterator[Path]:
     if isinstance(folder, Path):
         yield folder
         return
-    cache = _own_folder("XDG_CACHE_HOME", ".cache") / "models"
+    cache = cache_folder() / "models"
     cache.mkdir(parents=True, exist_ok=True)
     copy = cache / _short_digest(f"{folder} {digest}")
     with _lock_of(copy).open("a") as lock:
@@ -90,6 +90,15 @@ def _lock_of(copy: Path) -> Path:
 
 def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def cache_folder() -> Path:
+    """Folder of what this machine keeps to save time, and may lose at any time. It may not exist yet.
+
+    Raises:
+        StoreError: If there is no home folder.
+    """
+    return _own_folder("XDG_CACHE_HOME", ".cache")
 
 
 def _own_folder(variable: str, otherwise: str) -> Path:

@@ -24,7 +24,7 @@ from casa_core.processing.processor import CasaProcessor
 from pipelines.data.store.readers import CleanReader, PackReader
 from pipelines.data.store.shard_writing import CARD
 from pipelines.storage.uri import Folder
-from pipelines.train.sampler import Step, StepSampler, share_of
+from pipelines.train.sampler import Share, Step, StepSampler
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,32 +208,6 @@ class LoadedStep:
     number: int
     step: Step
     batches: tuple[MicroBatch, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Share:
-    """Which part of every step a worker takes.
-
-    Attributes:
-        rank, world_size: This worker, and the number of workers.
-        sequences_per_forward: Packed sequences per forward; ``None``: the whole share in one forward.
-    """
-
-    rank: int = 0
-    world_size: int = 1
-    sequences_per_forward: int | None = None
-
-    def of(self, sequences: Sequence[int]) -> list[tuple[int, ...]]:
-        """The sequences of each of this worker's forwards.
-
-        Every worker has equally many forwards, because ZeRO's workers reduce together; the last ones are
-        empty where the step does not divide evenly.
-        """
-        own = share_of(sequences, self.rank, self.world_size)
-        largest = -(-len(sequences) // self.world_size)
-        size = self.sequences_per_forward or max(largest, 1)
-        count = max(-(-largest // size), 1)
-        return [own[index * size : (index + 1) * size] for index in range(count)]
 
 
 def iterate_steps(

@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from casa_core.config import TrainingStage
 from casa_core.flops import Load, step_flops
 from casa_core.hardware import peak_tflops
-from casa_core.param_groups import TrainingStage
 from pipelines.recipe.model import Train
 from pipelines.train import zero
-from pipelines.train.build import training_stage
 from pipelines.train.loader import LoadedStep, MicroBatch, SequenceReader, Share, load_batches
 from pipelines.train.loss_guard import LossGuard
 from pipelines.train.metrics import StepMetrics
+from pipelines.train.model_config import training_stage
 from pipelines.train.step import StepTotals, accumulate_gradients, measure_loss, update
 
 

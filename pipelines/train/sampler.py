@@ -119,3 +119,29 @@ def hold_out(
 def share_of(sequences: Sequence[int], rank: int, world_size: int) -> tuple[int, ...]:
     """One worker's sequences of a step; the last workers have one fewer where it does not divide evenly."""
     return tuple(sequences[rank::world_size])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """Which part of every step a worker takes.
+
+    Attributes:
+        rank, world_size: This worker, and the number of workers.
+        sequences_per_forward: Packed sequences per forward; ``None``: the whole share in one forward.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    sequences_per_forward: int | None = None
+
+    def of(self, sequences: Sequence[int]) -> list[tuple[int, ...]]:
+        """The sequences of each of this worker's forwards.
+
+        Every worker has equally many forwards, because ZeRO's workers reduce together; the last ones are
+        empty where the step does not divide evenly.
+        """
+        own = share_of(sequences, self.rank, self.world_size)
+        largest = -(-len(sequences) // self.world_size)
+        size = self.sequences_per_forward or max(largest, 1)
+        count = max(-(-largest // size), 1)
+        return [own[index * size : (index + 1) * size] for index in range(count)]

@@ -17,12 +17,13 @@ from pipelines.storage.host import cached_copy
 from pipelines.storage.transfer import local_copy, local_output
 from pipelines.storage.uri import open_folder
 from pipelines.train import zero
-from pipelines.train.build import build_model, training_stage
+from pipelines.train.build import build_model
 from pipelines.train.checkpoint.resume import resume
 from pipelines.train.checkpoint.save import Checkpointer
 from pipelines.train.loader import LoadedStep, SequenceReader, Share, iterate_steps
 from pipelines.train.loop import TrainLoop
 from pipelines.train.metrics import MetricsLog
+from pipelines.train.model_config import training_stage
 from pipelines.train.sampler import StepSampler, hold_out
 from pipelines.train.settings import TrainJob
 from pipelines.train.snapshots import Snapshots

@@ -13,13 +13,7 @@ from torch import nn
 from casa_core.backbones.tiny import ConvStem
 from pipelines.recipe.model import Train
 from pipelines.recipe.where import TrainWorkers
-
-REDUCE_BUCKET = ALLGATHER_BUCKET = 50_000_000
-"""Elements of a communication bucket."""
-LIVE_PARAMETERS = 1_000_000_000
-"""Elements that ZeRO-3 holds whole at once: prefetched, in use, soon to be used again."""
-PERSISTENT = 100_000
-"""ZeRO-3 keeps a tensor of fewer elements whole on every worker."""
+from pipelines.train.zero_sizes import ALLGATHER_BUCKET, LIVE_PARAMETERS, PERSISTENT, REDUCE_BUCKET
 
 
 def zero_config(train: Train, placement: TrainWorkers, world_size: int) -> dict[str, Any]:

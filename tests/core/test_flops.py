@@ -12,7 +12,7 @@ from casa_core.model import CasaForConditionalGeneration
 from casa_core.param_groups import parameter_groups
 from pipelines.cost.synthetic import SequenceShape, random_batch, random_sequence
 from pipelines.recipe.load import load_recipe
-from pipelines.train.build import model_config, training_stage
+from pipelines.train.model_config import model_config, training_stage
 
 IMAGES = SequenceShape(text_tokens=200, images=10, side=2, patch_values=1176, documents=10)
 VIDEO = SequenceShape(text_tokens=90, images=7, side=3, patch_values=1176, documents=1)

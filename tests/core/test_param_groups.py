@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from casa_core.backbones.published import helium1_2b_text, qwen2_5_vl_3b_text, qwen2_5_vl_3b_vision
-from casa_core.config import CasaConfig
+from casa_core.config import STAGES, CasaConfig, TrainingStage
 from casa_core.errors import ConfigError
 from casa_core.model import CasaForConditionalGeneration
-from casa_core.param_groups import STAGES, TrainingStage, describe, parameter_groups
+from casa_core.param_groups import describe, parameter_groups
 from tests.support.core.foreign import WORDS, fused
 from tests.support.core.published import picture, seen_logits
 

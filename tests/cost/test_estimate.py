@@ -196,3 +196,30 @@ def test_a_file_that_holds_no_rates_is_refused_with_the_way_to_one(tmp_path: Pat
     with pytest.raises(ConfigError, match=r"rates\.json holds no rates") as caught:
         read_rates(file, ())
     assert "benchmarks.data_rates" in caught.value.remedy
+
+
+def test_an_estimate_that_was_made_before_imports_no_model(tmp_path: Path):
+    """To import the model and to run the small ones is most of the time that a plan takes."""
+    program = (
+        "import sys\n"
+        "from casa_core.hardware import find_gpu\n"
+        "from pipelines.cost.estimate import estimate\n"
+        "from pipelines.recipe import load_recipe\n"
+        "print(estimate(load_recipe('helium1-qformer32'), find_gpu('H100')))\n"
+        "print(sorted({'torch._dynamo', 'casa_core.model', 'deepspeed', 'ray'} & set(sys.modules)))\n"
+    )
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    first, second = (
+        subprocess.run(
+            [sys.executable, "-c", program],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            env=environment,
+            check=True,
+        ).stdout.splitlines()
+        for _ in range(2)
+    )
+    assert first[0] == second[0]
+    assert "casa_core.model" in first[1]
+    assert second[1] == "[]"

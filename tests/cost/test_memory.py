@@ -17,7 +17,7 @@ from pipelines.cost.synthetic import SequenceShape, random_batch
 from pipelines.recipe.load import load_recipe
 from pipelines.recipe.where import TrainWorkers
 from pipelines.train import zero
-from pipelines.train.build import model_config, training_stage
+from pipelines.train.model_config import model_config, training_stage
 from pipelines.train.step import accumulate_gradients
 from tests.support.train.state import engine_state
 from tests.support.train.workers import finish, start_group

@@ -11,13 +11,15 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from casa_core.config import STAGES
 from casa_core.errors import ConfigError
-from casa_core.param_groups import STAGES, parameter_groups
+from casa_core.param_groups import parameter_groups
 from casa_core.processing.processor import CasaProcessor
 from casa_core.processing.tokenizer import SPECIAL_TOKENS, add_missing_special_tokens, build_tokenizer
 from casa_core.weights.checkpoint import save_checkpoint
 from pipelines.recipe.model import TrainedModel
-from pipelines.train.build import build_model, model_config
+from pipelines.train.build import build_model
+from pipelines.train.model_config import model_config
 from tests.support.core.published import VOCABULARY, helium, published, qwen
 
 WORDS = ["red circle", "blue square"]

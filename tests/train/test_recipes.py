@@ -15,9 +15,9 @@ from casa_core.param_groups import parameter_groups
 from pipelines.recipe.load import list_recipes, load_recipe
 from pipelines.recipe.model import Recipe
 from pipelines.recipe.where import TrainWorkers
-from pipelines.train.build import model_config, training_stage
 from pipelines.train.loader import MicroBatch
 from pipelines.train.loop import learning_rate_factor
+from pipelines.train.model_config import model_config, training_stage
 from tests.support.train.workers import finish, start_group
 
 VOCABULARY = 90

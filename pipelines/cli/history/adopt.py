@@ -120,7 +120,7 @@ def _checked(folder: str, recipe: Recipe, stage: PlannedStage) -> int:
         StoreError: If it is of another model, or does not load.
     """
     from casa_core.weights.checkpoint import load_checkpoint
-    from pipelines.train.build import model_config
+    from pipelines.train.model_config import model_config
 
     model, processor = load_checkpoint(folder)
     config = model.config

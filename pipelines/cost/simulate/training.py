@@ -25,7 +25,7 @@ from pipelines.cost.simulate.stages import Machines, Resource, StageCost
 from pipelines.cost.synthetic import SequenceShape, forwards_of, shapes_of
 from pipelines.recipe.model import Recipe
 from pipelines.text_format import duration
-from pipelines.train.build import training_stage
+from pipelines.train.model_config import training_stage
 
 _RECOMPUTED = 4 / 3
 """Operations with gradient checkpointing over those without: one more forward beside three passes."""

@@ -15,7 +15,7 @@ from casa_core.weights.checkpoint import save_checkpoint
 from pipelines.cli.app import app
 from pipelines.dag import artifact
 from pipelines.recipe import load_recipe
-from pipelines.train.build import model_config
+from pipelines.train.model_config import model_config
 from tests.support.evaluate.checkpoint import TEXTS, write_checkpoint
 
 

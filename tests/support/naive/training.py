@@ -16,8 +16,9 @@ from casa_core.batch import PackedSequence, collate
 from casa_core.model import CasaForConditionalGeneration
 from casa_core.param_groups import parameter_groups
 from casa_core.processing.processor import CasaProcessor
-from pipelines.train.build import build_model, training_stage
+from pipelines.train.build import build_model
 from pipelines.train.loader import SequenceReader
+from pipelines.train.model_config import training_stage
 from pipelines.train.settings import TrainJob
 
 

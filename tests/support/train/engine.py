@@ -11,8 +11,9 @@ import torch
 
 from casa_core.backbones.tiny import tiny_config
 from casa_core.batch import PackedSequence, collate
+from casa_core.config import TrainingStage
 from casa_core.model import CasaForConditionalGeneration
-from casa_core.param_groups import TrainingStage, parameter_groups
+from casa_core.param_groups import parameter_groups
 from casa_core.processing.processor import CasaProcessor
 from casa_core.processing.tokenizer import build_tokenizer
 from pipelines.recipe.model import Train

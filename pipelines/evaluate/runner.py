@@ -143,10 +143,13 @@ def _on_ray(
                 fn_constructor_args=(model, dict(sources), store),
                 batch_size=None,
                 batch_format="pyarrow",
-                compute=ActorPoolStrategy(size=min(workers, len(chunks)), max_tasks_in_flight_per_actor=4),
+                compute=ActorPoolStrategy(
+                    size=min(workers, len(chunks)),
+                    max_tasks_in_flight_per_actor=4,
+                    max_concurrent_calls_per_actor=AT_A_TIME,
+                ),
                 num_cpus=1,
                 num_gpus=gpus,
-                max_concurrency=AT_A_TIME,
             )
             yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow")
     except RayTaskError as error:

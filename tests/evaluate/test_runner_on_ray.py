@@ -30,6 +30,7 @@ def local_ray() -> Iterator[None]:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("error::ray.util.annotations.RayDeprecationWarning")
 def test_workers_on_ray_answer_as_one_here_does_and_reuse_what_is_known(
     local_ray: None, tiny_checkpoint: Path, tmp_path: Path
 ):

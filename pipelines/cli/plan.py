@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipelines.cli.shared.options import DEFAULT_RECIPE, JsonOption, RecipeArgument, SetOption
+from pipelines.cli.shared.options import (
+    DEFAULT_RECIPE,
+    JsonOption,
+    RecipeArgument,
+    RecipeStoreOption,
+    SetOption,
+    overrides_of,
+)
 from pipelines.cli.show.format import print_json
 
 if TYPE_CHECKING:
@@ -19,6 +26,7 @@ if TYPE_CHECKING:
 
 def plan(
     recipe: RecipeArgument = DEFAULT_RECIPE,
+    store: RecipeStoreOption = None,
     set_: SetOption = None,
     json_: JsonOption = False,
     tree: Annotated[
@@ -57,7 +65,7 @@ def plan(
     from pipelines.cli.show.plan import drawing, show_plan
     from pipelines.storage.atomic import write_whole
 
-    opened = open_run(recipe, set_ or ())
+    opened = open_run(recipe, overrides_of(set_, store))
     stages = [_with_state(stage) for stage in opened.stages]
     if svg is not None:
         write_whole(svg.absolute(), drawing(stages, opened.recipe.name) + "\n", parents=True)

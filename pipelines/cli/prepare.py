@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from pipelines.cli.shared.options import DEFAULT_RECIPE, JsonOption, PlainOption, RecipeArgument, SetOption
+from pipelines.cli.shared.options import (
+    DEFAULT_RECIPE,
+    JsonOption,
+    PlainOption,
+    RecipeArgument,
+    RecipeStoreOption,
+    SetOption,
+    overrides_of,
+)
 
 
 def prepare(
     recipe: RecipeArgument = DEFAULT_RECIPE,
     set_: SetOption = None,
+    store: RecipeStoreOption = None,
     json_: JsonOption = False,
     plain: PlainOption = False,
 ) -> None:
@@ -28,6 +37,6 @@ def prepare(
     from pipelines.cli.show.prepared import show_prepared
     from pipelines.dag.plan import DATA_KINDS
 
-    opened = open_run(recipe, set_ or (), DATA_KINDS)
+    opened = open_run(recipe, overrides_of(set_, store), DATA_KINDS)
     manifests = run_stages(opened, f"casa prepare {recipe}", as_json=json_, plain=plain)
     show_prepared(opened.stages, manifests, as_json=json_)

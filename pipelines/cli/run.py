@@ -6,12 +6,21 @@ from typing import Annotated
 
 import typer
 
-from pipelines.cli.shared.options import DEFAULT_RECIPE, JsonOption, PlainOption, RecipeArgument, SetOption
+from pipelines.cli.shared.options import (
+    DEFAULT_RECIPE,
+    JsonOption,
+    PlainOption,
+    RecipeArgument,
+    RecipeStoreOption,
+    SetOption,
+    overrides_of,
+)
 
 
 def run(
     recipe: RecipeArgument = DEFAULT_RECIPE,
     set_: SetOption = None,
+    store: RecipeStoreOption = None,
     until: Annotated[
         str | None, typer.Option(metavar="STAGE", help="Stop after this stage; what it needs is made first.")
     ] = None,
@@ -37,6 +46,8 @@ def run(
 
       casa run my.yaml --set where.ray.address=http://head:8265
 
+      casa run quickstart --store /data/runs       where artifacts go, instead of runs
+
       casa run --until pack                        the packed data, and nothing of training
 
       casa run --json | jq 'select(.event == "result")'
@@ -44,7 +55,7 @@ def run(
     from pipelines.cli.shared.run_handle import open_run, run_stages
     from pipelines.cli.show.results import show_results
 
-    opened = open_run(recipe, set_ or ())
+    opened = open_run(recipe, overrides_of(set_, store))
     if until is not None:
         from pipelines.cli.shared.part import await_inputs, up_to
 

@@ -6,13 +6,21 @@ from typing import Annotated
 
 import typer
 
-from pipelines.cli.shared.options import JsonOption, PlainOption, RecipeArgument, SetOption
+from pipelines.cli.shared.options import (
+    JsonOption,
+    PlainOption,
+    RecipeArgument,
+    RecipeStoreOption,
+    SetOption,
+    overrides_of,
+)
 from pipelines.cli.show.format import print_json_line
 
 
 def sweep(
     recipe: RecipeArgument = "ablation",
     set_: SetOption = None,
+    store: RecipeStoreOption = None,
     over: Annotated[
         list[str] | None,
         typer.Option(
@@ -47,7 +55,7 @@ def sweep(
     from pipelines.cli.show.plan import show_plan
     from pipelines.storage.uri import open_folder
 
-    opened = open_sweep(recipe, set_ or (), over or ())
+    opened = open_sweep(recipe, overrides_of(set_, store), over or ())
     if only_plan:
         show_plan(opened.stages, as_json=json_)
         return

@@ -9,7 +9,15 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.cli.shared.options import DEFAULT_RECIPE, JsonOption, PlainOption, RecipeArgument, SetOption
+from pipelines.cli.shared.options import (
+    DEFAULT_RECIPE,
+    JsonOption,
+    PlainOption,
+    RecipeArgument,
+    RecipeStoreOption,
+    SetOption,
+    overrides_of,
+)
 from pipelines.cli.show.format import print_json, print_json_line
 
 
@@ -23,6 +31,7 @@ class Scale(StrEnum):
 def train(
     recipe: RecipeArgument = DEFAULT_RECIPE,
     set_: SetOption = None,
+    store: RecipeStoreOption = None,
     json_: JsonOption = False,
     plain: PlainOption = False,
     dry_run: Annotated[
@@ -56,7 +65,7 @@ def train(
     from pipelines.cli.shared.run_handle import open_run, run_stages
     from pipelines.dag.plan import DATA_KINDS
 
-    opened = open_run(recipe, set_ or (), DATA_KINDS | {"train"})
+    opened = open_run(recipe, overrides_of(set_, store), DATA_KINDS | {"train"})
     # The blind baseline is the evaluation's, which compares with it.
     stages = [stage for stage in opened.stages if stage.spec.settings.get("images") is not False]
     opened = replace(opened, stages=stages)

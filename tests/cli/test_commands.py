@@ -21,10 +21,10 @@ COMMANDS = sorted(get_command(app).commands)  # type: ignore[attr-defined]
 
 
 def casa(*arguments: str, code: int = 0) -> str:
-    """Run ``casa``; returns everything it printed."""
+    """Run ``casa``; returns everything it printed, or with `--json` what is for a script."""
     result = CliRunner().invoke(app, list(arguments), env={"COLUMNS": "120"})
     assert result.exit_code == code, result.output
-    return result.output
+    return result.stdout if "--json" in arguments else result.output
 
 
 def nothing_serves() -> list[str]:
@@ -51,6 +51,22 @@ def test_every_command_has_help_with_examples(command: str):
 def test_every_argument_and_option_has_a_description(command: str):
     for parameter in get_command(app).commands[command].params:  # type: ignore[attr-defined]
         assert getattr(parameter, "help", None), f"casa {command}: {parameter.name}"
+
+
+@pytest.mark.parametrize("command", ["run", "prepare", "train", "plan", "sweep"])
+def test_commands_that_take_a_recipe_take_its_store(command: str):
+    assert "where.store" in casa(command, "--help")
+
+
+def test_a_store_is_short_for_the_recipes_setting(tmp_path: Path):
+    by_setting, by_option = (
+        casa("plan", "quickstart", "--json", *given)
+        for given in (["--set", f"where.store={tmp_path}"], ["--store", str(tmp_path)])
+    )
+    assert by_setting == by_option
+    assert str(tmp_path) in by_option
+    (tmp_path / "file").touch()
+    assert "is a file" in casa("run", "--store", str(tmp_path / "file"), code=2)
 
 
 def test_casa_alone_shows_what_there_is():

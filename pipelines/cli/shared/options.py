@@ -41,6 +41,16 @@ StoreOption = Annotated[
     ),
 ]
 """A :data:`~pipelines.storage.uri.Folder`."""
+RecipeStoreOption = Annotated[
+    Any,
+    typer.Option(
+        "--store",
+        help="Short for --set where.store=FOLDER: a folder, or s3://bucket/prefix.",
+        parser=parse_store,
+        metavar="FOLDER",
+    ),
+]
+"""A :data:`~pipelines.storage.uri.Folder` or ``None``, for :func:`overrides_of`."""
 UrlOption = Annotated[
     str | None,
     typer.Option(help="The endpoint, http://host:port; by default that of the store's latest run."),
@@ -60,3 +70,8 @@ RateOption = Annotated[
 ]
 DEFAULT_RECIPE = "quickstart"
 DEFAULT_STORE = Path("runs")
+
+
+def overrides_of(set_: list[str] | None, store: Folder | None) -> list[str]:
+    """The settings that a command lays over its recipe: those of `--set`, and the store of `--store`."""
+    return [*(set_ or ()), *([f"where.store={store}"] if store is not None else [])]

@@ -34,7 +34,8 @@ from infra.processes import FOLDER_MARK, MARK, end_session, is_alive, sessions_o
 SESSION_FILE = "ray.json"
 LOG_FILE = "ray.log"
 STOPPED_FILE = "stopped"
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 300.0
+"""Seconds for a head that runs to answer: 5 on a machine at rest, over 60 where 30 programs share a core."""
 log = logging.getLogger(__name__)
 LONGEST_BASE = 22
 """Characters of a path to which a session's folder, of 18 with its slash, and Ray's 63 can be added."""

@@ -17,6 +17,7 @@ from infra.inside import dashboard_of
 from infra.ray_errors import Busy, Unreachable
 from pipelines.dag.records import JobSpec
 from pipelines.dag.shared_names import serve_application, store_digest
+from pipelines.waits import Announcer, announced
 
 if TYPE_CHECKING:
     from infra.ray_clients import JobsClient
@@ -66,6 +67,7 @@ class Cluster:
         self._client: JobsClient | None = None
         self._local_session = ""
         self._code: Path | None = None
+        self._answer = Announcer("Waiting for Ray to take a request; its agents start late on a busy machine")
 
     @property
     def is_local(self) -> bool:
@@ -79,12 +81,13 @@ class Cluster:
         """
         if not self.is_local:
             return dashboard_of(self._ray)
-        session = local_ray.start(
-            self._session,
-            num_cpus=self._ray["num_cpus"],
-            object_store_mb=self._ray["object_store_mb"],
-            python_path=ROOT,
-        )
+        with announced("Waiting for this machine's Ray head to start"):
+            session = local_ray.start(
+                self._session,
+                num_cpus=self._ray["num_cpus"],
+                object_store_mb=self._ray["object_store_mb"],
+                python_path=ROOT,
+            )
         self._local_session = session.session_id
         return session.address
 
@@ -146,7 +149,7 @@ class Cluster:
         """
         details = self._info(job_id)
         found = None if details is None else _state(details.status.value)
-        if found == "active" and self.is_local and not self._runs_jobs():
+        if found == "active" and self.is_local and not self.has_local_head():
             raise Unreachable(
                 "The local Ray head runs no jobs.",
                 "Its raylet has ended, as when a process of Ray's is killed for want of memory.",
@@ -154,8 +157,9 @@ class Cluster:
             )
         return found
 
-    def _runs_jobs(self) -> bool:
-        session = local_ray.read_session(self._session)
+    def has_local_head(self) -> bool:
+        """Whether it is a head of our own, and that and its raylet run, though it may not answer yet."""
+        session = local_ray.read_session(self._session) if self.is_local else None
         return session is not None and local_ray.is_running(session)
 
     def waits_for(self, job_id: str) -> str:
@@ -274,7 +278,8 @@ class Cluster:
                 from infra.ray_clients import JobsClient
 
                 self._client = JobsClient(self.address())
-            return action(self._client)
+            with self._answer.waiting():
+                return action(self._client)
         except RuntimeError as error:
             if isinstance(error, ClusterError):
                 raise

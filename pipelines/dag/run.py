@@ -33,6 +33,9 @@ UNREACHABLE_S = 60.0
 """Seconds without the cluster, or the store, after which a run ends."""
 BUSY_S = 120.0
 """The same where the cluster answers, with a server's errors only."""
+STARTING_S = 300.0
+"""The same where this machine's own head runs: the agent that takes jobs starts last, which takes a minute or
+two where everything waits for a core."""
 WAIT_SHOWN_S = 10.0
 """Seconds between two looks at why a job has not begun, which are shown."""
 LONGEST_PAUSE_S = 5.0
@@ -324,6 +327,8 @@ class Runner:
         answered = self._reached or isinstance(error, Busy)
         hopeless = not answered and not self._cluster.is_local
         bound_s = BUSY_S if isinstance(error, Busy) else UNREACHABLE_S
+        if not self._reached and self._cluster.has_local_head():
+            bound_s = STARTING_S
         if hopeless or now - self._silent_since > bound_s:
             raise error
         self._cluster.forget()

@@ -20,6 +20,7 @@ from pipelines.dag.jobs import Cluster
 from pipelines.dag.plan import StageSpec, plan
 from pipelines.dag.records import Records
 from pipelines.dag.run import StageFailed
+from pipelines.waits import Announcer
 from tests.support.dag.runner import STAGES, Notes, gated, make_runner, remote, toy
 from tests.support.serve.cluster import wait_until
 
@@ -79,12 +80,26 @@ def test_a_head_that_takes_no_jobs_yet_is_waited_for(
     assert next(refusals, None) is None
 
 
+def test_a_head_that_starts_on_a_busy_machine_is_waited_for_and_named(
+    tmp_path: Path, ray_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Its answers come late or are errors, in turn: neither bound is one for a head that has yet to start."""
+    refuse(monkeypatch, "POST", "No available agent to submit job, please try again later.", 3)
+    monkeypatch.setattr(ray_clients, "BUSY_S", 0.0)
+    for bound in ("BUSY_S", "UNREACHABLE_S"):
+        monkeypatch.setattr(f"pipelines.dag.run.{bound}", 0.0)
+    runner = make_runner([toy("one", "write_number", number=1)], tmp_path, ray_folder, Notes())
+    runner._cluster._answer = Announcer("Waiting for Ray", first_s=0.1, every_s=0.1)
+    assert runner.run()["one"]["summary"] == {"number": 1}
+    assert "Waiting for Ray, after" in capsys.readouterr().err
+
+
 def test_a_head_that_takes_no_jobs_at_all_ends_the_run_with_what_to_do(
     tmp_path: Path, ray_folder: Path, monkeypatch: pytest.MonkeyPatch
 ):
     refuse(monkeypatch, "POST", "No available agent to submit job, please try again later.", 1000)
     monkeypatch.setattr(ray_clients, "BUSY_S", 0.0)
-    monkeypatch.setattr("pipelines.dag.run.BUSY_S", 2.0)
+    monkeypatch.setattr("pipelines.dag.run.STARTING_S", 2.0)
     with pytest.raises(ClusterError, match=r"takes no requests.*\n.*No available agent.*\n.*Run again"):
         make_runner([toy("one", "write_number", number=1)], tmp_path, ray_folder, Notes()).run()
 

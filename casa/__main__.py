@@ -26,6 +26,7 @@ def main() -> None:
 
         run()
     except KeyboardInterrupt:  # outside a command, as while packages are imported
+        print("\nInterrupted.", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None
 
 

@@ -39,6 +39,7 @@ from pipelines.cli import (
 )
 from pipelines.cli.evaluations import compare, score
 from pipelines.cli.history import adopt, diff, gc, lineage, reproduce
+from pipelines.cli.shared.interrupts import INTERRUPTED, end_at_next_interrupt
 from pipelines.cli.submitting import submit
 from pipelines.cli.workflows import export_dag
 from pipelines.storage.errors import disk_error, name_error
@@ -56,6 +57,10 @@ class CasaGroup(TyperGroup):
             spell_out(stream)
         try:
             return super().invoke(ctx)
+        except KeyboardInterrupt:  # while nothing of a run is under way: a plan, a download, a question
+            end_at_next_interrupt()
+            print("\nInterrupted.", file=sys.stderr)
+            raise SystemExit(INTERRUPTED) from None
         except Exception as error:
             said = error if isinstance(error, CasaError) else disk_error(error) or name_error(error)
             if said is None:

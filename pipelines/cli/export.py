@@ -41,6 +41,9 @@ def export(
 
       casa export s3://bucket/checkpoints/4a84… model
     """
+    from pipelines.cli.shared.quiet import quiet_libraries
+
+    quiet_libraries()
     from pipelines.train.checkpoint.export import export as write
 
     saved = write(_checkpoints(source, set_ or ()), output, step)

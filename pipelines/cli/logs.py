@@ -47,10 +47,11 @@ def _job_id(run: LatestRun, name: str, attempt: int | None) -> str:
     stage = run.stage(name)
     latest = run.attempts(stage)
     if latest == 0:
+        ran = [other["name"] for other in run.stages if run.attempts(other)]
         raise ConfigError(
             f"Stage {name} has not run in this store.",
             "It is waiting for its inputs, or its artifact was made elsewhere.",
-            "`casa status` shows the stages.",
+            f"Stages with logs: {', '.join(ran)}." if ran else "`casa status` shows the stages.",
         )
     if attempt is not None and attempt > latest:
         raise ConfigError(f"Stage {name} had {latest} attempts.", f"There is no attempt {attempt}.", "")

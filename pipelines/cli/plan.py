@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,8 +25,8 @@ if TYPE_CHECKING:
 
 def plan(
     recipe: RecipeArgument = DEFAULT_RECIPE,
-    store: RecipeStoreOption = None,
     set_: SetOption = None,
+    store: RecipeStoreOption = None,
     json_: JsonOption = False,
     tree: Annotated[
         bool, typer.Option("--tree", help="As a tree: under each stage what it is made from.")
@@ -75,14 +74,18 @@ def plan(
 def _plan_training(
     recipe: str, overrides: Sequence[str], gpu: str, gpus: int | None, *, as_json: bool
 ) -> None:
-    print("Counting what small models of its layers keep: some seconds …", file=sys.stderr, flush=True)
-    from casa_core.hardware import find_gpu
-    from pipelines.cli.show.training import estimate_json, show_estimate
-    from pipelines.cost.estimate import check_fits, estimate
-    from pipelines.recipe import load_recipe
+    from pipelines.waits import announced
 
-    loaded = load_recipe(recipe, overrides)
-    found = estimate(loaded, find_gpu(gpu), gpus)
+    with announced(
+        "Working out what training takes: small models of its layers are run once", first_s=1.5, every_s=5.0
+    ):
+        from casa_core.hardware import find_gpu
+        from pipelines.cli.show.training import estimate_json, show_estimate
+        from pipelines.cost.estimate import check_fits, estimate
+        from pipelines.recipe import load_recipe
+
+        loaded = load_recipe(recipe, overrides)
+        found = estimate(loaded, find_gpu(gpu), gpus)
     if as_json:
         print_json(estimate_json(found))
     else:

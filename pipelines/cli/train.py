@@ -79,19 +79,22 @@ def train(
 
 
 def _dry_run(recipe: str, overrides: Sequence[str], scale: str, *, as_json: bool) -> None:
-    import os
-
     print("Taking two steps on random data: half a minute …", file=sys.stderr, flush=True)
+    from pipelines.waits import announced
+
+    with announced("Still taking two steps", first_s=9.0, every_s=9.0):
+        _take_steps(recipe, overrides, scale, as_json=as_json)
+
+
+def _take_steps(recipe: str, overrides: Sequence[str], scale: str, *, as_json: bool) -> None:
     from dataclasses import asdict
     from typing import cast
 
-    import torch
-
+    from pipelines.cli.shared.quiet import quiet_libraries
     from pipelines.cli.show.training import show_dry_run, show_step
     from pipelines.recipe import load_recipe
 
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    quiet_libraries()
     from pipelines.cost.dry_run import DryRun
     from pipelines.cost.dry_run import dry_run as run
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -96,10 +97,7 @@ def test_a_failed_run_ends_with_1_and_shows_the_log(store: Path):
 
 def test_an_interrupted_run_prints_what_goes_on_and_how_to_resume(store: Path):
     process = start("gated", "run", "--set", f"where.store={store}")
-    deadline = time.monotonic() + 60
-    while not (store / "starts.txt").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_for(store / "starts.txt")
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
@@ -108,10 +106,50 @@ def test_an_interrupted_run_prints_what_goes_on_and_how_to_resume(store: Path):
 
     output, _ = casa("gated", "status", "--store", str(store), "--json")
     assert [stage["state"] for stage in json.loads(output)["stages"]] == ["running", "waiting"]
+    _, errors = casa("gated", "logs", "after", "--store", str(store), code=2)
+    assert "Stages with logs: slow." in errors
     (store / "gate").touch()
     output, _ = casa("gated", "run", "--set", f"where.store={store}")
     assert "watched again" in output or "already done" in output
     assert len((store / "starts.txt").read_text().splitlines()) == 1
+
+
+def interrupt_twice(process: subprocess.Popen[str]) -> str:
+    """Two interrupts within a second; returns what was printed as errors."""
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert "Traceback" not in errors
+    # Python's last steps give SIGINT back to the kernel: a shell shows both as 130
+    assert process.returncode in (130, -signal.SIGINT)
+    return errors
+
+
+def test_a_run_that_is_interrupted_twice_ends_in_words_with_the_store(store: Path):
+    process = start("gated", "run", "--store", str(store))
+    wait_for(store / "starts.txt")
+    errors = interrupt_twice(process)
+    (store / "gate").touch()
+    assert f"casa run quickstart --store {store}" in errors
+    assert f"casa stop --store {store}" in errors
+
+
+def test_an_interrupt_while_the_head_starts_or_a_plan_is_made_ends_in_words(tmp_path: Path):
+    (tmp_path / "session").mkdir()
+    with (tmp_path / "session" / "ray.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # as another command does that starts the head
+        process = start("gated", "run", "--store", str(tmp_path))
+        wait_for(tmp_path / "session" / "run.json")
+        time.sleep(1)
+        assert "Interrupted." in interrupt_twice(process)
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} did not appear"
+        time.sleep(0.05)
 
 
 @pytest.mark.slow

@@ -335,6 +335,11 @@ def test_any_kept_step_becomes_a_model_that_loads(engines: list[Any], processor:
     assert typed.exit_code == 0
     assert typed.stdout.startswith(f"{tmp_path / 'typed'}: the model after 10 steps, from {root}")
     assert same(dict(load_checkpoint(tmp_path / "typed")[0].named_parameters()), first)
+    environment = {name: value for name, value in os.environ.items() if name != "DS_ACCELERATOR"}
+    command = [sys.executable, "-m", "casa", "export", str(root), str(tmp_path / "quiet")]
+    quiet = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, check=True)
+    assert quiet.stderr == "", "a library printed"
+    assert len(quiet.stdout.splitlines()) == 1
     with pytest.raises(ConfigError, match=r"(?s)no checkpoint of step 15.*10, 20"):
         export(root, tmp_path / "none", 15)
     with pytest.raises(ConfigError, match="no whole checkpoint"):

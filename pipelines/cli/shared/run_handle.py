@@ -15,6 +15,7 @@ import typer
 from casa_core.errors import ClusterError, ConfigError, StoreError
 from infra import local_ray
 from infra.inside import runner_job
+from pipelines.cli.shared.interrupts import INTERRUPTED, end_at_next_interrupt
 from pipelines.cli.shared.options import DEFAULT_STORE
 from pipelines.cli.shared.submission import runner_prefix, submitted_name
 from pipelines.cli.show.format import headline
@@ -30,8 +31,8 @@ from pipelines.recipe.sweep_members import load_sweep
 from pipelines.recipe.sweep_stages import build_sweep
 from pipelines.storage.uri import Folder, open_folder
 from pipelines.text_format import did_you_mean
+from pipelines.waits import announced
 
-INTERRUPTED = 130
 HEALTH_CHECK_S = 3.0
 STOP_S = 30.0
 
@@ -79,7 +80,8 @@ def open_sweep(recipe: str, overrides: Sequence[str], over: Sequence[str] = ()) 
 def _open(loaded: Recipe, specs: list[StageSpec]) -> OpenRun:
     store = store_folder(loaded)
     records = Records(store)
-    stages = plan(specs, store, current_versions(cache=records.session / "sources.json"))
+    with announced("Planning: the code of each stage is read, and what the store holds"):
+        stages = plan(specs, store, current_versions(cache=records.session / "sources.json"))
     cluster = Cluster(loaded.where.ray.model_dump(mode="json"), records.session, store)
     return OpenRun(recipe=loaded, stages=stages, records=records, cluster=cluster)
 
@@ -119,6 +121,7 @@ def run_stages(opened: OpenRun, command: str, *, as_json: bool, plain: bool) -> 
         with watcher:
             return runner.run()
     except KeyboardInterrupt:
+        end_at_next_interrupt()
         _explain_interrupt(runner.active, command, opened.records.store)
         raise typer.Exit(INTERRUPTED) from None
 
@@ -138,7 +141,8 @@ def _require_port(opened: OpenRun) -> None:
 def _explain_interrupt(active: list[str], command: str, store: Folder) -> None:
     going_on = f"Still running in Ray: {', '.join(active)}." if active else "No stage was running."
     usual = store == DEFAULT_STORE.absolute()
-    stop = "casa stop" if usual else f"casa stop --store {shlex.quote(str(store))}"
+    option = "" if usual else f" --store {shlex.quote(str(store))}"
+    command, stop = f"{command}{option}", f"casa stop{option}"
     width = max(len(command), len(stop))
     print(
         f"\nInterrupted. {going_on}\n"

@@ -92,6 +92,7 @@ def _at_random(model: TrainedModel, processor: CasaProcessor) -> CasaForConditio
     # read and written in one direction: what the picture is learned to be called then meets what is asked.
     table, head = built.get_input_embeddings().weight, built.get_output_embeddings().weight
     assert isinstance(table, torch.Tensor)
+    assert isinstance(head, torch.Tensor)
     nn.init.normal_(table)
     with torch.no_grad():
         head.copy_(table * config.text_config.initializer_range)

@@ -66,10 +66,11 @@ class ConvStem(nn.Module):
         halvings = config.patch_size.bit_length() - 1
         widths = [max(16, config.hidden_size >> (halvings - 1 - i)) for i in range(halvings)]
         self.convs = nn.ModuleList(
-            nn.Conv2d(before, after, kernel_size=3, stride=2, padding=1)
+            nn.Conv2d(before, after, kernel_size=3, stride=2, padding=1, bias=False)
             for before, after in zip([config.in_channels, *widths], widths, strict=False)
         )
-        # Each channel over its picture, so that an edge weighs the same whatever the colours beside it.
+        # Each channel over its picture, so that an edge weighs the same whatever the colours beside it. It
+        # takes a convolution's bias away again, so they have none.
         self.norms = nn.ModuleList(nn.GroupNorm(width, width) for width in widths)
 
     def forward(self, patches_PE: torch.Tensor, grids: Sequence[tuple[int, int]]) -> torch.Tensor:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from functools import cache
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+"""Numbers of mallopt's settings (malloc.h)."""
 
 
 def trim_heap() -> None:
@@ -13,16 +16,23 @@ def trim_heap() -> None:
     takes further ones from its arenas, one for each of several threads, and returns only what happens to lie
     at their ends. It takes tens of milliseconds, which other threads may wait for: call it after work that
     has needed hundreds of megabytes.
+
+    From the first call on, blocks of 8 MB and more are mapped one by one and go back when they are freed: a
+    trim leaves the end of every arena but the main one, up to 32 MB each (glibc 2.36, ``mtrim``).
     """
-    if _trim is not None:
-        _trim(0)
+    libc = _glibc()
+    if libc is not None:
+        libc.malloc_trim(0)
 
 
-def _glibc_trim() -> Callable[[int], int] | None:
+@cache
+def _glibc() -> ctypes.CDLL | None:
+    """The C library with its thresholds set: both, since setting one ends its own adjusting of the other."""
     try:
-        return ctypes.CDLL(None).malloc_trim
+        libc = ctypes.CDLL(None)
+        libc.malloc_trim  # noqa: B018 - whether it is there
     except (AttributeError, OSError, TypeError):  # another C library; Windows takes no None
         return None
-
-
-_trim = _glibc_trim()
+    libc.mallopt(_M_MMAP_THRESHOLD, 8 << 20)
+    libc.mallopt(_M_TRIM_THRESHOLD, 32 << 20)
+    return libc

@@ -34,8 +34,8 @@ print(before, kept, resident())
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from Linux's /proc")
-def test_after_large_pictures_in_several_threads_a_trim_leaves_what_was_there_before():
+def test_large_pictures_in_several_threads_leave_the_memory_that_was_there_before():
     run = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, check=True, text=True)
     before, kept, trimmed = map(int, run.stdout.split())
     # MB: less than one of the nine pictures stays, each 48 in Pillow; every thread has blocks of its own.
-    assert trimmed < before + 40, (before, kept, trimmed)
+    assert trimmed <= kept < before + 40, (before, kept, trimmed)

@@ -96,7 +96,9 @@ def test_layers_that_wait_on_a_disk_compute_the_same(
     places |= {"language_model.layers.1": "disk", "language_model.layers.2": "disk"}
     offloaded = loaded(tmp_path, device_map=places, offload_folder=tmp_path / "waiting")
     assert next(offloaded.language_model.layers[2].parameters()).is_meta
-    assert torch.equal(offloaded(**inputs).logits, model(**inputs).logits)
+    # Equal but for the last bit: a mapped file's weights lie at any address, and a matrix product's kernel
+    # sums in another order where they are not aligned to 64 bytes.
+    torch.testing.assert_close(offloaded(**inputs).logits, model(**inputs).logits, rtol=0, atol=2e-6)
     settings: dict[str, Any] = {"max_new_tokens": 4, "do_sample": False}
     expected = cast(Any, model).generate(**inputs, **settings)
     assert torch.equal(cast(Any, offloaded).generate(**inputs, **settings), expected)

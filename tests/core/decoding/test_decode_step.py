@@ -101,15 +101,34 @@ def test_a_step_as_one_graph_has_weights_of_any_type(
     rows: int, dtype: torch.dtype, quantize: Quantize | None
 ):
     model: Any = copy.deepcopy(model_of("casa", "helium")).to(dtype)
-    found = []
-    for compile in (True, False):
+
+    def logits(model: Any, *, compile: bool = False, quantize: Quantize | None = None) -> torch.Tensor:
         step = DecodeStep(copy.deepcopy(model), compile=compile, quantize=quantize)
         sequences = KVBatch(model, rows, decode=step)
-        found.append(
+        return torch.stack(
             [sequences.extend([TokenChunk([token + row]) for row in range(rows)]) for token in TOKENS]
         )
-    torch.testing.assert_close(found[0], found[1], rtol=5e-2, atol=5e-2)
-    assert found[0][0].dtype == dtype
+
+    graph, eager = (logits(model, compile=compile, quantize=quantize) for compile in (True, False))
+    assert graph.dtype == dtype
+    # Inputs of int8 weights are bf16 in any model. A graph rounds in other places than single operations do,
+    # so neither is the other's reference: the same weights in float32 say how far they may be.
+    exact = logits(_rounded_to_int8(model.float()) if quantize else model.float())
+    assert 0 < _rms(graph.float() - exact) <= 2 * _rms(eager.float() - exact) < 0.1 * _rms(exact)
+
+
+def _rounded_to_int8(model: Any) -> Any:
+    """The language model with each output's weights on 127 steps of their largest, and that step in bf16."""
+    linears = [one for one in model.language_model.layers.modules() if isinstance(one, torch.nn.Linear)]
+    for linear in [*linears, model.lm_head]:
+        weight_OC = linear.weight.detach()
+        step_O1 = weight_OC.abs().amax(1, keepdim=True) / 127
+        linear.weight = torch.nn.Parameter((weight_OC / step_O1).round() * step_O1.bfloat16().float())
+    return model
+
+
+def _rms(error: torch.Tensor) -> float:
+    return float(error.square().mean().sqrt())
 
 
 @pytest.mark.usefixtures("graphs")

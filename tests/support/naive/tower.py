@@ -20,14 +20,18 @@ def naive_tower(picture_3HW: torch.Tensor, weights: Weights, *, heads: int, merg
         heads, merge: What the weights do not tell.
     """
     grid_CRS = picture_3HW[None]
-    for level in range(sum(name.startswith("stem.convs") and name.endswith("weight") for name in weights)):
+    for level in range(sum(name.startswith("stem.convs") for name in weights)):
         conv, norm = f"stem.convs.{level}", f"stem.norms.{level}"
-        grid_CRS = conv2d(grid_CRS, weights[f"{conv}.weight"], weights[f"{conv}.bias"], stride=2, padding=1)
-        grid_CRS = gelu(group_norm(grid_CRS, 1, weights[f"{norm}.weight"], weights[f"{norm}.bias"]))
+        grid_CRS = conv2d(grid_CRS, weights[f"{conv}.weight"], stride=2, padding=1)
+        grid_CRS = gelu(
+            group_norm(grid_CRS, grid_CRS.shape[1], weights[f"{norm}.weight"], weights[f"{norm}.bias"])
+        )
     grid_CRS = grid_CRS[0]
     width, rows, columns = grid_CRS.shape
     places = [(row, column) for row in range(rows) for column in range(columns)]
-    x_PC = torch.stack([grid_CRS[:, row, column] + _place(row, column, width) for row, column in places])
+    x_PC = torch.stack(
+        [grid_CRS[:, row, column] + 0.3 * _place(row, column, width) for row, column in places]
+    )
     for block in range(len({name.split(".")[1] for name in weights if name.startswith("blocks.")})):
         x_PC = _block(x_PC, weights, f"blocks.{block}", heads)
     x_PC = layer_norm(x_PC, (width,), weights["norm.weight"], weights["norm.bias"])

@@ -15,7 +15,7 @@ from casa_core.decoding.plan import TokenChunk
 from casa_core.engine.events import Failed, FrameRefused, Outcome
 from casa_core.engine.image_encoder import Encoded
 from casa_core.engine.protocol import FrameImage
-from casa_core.engine.requests import CaptionEvent, SamplingParams, TokenLogprob
+from casa_core.engine.requests import TOKENS_PER_FRAME, CaptionEvent, SamplingParams, TokenLogprob
 from casa_core.engine.saved_session import SavedSession, Transcript
 from casa_core.errors import ConfigError
 from casa_core.media.decode import encode_png
@@ -40,7 +40,7 @@ class StreamSettings:
     """
 
     query: str = ""
-    max_tokens_per_frame: int = 16
+    max_tokens_per_frame: int = TOKENS_PER_FRAME
     max_tokens_per_prompt: int = 64
     sampling: SamplingParams = field(default_factory=SamplingParams)
     bounds: TextBounds | Literal["default"] | None = "default"

@@ -11,6 +11,9 @@ from casa_core.types import Sample
 
 FinishReason = Literal["stop", "length"]
 
+TOKENS_PER_FRAME = 16
+"""Upper bound on the tokens generated after one frame of a live stream, by default."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from casa_core.engine.live_stream import StreamSettings
 from casa_core.engine.requests import CaptionEvent, SamplingParams
 from casa_core.media.decode import decode_images
 from casa_core.types import Image, Sample, Text
 from pipelines.data.store.rows import is_stream
 from pipelines.evaluate.kept.answers import Answer, Caption
+
+if TYPE_CHECKING:
+    from casa_core.engine.live_stream import StreamSettings
 
 
 async def watch(engine: Any, sample: Sample, sampling: SamplingParams) -> Answer:
@@ -25,6 +27,8 @@ async def watch(engine: Any, sample: Sample, sampling: SamplingParams) -> Answer
     Raises:
         CasaError: As the engine refuses the stream or a frame.
     """
+    from casa_core.engine.live_stream import StreamSettings
+
     most = sampling.max_new_tokens
     settings = StreamSettings(max_tokens_per_frame=1, max_tokens_per_prompt=most, sampling=sampling)
     async with _stream(engine, settings) as session:
@@ -44,6 +48,8 @@ async def comment(engine: Any, sample: Sample, sampling: SamplingParams) -> Answ
         sample: The query, and frames of the assistant's turn.
         sampling: ``max_new_tokens`` bounds the words of one frame.
     """
+    from casa_core.engine.live_stream import StreamSettings
+
     most = sampling.max_new_tokens
     settings = StreamSettings(query=prompt_text(sample), max_tokens_per_frame=most, sampling=sampling)
     async with (

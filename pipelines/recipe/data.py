@@ -20,7 +20,11 @@ class EasyVqaCorpus(Section):
     generator: Literal["easy_vqa"] = Field(description="Which generator writes the corpus.")
     train_rows: Count = Field(default=9600, description="Pictures to train on, with five questions each.")
     test_rows: Count = Field(
-        default=1200, description="Held-out questions, about pictures that training never sees."
+        default=1200,
+        multiple_of=24,
+        le=5016,
+        description="Held-out questions, about pictures that training never sees: a quarter each about "
+        "colour, about shape, yes/no and reworded, yes as often as no. The package has no more.",
     )
 
 
@@ -30,16 +34,29 @@ class MovingShapesCorpus(Section):
     generator: Literal["moving_shapes"] = Field(description="Which generator writes the corpus.")
     train_clips: Count = Field(default=400, description="Clips to train on.")
     test_clips: Count = Field(default=48, description="Held-out clips.")
-    seconds: Positive = Field(default=8.0, description="Length of a clip, seconds.")
-    fps: Count = Field(default=10, description="Frames per second of the written mp4 files.")
+    seconds: Positive = Field(
+        default=8.0,
+        ge=2,
+        multiple_of=0.5,
+        description="Length of a clip, seconds: it is sampled every half second, and a shape "
+        "needs one second to be named.",
+    )
+    fps: int = Field(
+        default=10,
+        ge=10,
+        multiple_of=2,
+        description="Frames per second of the written mp4 files; sampling times fall on frames.",
+    )
 
 
 class ReadingCorpus(Section):
     """Pictures of four digits and questions that take reading them, in FineVision's parquet layout."""
 
     generator: Literal["reading"] = Field(description="Which generator writes the corpus.")
-    train_rows: Count = Field(default=24000, description="Pictures with a question to train on.")
-    test_rows: Count = Field(default=900, description="Held-out pictures with a question.")
+    train_rows: Count = Field(
+        default=24000, multiple_of=3, description="Pictures with a question to train on, of three kinds."
+    )
+    test_rows: Count = Field(default=900, multiple_of=3, description="Held-out pictures with a question.")
 
 
 Corpus = Annotated[EasyVqaCorpus | MovingShapesCorpus | ReadingCorpus, Field(discriminator="generator")]

@@ -11,7 +11,7 @@ import json
 import os
 import threading
 from collections import deque
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from casa_core import errors
@@ -23,10 +23,8 @@ from pipelines.storage.errors import disk_error
 from pipelines.storage.growing import finish
 from pipelines.storage.transfer import remove_tree
 from pipelines.storage.uri import Folder, filesystem_for, open_folder, recipe_folder
-from pipelines.train import metrics, snapshots
-from pipelines.train.scoring import Scoring
-from pipelines.train.settings import TrainJob, read_train_settings
-from pipelines.train.worker import train
+from pipelines.train import metrics
+from pipelines.train.settings import SNAPSHOTS, TrainJob, read_train_settings
 
 ERROR = "error.json"
 RAY_TRAIN = "ray_train"
@@ -42,14 +40,20 @@ def run_stage(context: StageContext) -> dict[str, Any]:
     """Train the recipe's model; returns the summary of the run."""
     job = _job(context)
     environment = worker_environment(job.placement.scoring_gpus > 0)
-    scoring = nullcontext() if job.settings.evaluate is None else Scoring(job, environment)
+    scoring = nullcontext() if job.settings.evaluate is None else _scoring(job, environment)
     with _ProgressFromMetrics(context, job.settings.train.steps), scoring:
         _fit(job, name=context.name)
     remove_tree(open_folder(job.checkpoints) / RAY_TRAIN)
-    remove_tree(open_folder(job.checkpoints) / snapshots.FOLDER)
+    remove_tree(open_folder(job.checkpoints) / SNAPSHOTS)
     finish(context.output / metrics.FILE)
     metrics.set_times_apart(context.output)
     return _summary(context.output)
+
+
+def _scoring(job: TrainJob, environment: dict[str, str]) -> AbstractContextManager[object]:
+    from pipelines.train.scoring import Scoring
+
+    return Scoring(job, environment)
 
 
 def _job(context: StageContext) -> TrainJob:
@@ -155,6 +159,9 @@ def _work(config: dict[str, Any]) -> None:
     workers that Ray starts in their place find the file and end.
     """
     import ray.train
+
+    # Not at the top: it takes seconds, which the job and Ray Train's controller then wait for as well.
+    from pipelines.train.worker import train
 
     job, world = config["job"], ray.train.get_context()
     reported = open_folder(job.output) / ERROR

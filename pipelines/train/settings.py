@@ -13,8 +13,10 @@ from pipelines.evaluate.held_out.board import BenchmarkSettings
 from pipelines.recipe.model import Train, TrainedModel
 from pipelines.recipe.where import TrainWorkers
 
+SNAPSHOTS = "snapshots"
+"""Folder beside the checkpoints for the models that are scored during the run."""
 LOCAL_WEIGHTS = ("language_model", "vision_tower", "checkpoint")
-"""``train.precision`` → the dtype that forwards compute in."""
+"""Weights that may lie in a local folder, whose path then stands beside the settings that count."""
 
 
 @stage_settings

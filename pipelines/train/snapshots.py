@@ -17,8 +17,8 @@ from pipelines.storage.atomic import write_whole
 from pipelines.storage.transfer import local_output, remove_tree
 from pipelines.storage.uri import Folder
 from pipelines.train.metrics import SCORES, read_scores
+from pipelines.train.settings import SNAPSHOTS
 
-FOLDER = "snapshots"
 WHOLE = ".whole"
 
 
@@ -44,7 +44,7 @@ class Snapshots:
 
     def waiting(self) -> list[int]:
         """The steps whose copies are whole and not scored, in order."""
-        folder = self.checkpoints / FOLDER
+        folder = self.checkpoints / SNAPSHOTS
         found = [int(path.name.removesuffix(WHOLE)) for path in folder.glob(f"*{WHOLE}")]
         return sorted(set(found) - self.scores().keys())
 
@@ -62,7 +62,7 @@ class Snapshots:
 
     def folder(self, step: int) -> Folder:
         """Where the copy of a step lies."""
-        return self.checkpoints / FOLDER / f"step-{step:08d}"
+        return self.checkpoints / SNAPSHOTS / f"step-{step:08d}"
 
     def _mark(self, step: int) -> Folder:
-        return self.checkpoints / FOLDER / f"{step}{WHOLE}"
+        return self.checkpoints / SNAPSHOTS / f"{step}{WHOLE}"

@@ -67,7 +67,7 @@ def test_a_second_run_does_nothing_and_only_what_a_setting_decides_is_redone(who
     assert redone("evaluate.frame_tolerance", "0") == {"evaluate", "report"}
     assert redone("train.learning_rate", "1e-3") == {"train", "evaluate", "deploy", "report"}
     for setting, value in (
-        ("where.train.workers", "1"),
+        ("where.train.workers", "2"),
         ("where.train.zero_stage", "3"),
         ("where.data.workers", "1"),
         ("where.ray.object_store_mb", "300"),

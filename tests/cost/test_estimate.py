@@ -159,8 +159,8 @@ def test_a_dry_run_takes_a_step_of_each_kind_with_the_recipes_budgets():
     assert (video["text_tokens"], video["image_tokens"]) == (4 * 1152, 4 * 320)
     assert image["rates"]["new"] == pytest.approx(1.5e-3 / 40)
     assert video["rates"]["new"] == pytest.approx(1.5e-3 / 20)
-    assert set(whole["schedule"]) == {"1", "40", "450", "780", "900"}
-    assert whole["schedule"]["450"]["new"] == 1.5e-3
+    assert set(whole["schedule"]) == {"1", "40", "420", "720", "840"}
+    assert whole["schedule"]["420"]["new"] == 1.5e-3
 
 
 @pytest.mark.slow

@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from casa_core.errors import ConfigError
 from pipelines.data.generate.easy_vqa import FINEVISION_SCHEMA
 from pipelines.data.generate.reading import COLORS, GLYPHS, PLACES, draw_digits, paint, write_reading
 
@@ -106,8 +105,3 @@ def test_digits_stay_in_their_quarter_and_no_two_share_a_digit_or_a_colour():
             assert top < digit.y
             assert digit.y + digit.height <= top + 31
         assert len(np.unique(paint(digits, (250, 250, 250)).reshape(-1, 3), axis=0)) == 5
-
-
-def test_rows_that_kinds_cannot_share_are_refused(tmp_path: Path):
-    with pytest.raises(ConfigError, match=r"(?s)cannot draw 100 rows.*for example 99"):
-        write_reading(tmp_path, seed=0, train_rows=100, test_rows=3)

@@ -103,8 +103,8 @@ def test_an_earlier_stage_is_the_one_its_own_run_has_made(chained: Path, tmp_pat
 
 
 def test_where_a_run_executes_holds_for_the_earlier_stages_too(chained: Path):
-    stages = stages_of(chained, "where.train.workers=1")
-    assert stages["train-first"].placement["train"]["workers"] == 1
+    stages = stages_of(chained, "where.train.workers=2")
+    assert stages["train-first"].placement["train"]["workers"] == 2
 
 
 def test_three_recipes_chain(chained: Path, tmp_path: Path):

@@ -125,11 +125,18 @@ def test_a_misspelt_choice_is_refused_with_the_closest_one(override: str, path: 
     [
         (["train.steps=100"], "warmup_steps + decay_steps"),
         (["where.train.workers=3"], "cannot be shared evenly"),
-        (["where.ray.num_cpus=1"], "wait for ever"),
+        (["where.ray.num_cpus=1", "where.train.workers=2"], "wait for ever"),
         (["pack.max_side=512"], "image tokens"),
         (["pack.max_side=70"], "multiple of 16"),
         (["deploy.replicas={min: 3, max: 2}"], "more than max"),
         (["data.sources.vqa.fps=2.0"], "still pictures"),
+        (["data.sources.vqa.make.test_rows=100"], "a multiple of 24"),
+        (["data.sources.vqa.make.test_rows=6000"], "less than or equal to 5016"),
+        (["data.sources.live.make.fps=11"], "a multiple of 2"),
+        (["data.sources.live.make.fps=4"], "greater than or equal to 10"),
+        (["data.sources.live.make.seconds=1.5"], "greater than or equal to 2"),
+        (["data.sources.live.make.seconds=8.1"], "a multiple of 0.5"),
+        (["data.sources.live.make={generator: reading, test_rows: 100}"], "a multiple of 3"),
         (["data.sources.vqa.path=/data"], "exactly one"),
         (["data.sources.vqa.reader=live_whisperx"], "writes the layout"),
         (["data.sources={live: {reader: live_whisperx, path: x}}"], "has any picture"),
@@ -146,9 +153,10 @@ def test_a_combination_that_cannot_work_is_refused_with_the_reason(overrides: li
 
 
 def test_a_batch_that_no_step_takes_need_not_be_shared_evenly():
-    overrides = ["train.image_video_ratio=[1, 0]", "train.videos_per_step=3"]
+    overrides = ["train.image_video_ratio=[1, 0]", "train.videos_per_step=3", "where.train.workers=2"]
     assert load_recipe("quickstart", overrides).train.videos_per_step == 3
-    assert "cannot be shared evenly" in str(refusal("train.videos_per_step=3"))
+    uneven = refusal("train.videos_per_step=3", "where.train.workers=2")
+    assert "cannot be shared evenly" in str(uneven)
 
 
 def test_several_mistakes_are_reported_at_once():

@@ -50,7 +50,7 @@ def test_the_quickstart_has_the_documented_stages_and_inputs():
 @pytest.mark.parametrize(
     "override",
     [
-        "where.train.workers=1",
+        "where.train.workers=2",
         "where.train.zero_stage=3",
         "where.store=elsewhere",
         "where.ray.object_store_mb=512",
@@ -76,7 +76,7 @@ def test_where_a_run_executes_re_runs_nothing(override: str):
         ("deploy.max_new_tokens=16", {"deploy"}),
         ("report.gallery=3", {"report"}),
         ("data.sources.live.fps=1.0", {"clean-live", "pack", *TRAINED}),
-        ("data.sources.vqa.make.test_rows=10", {"corpus-vqa", "clean-vqa", "pack", *TRAINED}),
+        ("data.sources.vqa.make.test_rows=24", {"corpus-vqa", "clean-vqa", "pack", *TRAINED}),
         ("evaluate.baselines=[]", {"train-blind", "evaluate", "report"}),
         ("name=other", set()),
     ],

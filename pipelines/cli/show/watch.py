@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 from rich.console import Console, Group, RenderableType
@@ -22,7 +24,8 @@ from pipelines.dag.progress import Progress
 from pipelines.dag.run import Observer
 from pipelines.text_format import duration
 
-PLAIN_EVERY_S = 10.0
+PLAIN_EVERY_S = 9.0
+"""Seconds between two lines of a running stage, news or none: with a busy machine's delay below ten."""
 
 
 class Watcher(Observer):
@@ -47,36 +50,87 @@ class Watcher(Observer):
 
 
 class PlainWatcher(Watcher):
-    """One line per event; progress every ``PLAIN_EVERY_S`` seconds."""
+    """One line per event, and every ``PLAIN_EVERY_S`` seconds how far a stage is, news or none."""
 
     def __init__(self, stages: Sequence[PlannedStage]) -> None:
         super().__init__(stages)
         self._width = max(len(stage.name) for stage in self.stages)
-        self._shown_at: dict[str, float] = {}
+        self._lock = threading.Lock()
+        self._running: dict[str, _Running] = {}
+        self._over = threading.Event()
+        self._beat = threading.Thread(target=self._say_what_runs, name="plain-watcher", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._beat.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        self._beat.join()
 
     def _print(self, stage: PlannedStage, text: str) -> None:
         print(f"{stage.name:<{self._width}}  {printable(text)}", flush=True)
 
+    def _event(self, stage: PlannedStage, text: str, *, running: bool) -> None:
+        """Prints an event, after which a stage runs on or does not."""
+        with self._lock:
+            self._running.pop(stage.name, None)
+            self._print(stage, text)
+            if running:
+                self._running[stage.name] = _Running(stage, time.monotonic())
+
+    def _say_what_runs(self) -> None:
+        while not self._over.wait(0.5):
+            with self._lock:
+                now = time.monotonic()
+                for one in self._running.values():
+                    if now - one.shown_at >= PLAIN_EVERY_S:
+                        one.shown_at = now
+                        self._print(one.stage, one.line(self.seconds(one.stage)))
+
     def started(self, stage: PlannedStage, job_id: str, *, attached: bool) -> None:
         super().started(stage, job_id, attached=attached)
-        self._print(stage, f"{'still running, watched again' if attached else 'started'}  ({job_id})")
+        said = "still running, watched again" if attached else "started"
+        self._event(stage, f"{said}  ({job_id})", running=True)
 
     def progressed(self, stage: PlannedStage, progress: Progress) -> None:
-        now = time.monotonic()
-        if now - self._shown_at.get(stage.name, self._began.get(stage.name, now)) >= PLAIN_EVERY_S:
-            self._shown_at[stage.name] = now
-            share = f"{progress.done / progress.total:4.0%}" if progress.total else ""
-            self._print(stage, f"{share}  {progress.message}")
+        with self._lock:
+            if (one := self._running.get(stage.name)) is not None:
+                one.latest, one.is_news = progress, True
 
     def finished(self, stage: PlannedStage, manifest: dict[str, Any], *, cached: bool) -> None:
         took = "already done" if cached else f"done in {duration(self.seconds(stage))}"
-        self._print(stage, f"{took}  {headline(manifest['summary'])}".rstrip())
+        self._event(stage, f"{took}  {headline(manifest['summary'])}".rstrip(), running=False)
 
     def retrying(self, stage: PlannedStage, reason: str, *, kind: FailureKind, wait_s: float) -> None:
-        self._print(stage, _again(reason, kind, wait_s))
+        self._event(stage, _again(reason, kind, wait_s), running=True)
 
     def failed(self, stage: PlannedStage, error: CasaError) -> None:
-        self._print(stage, "failed")
+        self._event(stage, "failed", running=False)
+
+
+@dataclass(slots=True)
+class _Running:
+    """A stage between two of its events.
+
+    Attributes:
+        stage: The stage.
+        shown_at: Monotonic time of its last line.
+        latest: Its progress since the last event.
+        is_news: Whether that came after the last line.
+    """
+
+    stage: PlannedStage
+    shown_at: float
+    latest: Progress = field(default_factory=lambda: Progress(0, 0, "starting"))
+    is_news: bool = False
+
+    def line(self, seconds: float) -> str:
+        """How far it is; with the seconds it has taken where that was said before."""
+        share = f"{self.latest.done / self.latest.total:4.0%}  " if self.latest.total else ""
+        since = "" if self.is_news else f", after {duration(seconds)}"
+        self.is_news = False
+        return f"{share}{self.latest.message}{since}"
 
 
 def _again(reason: str, kind: FailureKind, wait_s: float) -> str:

@@ -100,7 +100,7 @@ def write_easy_vqa(
     Args:
         seed: Decides which questions are drawn, and their order.
         train_rows: Rows from the package's training pictures.
-        test_rows: Rows from its held-out pictures; a multiple of 24.
+        test_rows: Rows from its held-out pictures; a multiple of 24, as the recipe demands.
         faults: Adds to the training rows one truncated picture and one record whose picture is missing.
         progress: Called as ``(done, total, message)``.
 
@@ -108,7 +108,8 @@ def write_easy_vqa(
         The files of each split, relative to ``output``.
 
     Raises:
-        ConfigError: Where the package has fewer questions of a kind than were asked for.
+        ConfigError: Without the package.
+        ValueError: Where it has fewer held-out questions than were asked for.
     """
     files: dict[str, list[str]] = {}
     total = train_rows + test_rows
@@ -194,15 +195,9 @@ def _by_look(questions: list[Question]) -> dict[Look, list[int]]:
 
 def _held_out(questions: list[Question], count: int, rng: random.Random) -> list[Conversation]:
     """``count`` questions: a quarter of each kind as the package asks them, and a third of these reworded."""
-    if count % 24:
-        raise ConfigError(
-            f"The generator easy_vqa cannot draw {count} held-out rows.",
-            "A quarter each are about colour, about shape, yes/no and reworded, yes as often as no.",
-            f"Ask for a multiple of 24, for example {round(count / 24) * 24 or 24}.",
-        )
     kinds = [
-        _sample([q for q in questions if q.kind == "color"], count // 4, rng),
-        _sample([q for q in questions if q.kind == "shape"], count // 4, rng),
+        rng.sample([q for q in questions if q.kind == "color"], count // 4),
+        rng.sample([q for q in questions if q.kind == "shape"], count // 4),
         _pairs([q for q in questions if q.kind == "yes_no"], count // 4, rng),
     ]
     drawn = [(question.kind, [question]) for kind in kinds for question in kind]
@@ -211,35 +206,20 @@ def _held_out(questions: list[Question], count: int, rng: random.Random) -> list
     return drawn
 
 
-def _sample(pool: list[Question], count: int, rng: random.Random) -> list[Question]:
-    if count > len(pool):
-        raise _too_few(pool, count, len(pool))
-    return rng.sample(pool, count)
-
-
 def _pairs(pool: list[Question], count: int, rng: random.Random) -> list[Question]:
     """``count`` yes/no questions: each text as often with one answer as with the other."""
     answers: dict[str, dict[str, list[Question]]] = {}
     for question in rng.sample(pool, len(pool)):
         answers.setdefault(question.text, {"yes": [], "no": []})[question.answer].append(question)
     pairs = {text: list(zip(each["yes"], each["no"], strict=False)) for text, each in answers.items()}
-    most = 2 * sum(map(len, pairs.values()))
-    if count > most:
-        raise _too_few(pool, count, most)
+    if count > 2 * sum(map(len, pairs.values())):
+        raise ValueError(f"There are fewer than {count} yes/no questions with both answers.")
     drawn: list[Question] = []
     while len(drawn) < count:
         for text in rng.sample(sorted(pairs), len(pairs)):
             if pairs[text] and len(drawn) < count:
                 drawn += pairs[text].pop()
     return drawn
-
-
-def _too_few(pool: list[Question], count: int, most: int) -> ConfigError:
-    return ConfigError(
-        f"The package easy_vqa has {most} {pool[0].kind} questions, not {count}.",
-        "Every held-out row is a different question, and yes/no ones are drawn with both answers.",
-        "Ask for at most 5,016 held-out rows.",
-    )
 
 
 def _load(split: Split) -> tuple[list[Question], dict[int, Path]]:

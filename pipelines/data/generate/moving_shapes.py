@@ -22,7 +22,6 @@ from typing import Any
 import av
 from av.video.stream import VideoStream
 
-from casa_core.errors import ConfigError
 from pipelines.data.generate.shapes import SIZES, Rgb, Shape, draw_ground, draw_shape, render
 
 SIDE = 64
@@ -94,11 +93,7 @@ def write_moving_shapes(
 
     Returns:
         The annotation file of each split, relative to ``output``.
-
-    Raises:
-        ConfigError: For a length or frame rate off the sampling grid.
     """
-    _check_grid(seconds, fps)
     videos = output / "videos"
     videos.mkdir(parents=True, exist_ok=True)
     codec = pick_codec()
@@ -191,21 +186,6 @@ def write_live_whisperx(path: Path, records: Sequence[Any]) -> None:
     for line in lines:
         offsets.append(offsets[-1] + len(line))
     path.write_text("".join(lines) + json.dumps(offsets[:-1]), encoding="ascii")
-
-
-def _check_grid(seconds: float, fps: int) -> None:
-    if seconds < 2 or seconds % GRID:
-        raise ConfigError(
-            f"The generator moving_shapes cannot make clips of {seconds} seconds.",
-            "Clips are sampled every half second, and a shape needs a second to be named.",
-            "Use a multiple of 0.5 from 2.0 on.",
-        )
-    if fps % 2 or fps < 10:
-        raise ConfigError(
-            f"The generator moving_shapes cannot make videos of {fps} frames per second.",
-            "Sampling times must fall on frames, and appearances are placed 0.05 to 0.2 s before them.",
-            "Use an even number from 10 on.",
-        )
 
 
 def _appear(

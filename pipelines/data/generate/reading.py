@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from casa_core.errors import ConfigError
 from casa_core.media.decode import encode_png
 from pipelines.data.generate.easy_vqa import draw_ratings, write_finevision
 from pipelines.data.generate.shapes import Rgb, draw_ground
@@ -94,19 +93,10 @@ def write_reading(
 
     Returns:
         The files of each split, relative to ``output``.
-
-    Raises:
-        ConfigError: For rows that the kinds of question cannot share equally.
     """
     files: dict[str, list[str]] = {}
     done = 0
     for split, count in (("train", train_rows), ("test", test_rows)):
-        if count % len(KINDS):
-            raise ConfigError(
-                f"The generator reading cannot draw {count} rows.",
-                f"Questions of the kinds {', '.join(KINDS)} are equally frequent.",
-                f"Ask for a multiple of {len(KINDS)}, for example {count // len(KINDS) * len(KINDS) or 3}.",
-            )
         files[split] = write_finevision(output, "reading", split, list(_rows(split, count, seed)))
         done += count
         progress(done, train_rows + test_rows, f"reading {split}")

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from casa_core.engine.live_stream import StreamSettings
+from casa_core.engine.requests import TOKENS_PER_FRAME
 from casa_core.types import Image, Sample, Text
 from pipelines.data.store.rows import is_stream
 from pipelines.evaluate.benchmarks.layout.benchmark import Question
@@ -37,7 +37,7 @@ class Live:
 
     def max_new_tokens(self, settings: BenchmarkSettings) -> int:
         """What a session has by default."""
-        return StreamSettings().max_tokens_per_frame
+        return TOKENS_PER_FRAME
 
     def judged(self, prediction: Prediction, sample: Sample, captions: Sequence[Caption]) -> Prediction:
         """With its frames, each with the words due."""

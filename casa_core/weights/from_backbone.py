@@ -67,16 +67,34 @@ class Backbone:
             ConfigError: If its type is none of ``known``.
             StoreError: If files are missing.
         """
-        path = find_file(source, "config.json", revision)
-        model_type = json.loads(path.read_text()).get("model_type")
-        if model_type not in {kind.model_type for kind in known}:
-            raise ConfigError(
-                f"{source} cannot serve as {part}.",
-                f"Its type is {model_type!r}; supported: {', '.join(kind.model_type for kind in known)}.",
-                "Name a model of one of these types.",
-            )
-        config = AutoConfig.from_pretrained(path.parent)
-        return cls(config, WeightFiles.of(source, revision))
+        return cls(_read_config(source, revision, known, part), WeightFiles.of(source, revision))
+
+
+def read_text_config(source: str | Path, revision: str | None = None) -> TextConfig:
+    """The configuration that :func:`from_backbone` gives a language model, from its ``config.json`` alone.
+
+    Raises:
+        ConfigError: If a model of its type or settings is not supported.
+        StoreError: If there is no such file.
+    """
+    return _text_config(_read_config(source, revision, BACKBONES, "language model"), str(source))
+
+
+def read_tower_config(source: str | Path, revision: str | None = None) -> Qwen2_5_VLVisionConfig:
+    """Likewise of a vision tower."""
+    return _tower_config(_read_config(source, revision, TOWERS, "vision tower"), str(source))
+
+
+def _read_config(source: str | Path, revision: str | None, known: tuple[Any, ...], part: str) -> Any:
+    path = find_file(source, "config.json", revision)
+    model_type = json.loads(path.read_text()).get("model_type")
+    if model_type not in {kind.model_type for kind in known}:
+        raise ConfigError(
+            f"{source} cannot serve as {part}.",
+            f"Its type is {model_type!r}; supported: {', '.join(kind.model_type for kind in known)}.",
+            "Name a model of one of these types.",
+        )
+    return AutoConfig.from_pretrained(path.parent)
 
 
 def from_backbone(

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
+from typing import TypeGuard
+
+from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLTextConfig
 
 from casa_core.config import CasaConfig
 from casa_core.errors import ConfigError
@@ -160,8 +164,33 @@ def _yaml(value: object) -> str:
 
 
 def full_config(model: Model) -> CasaConfig:
-    """The configuration of a recipe's model at its real size, with a vocabulary of our tokenizers' size."""
-    return model_config(model, vocab_size=512, pad_token_id=0, eos_token_id=1)
+    """The configuration of a recipe's model at its real size.
+
+    Weights in a folder have the sizes of their ``config.json``; others those of the published backbone, with
+    a vocabulary of our tokenizers' size.
+    """
+    config = model_config(model, vocab_size=512, pad_token_id=0, eos_token_id=1)
+    weights = model.weights
+    if weights is None:
+        return config
+    if _is_folder(weights.checkpoint):
+        return CasaConfig.from_pretrained(weights.checkpoint)
+    if not any(map(_is_folder, (weights.language_model, weights.vision_tower))):
+        return config
+    from casa_core.weights.from_backbone import read_text_config, read_tower_config
+
+    text, tower = config.text_config, config.vision_config
+    if _is_folder(weights.language_model):
+        text = read_text_config(weights.language_model)
+    if _is_folder(weights.vision_tower):
+        tower = read_tower_config(weights.vision_tower)
+    elif isinstance(text, Qwen2_5_VLTextConfig) and _is_folder(weights.language_model):
+        tower = read_tower_config(weights.language_model)
+    return CasaConfig(text_config=text, vision_config=tower, fusion=config.fusion_settings)
+
+
+def _is_folder(source: str | None) -> TypeGuard[str]:
+    return source is not None and Path(source).is_dir()
 
 
 def _activations(recipe: Recipe, placement: TrainWorkers, shape: SequenceShape, sequences: int) -> int:

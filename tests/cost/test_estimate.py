@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers.models.helium import HeliumConfig
 from typer.testing import CliRunner
 
 from casa_core.errors import ConfigError
@@ -46,6 +47,20 @@ def large_activations(monkeypatch: pytest.MonkeyPatch) -> None:
         return 90 * GIB * sequences // (15 if placement.gradient_checkpointing else 1)
 
     monkeypatch.setattr(estimating, "_activations", kept)
+
+
+def test_weights_in_a_folder_count_with_their_own_sizes(tmp_path: Path):
+    own = HeliumConfig(hidden_size=96, num_hidden_layers=5, num_attention_heads=4, num_key_value_heads=4)
+    own.save_pretrained(tmp_path)
+    recipe = load_recipe("casa-helium1-parallel", [f"model.weights.language_model={tmp_path}"])
+    config = estimating.full_config(recipe.model)
+    assert (config.text_config.hidden_size, config.text_config.num_hidden_layers) == (96, 5)
+    assert config.vision_config.hidden_size == 1280, "the tower is still the published one"
+    assert config.fusion_settings.kind == "casa"
+
+    config.save_pretrained(tmp_path / "fused")
+    started = load_recipe("casa-helium1-parallel", [f"model.weights={{checkpoint: {tmp_path / 'fused'}}}"])
+    assert estimating.full_config(started.model).text_config.hidden_size == 96
 
 
 def test_there_are_seventeen_published_recipes():

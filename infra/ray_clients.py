@@ -62,7 +62,7 @@ class _BoundedClient(SubmissionClient):
     def _request_once(self, method: str, endpoint: str, **arguments: Any) -> requests.Response:
         # `requests` bounds the sending of a body by the time-out to connect.
         sending_s = UPLOAD_S if arguments.get("data") is not None else CONNECT_S
-        if urlsplit(self._address).hostname in ("127.0.0.1", "::1", "localhost"):
+        if self._is_local:
             arguments["proxies"] = {"no_proxy": "127.0.0.1,::1,localhost"}
         try:
             response = super()._do_request(method, endpoint, timeout=(sending_s, ANSWER_S), **arguments)
@@ -78,6 +78,10 @@ class _BoundedClient(SubmissionClient):
                 "Run again to resume once it has recovered; `casa status` shows what is done.",
             )
         return response
+
+    @property
+    def _is_local(self) -> bool:
+        return urlsplit(self._address).hostname in ("127.0.0.1", "::1", "localhost")
 
     def _require_ray(self, min_version: str) -> None:
         try:
@@ -97,8 +101,11 @@ class _BoundedClient(SubmissionClient):
         return Unreachable(
             f"The Ray cluster at {self._address} does not answer.",
             f"{why}.",
-            "Check `where.ray.address` and that its head runs; `casa run` goes on from here, and starts a "
-            "local head again.",
+            "Check `where.ray.address` and that its head runs. Run again to go on from here; a local head "
+            "that has ended is started again."
+            if self._is_local
+            else "Check the address (`where.ray.address`, --address) and that the cluster's head runs. Run "
+            "again to go on from here.",
         )
 
 

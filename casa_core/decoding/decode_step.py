@@ -239,7 +239,6 @@ class _StepLayer(nn.Module):
         self.attends_text = settings is not None and settings.attends_text
         self.borrows = settings is not None and settings.borrows_projections
         self.own_norm = settings is not None and settings.text_norm == "own"
-        self.gate = "none" if settings is None else settings.gate
         self.qkv = ready(fuse([attention.q_proj, attention.k_proj, attention.v_proj]), quantize)
         self.output = ready(attention.o_proj, quantize)
         self.gate_up = ready(fuse([mlp.gate_proj, mlp.up_proj]), quantize)
@@ -326,12 +325,7 @@ class _StepLayer(nn.Module):
             query_AHD, keys.transpose(1, 2), values.transpose(1, 2), step.window_mask_A11K
         )
         mixed_AC = torch.where(step.in_window_A1, mixed_AC, 0.0)
-        update_AC = self.fusion_output(mixed_AC)
-        if self.gate == "adaptive_sigmoid":
-            return update_AC * torch.sigmoid(fusion.gate_proj(normed_AC))
-        if self.gate == "tanh":
-            return update_AC * torch.tanh(fusion.gate_alpha)
-        return update_AC
+        return fusion.gated(self.fusion_output(mixed_AC), normed_AC)
 
     def _write_window(
         self, key_AGD: torch.Tensor, value_AGD: torch.Tensor, step: _Step, window_text: KeysValues

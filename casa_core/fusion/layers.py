@@ -177,12 +177,15 @@ class FusionLayer(nn.Module):
             parts = joined(key_KGD), joined(value_KGD)
             call = AttentionCall(self.layer_idx, query_THD, *parts, state.segments, causal, backend)
             out_THD = state.probe(call)
-        update_BLC = source.o_proj(out_THD.reshape(*normed_BLC.shape[:2], -1))
+        return self.gated(source.o_proj(out_THD.reshape(*normed_BLC.shape[:2], -1)), normed_BLC)
+
+    def gated(self, update_XC: torch.Tensor, normed_XC: torch.Tensor) -> torch.Tensor:
+        """(X, C) → (X, C) with any X: the update times its gate (:class:`FusionConfig`)."""
         if self.settings.gate == "adaptive_sigmoid":
-            return update_BLC * torch.sigmoid(self.gate_proj(normed_BLC))
+            return update_XC * torch.sigmoid(self.gate_proj(normed_XC))
         if self.settings.gate == "tanh":
-            return update_BLC * torch.tanh(self.gate_alpha)
-        return update_BLC
+            return update_XC * torch.tanh(self.gate_alpha)
+        return update_XC
 
     def _keys_and_values(
         self, normed_BLC: torch.Tensor, state: FusionState, source: Projections, block_norm: nn.Module

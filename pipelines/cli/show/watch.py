@@ -58,6 +58,7 @@ class PlainWatcher(Watcher):
         self._lock = threading.Lock()
         self._running: dict[str, _Running] = {}
         self._over = threading.Event()
+        self._closed: OSError | None = None
         self._beat = threading.Thread(target=self._say_what_runs, name="plain-watcher", daemon=True)
 
     def __enter__(self) -> Self:
@@ -80,13 +81,16 @@ class PlainWatcher(Watcher):
                 self._running[stage.name] = _Running(stage, time.monotonic())
 
     def _say_what_runs(self) -> None:
-        while not self._over.wait(0.5):
-            with self._lock:
-                now = time.monotonic()
-                for one in self._running.values():
-                    if now - one.shown_at >= PLAIN_EVERY_S:
-                        one.shown_at = now
-                        self._print(one.stage, one.line(self.seconds(one.stage)))
+        try:
+            while not self._over.wait(0.5):
+                with self._lock:
+                    now = time.monotonic()
+                    for one in self._running.values():
+                        if now - one.shown_at >= PLAIN_EVERY_S:
+                            one.shown_at = now
+                            self._print(one.stage, one.line(self.seconds(one.stage)))
+        except OSError as error:  # a closed pipe: the run's own thread raises it
+            self._closed = error
 
     def started(self, stage: PlannedStage, job_id: str, *, attached: bool) -> None:
         super().started(stage, job_id, attached=attached)
@@ -94,6 +98,8 @@ class PlainWatcher(Watcher):
         self._event(stage, f"{said}  ({job_id})", running=True)
 
     def progressed(self, stage: PlannedStage, progress: Progress) -> None:
+        if self._closed is not None:
+            raise self._closed
         with self._lock:
             if (one := self._running.get(stage.name)) is not None:
                 one.latest, one.is_news = progress, True

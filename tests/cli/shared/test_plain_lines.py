@@ -67,3 +67,21 @@ def test_a_stage_that_has_ended_is_silent(stage: PlannedStage, capsys: pytest.Ca
         time.sleep(0.8)
     _, last = capsys.readouterr().out.splitlines()
     assert last.startswith("train  done in 0")
+
+
+def test_a_closed_pipe_is_raised_where_the_run_can_end(stage: PlannedStage, monkeypatch: pytest.MonkeyPatch):
+    with watch.PlainWatcher([stage]) as watcher:
+        watcher.started(stage, "train-1", attached=False)
+        monkeypatch.setattr(watcher, "_print", _closed)
+        with pytest.raises(BrokenPipeError):
+            _go_on(watcher, stage)
+
+
+def _go_on(watcher: watch.PlainWatcher, stage: PlannedStage) -> None:
+    for number in range(200):
+        watcher.progressed(stage, Progress(number, 200, "loss 0.5"))
+        time.sleep(0.05)
+
+
+def _closed(stage: PlannedStage, text: str) -> None:
+    raise BrokenPipeError

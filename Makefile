@@ -19,8 +19,8 @@ MIRROR := $(if $(UV),$(UV_MIRROR),$(PIP_MIRROR))
 UNUSED := /(tests?|testing|rllib|transformers/models)/
 COMPILE := $(BIN)/python -m compileall -qq -j 0 -x '$(UNUSED)' $(VENV)/lib || true
 
-# Says every nine seconds that a line of a recipe goes on; ends with it.
-BEAT = n=0; (while sleep 1; do n=$$((n+1)); [ $$((n % 9)) -ne 0 ] || echo "  … after $$n s"; done) & trap "kill $$!" EXIT;
+# Says every five seconds that a line of a recipe goes on, so that two lines are within ten; ends with it.
+BEAT = n=0; (while sleep 1; do n=$$((n+1)); [ $$((n % 5)) -ne 0 ] || echo "  … after $$n s"; done) & trap "kill $$!" EXIT;
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow lint format docs clean

@@ -38,21 +38,22 @@ define cpu_torch
 			|| echo "$(CPU_TORCH) cannot be used; torch comes from the usual index."; fi
 endef
 
-# A stamp per set of extras: installed again only when what is declared changes.
-$(VENV)/.demo: pyproject.toml constraints.txt
+# The environment with a set of extras.
+define environment
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV) (about a minute the first time) …"
 	$(cpu_torch)
-	@$(BEAT) $(INSTALL) -c constraints.txt -e '.[demo]'
+	@$(BEAT) $(INSTALL) -c constraints.txt -e '.[$(1)]'
 	@$(BEAT) $(COMPILE)
+endef
+
+# A stamp per set of extras: installed again only when what is declared changes.
+$(VENV)/.demo: pyproject.toml constraints.txt
+	$(call environment,demo)
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "Installing into $(VENV) (about a minute the first time) …"
-	$(cpu_torch)
-	@$(BEAT) $(INSTALL) -c constraints.txt -e '.[dev]'
-	@$(BEAT) $(COMPILE)
+	$(call environment,dev)
 	@touch $(VENV)/.demo $@
 
 # Packages that are only read for the data and functions they ship; what they would pull in is not needed.

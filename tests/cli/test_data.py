@@ -20,11 +20,12 @@ from pipelines.cli.show.prepared import collect, show_prepared
 from pipelines.cost import workload
 from pipelines.cost.listing import LISTINGS
 from pipelines.dag import artifact
-from pipelines.dag.plan import PlannedStage, StageSpec
+from pipelines.dag.plan import PlannedStage
 from pipelines.data.filter.hash_lists import known_pictures
 from pipelines.data.pack.sequences import documents_of
 from pipelines.data.read import READERS, open_reader
 from pipelines.data.store.readers import CleanReader, PackReader
+from tests.support.dag.planned import planned_stage
 from tests.support.data.clean import picture
 from tests.support.data.layouts import write_every_layout
 from tests.support.data.prepared import PACK, make_store, write_photos
@@ -301,23 +302,11 @@ def test_what_cannot_be_planned_is_refused_with_the_remedy(arguments, message):
 
 
 def planned(store: dict[str, Path]) -> list[PlannedStage]:
-    stages = []
-    for name, kind in (("chats", "clean"), ("clips", "clean"), ("pack", "pack")):
-        spec = StageSpec(
-            name=name if kind == "pack" else f"clean-{name}", kind=kind, settings={}, function=""
-        )
-        stages.append(
-            PlannedStage(
-                spec=spec,
-                fingerprint=store[name].name,
-                folder=store[name],
-                inputs={},
-                code_version="1",
-                status="done",
-                reason="",
-            )
-        )
-    return stages
+    stages = (("clean-chats", "chats", "clean"), ("clean-clips", "clips", "clean"), ("pack", "pack", "pack"))
+    return [
+        planned_stage(name, kind, store[part], fingerprint=store[part].name, status="done")
+        for name, part, kind in stages
+    ]
 
 
 def test_only_the_stages_that_prepare_data_are_run(monkeypatch, tmp_path):

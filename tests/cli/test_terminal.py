@@ -11,8 +11,8 @@ from casa_core.errors import DataError
 from pipelines.cli.app import app
 from pipelines.cli.show.sequence import show_row
 from pipelines.cli.show.watch import PlainWatcher
-from pipelines.dag.plan import PlannedStage, StageSpec
 from pipelines.data.store.quarantine import Rejected, Tally
+from tests.support.dag.planned import planned_stage
 from tests.support.serve.fakes import FakeEngine
 from tests.support.serve.server import picture, running, settings_with
 
@@ -45,15 +45,7 @@ def test_examples_of_the_quarantine_in_an_error():
 
 
 def test_a_stages_message(capsys):
-    stage = PlannedStage(
-        spec=StageSpec(name="clean", kind="clean", settings={}, function="a:b"),
-        fingerprint="f" * 40,
-        folder=Path("clean"),
-        inputs={},
-        code_version="",
-        status="run",
-        reason="",
-    )
+    stage = planned_stage("clean", "clean", Path("clean"))
     PlainWatcher([stage]).finished(stage, {"summary": {"headline": HOSTILE}}, cached=True)
     assert_harmless(capsys.readouterr().out)
 

@@ -9,22 +9,15 @@ from pathlib import Path
 import pytest
 
 from pipelines.cli.show import watch
-from pipelines.dag.plan import PlannedStage, StageSpec
+from pipelines.dag.plan import PlannedStage
 from pipelines.dag.progress import Progress
+from tests.support.dag.planned import planned_stage
 
 
 @pytest.fixture
 def stage(monkeypatch: pytest.MonkeyPatch) -> PlannedStage:
     monkeypatch.setattr(watch, "PLAIN_EVERY_S", 0.1)
-    return PlannedStage(
-        spec=StageSpec(name="train", kind="train", settings={}, function="a:b"),
-        fingerprint="f" * 40,
-        folder=Path("train"),
-        inputs={},
-        code_version="",
-        status="run",
-        reason="",
-    )
+    return planned_stage("train", "train", Path("train"))
 
 
 def lines_until(capsys: pytest.CaptureFixture[str], there: Callable[[list[str]], bool]) -> list[str]:

@@ -16,7 +16,7 @@ INSTALL := $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$(BIN)/py
 MIRROR := $(if $(UV),$(UV_MIRROR),$(PIP_MIRROR))
 # pip compiles on one core, for half of its time; here all do, and leave out what a run never imports. Packages hold
 # files for other Pythons as well, whose failure says nothing.
-UNUSED := /(tests?|testing|rllib|transformers/models)/
+UNUSED := /(tests?|testing|rllib|tune|llm|pip|setuptools|networkx|lexers|physics|_inductor|transformers/models)/
 COMPILE := $(BIN)/python -m compileall -qq -j 0 -x '$(UNUSED)' $(VENV)/lib || true
 
 # Says every five seconds that a line of a recipe goes on, so that two lines are within ten; ends with it.

@@ -23,11 +23,10 @@ import torch
 from benchmarks.measure import resident_bytes
 from benchmarks.models import Size, film, small_engine
 from casa_core.backbones.text_attention import text_attention
-from casa_core.decoding.kv_cache import TextBounds
+from casa_core.decoding.bounds import TextBounds
 from casa_core.decoding.plan import causal_mask
 from casa_core.engine.engine import Engine, StreamSession
-from casa_core.engine.live_stream import StreamSettings
-from casa_core.engine.requests import SamplingParams
+from casa_core.engine.requests import SamplingParams, StreamSettings
 from casa_core.engine.settings import EngineSettings
 from casa_core.fusion.config import FusionConfig, FusionKind
 

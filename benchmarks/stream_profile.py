@@ -17,8 +17,7 @@ from benchmarks.models import Size, film, small_engine
 from casa_core.backbones import text_attention
 from casa_core.decoding import kv_batch as cache
 from casa_core.engine.engine import Engine
-from casa_core.engine.live_stream import StreamSettings
-from casa_core.engine.requests import SamplingParams
+from casa_core.engine.requests import SamplingParams, StreamSettings
 from casa_core.engine.settings import EngineSettings
 from casa_core.engine.slot_pool import Chosen, SlotPool
 from casa_core.fusion import backends

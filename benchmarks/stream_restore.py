@@ -23,8 +23,7 @@ import torch
 from benchmarks.measure import table
 from benchmarks.models import Size, film, small_engine
 from casa_core.engine.engine import Engine, StreamSession
-from casa_core.engine.live_stream import StreamSettings
-from casa_core.engine.requests import SamplingParams
+from casa_core.engine.requests import SamplingParams, StreamSettings
 from casa_core.engine.saved_session import SavedSession, Transcript
 from casa_core.fusion.config import FusionConfig
 from casa_core.weights.checkpoint import MANIFEST, save_checkpoint

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from casa_core.engine.engine import Engine
-from casa_core.engine.live_stream import StreamSettings
-from casa_core.engine.requests import CaptionEvent, GenerationRequest, SamplingParams
+from casa_core.engine.requests import CaptionEvent, GenerationRequest, SamplingParams, StreamSettings
 from casa_core.errors import DataError, MediaError
 from casa_core.media.decode import encode_png
 from casa_core.media.video import LIVE_FPS, VideoFrames, frame_times
@@ -76,7 +75,7 @@ class LoadedModel:
             video: A file's path or its bytes.
             query: The request that steers the captions.
             fps: Frames shown per second of video.
-            settings: Further fields of :class:`casa_core.engine.live_stream.StreamSettings`.
+            settings: Further fields of :class:`casa_core.engine.requests.StreamSettings`.
 
         Yields:
             An event per frame, with its ``timestamp`` in seconds and the ``text``, often empty.

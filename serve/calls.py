@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any, Protocol
 
-from casa_core.engine.live_stream import StreamSettings
 from casa_core.engine.load import LoadSnapshot
 from casa_core.engine.protocol import FrameImage
-from casa_core.engine.requests import GenerationDelta, GenerationRequest, GenerationResult
+from casa_core.engine.requests import GenerationDelta, GenerationRequest, GenerationResult, StreamSettings
 from casa_core.engine.saved_session import SavedSession, Transcript
 from casa_core.errors import ClusterError
 

@@ -11,14 +11,11 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import TypeVar
 
-import torch
-
 from casa_core.engine.client import EngineClient, LiveSession
 from casa_core.engine.events import Overloaded
-from casa_core.engine.live_stream import StreamSettings
 from casa_core.engine.load import LoadSnapshot, together
 from casa_core.engine.protocol import LoopProtocol
-from casa_core.engine.requests import GenerationDelta, GenerationRequest, GenerationResult
+from casa_core.engine.requests import GenerationDelta, GenerationRequest, GenerationResult, StreamSettings
 from casa_core.engine.saved_session import SavedSession, Transcript
 from casa_core.heap import trim_heap
 from serve.calls import ModelUnavailable
@@ -163,6 +160,8 @@ class EnginePool:
 def _free_memory() -> None:
     gc.collect()  # a model refers to itself
     trim_heap()
+    import torch  # late: an endpoint never loads it
+
     torch.cuda.empty_cache()
 
 

@@ -18,10 +18,15 @@ from ray import serve as ray_serve
 
 from casa_core.engine.client import Item, LiveSession
 from casa_core.engine.events import Failed, Overloaded
-from casa_core.engine.live_stream import StreamSettings
 from casa_core.engine.load import LoadSnapshot
 from casa_core.engine.protocol import FrameImage
-from casa_core.engine.requests import CaptionEvent, GenerationDelta, GenerationRequest, GenerationResult
+from casa_core.engine.requests import (
+    CaptionEvent,
+    GenerationDelta,
+    GenerationRequest,
+    GenerationResult,
+    StreamSettings,
+)
 from casa_core.engine.saved_session import SavedSession, Transcript
 from casa_core.errors import CasaError, DataError, StoreError
 from serve.api.settings import ServeSettings

@@ -17,9 +17,8 @@ from typing import TypeGuard, TypeVar
 from ray.serve.handle import DeploymentHandle
 
 from casa_core.engine.events import Failed
-from casa_core.engine.live_stream import StreamSettings
 from casa_core.engine.load import LoadSnapshot, together
-from casa_core.engine.requests import GenerationDelta, GenerationRequest, GenerationResult
+from casa_core.engine.requests import GenerationDelta, GenerationRequest, GenerationResult, StreamSettings
 from casa_core.engine.saved_session import SavedSession, Transcript
 from serve.departures import on_departure, replicas
 from serve.moving_stream import GONE, MovingStream, detached, streaming

@@ -12,7 +12,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from casa_core.dtypes import DTYPES
 from casa_core.engine.protocol import LoopProtocol
 from casa_core.engine.settings import EngineSettings
 from casa_core.errors import ConfigError
@@ -54,6 +53,8 @@ def load_engine(settings: ServeSettings) -> LoopProtocol:
     own = replace(engine_settings(settings.limits), graphs=settings.graphs)
     options: dict[str, Any] = {"settings": own}
     if settings.dtype != "auto":
+        from casa_core.dtypes import DTYPES  # late, as all that loads torch: an endpoint never does
+
         options["dtype"] = DTYPES[settings.dtype]
     if settings.quantize != "none":
         options["quantize"] = settings.quantize

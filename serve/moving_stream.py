@@ -33,8 +33,8 @@ from casa_core.engine.events import (
     Overloaded,
     StreamMoved,
 )
-from casa_core.engine.live_stream import StreamSettings
 from casa_core.engine.protocol import FrameImage
+from casa_core.engine.requests import StreamSettings
 from casa_core.engine.saved_session import SavedSession, Transcript
 from casa_core.errors import ClusterError
 from serve.engine_replica import Opened

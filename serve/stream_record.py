@@ -9,9 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from casa_core.engine.events import FrameDropped, FrameRefused, Outcome
-from casa_core.engine.live_stream import StreamSettings
 from casa_core.engine.protocol import FrameImage
-from casa_core.engine.requests import CaptionEvent
+from casa_core.engine.requests import CaptionEvent, StreamSettings
 from casa_core.engine.saved_session import SavedSession, Transcript
 from casa_core.media.decode import encode_png
 

@@ -29,8 +29,13 @@ from benchmarks.engine.common import (
 from benchmarks.measure import table
 from casa_core.engine.engine import Engine
 from casa_core.engine.events import Failed, FrameDropped, FrameRefused
-from casa_core.engine.live_stream import StreamSettings
-from casa_core.engine.requests import CaptionEvent, GenerationRequest, GenerationResult, SamplingParams
+from casa_core.engine.requests import (
+    CaptionEvent,
+    GenerationRequest,
+    GenerationResult,
+    SamplingParams,
+    StreamSettings,
+)
 from casa_core.types import Image, Part, Sample, Text
 
 QUESTIONS = ("what shape is in the image?", "is there a circle?", "what colour is the square?", "describe it")

@@ -17,11 +17,10 @@ from PIL import Image as PILImage
 
 from benchmarks.measure import publish, read_options, table
 from benchmarks.models import Size, film, small_engine
-from casa_core.decoding.kv_cache import TextBounds
+from casa_core.decoding.bounds import TextBounds
 from casa_core.dtypes import DTYPES
 from casa_core.engine.engine import Engine
-from casa_core.engine.live_stream import StreamSettings
-from casa_core.engine.requests import GenerationRequest, SamplingParams
+from casa_core.engine.requests import GenerationRequest, SamplingParams, StreamSettings
 from casa_core.engine.settings import EngineSettings
 from casa_core.fusion.config import FusionConfig
 from casa_core.model import CasaForConditionalGeneration

@@ -14,9 +14,8 @@ from typing import Any
 
 from casa_core.engine.engine import Engine
 from casa_core.engine.events import Event, FrameDropped
-from casa_core.engine.live_stream import StreamSettings
 from casa_core.engine.load import Load
-from casa_core.engine.requests import CaptionEvent, GenerationRequest
+from casa_core.engine.requests import CaptionEvent, GenerationRequest, StreamSettings
 
 
 @dataclass(slots=True)

@@ -17,9 +17,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from casa_core.engine.events import Event, Failed, FrameDropped, FrameRefused
-from casa_core.engine.live_stream import StreamSettings
 from casa_core.engine.load import Load
-from casa_core.engine.requests import CaptionEvent, GenerationDelta, GenerationRequest, GenerationResult
+from casa_core.engine.requests import (
+    CaptionEvent,
+    GenerationDelta,
+    GenerationRequest,
+    GenerationResult,
+    StreamSettings,
+)
 from pipelines.bench.observed import Frame
 
 SECOND = 1.0

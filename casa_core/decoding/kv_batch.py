@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from casa_core.config import CasaConfig
+from casa_core.decoding.bounds import TextBounds
 from casa_core.decoding.decode_step import DecodeStep
 from casa_core.decoding.graphed_step import GraphedStep
-from casa_core.decoding.kv_cache import TextBounds, TextCache, WindowCache, WindowChange
+from casa_core.decoding.kv_cache import TextCache, WindowCache, WindowChange
 from casa_core.decoding.plan import ForwardPlan, PlanSettings, SequenceState, TokenChunk, plan_forward
 from casa_core.decoding.snapshot import SequenceSnapshot
 from casa_core.errors import ConfigError, DataError

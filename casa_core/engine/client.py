@@ -17,10 +17,15 @@ from contextlib import aclosing
 from typing import Any, TypeAlias, TypeVar
 
 from casa_core.engine.events import Failed, Outcome
-from casa_core.engine.live_stream import StreamSettings
 from casa_core.engine.load import LoadSnapshot
 from casa_core.engine.protocol import FrameImage, LoopProtocol
-from casa_core.engine.requests import CaptionEvent, GenerationDelta, GenerationRequest, GenerationResult
+from casa_core.engine.requests import (
+    CaptionEvent,
+    GenerationDelta,
+    GenerationRequest,
+    GenerationResult,
+    StreamSettings,
+)
 from casa_core.engine.saved_session import SavedSession, Transcript
 
 logger = logging.getLogger("casa.serve")

@@ -11,10 +11,16 @@ from typing import Any
 import torch
 
 from casa_core.engine.events import Event, Failed, FrameRefused
-from casa_core.engine.live_stream import LiveStream, StreamSettings
+from casa_core.engine.live_stream import LiveStream
 from casa_core.engine.loop import EngineLoop
 from casa_core.engine.protocol import FrameImage
-from casa_core.engine.requests import CaptionEvent, GenerationDelta, GenerationRequest, GenerationResult
+from casa_core.engine.requests import (
+    CaptionEvent,
+    GenerationDelta,
+    GenerationRequest,
+    GenerationResult,
+    StreamSettings,
+)
 from casa_core.engine.saved_session import SavedSession, Transcript
 from casa_core.engine.settings import EngineSettings
 from casa_core.errors import DataError

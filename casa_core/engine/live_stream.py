@@ -6,57 +6,18 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 
-from casa_core.decoding.kv_cache import TextBounds
+from casa_core.decoding.bounds import TextBounds
 from casa_core.decoding.plan import TokenChunk
 from casa_core.engine.events import Failed, FrameRefused, Outcome
 from casa_core.engine.image_encoder import Encoded
 from casa_core.engine.protocol import FrameImage
-from casa_core.engine.requests import TOKENS_PER_FRAME, CaptionEvent, SamplingParams, TokenLogprob
+from casa_core.engine.requests import CaptionEvent, StreamSettings, TokenLogprob
 from casa_core.engine.saved_session import SavedSession, Transcript
-from casa_core.errors import ConfigError
 from casa_core.media.decode import encode_png
 from casa_core.processing.processor import CasaProcessor
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StreamSettings:
-    """How a stream is captioned.
-
-    Attributes:
-        query: The viewer's request; empty for none.
-        max_tokens_per_frame: Upper bound on the tokens generated after one frame; a caption that it cuts off
-            is marked ``truncated``.
-        max_tokens_per_prompt: The same for the answer to a further prompt in the middle of the stream.
-        sampling: Sampling settings; greedy by default. ``max_new_tokens`` and ``stop`` apply to answers only.
-        bounds: Bounds of the text KV, with which the stream never ends. By default those of
-            :meth:`casa_core.decoding.kv_cache.TextBounds.within`, and none for a model whose text KV cannot
-            be bounded. ``None``: until the context is full.
-        deadline_s: When a frame's words are due after it came, seconds: two frames per second by default.
-        model: As a :class:`GenerationRequest`'s.
-    """
-
-    query: str = ""
-    max_tokens_per_frame: int = TOKENS_PER_FRAME
-    max_tokens_per_prompt: int = 64
-    sampling: SamplingParams = field(default_factory=SamplingParams)
-    bounds: TextBounds | Literal["default"] | None = "default"
-    deadline_s: float = 0.5
-    model: str = ""
-
-    def __post_init__(self) -> None:
-        for name in ("max_tokens_per_frame", "max_tokens_per_prompt"):
-            if getattr(self, name) < 1:
-                raise ConfigError(
-                    f"`{name}` is {getattr(self, name)}.",
-                    "A caption has at least one token, or the one that ends it.",
-                    f"Set `{name}` to 1 or more.",
-                )
-        if not self.deadline_s > 0:  # NaN too
-            raise ConfigError(f"`deadline_s` is {self.deadline_s}.", "It is a time.", "Set it above 0.")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -8,13 +8,14 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
-from casa_core.decoding.kv_cache import TextBounds
+from casa_core.decoding.bounds import TextBounds
 from casa_core.decoding.plan import TokenChunk
 from casa_core.engine.events import FrameDropped, Outcome
 from casa_core.engine.image_encoder import Encoded
 from casa_core.engine.inputs import count_tokens, frame_chunk
-from casa_core.engine.live_stream import LiveStream, StreamSettings, WaitingFrame
+from casa_core.engine.live_stream import LiveStream, WaitingFrame
 from casa_core.engine.protocol import FrameImage
+from casa_core.engine.requests import StreamSettings
 from casa_core.engine.saved_session import SavedSession, Transcript, model_identity
 from casa_core.engine.step_loop import StepLoop, exclusive
 from casa_core.errors import ConfigError, DataError, StoreError

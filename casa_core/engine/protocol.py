@@ -13,8 +13,8 @@ from casa_core.engine.requests import CaptionEvent, GenerationDelta, GenerationR
 
 if TYPE_CHECKING:
     from casa_core.engine.events import Event, Outcome
-    from casa_core.engine.live_stream import StreamSettings
     from casa_core.engine.load import LoadSnapshot
+    from casa_core.engine.requests import StreamSettings
     from casa_core.engine.saved_session import SavedSession, Transcript
 
 FrameImage = bytes | NDArray[np.uint8]

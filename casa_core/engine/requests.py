@@ -1,4 +1,4 @@
-"""The engine's inputs and outputs: requests, sampling parameters, results, deltas and caption events."""
+"""The engine's inputs and outputs: requests, settings of streams and sampling, results, deltas, captions."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from casa_core.decoding.bounds import TextBounds
 from casa_core.errors import ConfigError
 from casa_core.types import Sample
 
@@ -204,3 +205,40 @@ class CaptionEvent:
     prompt: str | None = None
     prompt_tokens: int = 0
     image_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamSettings:
+    """How a stream is captioned.
+
+    Attributes:
+        query: The viewer's request; empty for none.
+        max_tokens_per_frame: Upper bound on the tokens generated after one frame; a caption that it cuts off
+            is marked ``truncated``.
+        max_tokens_per_prompt: The same for the answer to a further prompt in the middle of the stream.
+        sampling: Sampling settings; greedy by default. ``max_new_tokens`` and ``stop`` apply to answers only.
+        bounds: Bounds of the text KV, with which the stream never ends. By default those of
+            :meth:`casa_core.decoding.bounds.TextBounds.within`, and none for a model whose text KV cannot
+            be bounded. ``None``: until the context is full.
+        deadline_s: When a frame's words are due after it came, seconds: two frames per second by default.
+        model: As a :class:`GenerationRequest`'s.
+    """
+
+    query: str = ""
+    max_tokens_per_frame: int = TOKENS_PER_FRAME
+    max_tokens_per_prompt: int = 64
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    bounds: TextBounds | Literal["default"] | None = "default"
+    deadline_s: float = 0.5
+    model: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("max_tokens_per_frame", "max_tokens_per_prompt"):
+            if getattr(self, name) < 1:
+                raise ConfigError(
+                    f"`{name}` is {getattr(self, name)}.",
+                    "A caption has at least one token, or the one that ends it.",
+                    f"Set `{name}` to 1 or more.",
+                )
+        if not self.deadline_s > 0:  # NaN too
+            raise ConfigError(f"`deadline_s` is {self.deadline_s}.", "It is a time.", "Set it above 0.")

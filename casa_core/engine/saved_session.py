@@ -13,18 +13,18 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from typing import TYPE_CHECKING, Any
 
 from casa_core.atomic import replacing
-from casa_core.decoding.kv_cache import TextBounds
-from casa_core.decoding.snapshot import SequenceSnapshot
+from casa_core.decoding.bounds import TextBounds
 from casa_core.errors import StoreError
-from casa_core.model import CasaForConditionalGeneration
-from casa_core.processing.processor import CasaProcessor
+
+if TYPE_CHECKING:  # and late where they are used: an endpoint hands sessions on, and never loads torch
+    import torch
+
+    from casa_core.decoding.snapshot import SequenceSnapshot
+    from casa_core.model import CasaForConditionalGeneration
+    from casa_core.processing.processor import CasaProcessor
 
 FORMAT = "casa-session/2"
 TRANSIENT = ("dtype", "transformers_version", "architectures")
@@ -104,6 +104,8 @@ class SavedSession:
 
     def write(self, path: str | Path) -> None:
         """Write one safetensors file, atomically."""
+        from safetensors.torch import save_file
+
         path = Path(path)
         tensors = {f"sequence.{name}": tensor for name, tensor in self.sequence.tensors().items()}
         tensors |= {f"chooser.{name}": tensor for name, tensor in self.sampler.items()}
@@ -123,6 +125,10 @@ class SavedSession:
         Raises:
             StoreError: If the file cannot be read, or is not a snapshot of this version.
         """
+        from safetensors import safe_open
+
+        from casa_core.decoding.snapshot import SequenceSnapshot
+
         try:
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}

@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 import torch
 
+from casa_core.decoding.bounds import TextBounds
 from casa_core.decoding.decode_step import DecodeStep
 from casa_core.decoding.graphed_step import GraphedStep
 from casa_core.decoding.kv_batch import KVBatch, Room
-from casa_core.decoding.kv_cache import TextBounds
 from casa_core.decoding.plan import SequenceState, TokenChunk
 from casa_core.decoding.snapshot import SequenceSnapshot
 from casa_core.engine.requests import SamplingParams, TokenLogprob

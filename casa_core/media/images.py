@@ -15,18 +15,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image as PILImage
-from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
-from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from casa_core.config import VisionConfig
 from casa_core.errors import ConfigError, DataError, MediaError
 from casa_core.types import ImageSize
+
+if TYPE_CHECKING:  # and late: planning and reports only count tokens, and need not wait for torch
+    import torch
+
+    from casa_core.config import VisionConfig
 
 VideoOverBudget = Literal["smaller", "fewer", "refuse"]
 MAX_ASPECT_RATIO = 200  # beyond it a resized side would vanish; the same bound as Qwen2.5-VL's
@@ -113,6 +114,9 @@ class ImageSettings:
             vision: The tower's configuration.
             changes: Settings that differ from that, ``max_side`` above all.
         """
+        from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
+        from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
         settings: dict[str, Any] = {
             "patch_size": vision.patch_size,
             "merge_size": vision.spatial_merge_size,
@@ -201,6 +205,8 @@ class ImageSettings:
             DataError: If the pixels are not an RGB array, or the size belongs to another picture, or is
                 larger than any that these settings give.
         """
+        import torch
+
         check_pixels(rgb)
         self._check_size(rgb, size)
         if rgb.shape[:2] != (size.height, size.width):

@@ -11,6 +11,8 @@ from pipelines.storage.uri import Folder
 
 PREFIX = "::progress "
 INTERVAL_S = 0.2
+NOTICED = 0.05
+"""Share of the whole that is printed at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,17 +25,20 @@ class Progress:
 
 
 class ProgressPrinter:
-    """The ``progress`` of a stage's context: at most one line per interval, and the last one."""
+    """The ``progress`` of a stage's context: at most one line per interval, but for steps that anyone would
+    miss and the last one."""
 
     def __init__(self, interval_s: float = INTERVAL_S) -> None:
         self._interval_s = interval_s
         self._next = 0.0
+        self._share = 0.0
 
     def __call__(self, done: float, total: float, message: str = "") -> None:
-        now = time.monotonic()
-        if now < self._next and done < total:
+        now, share = time.monotonic(), done / total if total else 0.0
+        # A short step may be followed by one of minutes, which would stand under the short one's name.
+        if now < self._next and done < total and abs(share - self._share) < NOTICED:
             return
-        self._next = now + self._interval_s
+        self._next, self._share = now + self._interval_s, share
         # One write per line: other threads print too.
         values = json.dumps([float(done), float(total), str(message)], ensure_ascii=False)
         print(f"{PREFIX}{values}\n", end="", flush=True)

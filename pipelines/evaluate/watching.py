@@ -14,7 +14,7 @@ from pipelines.data.store.rows import is_stream
 from pipelines.evaluate.kept.answers import Answer, Caption
 
 if TYPE_CHECKING:
-    from casa_core.engine.live_stream import StreamSettings
+    from casa_core.engine.requests import StreamSettings
 
 
 async def watch(engine: Any, sample: Sample, sampling: SamplingParams) -> Answer:
@@ -27,7 +27,7 @@ async def watch(engine: Any, sample: Sample, sampling: SamplingParams) -> Answer
     Raises:
         CasaError: As the engine refuses the stream or a frame.
     """
-    from casa_core.engine.live_stream import StreamSettings
+    from casa_core.engine.requests import StreamSettings
 
     most = sampling.max_new_tokens
     settings = StreamSettings(max_tokens_per_frame=1, max_tokens_per_prompt=most, sampling=sampling)
@@ -48,7 +48,7 @@ async def comment(engine: Any, sample: Sample, sampling: SamplingParams) -> Answ
         sample: The query, and frames of the assistant's turn.
         sampling: ``max_new_tokens`` bounds the words of one frame.
     """
-    from casa_core.engine.live_stream import StreamSettings
+    from casa_core.engine.requests import StreamSettings
 
     most = sampling.max_new_tokens
     settings = StreamSettings(query=prompt_text(sample), max_tokens_per_frame=most, sampling=sampling)

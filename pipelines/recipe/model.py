@@ -359,15 +359,17 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
-        workers = self.where.train.workers
         images, videos = self.train.image_video_ratio
         for name, steps in (("sequences_per_step", images), ("videos_per_step", videos)):
             batch = getattr(self.train, name)
-            if isinstance(workers, int) and steps and batch % workers:
-                raise ValueError(
-                    f"train.{name} = {batch} cannot be shared evenly by where.train.workers = {workers}; "
-                    f"use a multiple of {workers}, or {_largest_divisor(batch, workers)} workers"
-                )
+            for setting in ("workers", "blind_workers"):
+                workers = getattr(self.where.train, setting)
+                if isinstance(workers, int) and steps and batch % workers:
+                    raise ValueError(
+                        f"train.{name} = {batch} cannot be shared evenly by where.train.{setting} = "
+                        f"{workers}; use a multiple of {workers}, or "
+                        f"{_largest_divisor(batch, workers)} workers"
+                    )
         if self.train.precision == "bf16" and not self.where.train.zero_stage:
             raise ValueError(
                 "train.precision = bf16 needs where.train.zero_stage 1, 2 or 3: without ZeRO there are no "

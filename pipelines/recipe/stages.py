@@ -59,11 +59,21 @@ def _up_to_evaluation(recipe: Recipe, where: dict[str, Any]) -> list[StageSpec]:
     stages = _up_to_training(recipe, where)
     evaluated = {"train": "train", **_clean(recipe)}
     if "blind" in recipe.evaluate.baselines:
-        blind = replace(stages[-1], name="train-blind", settings={**stages[-1].settings, "images": False})
-        stages.append(blind)
+        stages.append(_blind(stages[-1], recipe))
         evaluated["blind"] = "train-blind"
     what = {"evaluate": _json(recipe.evaluate), "sources": list(recipe.data.sources)}
     return [*stages, stage_spec("evaluate", what, evaluated, where)]
+
+
+def _blind(train: StageSpec, recipe: Recipe) -> StageSpec:
+    """The same training without pictures."""
+    workers = recipe.where.train.of_blind()
+    return replace(
+        train,
+        name="train-blind",
+        settings=train.settings | {"images": False},
+        placement=train.placement | {"train": _json(workers)},
+    )
 
 
 def _clean(recipe: Recipe) -> dict[str, str]:

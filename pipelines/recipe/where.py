@@ -69,6 +69,11 @@ class TrainWorkers(Section):
         description="Training processes; each takes its share of the global batch. [2, 8]: starts with what "
         "the cluster has of them, and takes in and loses nodes.",
     )
+    blind_workers: Count | None = Field(
+        default=None,
+        description="Training processes of the blind baseline, which has no pictures to look at and is done "
+        "sooner; otherwise as many as `workers`.",
+    )
     cpus_per_worker: Count = Field(default=1, description="CPUs Ray reserves for each training process.")
     device: Device = Field(
         default="auto",
@@ -128,6 +133,10 @@ class TrainWorkers(Section):
     def most(self) -> int:
         """Workers that are used where the cluster has them."""
         return self.workers if isinstance(self.workers, int) else self.workers[1]
+
+    def of_blind(self) -> Self:
+        """The same for the training of the blind baseline."""
+        return self.model_copy(update={"workers": self.blind_workers or self.workers, "blind_workers": None})
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -231,11 +240,12 @@ class Where(Section):
 
     @model_validator(mode="after")
     def _workers_fit(self) -> Self:
-        needed = self.train.fewest * self.train.cpus_per_worker
-        if self.ray.is_local and needed > self.ray.num_cpus:
-            raise ValueError(
-                f"train.workers times train.cpus_per_worker = {needed} is more than "
-                f"ray.num_cpus = {self.ray.num_cpus}, so training would wait for ever; "
-                "raise ray.num_cpus or lower train.workers"
-            )
+        for name, train in (("workers", self.train), ("blind_workers", self.train.of_blind())):
+            needed = train.fewest * train.cpus_per_worker
+            if self.ray.is_local and needed > self.ray.num_cpus:
+                raise ValueError(
+                    f"train.{name} times train.cpus_per_worker = {needed} is more than "
+                    f"ray.num_cpus = {self.ray.num_cpus}, so training would wait for ever; "
+                    f"raise ray.num_cpus or lower train.{name}"
+                )
         return self

@@ -38,6 +38,9 @@ since the last checkpoint."""
 
 def run_stage(context: StageContext) -> dict[str, Any]:
     """Train the recipe's model; returns the summary of the run."""
+    if context.placement["ray"]["address"] == "local":
+        # Nobody takes this machine back, and to watch for it is a process of its own.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     job = _job(context)
     environment = worker_environment(job.placement.scoring_gpus > 0)
     scoring = nullcontext() if job.settings.evaluate is None else _scoring(job, environment)

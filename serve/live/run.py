@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from casa_core.engine.live_stream import StreamSettings
+from casa_core.engine.requests import StreamSettings
 from casa_core.errors import CasaError
 from serve.api.errors import SERVER_ERROR, ApiError, as_api_error, bad_request, error_event, internal_error
 from serve.api.settings import ServeSettings

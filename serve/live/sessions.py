@@ -12,7 +12,7 @@ from typing import Protocol
 
 from starlette.datastructures import State
 
-from casa_core.engine.live_stream import StreamSettings
+from casa_core.engine.requests import StreamSettings
 from serve.api.errors import ApiError, bad_request, check_model, too_many
 from serve.api.settings import ServeSettings
 from serve.calls import EngineCalls, OpenStream

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from casa_core.engine.live_stream import StreamSettings
+from casa_core.engine.requests import StreamSettings
 from casa_core.engine.saved_session import SavedSession, Transcript
 from serve.live.account import Account
 from serve.live.event_log import Event

@@ -10,10 +10,15 @@ from contextlib import aclosing, contextmanager
 from typing import Any
 
 from casa_core.engine.events import Failed, FrameDropped, FrameRefused, Outcome, StreamMoved
-from casa_core.engine.live_stream import StreamSettings
 from casa_core.engine.load import LoadSnapshot
 from casa_core.engine.protocol import FrameImage
-from casa_core.engine.requests import CaptionEvent, GenerationDelta, GenerationRequest, GenerationResult
+from casa_core.engine.requests import (
+    CaptionEvent,
+    GenerationDelta,
+    GenerationRequest,
+    GenerationResult,
+    StreamSettings,
+)
 from casa_core.engine.saved_session import SavedSession, Transcript
 from casa_core.errors import CasaError
 from serve.calls import EngineCalls

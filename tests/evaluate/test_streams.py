@@ -13,8 +13,7 @@ import pyarrow as pa
 import pytest
 
 from casa_core.engine.engine import Engine
-from casa_core.engine.live_stream import StreamSettings
-from casa_core.engine.requests import SamplingParams
+from casa_core.engine.requests import SamplingParams, StreamSettings
 from casa_core.media.decode import decode_images
 from casa_core.types import Image
 from pipelines.evaluate.benchmarks.catalogue import CATALOGUE

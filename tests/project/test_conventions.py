@@ -91,11 +91,24 @@ def test_no_exception_is_swallowed_and_nothing_is_left_undone(path: Path):
             assert not undone, f"{name_of(path)}:{node.lineno}: not implemented"
 
 
+HEAVY = ("torch", "transformers", "deepspeed")
+
+
 @pytest.mark.parametrize(
-    "module", ["pipelines.cli", "pipelines.recipe", "pipelines.dag.run", "infra.local_ray"]
+    ("module", "heavy"),
+    [
+        *(
+            (f"pipelines.{name}", (*HEAVY, "ray", "pyarrow", "numpy"))
+            for name in ("cli", "recipe", "dag.run")
+        ),
+        ("infra.local_ray", (*HEAVY, "ray", "pyarrow", "numpy")),
+        # What every endpoint's process takes, and Serve's own task that builds the application.
+        ("serve.app", HEAVY),
+        ("pipelines.data.pack.run", HEAVY),
+        ("pipelines.report.run", (*HEAVY, "ray")),
+    ],
 )
-def test_the_command_line_starts_without_anything_heavy(module: str):
-    heavy = ("torch", "ray", "transformers", "deepspeed", "pyarrow", "numpy")
+def test_a_process_starts_without_what_it_does_not_need(module: str, heavy: tuple[str, ...]):
     program = f"import sys, {module}; print([m for m in {heavy!r} if m in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True

@@ -125,7 +125,12 @@ def test_a_misspelt_choice_is_refused_with_the_closest_one(override: str, path: 
     [
         (["train.steps=100"], "warmup_steps + decay_steps"),
         (["where.train.workers=3"], "cannot be shared evenly"),
+        (["where.train.blind_workers=3"], "where.train.blind_workers = 3"),
         (["where.ray.num_cpus=1", "where.train.workers=2"], "wait for ever"),
+        (
+            ["where.ray.num_cpus=1", "where.train.workers=1", "where.train.blind_workers=2"],
+            "lower train.blind_workers",
+        ),
         (["pack.max_side=512"], "image tokens"),
         (["pack.max_side=70"], "multiple of 16"),
         (["deploy.replicas={min: 3, max: 2}"], "more than max"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,9 +49,26 @@ def test_the_quickstart_has_the_documented_stages_and_inputs():
 
 
 @pytest.mark.parametrize(
+    ("overrides", "workers"),
+    [
+        (["where.train.workers=2", "where.train.blind_workers=1"], {"train": 2, "train-blind": 1}),
+        (["where.train.workers=2", "where.train.blind_workers=null"], {"train": 2, "train-blind": 2}),
+        (
+            ["where.train.workers=[1,2]", "where.train.blind_workers=null"],
+            {"train": [1, 2], "train-blind": [1, 2]},
+        ),
+    ],
+)
+def test_the_blind_baseline_takes_workers_of_its_own_where_they_are_named(overrides: list[str], workers: Any):
+    stages = {stage.name: stage for stage in build_stages(load_recipe("quickstart", overrides))}
+    assert {name: stages[name].placement["train"]["workers"] for name in workers} == workers
+
+
+@pytest.mark.parametrize(
     "override",
     [
-        "where.train.workers=2",
+        "where.train.workers=1",
+        "where.train.blind_workers=2",
         "where.train.zero_stage=3",
         "where.store=elsewhere",
         "where.ray.object_store_mb=512",

@@ -13,8 +13,7 @@ import psutil
 import pytest
 
 from casa_core.engine.events import Overloaded
-from casa_core.engine.live_stream import StreamSettings
-from casa_core.engine.requests import GenerationRequest
+from casa_core.engine.requests import GenerationRequest, StreamSettings
 from casa_core.errors import StoreError
 from casa_core.types import Sample, Text
 from serve import engine_pool

@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 from ray.serve.handle import DeploymentHandle
 
-from casa_core.engine.live_stream import StreamSettings
+from casa_core.engine.requests import StreamSettings
 from serve import engine_replica, engines
 from serve.engine_replica import EngineReplica
 from serve.engines import Engines

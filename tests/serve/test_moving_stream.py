@@ -13,8 +13,7 @@ from ray.exceptions import ActorDiedError
 from ray.serve.handle import DeploymentHandle
 
 from casa_core.engine.events import Failed, Overloaded, StreamMoved
-from casa_core.engine.live_stream import StreamSettings
-from casa_core.engine.requests import CaptionEvent
+from casa_core.engine.requests import CaptionEvent, StreamSettings
 from casa_core.engine.saved_session import SavedSession, Transcript
 from serve.engine_replica import Opened
 from serve.moving_stream import MovingStream

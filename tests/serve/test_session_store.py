@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from ray.exceptions import ActorDiedError
 
-from casa_core.engine.live_stream import StreamSettings
+from casa_core.engine.requests import StreamSettings
 from casa_core.engine.saved_session import Transcript
 from serve import session_keeper
 from serve.live.account import Account

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from casa_core.decoding.bounds import TextBounds
 from casa_core.decoding.kv_batch import KVBatch, TokenChunk
-from casa_core.decoding.kv_cache import TextBounds
 from casa_core.errors import ConfigError, DataError
 from tests.support.core.fusions import BACKBONES
 from tests.support.core.layouts import VOCABULARY

@@ -10,13 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from casa_core.decoding.kv_cache import TextBounds
+from casa_core.decoding.bounds import TextBounds
 from casa_core.engine import image_encoder
 from casa_core.engine.engine import Engine
 from casa_core.engine.events import Failed, FrameDropped, Overloaded
-from casa_core.engine.live_stream import StreamSettings
 from casa_core.engine.load import WINDOW_S
-from casa_core.engine.requests import CaptionEvent, GenerationResult
+from casa_core.engine.requests import CaptionEvent, GenerationResult, StreamSettings
 from casa_core.errors import ConfigError, DataError, MediaError
 from tests.support.core.engine import picture, png
 from tests.support.core.loop import asked, fresh, idle, of

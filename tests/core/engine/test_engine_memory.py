@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from casa_core.decoding.kv_cache import TextBounds
+from casa_core.decoding.bounds import TextBounds
 from casa_core.engine.engine import Engine
-from casa_core.engine.live_stream import StreamSettings
+from casa_core.engine.requests import StreamSettings
 from tests.support.core.engine import picture, png
 from tests.support.core.loop import asked, fresh, words
 

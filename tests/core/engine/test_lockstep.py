@@ -14,8 +14,7 @@ import torch
 from casa_core.decoding.kv_batch import KVBatch
 from casa_core.engine.engine import Engine
 from casa_core.engine.events import Failed
-from casa_core.engine.live_stream import StreamSettings
-from casa_core.engine.requests import CaptionEvent, GenerationResult
+from casa_core.engine.requests import CaptionEvent, GenerationResult, StreamSettings
 from casa_core.errors import DataError, MediaError
 from tests.support.core.engine import picture, png
 from tests.support.core.loop import asked, fresh, idle, of, until

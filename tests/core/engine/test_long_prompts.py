@@ -11,8 +11,7 @@ import pytest
 from casa_core.engine.engine import Engine
 from casa_core.engine.events import Failed
 from casa_core.engine.inputs import count_tokens, prompt_chunk
-from casa_core.engine.live_stream import StreamSettings
-from casa_core.engine.requests import GenerationDelta, GenerationResult
+from casa_core.engine.requests import GenerationDelta, GenerationResult, StreamSettings
 from casa_core.errors import DataError
 from casa_core.types import Text
 from tests.support.core.engine import picture, png, saying

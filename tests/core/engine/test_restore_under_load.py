@@ -11,8 +11,13 @@ from pathlib import Path
 import pytest
 
 from casa_core.engine.engine import Engine
-from casa_core.engine.live_stream import StreamSettings
-from casa_core.engine.requests import CaptionEvent, GenerationRequest, GenerationResult, SamplingParams
+from casa_core.engine.requests import (
+    CaptionEvent,
+    GenerationRequest,
+    GenerationResult,
+    SamplingParams,
+    StreamSettings,
+)
 from casa_core.engine.saved_session import SavedSession
 from casa_core.engine.settings import EngineSettings
 from casa_core.types import Image, Sample, Text

@@ -10,11 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from casa_core.decoding.kv_cache import TextBounds
+from casa_core.decoding.bounds import TextBounds
 from casa_core.engine.engine import Engine, StreamSession
 from casa_core.engine.events import Overloaded
-from casa_core.engine.live_stream import StreamSettings
-from casa_core.engine.requests import GenerationRequest, SamplingParams
+from casa_core.engine.requests import GenerationRequest, SamplingParams, StreamSettings
 from casa_core.engine.saved_session import SavedSession, Transcript
 from casa_core.engine.settings import EngineSettings
 from casa_core.errors import StoreError

@@ -12,7 +12,7 @@ import torch
 from casa_core.decoding.kv_cache import WindowCache
 from casa_core.engine.engine import Engine
 from casa_core.engine.inputs import image_chunk, prepare_image
-from casa_core.engine.live_stream import StreamSettings
+from casa_core.engine.requests import StreamSettings
 from casa_core.errors import DataError, MediaError
 from casa_core.types import Image, Part, Sample, Text
 from tests.support.core.engine import full_logits, picture, png, recorded, saying

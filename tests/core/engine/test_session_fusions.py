@@ -15,11 +15,10 @@ import pytest
 import torch
 
 from casa_core.config import CasaConfig
-from casa_core.decoding.kv_cache import TextBounds
+from casa_core.decoding.bounds import TextBounds
 from casa_core.engine.engine import Engine, StreamSession
 from casa_core.engine.inputs import image_chunk, prepare_image
-from casa_core.engine.live_stream import StreamSettings
-from casa_core.engine.requests import GenerationRequest, SamplingParams
+from casa_core.engine.requests import GenerationRequest, SamplingParams, StreamSettings
 from casa_core.engine.settings import EngineSettings
 from casa_core.errors import DataError
 from casa_core.fusion.config import FusionConfig

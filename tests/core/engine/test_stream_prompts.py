@@ -8,8 +8,7 @@ import pytest
 
 from casa_core.engine.engine import Engine
 from casa_core.engine.events import Event
-from casa_core.engine.live_stream import StreamSettings
-from casa_core.engine.requests import CaptionEvent
+from casa_core.engine.requests import CaptionEvent, StreamSettings
 from casa_core.errors import DataError
 from tests.support.core.engine import picture, recorded
 from tests.support.core.loop import fresh, idle

@@ -12,8 +12,7 @@ from fastapi import FastAPI
 
 from casa_core.engine.client import EngineClient, LiveSession
 from casa_core.engine.events import FrameRefused, Outcome, StreamMoved
-from casa_core.engine.live_stream import StreamSettings
-from casa_core.engine.requests import CaptionEvent
+from casa_core.engine.requests import CaptionEvent, StreamSettings
 from casa_core.engine.saved_session import Transcript
 from serve.api.errors import ApiError
 from serve.live.messages import SessionStart

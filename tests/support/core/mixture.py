@@ -6,11 +6,16 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from casa_core.decoding.kv_cache import TextBounds
+from casa_core.decoding.bounds import TextBounds
 from casa_core.engine.engine import Engine
 from casa_core.engine.events import Event, FrameDropped
-from casa_core.engine.live_stream import StreamSettings
-from casa_core.engine.requests import CaptionEvent, GenerationRequest, GenerationResult, SamplingParams
+from casa_core.engine.requests import (
+    CaptionEvent,
+    GenerationRequest,
+    GenerationResult,
+    SamplingParams,
+    StreamSettings,
+)
 from casa_core.types import Image, Part, Sample, Text
 from tests.support.core.engine import picture, png
 

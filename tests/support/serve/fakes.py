@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 
 from casa_core.engine.events import Event, Failed, FrameDropped, FrameRefused, Outcome, Overloaded
-from casa_core.engine.live_stream import StreamSettings
 from casa_core.engine.load import LoadSnapshot
 from casa_core.engine.protocol import FrameImage
 from casa_core.engine.requests import (
@@ -28,6 +27,7 @@ from casa_core.engine.requests import (
     GenerationRequest,
     GenerationResult,
     SamplingParams,
+    StreamSettings,
     TokenLogprob,
 )
 from casa_core.engine.saved_session import SavedSession, Transcript

@@ -196,6 +196,9 @@ def worker_environment(gpus: bool) -> dict[str, str]:
     environment = {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error"}
     if gpus:
         return environment
+    # A worker's threads sleep while they wait for each other. Those that spin take the cores from other
+    # workers: two threads beside a worker of one, on two cores, halve the speed of both.
+    environment["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
     keep_memory = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**36)}
     return environment | keep_memory | {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
 

@@ -126,6 +126,25 @@ def interrupt_twice(process: subprocess.Popen[str]) -> str:
     return errors
 
 
+def test_a_plan_that_is_interrupted_while_it_counts_ends_in_words(tmp_path: Path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "casa", "plan", "quickstart", "--training", "--store", str(tmp_path)],
+        cwd=ROOT,
+        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)},  # nothing is remembered
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert process.stderr is not None
+    first = process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    errors = process.stderr.read()
+    assert process.wait(30) == 130, first + errors
+    assert "Traceback" not in errors
+    assert not list(tmp_path.rglob("*.json")), "half of a count is not kept"
+
+
 def test_a_run_that_is_interrupted_twice_ends_in_words_with_the_store(store: Path):
     process = start("gated", "run", "--store", str(store))
     wait_for(store / "starts.txt")

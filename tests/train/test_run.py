@@ -35,3 +35,13 @@ def test_a_cluster_that_lacks_a_gpu_does_not_train_on_cpus_in_silence():
 def test_workers_without_a_gpu_see_none():
     assert worker_environment(gpus=False)["CUDA_VISIBLE_DEVICES"] == ""
     assert "CUDA_VISIBLE_DEVICES" not in worker_environment(gpus=True)
+
+
+def test_a_cpu_workers_threads_sleep_while_they_wait_unless_the_user_wants_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    assert worker_environment(gpus=False)["OMP_WAIT_POLICY"] == "PASSIVE"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    assert worker_environment(gpus=False)["OMP_WAIT_POLICY"] == "ACTIVE"
+    assert "OMP_WAIT_POLICY" not in worker_environment(gpus=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 from casa_core.engine.engine import Engine
 from casa_core.engine.requests import CaptionEvent, GenerationRequest, SamplingParams, StreamSettings
-from casa_core.errors import DataError, MediaError
+from casa_core.errors import ConfigError, DataError, MediaError
 from casa_core.media.decode import encode_png
 from casa_core.media.video import LIVE_FPS, VideoFrames, frame_times
 from casa_core.processing.arrangement import arrange
@@ -55,7 +55,7 @@ class LoadedModel:
             MediaError, DataError: If a picture cannot be read, or the question is empty.
             ConfigError: If a field of ``sampling`` is out of range.
         """
-        if not question.strip():
+        if not _text(question, "question").strip():
             raise DataError("The question is empty.", "It has no words.", "Ask something about the pictures.")
         given = [] if pictures is None else pictures if isinstance(pictures, list | tuple) else [pictures]
         shown = [
@@ -82,7 +82,18 @@ class LoadedModel:
 
         Raises:
             MediaError: If the video cannot be read.
+            DataError: If ``video`` is neither a path nor bytes, or ``query`` no text.
+            ConfigError: If ``fps`` or a setting is out of range.
         """
+        if not isinstance(video, str | Path | bytes):
+            raise DataError(
+                f"The video is of type {type(video).__name__}.",
+                "Expected a file's path or its bytes.",
+                "Write it to a file first.",
+            )
+        if not 0 < fps < float("inf"):
+            raise ConfigError(f"`fps` is {fps}.", "It counts frames per second.", "Set it above 0.")
+        query = _text(query, "query")
         path = Path(video) if isinstance(video, str) else video
         if isinstance(path, Path) and not path.is_file():
             raise MediaError("not_a_video", f"{path} is not a file.", "", "Give the path of a video.")
@@ -94,3 +105,11 @@ class LoadedModel:
                     yield session.push_frame(pixels, time)
             finally:
                 session.close()
+
+
+def _text(value: object, what: str) -> str:
+    if not isinstance(value, str):
+        raise DataError(
+            f"The {what} is of type {type(value).__name__}.", "Expected a text.", f"Pass the {what} as str."
+        )
+    return value

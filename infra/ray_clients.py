@@ -95,7 +95,7 @@ class _BoundedClient(SubmissionClient):
 
     def _unreachable(self, error: requests.exceptions.RequestException) -> Unreachable:
         late = isinstance(error, requests.exceptions.Timeout)
-        why = f"There was no answer within {ANSWER_S:.0f} s" if late else str(error).splitlines()[0]
+        why = f"There was no answer within {ANSWER_S:.0f} s" if late else _cause(error)
         if isinstance(error, requests.exceptions.ConnectTimeout):
             why = f"No connection came about within {CONNECT_S:.0f} s"
         return Unreachable(
@@ -107,6 +107,15 @@ class _BoundedClient(SubmissionClient):
             else "Check the address (`where.ray.address`, --address) and that the cluster's head runs. Run "
             "again to go on from here.",
         )
+
+
+def _cause(error: requests.exceptions.RequestException) -> str:
+    """What the system said, out of the layers of clients that each wrap it in a sentence of their own."""
+    inner: Any = error
+    while isinstance(inner, Exception) and (deeper := getattr(inner, "reason", None) or inner.args[-1:]):
+        inner = deeper[0] if isinstance(deeper, tuple) else deeper
+    said = str(inner).splitlines()[0].rstrip(".")
+    return said.partition("): ")[2] or said
 
 
 def _refused(address: str, error: AuthenticationError) -> ClusterError:

@@ -58,5 +58,5 @@ def parse_duration(text: str) -> float:
 
 def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:
     """An error's remedy: the known name that a wrong one is closest to, or ``otherwise`` if none is close."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f"Did you mean `{close[0]}`?" if close else otherwise

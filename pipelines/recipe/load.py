@@ -17,6 +17,8 @@ from pipelines.recipe.where import Where
 from pipelines.text_format import did_you_mean
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
+KINDS = {list: "list", str: "text"}
+"""What a file may hold in place of settings, in words."""
 
 
 def list_recipes() -> list[str]:
@@ -113,6 +115,12 @@ def locate(name_or_path: str | Path) -> Path:
     embedded = RECIPES / f"{path}.yaml"
     if embedded.is_file():
         return embedded
+    if path.is_dir():
+        raise ConfigError(
+            f"{path} is a folder, and a recipe is a YAML file.",
+            f"It holds {', '.join(sorted(one.name for one in path.glob('*.y*ml'))) or 'no YAML file'}.",
+            "Name the file.",
+        )
     raise ConfigError(
         f"There is no recipe called {path}.",
         f"Recipes that come with the project: {', '.join(list_recipes())}.",
@@ -132,7 +140,7 @@ def _with_base(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(
             f"The recipe {path} is not a mapping of settings.",
-            f"It holds {type(values).__name__}.",
+            "It is empty." if values is None else f"It holds a {KINDS.get(type(values), 'single value')}.",
             f"Start from {RECIPES / 'quickstart.yaml'}.",
         )
     base = values.pop("base", None)

@@ -75,6 +75,19 @@ def test_a_video_is_captioned_frame_by_frame_as_a_live_session_sees_it(model, en
 def test_mistakes_are_named(model, tmp_path):
     with pytest.raises(DataError, match="question is empty"):
         model.ask(png(1), "  ")
+    for no_text in (None, 7, b"what?"):
+        with pytest.raises(DataError, match=f"question is of type {type(no_text).__name__}"):
+            model.ask(png(1), no_text)
+        with pytest.raises(DataError, match="query is of type"):
+            next(model.caption(b"", no_text))
+    for no_video in (None, 7, [b""]):
+        with pytest.raises(DataError, match="video is of type"):
+            next(model.caption(no_video))
+    for no_rate in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(ConfigError, match="`fps`"):
+            next(model.caption(b"", fps=no_rate))
+    with pytest.raises(MediaError):
+        next(model.caption(b"no video"))
     with pytest.raises(MediaError, match="is not a file"):
         next(model.caption(tmp_path / "gone.mp4"))
     with pytest.raises((DataError, MediaError), match=r"gone\.png"):

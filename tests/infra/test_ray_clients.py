@@ -61,9 +61,19 @@ def test_only_a_head_on_this_machine_is_said_to_start_again(host: str, local: bo
     assert "where.ray.address" in remedy
 
 
-def test_a_refused_connection_is_unreachable():
-    with pytest.raises(Unreachable, match=r"http://127\.0\.0\.1:9 does not answer"):
-        JobsClient("http://127.0.0.1:9")
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [
+        ("http://127.0.0.1:9", "Failed to establish a new connection: [Errno 111] Connection refused."),
+        ("http://nowhere.invalid:80", "Failed to resolve 'nowhere.invalid'"),
+    ],
+)
+def test_a_cluster_out_of_reach_is_named_with_what_the_system_said(address: str, why: str):
+    with pytest.raises(Unreachable) as caught:
+        JobsClient(address)
+    assert caught.value.what == f"The Ray cluster at {address} does not answer."
+    assert caught.value.why.startswith(why)
+    assert "Pool" not in caught.value.why
 
 
 def test_another_program_is_told_from_a_dashboard():

@@ -15,6 +15,7 @@ from pipelines.recipe import Recipe, list_recipes, load_recipe
 from pipelines.recipe.explain import setting_names
 from pipelines.recipe.load import RECIPES
 from pipelines.recipe.model import Train
+from pipelines.text_format import did_you_mean
 
 
 def refusal(*overrides: str) -> ConfigError:
@@ -239,3 +240,26 @@ def test_a_published_models_recipe_states_every_setting_of_its_optimisation(name
 @pytest.mark.parametrize("value", ["0", "null", ".inf"])
 def test_clipping_can_be_turned_off(value: str):
     assert load_recipe("ca-helium1", [f"train.clip_grad_norm={value}"]).train.clip_grad_norm == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [("", "It is empty."), ("- a\n", "It holds a list."), ("a\n", "It holds a text."), ("7", "value")],
+)
+def test_a_file_without_settings_is_refused_in_words(text: str, why: str, tmp_path: Path):
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(ConfigError, match="not a mapping") as caught:
+        load_recipe(tmp_path / "mine.yaml")
+    assert why in caught.value.why
+
+
+def test_a_folder_in_place_of_a_recipe_is_refused_with_the_recipes_in_it(tmp_path: Path):
+    (tmp_path / "mine.yaml").write_text("base: quickstart")
+    with pytest.raises(ConfigError, match="is a folder") as caught:
+        load_recipe(tmp_path)
+    assert "mine.yaml" in caught.value.why
+
+
+def test_nothing_is_suggested_for_a_name_that_is_like_none():
+    assert did_you_mean("trian", ["train", "pack"], "no") == "Did you mean `train`?"
+    assert did_you_mean("nothing", ["train", "pack"], "no") == "no"

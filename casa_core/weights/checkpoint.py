@@ -65,13 +65,15 @@ def generation_defaults(model: CasaForConditionalGeneration, processor: CasaProc
 
 
 def load_checkpoint(folder: str | Path) -> tuple[CasaForConditionalGeneration, CasaProcessor]:
-    """Load a folder that :func:`save_checkpoint` finished.
+    """Load a folder that :func:`save_checkpoint` finished, or whose ``model/`` it did: a train stage's.
 
     Raises:
         StoreError: If it is missing, was not finished, its weights are not those its configuration calls for,
             or its template is not the one this code writes.
     """
     folder = Path(folder)
+    if (folder / "model" / MANIFEST).is_file():
+        folder /= "model"
     if not (folder / MANIFEST).is_file():
         raise StoreError(
             f"{folder} is not a finished checkpoint.",

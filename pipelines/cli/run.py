@@ -40,7 +40,7 @@ def run(
 
     Examples:
 
-      casa run                                     about ten minutes, 2 cores
+      casa run                                     six to seven minutes, 2 cores
 
       casa run quickstart --set train.steps=400    trains again; data is kept
 

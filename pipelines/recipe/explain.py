@@ -55,7 +55,7 @@ def explain(error: ValidationError, values: Any, model: type[BaseModel], where: 
     return ConfigError(
         f"In {where}: {len(found)} settings cannot work.",
         "\n".join(f"\n  • {p.what}\n    {p.reason()}" for p in found),
-        " ".join(dict.fromkeys(p.remedy for p in found if p.remedy)),
+        "; ".join(dict.fromkeys(p.remedy.rstrip(".") for p in found if p.remedy)) + ".",
     )
 
 
@@ -137,7 +137,7 @@ def _unknown(path: str, keys: list[str], model: type[BaseModel]) -> Problem:
 
 
 def _wrong_choice(path: str, given: str, choices: list[Any], means: str) -> Problem:
-    close = difflib.get_close_matches(given.strip("'"), [str(c) for c in choices], n=1, cutoff=0.4)
+    close = difflib.get_close_matches(given.strip("'"), [str(c) for c in choices], n=1, cutoff=0.6)
     expected = f"expected {' or '.join(repr(c) for c in choices)}"
     remedy = f"did you mean `{close[0]}`?" if close else ""
     return Problem(path, f"`{path}` = {given} cannot work.", expected, remedy, means)

@@ -104,7 +104,7 @@ def validated(values: dict[str, Any], what: str) -> Recipe:
 def locate(name_or_path: str | Path) -> Path:
     """The YAML file of a recipe."""
     path = Path(name_or_path)
-    if path.suffix in (".yaml", ".yml") or path.is_file():
+    if (path.suffix in (".yaml", ".yml") and not path.is_dir()) or path.is_file():
         if path.is_file():
             return path
         raise ConfigError(

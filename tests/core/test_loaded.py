@@ -49,6 +49,13 @@ def test_an_answer_is_the_engines_whatever_the_picture_is_given_as(model, engine
         assert model.ask(given, QUESTION, max_new_tokens=12) == expected
 
 
+def test_a_train_stages_own_folder_is_taken_for_the_model_in_it(tiny_checkpoint, engine, tmp_path):
+    (tmp_path / "manifest.json").write_text("{}")  # an artifact's
+    (tmp_path / "model").symlink_to(tiny_checkpoint)
+    answer = casa.load(tmp_path, device="cpu").ask(png(1), QUESTION, max_new_tokens=12)
+    assert answer == asked(engine, png(1))
+
+
 def test_several_pictures_are_shown_in_their_order_and_none_is_a_plain_question(model, engine):
     assert model.ask([png(1), png(2)], QUESTION, max_new_tokens=12) == asked(engine, png(1), png(2))
     assert model.ask(None, QUESTION, max_new_tokens=12) == asked(engine)

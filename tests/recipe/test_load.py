@@ -253,13 +253,27 @@ def test_a_file_without_settings_is_refused_in_words(text: str, why: str, tmp_pa
     assert why in caught.value.why
 
 
-def test_a_folder_in_place_of_a_recipe_is_refused_with_the_recipes_in_it(tmp_path: Path):
-    (tmp_path / "mine.yaml").write_text("base: quickstart")
+@pytest.mark.parametrize("name", ["recipes", "recipes.yaml"])
+def test_a_folder_in_place_of_a_recipe_is_refused_with_the_recipes_in_it(name: str, tmp_path: Path):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "mine.yaml").write_text("base: quickstart")
     with pytest.raises(ConfigError, match="is a folder") as caught:
-        load_recipe(tmp_path)
+        load_recipe(tmp_path / name)
     assert "mine.yaml" in caught.value.why
 
 
 def test_nothing_is_suggested_for_a_name_that_is_like_none():
     assert did_you_mean("trian", ["train", "pack"], "no") == "Did you mean `train`?"
     assert did_you_mean("nothing", ["train", "pack"], "no") == "no"
+
+
+def test_nothing_is_suggested_for_a_choice_that_is_like_none():
+    assert "did you mean" not in str(refusal("model.fusion.kind=foo"))
+    assert "did you mean `casa`" in str(refusal("model.fusion.kind=cassa"))
+
+
+def test_the_remedies_of_several_problems_are_told_apart(tmp_path: Path):
+    (tmp_path / "mine.yaml").write_text("trainn: {}")
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(tmp_path / "mine.yaml")
+    assert "add `data`; add `model`" in caught.value.remedy

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
 # Whether packages come from elsewhere than the usual index, as behind a mirror: pip's settings and uv's.
-PIP_MIRROR := $(PYTHON) -m pip config list | grep -qE 'index-url|find-links|no-index'
+PIP_MIRROR := $(PYTHON) -m pip config list | grep -E 'index-url|find-links|no-index' >/dev/null
 UV_MIRROR := env | grep -qE '^UV_(INDEX|DEFAULT_INDEX|FIND_LINKS|OFFLINE|NO_INDEX)'
 # uv, where there is one, installs in a fifth of pip's time. It does not read pip's settings: where only pip was
 # given a mirror, pip installs. `make demo UV=` takes pip, too.
